@@ -1,0 +1,110 @@
+"""The Rust core: what costs time. Every call releases the GIL, maps errors to lamella.errors and polls signals."""
+
+from collections.abc import Buffer, Sequence
+from typing import Final, Literal, final
+
+__version__: Final[str]
+DEFAULT_SECCOMP: Final[str]
+"""The default seccomp profile as the JSON of the runtime spec's ``linux.seccomp`` object."""
+
+Compression = Literal["none", "gzip", "zstd"]
+Whiteouts = Literal["overlay", "overlay-userxattr", "plain"]
+Mount = tuple[str, str, Sequence[str]]
+"""Type, source, options: as in containerd's mount structure and in fstab."""
+
+@final
+class Pipeline:
+    """One pass over one blob: hash and write it, and, for a layer, inflate, hash the tar and apply it.
+
+    Bytes go in by ``write`` (any thread, one at a time); stages run in threads of their own with bounded buffers.
+    ``blob``: the file to write, None when the blob is in the store already and comes by ``read_from``.
+    ``offset``: bytes that the file holds already; they are read back, hashed and unpacked first (resume).
+    ``layer``: the folder to apply to, which must exist and be empty; None to only write the blob.
+    """
+
+    def __new__(
+        cls,
+        *,
+        digest: str,
+        size: int,
+        blob: str | None = None,
+        offset: int = 0,
+        compression: Compression = "none",
+        layer: str | None = None,
+        diff_id: str | None = None,
+        whiteouts: Whiteouts = "overlay",
+        max_tar_size: int | None = None,
+        max_entries: int | None = None,
+    ) -> Pipeline: ...
+    def write(self, data: Buffer) -> None:
+        """Hand over bytes; blocks while the stages are behind. Raises what a stage failed with, as soon as it did."""
+    def read_from(self, path: str) -> None:
+        """Feed a whole file."""
+    def finish(self) -> Unpacked:
+        """Wait for all stages and check size, digest and diffID (FailedPrecondition when one is wrong)."""
+    def abort(self) -> None:
+        """Stop all stages and wait for them. Harmless twice, and after finish."""
+    @property
+    def received(self) -> int:
+        """Bytes of the blob taken so far, the resumed ones included."""
+    @property
+    def unpacked(self) -> int:
+        """Bytes of the tar applied so far."""
+
+@final
+class Unpacked:
+    """What a Pipeline found."""
+
+    digest: str
+    size: int
+    diff_id: str | None
+    tar_size: int
+    disk_bytes: int
+    """Bytes the layer folder takes (512-byte blocks, as du counts)."""
+    inodes: int
+    opaque_root: bool
+    """The layer hides everything beneath it (an opaque marker at its root)."""
+    deferred: Deferred
+    notes: list[str]
+    """What was left out on purpose, such as sockets."""
+
+@final
+class Deferred:
+    """Entries of a layer that depend on the layers beneath: unnamed parent folders, hard links into lower layers."""
+
+    def __bool__(self) -> bool: ...
+
+def resolve(layer: str, lowers: Sequence[str], deferred: Deferred) -> bool:
+    """Finish a layer with what lies beneath it (folders of the lower layers, nearest first).
+
+    Returns True when the result depends on them, so that the folder is right for this chain alone. InvalidArgument
+    when a hard link's target exists nowhere. Harmless twice.
+    """
+
+def read_file(layers: Sequence[str], path: str, limit: int) -> bytes | None:
+    """Read a regular file from the merged view of layer folders (nearest first) without mounting it.
+
+    Whiteouts, opaque folders and symlinks (resolved inside the merged root) are honoured. None when it is not there or
+    no regular file. ResourceExhausted when it is longer than ``limit`` bytes.
+    """
+
+def mount(mounts: Sequence[Mount], target: str) -> None:
+    """Mount a snapshot's mounts on a folder: new mount API, mount(2) on older kernels. Errors name source and options."""
+
+def unmount(target: str) -> None:
+    """Unmount everything stacked on a folder, lazily if busy. Harmless when nothing is mounted there."""
+
+def disk_usage(path: str) -> tuple[int, int]:
+    """Return bytes (512-byte blocks) and inodes of a tree; each hard-linked inode once. Never follows a symlink."""
+
+def remove_tree(path: str) -> None:
+    """Remove a tree through directory descriptors, never following a symlink. Harmless when it is not there."""
+
+def set_top_directory(path: str) -> bool:
+    """Set FS_TOPDIR_FL (chattr +T): ext4 then spreads child folders over block groups. False where unsupported."""
+
+def launch(request: bytes, descriptors: Sequence[int] = ()) -> bytes:
+    """Start the launcher (from a sealed memfd) with a request document; return its reply document.
+
+    The launcher daemonizes: no child of this process remains. ``descriptors`` appear in it from 5 on, in order.
+    """

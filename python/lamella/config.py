@@ -1,0 +1,84 @@
+"""Where a store lives and which namespace and snapshotter are used when nothing else is said.
+
+``root`` keeps what must survive a reboot, ``state`` what must not::
+
+    <root>   0700  metadata.db  blobs/  ingest/  snapshots/  containers/  locks/
+    <state>  0711  tasks/<namespace>/<container>/
+
+Sources, the first that is set wins: the argument, the environment (LAMELLA_ROOT, LAMELLA_STATE, LAMELLA_NAMESPACE,
+LAMELLA_SNAPSHOTTER), the default (/var/lib/lamella and /run/lamella for root, the XDG base directories otherwise).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from lamella.errors import InvalidArgument
+
+DEFAULT_NAMESPACE = "default"
+DEFAULT_SNAPSHOTTER = "overlayfs"
+IDENTIFIER_MAX = 76
+_IDENTIFIER_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+_IDENTIFIER_SEPARATORS = frozenset("-._")
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of one client."""
+
+    root: Path
+    state: Path
+    namespace: str = DEFAULT_NAMESPACE
+    snapshotter: str = DEFAULT_SNAPSHOTTER
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        root: str | os.PathLike[str] | None = None,
+        state: str | os.PathLike[str] | None = None,
+        namespace: str | None = None,
+        snapshotter: str | None = None,
+    ) -> Config:
+        """Combine arguments, environment and defaults. Raise InvalidArgument for a malformed namespace."""
+        env = os.environ
+        privileged = os.geteuid() == 0
+        if privileged:
+            default_root, default_state = Path("/var/lib/lamella"), Path("/run/lamella")
+        else:
+            data_home = env.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
+            run_home = env.get("XDG_RUNTIME_DIR") or f"{data_home}/lamella/run"
+            default_root, default_state = Path(data_home, "lamella"), Path(run_home, "lamella")
+        return cls(
+            root=Path(root or env.get("LAMELLA_ROOT") or default_root).absolute(),
+            state=Path(state or env.get("LAMELLA_STATE") or default_state).absolute(),
+            namespace=check_identifier(namespace or env.get("LAMELLA_NAMESPACE") or DEFAULT_NAMESPACE, "namespace"),
+            snapshotter=snapshotter or env.get("LAMELLA_SNAPSHOTTER") or DEFAULT_SNAPSHOTTER,
+        )
+
+
+def check_identifier(value: str, what: str) -> str:
+    """Return ``value`` if it may name a namespace, container or lease; raise InvalidArgument otherwise.
+
+    Letters and digits, single ``-``, ``.`` or ``_`` between them, at most 76 characters (containerd's rule). Such a
+    name is safe as a path component.
+    """
+    if not value:
+        raise InvalidArgument(f"the {what} is empty")
+    if len(value) > IDENTIFIER_MAX:
+        raise InvalidArgument(f"the {what} {value[:20]!r}... has {len(value)} characters, at most {IDENTIFIER_MAX} fit")
+    previous_separator = True
+    for char in value:
+        separator = char in _IDENTIFIER_SEPARATORS
+        if (separator and previous_separator) or not (separator or char in _IDENTIFIER_CHARS):
+            break
+        previous_separator = separator
+    else:
+        if not previous_separator:
+            return value
+    raise InvalidArgument(
+        f"the {what} {value!r} is malformed",
+        hint="Use letters and digits, with single '-', '.' or '_' between them.",
+    )
