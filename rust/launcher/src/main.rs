@@ -1,0 +1,3 @@
+//! Entry of the launcher executable.
+
+fn main() {}
