@@ -1,0 +1,104 @@
+# Needs Python 3.11+, a Rust toolchain and make; everything else is set up in .venv from requirements/dev.txt.
+# What was done is remembered in .make/, so that nothing is done twice.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := .make
+REF ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The tools of .ci/run; harmless where they are not.
+export PATH := $(abspath $(BIN)):$(or $(LAMELLA_CACHE),$(HOME)/.cache/lamella)/tools/bin:$(PATH)
+# maturin and pip look here.
+export VIRTUAL_ENV := $(abspath $(VENV))
+
+RUST_SOURCES := $(wildcard Cargo.toml Cargo.lock rust-toolchain.toml) $(shell find rust -type f -not -path '*/target/*' \
+	-not -path '*/tests/*')
+CHECKED_PYTHON := python tests benches examples tools
+
+.PHONY: help
+help: ## Say what there is (the default)
+	@echo "lamella: containerd's model as a library"
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target text; do \
+		printf '%-17s %s\n' "$$target" "$$text"; done
+	@echo
+	@echo "  REF=nginx:latest      with demo: pull this image instead of the one that the demo builds"
+	@echo "  PYTEST_ARGS='-k word' with test: more arguments for pytest"
+	@echo "  BENCH_ARGS='--peers'  with bench: also measure containerd, podman and umoci (benches/peers.py; needs root)"
+
+.PHONY: demo
+demo: build ## Build a small image, serve, pull, snapshot and run it; delete it again
+	@$(BIN)/python examples/demo.py $(REF)
+
+.PHONY: test
+test: build ## Run everything that can run here (cargo test, then pytest)
+	cargo test --workspace --locked
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: build ## Check formatting, lints, types, stubs, licences
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(BIN)/ruff format --check $(CHECKED_PYTHON)
+	$(BIN)/ruff check $(CHECKED_PYTHON)
+	$(BIN)/mypy
+	$(BIN)/stubtest lamella._core
+	@if command -v cargo-deny >/dev/null; then set -x; cargo deny --locked check licenses bans sources; \
+	elif [ -n "$${LAMELLA_REQUIRE_ALL:-}" ]; then echo "cargo-deny is not installed" >&2; exit 1; \
+	else echo "skipped: cargo deny (cargo install --locked cargo-deny)"; fi
+
+# Not part of lint, because both read a database (RustSec's, and PyPI's JSON interface) that a build machine with nothing
+# but package registries does not reach.
+.PHONY: audit
+audit: $(STAMPS)/venv ## Check the dependencies for known advisories (needs the internet)
+	cargo deny --locked check advisories
+	$(PYTHON) -m venv $(STAMPS)/audit
+	$(STAMPS)/audit/bin/pip install --quiet pip-audit
+	$(STAMPS)/audit/bin/pip-audit --require-hashes --disable-pip -r requirements/dev.txt
+
+.PHONY: bench
+bench: build ## Run the micro-benchmarks; BENCH_ARGS=--peers for the comparison with other programs
+	@if [[ "$(BENCH_ARGS)" == *--peers* ]]; then $(BIN)/python benches/peers.py $(filter-out --peers,$(BENCH_ARGS)); \
+	else $(BIN)/python -m pytest benches -p no:cacheprovider --benchmark-only $(BENCH_ARGS); fi
+
+.PHONY: wheel
+wheel: $(STAMPS)/venv ## Build the wheel into dist/
+	$(BIN)/maturin build --release --locked --out dist
+
+.PHONY: build
+build: $(STAMPS)/extension ## Make .venv and build the extension into it
+
+.PHONY: lock
+lock: ## Renew requirements/dev.txt from pyproject.toml
+	$(PYTHON) -m venv $(STAMPS)/lock
+	$(STAMPS)/lock/bin/pip install --quiet uv
+	$(STAMPS)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--custom-compile-command 'make lock' --extra dev --upgrade --output-file requirements/dev.txt pyproject.toml
+
+.PHONY: clean
+clean: ## Remove what was built, .venv included
+	rm -rf $(VENV) $(STAMPS) target dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find python -name '*.so' -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMPS)/venv: requirements/dev.txt
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 1; fi
+	@command -v cargo >/dev/null || { echo "a Rust toolchain is needed: https://rustup.rs" >&2; exit 1; }
+	@mkdir -p $(STAMPS)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) -m venv failed; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
+	$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(STAMPS)/extension: $(STAMPS)/venv pyproject.toml $(RUST_SOURCES)
+	$(BIN)/maturin develop --release --locked --quiet
+	@touch $@

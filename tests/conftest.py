@@ -1,0 +1,317 @@
+"""What every test leans on: requirements that skip or fail, a check for leftovers, registries, images.
+
+With LAMELLA_REQUIRE_ALL=1 nothing may be skipped: a skip is a failure, and everything new on the machine
+(mounts, loop devices, cgroups, network interfaces, processes) counts as left behind. Without it only what can
+be traced to this run counts, because other things may happen on the machine at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPOSITORY / "examples"), str(REPOSITORY / "tools")]
+
+REQUIRE_ALL = os.environ.get("LAMELLA_REQUIRE_ALL") == "1"
+SESSION_TAG = f"LAMELLA_TEST_SESSION={uuid.uuid4().hex}"
+GRACE_SECONDS = 10.0  # a monitor removes its cgroups after it has told its clients; that takes a moment
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs_program(*names): skip unless these programs are on PATH")
+    config.addinivalue_line("markers", "needs_root: skip unless run by root")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("privileged") or item.get_closest_marker("needs_root"):
+        _require_root()
+    for marker in item.iter_markers("needs_program"):
+        for name in marker.args:
+            _require_program(name)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
+        _turn_into_failure(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if REQUIRE_ALL and report.skipped:
+        _turn_into_failure(report)
+    return report
+
+
+def _turn_into_failure(report: pytest.TestReport | pytest.CollectReport) -> None:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    report.outcome = "failed"
+    report.longrepr = f"{reason}\n(LAMELLA_REQUIRE_ALL=1: a skipped test is a failure)"
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+def _require_program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"needs {name} on PATH")
+    return path
+
+
+@pytest.fixture(scope="session")
+def require_program() -> Callable[[str], str]:
+    """``require_program("skopeo")`` gives its path, or skips the test with the reason."""
+    return _require_program
+
+
+@pytest.fixture(scope="session")
+def require_root() -> Callable[[], None]:
+    """``require_root()`` skips the test unless root runs it."""
+    return _require_root
+
+
+class Leftovers:
+    """What a run could leave on the machine: mounts, loop devices, cgroups, interfaces, processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def look(self) -> dict[str, str]:
+        """Give what is there now: an identity, the same at every look, and what to tell about it."""
+        return {
+            **self._mounts(),
+            **self._loop_devices(),
+            **self._cgroups(),
+            **self._interfaces(),
+            **self._processes(),
+        }
+
+    def new_since(self, before: dict[str, str]) -> list[str]:
+        """Give what is new and does not go away within the grace."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        while True:
+            left = [text for key, text in self.look().items() if key not in before]
+            if not left or time.monotonic() > deadline:
+                return sorted(left)
+            time.sleep(0.05)
+
+    def _ours(self, text: str) -> bool:
+        return REQUIRE_ALL or self.folder in text or "lamella" in text
+
+    def _mounts(self) -> dict[str, str]:
+        found = {}
+        for line in _lines("/proc/self/mountinfo"):
+            number, _, _, _, point, *_ = line.split()
+            if self._ours(line):
+                found[f"mount {number} {point}"] = f"mount: {line}"
+        return found
+
+    def _loop_devices(self) -> dict[str, str]:
+        found = {}
+        for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+            for file in _lines(backing):
+                if self._ours(file):
+                    found[f"loop {backing}"] = f"loop device: {backing.parent.parent.name} of {file}"
+        return found
+
+    def _cgroups(self) -> dict[str, str]:
+        found = {}
+        for top in [*Path("/sys/fs/cgroup").glob("lamella"), *Path("/sys/fs/cgroup").glob("*/lamella")]:
+            for folder, _, _ in os.walk(top):
+                # With processes it is a running container, perhaps another's; ours are found as processes.
+                if REQUIRE_ALL or not any(_lines(Path(folder, "cgroup.procs"))):
+                    found[f"cgroup {folder}"] = f"cgroup: {folder}"
+        return found
+
+    def _interfaces(self) -> dict[str, str]:
+        names = [path.name for path in Path("/sys/class/net").glob("*")]
+        return {f"interface {name}": f"network interface: {name}" for name in names}
+
+    def _processes(self) -> dict[str, str]:
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            with contextlib.suppress(OSError):
+                started = (entry / "stat").read_text().rpartition(")")[2].split()
+                if started[0] in "ZX":
+                    continue
+                environment = (entry / "environ").read_bytes()
+                program = str((entry / "exe").readlink())
+                if SESSION_TAG.encode() in environment or self._has_open(entry, program):
+                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    found[f"process {entry.name} {started[19]}"] = (
+                        f"process: {entry.name} {program} {command}"
+                    )
+        return found
+
+    def _has_open(self, process: Path, program: str) -> bool:
+        """Tell whether a launcher holds files of this run: it may have been started with no environment."""
+        if "lamella-launcher" not in program and "memfd:" not in program:
+            return False
+        return any(self.folder in str(entry.readlink()) for entry in (process / "fd").iterdir())
+
+
+def _lines(path: str | Path) -> list[str]:
+    try:
+        return Path(path).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_after_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Leftovers]:
+    """Fail the run when it leaves a mount, loop device, cgroup, network interface or process."""
+    leftovers = Leftovers(tmp_path_factory.getbasetemp())
+    before = leftovers.look()
+    name, _, value = SESSION_TAG.partition("=")
+    os.environ[name] = value
+    yield leftovers
+    left = leftovers.new_since(before)
+    del os.environ[name]
+    if left:
+        pytest.fail("the tests left behind:\n" + "\n".join(left), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_after_a_privileged_test(
+    request: pytest.FixtureRequest, nothing_left_after_the_session: Leftovers
+) -> Iterator[None]:
+    """Fail a test marked privileged or integration that leaves something; others are not looked at."""
+    marked = any(
+        request.node.get_closest_marker(name) for name in ("privileged", "integration", "real_image")
+    )
+    if not marked:
+        yield
+        return
+    request.getfixturevalue("_session_services")
+    before = nothing_left_after_the_session.look()
+    yield
+    left = nothing_left_after_the_session.new_since(before)
+    if left:
+        pytest.fail("the test left behind:\n" + "\n".join(left), pytrace=False)
+
+
+@pytest.fixture
+def _session_services(request: pytest.FixtureRequest) -> None:
+    """Start the session's services that a test asks for before the first look: they are not its own."""
+    for name in ("docker_registry", "real_image_ref", "small_image_registry"):
+        if name in request.fixturenames:
+            request.getfixturevalue(name)
+
+
+@pytest.fixture(scope="session")
+def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run docker-registry on a free loopback port with a store of its own; give ``127.0.0.1:PORT``."""
+    program = _require_program("docker-registry")
+    folder = tmp_path_factory.mktemp("docker-registry")
+    for _ in range(3):  # another process may take the port between the look and the start
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        settings = folder / "config.yml"
+        settings.write_text(
+            "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
+            f"storage: {{filesystem: {{rootdirectory: {folder}/store}}, delete: {{enabled: true}}}}\n"
+            f"http: {{addr: '{address}'}}\n"
+        )
+        with (folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                [program, "serve", settings], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        try:
+            if _answers(f"http://{address}/v2/", process):
+                yield address
+                return
+        finally:
+            process.terminate()
+            process.wait(10)
+    pytest.fail("docker-registry does not start:\n" + (folder / "log").read_text(errors="replace")[-2000:])
+
+
+def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
+    deadline = time.monotonic() + 20
+    while process.poll() is None and time.monotonic() < deadline:
+        with (
+            contextlib.suppress(OSError, urllib.error.URLError),
+            urllib.request.urlopen(url, timeout=5) as answer,
+        ):
+            return bool(answer.status == 200)
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture(scope="session")
+def real_image_layout() -> Path:
+    """Give the OCI layout (tag ``latest``) of the real Debian image; it is built once a machine."""
+    import real_image
+
+    layout = real_image.layout_path()
+    if (layout / "index.json").exists():
+        return layout
+    _require_root()
+    for tool in real_image.TOOLS:
+        _require_program(tool)
+    return real_image.ensure()
+
+
+@pytest.fixture(scope="session")
+def real_image_ref(docker_registry: str, real_image_layout: Path) -> str:
+    """Push the real image into docker-registry with skopeo, once a session; give its reference."""
+    reference = f"{docker_registry}/debian-real:latest"
+    command = [_require_program("skopeo"), "copy", "--quiet", "--dest-tls-verify=false"]
+    subprocess.run([*command, f"oci:{real_image_layout}:latest", f"docker://{reference}"], check=True)
+    return reference
+
+
+@pytest.fixture(scope="session")
+def small_image_registry() -> Iterator[Any]:
+    """Serve an image of this machine's own programs from the in-process registry; give the server."""
+    from lamella.registry.server import RegistryServer
+
+    import machine_image
+
+    with RegistryServer() as server:
+        machine_image.build().push(server.address, "machine", "latest")
+        yield server
+
+
+@pytest.fixture
+def small_image(small_image_registry: Any) -> str:
+    """Give the reference of the small image: three gzip layers with sh, some tools, a whiteout, links."""
+    return f"{small_image_registry.address}/machine:latest"
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Any]:
+    """Give a Client on a store of its own."""
+    import lamella
+
+    with lamella.Client(root=tmp_path / "root", state=tmp_path / "state") as opened:
+        yield opened

@@ -1,0 +1,53 @@
+"""Fixtures of the integration tests: the command as typed, and one store that holds the real image."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Pulled(NamedTuple):
+    """A client on a store of its own, with the real image in it."""
+
+    client: Any
+    image: Any
+    reference: str
+    root: Path
+    state: Path
+
+
+@pytest.fixture(scope="session")
+def pulled(real_image_ref: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pulled]:
+    """Pull the real image once a session. Tests that use it leave the store as they found it."""
+    import lamella
+
+    folder = tmp_path_factory.mktemp("pulled")
+    root, state = folder / "root", folder / "state"
+    with lamella.Client(root=root, state=state) as client:
+        yield Pulled(client, client.images.pull(real_image_ref), real_image_ref, root, state)
+
+
+@pytest.fixture
+def lamella(pulled: Pulled) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the installed command on the store that holds the real image."""
+    program = Path(sys.executable).with_name("lamella")
+    if not program.exists():
+        pytest.skip("the command is not installed beside this interpreter (make build)")
+
+    def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [str(program), "--root", str(pulled.root), "--state", str(pulled.state), *arguments]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+        )
+        if check and done.returncode:
+            pytest.fail(f"{' '.join(arguments)} exited with {done.returncode}:\n{done.stderr}")
+        return done
+
+    return run
