@@ -54,7 +54,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             root=Path(root or env.get("LAMELLA_ROOT") or default_root).absolute(),
             state=Path(state or env.get("LAMELLA_STATE") or default_state).absolute(),
-            namespace=check_identifier(namespace or env.get("LAMELLA_NAMESPACE") or DEFAULT_NAMESPACE, "namespace"),
+            namespace=check_identifier(
+                namespace or env.get("LAMELLA_NAMESPACE") or DEFAULT_NAMESPACE, "namespace"
+            ),
             snapshotter=snapshotter or env.get("LAMELLA_SNAPSHOTTER") or DEFAULT_SNAPSHOTTER,
         )
 
@@ -68,7 +70,9 @@ def check_identifier(value: str, what: str) -> str:
     if not value:
         raise InvalidArgument(f"the {what} is empty")
     if len(value) > IDENTIFIER_MAX:
-        raise InvalidArgument(f"the {what} {value[:20]!r}... has {len(value)} characters, at most {IDENTIFIER_MAX} fit")
+        raise InvalidArgument(
+            f"the {what} {value[:20]!r}... has {len(value)} characters, at most {IDENTIFIER_MAX} fit"
+        )
     previous_separator = True
     for char in value:
         separator = char in _IDENTIFIER_SEPARATORS

@@ -18,7 +18,9 @@ def parse_digest(value: str) -> Digest:
     """Return ``value`` as a Digest; InvalidArgument if malformed, Unsupported for another algorithm."""
     algorithm, separator, encoded = value.partition(":")
     if not separator or not algorithm or not encoded:
-        raise InvalidArgument(f"{value[:200]!r} is not a digest", hint="A digest reads sha256:<64 hex digits>.")
+        raise InvalidArgument(
+            f"{value[:200]!r} is not a digest", hint="A digest reads sha256:<64 hex digits>."
+        )
     length = HEX_LENGTHS.get(algorithm)
     if length is None:
         raise Unsupported(f"digest algorithm {algorithm[:40]!r} is not one of {', '.join(HEX_LENGTHS)}")

@@ -13,6 +13,7 @@ __all__ = [
     "Aborted",
     "AlreadyExists",
     "Cancelled",
+    "CommandFailed",
     "CommandNotExecutable",
     "CommandNotFound",
     "DataLoss",
@@ -107,6 +108,21 @@ class Aborted(LamellaError):
 
 class Internal(LamellaError, RuntimeError):
     """A defect of lamella; please report it."""
+
+
+class CommandFailed(LamellaError):
+    """A command that was run with ``check=True`` ended with another status than 0.
+
+    ``exit_code``, ``stdout`` and ``stderr`` are what it left.
+    """
+
+    def __init__(
+        self, message: str, *, exit_code: int, stdout: bytes, stderr: bytes, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+        self.stdout = stdout
+        self.stderr = stderr
 
 
 class CommandNotFound(NotFound):

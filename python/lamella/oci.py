@@ -50,7 +50,9 @@ LAYER_COMPRESSION = {
 }
 
 
-class Platform(msgspec.Struct, frozen=True, rename={"os_version": "os.version", "os_features": "os.features"}):
+class Platform(
+    msgspec.Struct, frozen=True, rename={"os_version": "os.version", "os_features": "os.features"}
+):
     """What a manifest of an index is for."""
 
     os: str = ""
@@ -141,7 +143,9 @@ class ImageConfig(msgspec.Struct, frozen=True, rename={"os_version": "os.version
     @property
     def platform(self) -> Platform:
         """Give the platform the image is built for."""
-        return Platform(os=self.os, architecture=self.architecture, variant=self.variant, os_version=self.os_version)
+        return Platform(
+            os=self.os, architecture=self.architecture, variant=self.variant, os_version=self.os_version
+        )
 
 
 _index = msgspec.json.Decoder(Index)
@@ -206,7 +210,9 @@ def document_type(data: bytes, declared: str | None) -> str:
     if media_type is None and (probe.manifests is None) != (probe.layers is None):
         media_type = OCI_INDEX if probe.layers is None else OCI_MANIFEST
     if media_type not in known:
-        raise Unsupported(f"media type {media_type or declared!r} is neither an image index nor an image manifest")
+        raise Unsupported(
+            f"media type {media_type or declared!r} is neither an image index nor an image manifest"
+        )
     return media_type
 
 
@@ -231,7 +237,9 @@ def _parse(decoder: Any, data: bytes, what: str, *, refuse: tuple[str, ...]) -> 
         raise InvalidArgument(f"the {what} is malformed: {error}") from None
     both = [key for key in refuse if key in keys]
     if both:
-        raise InvalidArgument(f"the {what} also has the field {both[0]!r} of another document type, which is refused")
+        raise InvalidArgument(
+            f"the {what} also has the field {both[0]!r} of another document type, which is refused"
+        )
     return value
 
 

@@ -1,0 +1,71 @@
+"""lamella: containerd's model as a library.
+
+Pull OCI images, keep their blobs in a content store, build mount-ready snapshots from them and run containers on those
+snapshots, from Python, with no daemon::
+
+    import lamella
+
+    with lamella.Client() as client:
+        image = client.images.pull("nginx:latest")
+        result = client.containers.run(image, ["nginx", "-v"], remove=True, timeout=10)
+
+Names are loaded when they are first used, so that ``import lamella`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lamella._core import __version__ as __version__
+    from lamella.client import Client as Client
+    from lamella.config import Config as Config
+    from lamella.containers.container import Attached as Attached
+    from lamella.containers.container import Container as Container
+    from lamella.containers.container import RunResult as RunResult
+    from lamella.errors import LamellaError as LamellaError
+    from lamella.images import Image as Image
+    from lamella.reference import Reference as Reference
+    from lamella.transfer.progress import Progress as Progress
+
+_HOMES = {
+    "Attached": "lamella.containers.container",
+    "Client": "lamella.client",
+    "Config": "lamella.config",
+    "Container": "lamella.containers.container",
+    "Image": "lamella.images",
+    "LamellaError": "lamella.errors",
+    "Progress": "lamella.transfer.progress",
+    "Reference": "lamella.reference",
+    "RunResult": "lamella.containers.container",
+    "__version__": "lamella._core",
+}
+
+__all__ = [
+    "Attached",
+    "Client",
+    "Config",
+    "Container",
+    "Image",
+    "LamellaError",
+    "Progress",
+    "Reference",
+    "RunResult",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name on first use (PEP 562)."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'lamella' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

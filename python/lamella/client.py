@@ -1,0 +1,113 @@
+"""The client: one open store, seen from one namespace.
+
+A client owns a database connection and nothing else: no process, no thread, no socket. It may be used from several
+threads. After a fork the child must open its own; a client that notices it was inherited raises FailedPrecondition.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from lamella.config import Config
+from lamella.metadata import Database
+
+if TYPE_CHECKING:
+    from lamella.containers.collection import Containers
+    from lamella.content import ContentStore
+    from lamella.gc import GcReport
+    from lamella.images import Images
+    from lamella.leases import Leases
+    from lamella.namespaces import Namespaces
+    from lamella.snapshots.layers import LayerStore
+    from lamella.snapshots.overlayfs import OverlaySnapshotter
+
+
+class Client:
+    """Open the store under ``root``, creating it when it is not there.
+
+    Errors: PermissionDenied when the store cannot be opened, FailedPrecondition when a newer lamella made it,
+    InvalidArgument for a malformed namespace.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        state: str | os.PathLike[str] | None = None,
+        namespace: str | None = None,
+        snapshotter: str | None = None,
+    ) -> None:
+        self.config = Config.load(root=root, state=state, namespace=namespace, snapshotter=snapshotter)
+        self.database = Database(self.config)
+
+    def __repr__(self) -> str:
+        return f"<lamella.Client root={str(self.config.root)!r} namespace={self.config.namespace!r}>"
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the store. Containers go on. Harmless twice."""
+        self.database.close()
+
+    def gc(self, *, dry_run: bool = False) -> GcReport:
+        """Remove what nothing refers to; with ``dry_run`` only say what would go."""
+        from lamella.gc import collect
+
+        return collect(self.database, self.config, dry_run=dry_run)
+
+    @cached_property
+    def content(self) -> ContentStore:
+        """The blobs of this namespace."""
+        from lamella.content import ContentStore
+
+        return ContentStore(self.database, self.config)
+
+    @cached_property
+    def layers(self) -> LayerStore:
+        """The unpacked layers, shared by all namespaces."""
+        from lamella.snapshots.layers import LayerStore
+
+        return LayerStore(self.database, self.config)
+
+    @cached_property
+    def snapshots(self) -> OverlaySnapshotter:
+        """The snapshots of this namespace."""
+        from lamella.snapshots import snapshotter
+
+        return snapshotter(self.database, self.config)
+
+    @cached_property
+    def images(self) -> Images:
+        """The images of this namespace."""
+        from lamella.images import Images
+
+        return Images(self)
+
+    @cached_property
+    def containers(self) -> Containers:
+        """The containers of this namespace."""
+        from lamella.containers.collection import Containers
+
+        return Containers(self)
+
+    @cached_property
+    def leases(self) -> Leases:
+        """What protects work in progress from garbage collection."""
+        from lamella.leases import Leases
+
+        return Leases(self.database, self.config)
+
+    @cached_property
+    def namespaces(self) -> Namespaces:
+        """The namespaces of this store."""
+        from lamella.namespaces import Namespaces
+
+        return Namespaces(self.database)

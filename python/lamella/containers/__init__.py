@@ -1,0 +1,16 @@
+"""Containers: image config and options -> OCI runtime spec -> active snapshot -> launcher -> task.
+
+container
+    The record: image, snapshot key, runtime spec, labels. It may exist with no task.
+task
+    The running process tree of a container, with a monitor of ours as its parent. When nothing runs, nothing of ours runs.
+
+On disk::
+
+    <state>/tasks/<namespace>/<container>/       the OCI bundle: config.json, rootfs/ (an empty mount point),
+                                                 hosts, hostname, resolv.conf; the monitor adds control.sock,
+                                                 lock (held while it lives), pid and exit.json
+    <root>/containers/<namespace>/<container>/   log.jsonl: what must survive a reboot
+
+Locks: the monitor's flock on ``lock`` says whether the task runs; ``create.lock`` in the same folder serializes start and remove.
+"""

@@ -1,0 +1,322 @@
+"""The containers of one namespace."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+
+import msgspec
+
+from lamella import _core
+from lamella.config import check_identifier
+from lamella.containers.container import Attached, Container, ContainerRecord, Extra, RunResult, signal_number
+from lamella.containers.monitor import OutputTimeout
+from lamella.containers.network import network_path
+from lamella.containers.options import Options
+from lamella.containers.spec import build_spec
+from lamella.errors import AlreadyExists, FailedPrecondition, InvalidArgument, LamellaError, NotFound
+from lamella.images import Image
+from lamella.labels import check_labels
+from lamella.metadata import timestamp
+
+if TYPE_CHECKING:
+    from lamella.client import Client
+    from lamella.containers.options import CreateOptions
+
+_COLUMNS = "id, name, image, snapshotter, snapshot_key, runtime, spec, labels, extra, created_at, updated_at"
+Command = str | Sequence[str] | None
+RUNTIME = "lamella"
+KILL_WAIT = 10.0
+"""Seconds that a killed container may take to end before its caller gives up on collecting the rest of its output."""
+
+
+class Containers:
+    """Create, find and run containers."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(
+        self, image: str | Image, command: Command = None, **options: Unpack[CreateOptions]
+    ) -> Container:
+        """Make a container: its active snapshot on the image, and its record. Nothing runs yet.
+
+        Keyword options (docker's names and meanings): name, entrypoint, environment (mapping or ``K=V`` list),
+        working_dir, user (``name``, ``uid:gid``), hostname, network (``none`` or ``host``), memory and memory_swap (bytes
+        or ``"512m"``), cpus, cpuset, pids_limit, read_only, tmpfs (``"/run"``, ``"/tmp:size=1m"``), mounts
+        (``"type=bind,source=/a,target=/b,readonly"``), volumes (``"/a:/b:ro"``), shm_size, cap_add, cap_drop, devices
+        (``"/dev/fuse:/dev/fuse:rwm"``), no_new_privileges, seccomp (None: the default profile; ``"unconfined"``, a path, an
+        object), privileged, labels, annotations, stdin (keep it open), tty, ulimits (``"nofile=1024:2048"``),
+        oom_score_adj, sysctls, stop_signal, and spec: a callable that gets the runtime spec as a dict to change it.
+
+        Errors: NotFound (image, its snapshot, a bind source), AlreadyExists (the name), InvalidArgument (an option).
+        """
+        return self._create(image, self._options(command, options))
+
+    @staticmethod
+    def _options(command: Command, options: CreateOptions) -> Options:
+        try:
+            return Options(command=command, **options)
+        except TypeError as error:
+            raise TypeError(str(error).replace("Options.", "containers.create() ")) from None
+
+    def _create(self, image: str | Image, options: Options, *, auto_remove: bool = False) -> Container:
+        client = self._client
+        namespace = client.config.namespace
+        if not isinstance(image, Image):
+            image = client.images.get(image)
+        run_config = image.config.run
+        container_id = os.urandom(32).hex()
+        name = (
+            check_identifier(options.name, "container name")
+            if options.name is not None
+            else container_id[:12]
+        )
+        stop_signal = options.stop_signal or run_config.stop_signal
+        if stop_signal:
+            signal_number(stop_signal)
+        parent = image.chain_id
+        labels = check_labels({**(run_config.labels or {}), **(options.labels or {})})
+        with client.database.write() as db:
+            taken = db.execute(
+                "SELECT 1 FROM containers WHERE namespace = ? AND (name = ? OR id = ?)",
+                (namespace, name, name),
+            ).fetchone()
+            if taken is not None:
+                raise AlreadyExists(
+                    f"container {name} exists in namespace {namespace}",
+                    hint=f"Remove it (lamella containers rm {name}) or take another name.",
+                )
+            key = name if options.name is not None else container_id
+            try:
+                client.snapshots.prepare(key, parent)
+            except NotFound:
+                raise NotFound(
+                    f"image {image.name} is not unpacked for the {client.config.snapshotter} snapshotter",
+                    hint=f"Unpack it: lamella pull {image.name}",
+                ) from None
+            layers = [str(path) for path in client.snapshots.layer_paths(key)]
+            spec = build_spec(
+                run_config,
+                options,
+                container_id=container_id,
+                namespace=namespace,
+                task_folder=str(client.config.state / "tasks" / namespace / container_id),
+                network_path=network_path(options.network),
+                read_file=lambda path, limit: _core.read_file(layers, path, limit),
+            )
+            now = timestamp()
+            record = ContainerRecord(
+                id=container_id,
+                name=name,
+                image=image.name,
+                snapshotter=client.config.snapshotter,
+                snapshot_key=key,
+                runtime=RUNTIME,
+                spec=spec.decode(),
+                labels=labels,
+                extra=Extra(
+                    network=options.network,
+                    hostname=msgspec.json.decode(spec, type=_SpecNames).hostname,
+                    stdin=options.stdin,
+                    tty=options.tty,
+                    stop_signal=stop_signal,
+                    auto_remove=auto_remove,
+                ),
+                created_at=now,
+                updated_at=now,
+            )
+            db.execute(
+                f"INSERT INTO containers (namespace, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
+                (
+                    namespace,
+                    record.id,
+                    record.name,
+                    record.image,
+                    record.snapshotter,
+                    record.snapshot_key,
+                    record.runtime,
+                    record.spec,
+                    msgspec.json.encode(record.labels).decode(),
+                    msgspec.json.encode(record.extra).decode(),
+                    now,
+                    now,
+                ),
+            )
+        return Container(client, record)
+
+    def get(self, container: str) -> Container:
+        """Return a container by name, identifier, or a prefix of it that fits no other. NotFound, InvalidArgument."""
+        namespace = self._client.config.namespace
+        if not container:
+            raise InvalidArgument("the container's name is empty")
+        with self._client.database.read() as db:
+            row = db.execute(
+                f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND (name = ? OR id = ?)",  # noqa: S608
+                (namespace, container, container),
+            ).fetchone()
+            if row is None:
+                rows = db.execute(
+                    f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND substr(id, 1, ?) = ? LIMIT 2",  # noqa: S608
+                    (namespace, len(container), container),
+                ).fetchall()
+                if len(rows) > 1:
+                    raise InvalidArgument(
+                        f"several containers begin with {container!r}", hint="Give more of it."
+                    )
+                row = rows[0] if rows else None
+        if row is None:
+            raise NotFound(f"there is no container {container!r} in namespace {namespace}")
+        return self._container(row)
+
+    def list(self, *, all: bool = False) -> list[Container]:
+        """Return the running containers, or all of them, oldest first. Ended ones that were to be removed then are removed."""
+        with self._client.database.read() as db:
+            rows = db.execute(
+                f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? ORDER BY created_at, id",  # noqa: S608
+                (self._client.config.namespace,),
+            ).fetchall()
+        kept = []
+        for container in map(self._container, rows):
+            status = container.status if container.record.extra.auto_remove or not all else None
+            if container.record.extra.auto_remove and status in ("stopped", "unknown"):
+                container.remove()
+            elif all or status == "running":
+                kept.append(container)
+        return kept
+
+    @overload
+    def run(
+        self,
+        image: str | Image,
+        command: Command = None,
+        *,
+        detach: Literal[True],
+        remove: bool = False,
+        **options: Unpack[CreateOptions],
+    ) -> Container: ...
+
+    @overload
+    def run(
+        self,
+        image: str | Image,
+        command: Command = None,
+        *,
+        detach: Literal[False] = False,
+        remove: bool = False,
+        timeout: float | None = None,
+        input: bytes | None = None,
+        check: bool = False,
+        **options: Unpack[CreateOptions],
+    ) -> RunResult: ...
+
+    def run(
+        self,
+        image: str | Image,
+        command: Command = None,
+        *,
+        detach: bool = False,
+        remove: bool = False,
+        timeout: float | None = None,
+        input: bytes | None = None,
+        check: bool = False,
+        **options: Unpack[CreateOptions],
+    ) -> Container | RunResult:
+        """Create a container, start it, and wait for it, or with ``detach`` return it running.
+
+        ``remove`` removes it at its end (a detached one when the store is next looked at). ``timeout`` seconds after its start
+        it is killed, with everything in it; the result says ``timed_out``. ``input`` is fed to its stdin. ``check`` raises
+        CommandFailed or DeadlineExceeded instead of returning another status than 0. ``options`` and errors are
+        those of :meth:`create` and :meth:`Container.start`; a container that could not be started is removed.
+        """
+        if input is not None:
+            options["stdin"] = True
+        container = self._create(image, self._options(command, options), auto_remove=remove and detach)
+        try:
+            attached = container.start(attach=not detach)
+        except BaseException:
+            container.remove(force=True)
+            raise
+        if attached is None:
+            return container
+        began = time.monotonic()
+        timed_out = False
+        try:
+            with attached:
+                try:
+                    stdout, stderr = attached.communicate(
+                        input, deadline=None if timeout is None else began + timeout
+                    )
+                except OutputTimeout as late:
+                    timed_out = True
+                    stdout, stderr = self._end(container, late, attached)
+            duration = time.monotonic() - began
+            ended = attached.exit
+            if ended is None:
+                raise FailedPrecondition(f"container {container.name} was killed and did not end")
+        except BaseException:
+            if container.task.running():
+                container.kill()
+                container.task.wait()
+            raise
+        finally:
+            if remove:
+                container.remove(force=True)
+        result = RunResult(
+            exit_code=ended.exit_code,
+            stdout=stdout,
+            stderr=stderr,
+            duration=duration,
+            oom_killed=ended.oom_killed,
+            timed_out=timed_out,
+            container_id=container.id,
+        )
+        return result.check(f"{container.command[0]!r} in {container.name}") if check else result
+
+    @staticmethod
+    def _end(container: Container, late: OutputTimeout, attached: Attached) -> tuple[bytes, bytes]:
+        """Kill a container that is out of time and collect the rest of its output."""
+        try:
+            container.kill()
+        except LamellaError:
+            if container.task.running():
+                raise
+        stdout, stderr = attached.communicate(deadline=time.monotonic() + KILL_WAIT)
+        return late.stdout + stdout, late.stderr + stderr
+
+    def _container(self, row: tuple[Any, ...]) -> Container:
+        (
+            container_id,
+            name,
+            image,
+            snapshotter,
+            snapshot_key,
+            runtime,
+            spec,
+            labels,
+            extra,
+            created_at,
+            updated_at,
+        ) = row
+        return Container(
+            self._client,
+            ContainerRecord(
+                id=container_id,
+                name=name,
+                image=image,
+                snapshotter=snapshotter,
+                snapshot_key=snapshot_key,
+                runtime=runtime,
+                spec=spec,
+                labels=msgspec.json.decode(labels, type=dict[str, str]),
+                extra=msgspec.json.decode(extra, type=Extra),
+                created_at=created_at,
+                updated_at=updated_at,
+            ),
+        )
+
+
+class _SpecNames(msgspec.Struct):
+    hostname: str = ""

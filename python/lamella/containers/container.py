@@ -1,0 +1,334 @@
+"""One container: its record, and what can be done with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lamella.containers.monitor import Attached, Exit
+from lamella.containers.network import network_files
+from lamella.containers.task import Status, Task
+from lamella.errors import CommandFailed, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+
+if TYPE_CHECKING:
+    from lamella.client import Client
+
+__all__ = ["Attached", "Container", "ContainerRecord", "RunResult"]
+
+STOP_TIMEOUT = 10.0
+
+
+class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the record keeps beyond the runtime spec."""
+
+    network: str = "none"
+    hostname: str = ""
+    stdin: bool = False
+    tty: bool = False
+    stop_signal: str | None = None
+    auto_remove: bool = False
+
+
+class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the containers table."""
+
+    id: str
+    name: str
+    image: str
+    snapshotter: str
+    snapshot_key: str
+    runtime: str
+    spec: str
+    labels: dict[str, str]
+    extra: Extra
+    created_at: str
+    updated_at: str
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How a command that was waited for ended. ``duration`` is seconds from its start to its end."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+    duration: float
+    oom_killed: bool = False
+    timed_out: bool = False
+    container_id: str = ""
+
+    def check(self, what: str = "the command") -> RunResult:
+        """Return itself; DeadlineExceeded after a time-out, CommandFailed for another status than 0."""
+        if self.timed_out:
+            raise DeadlineExceeded(f"{what} did not end in time and was killed after {self.duration:.1f} s")
+        if self.exit_code != 0:
+            last = self.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            reason = f": {last[:200]}" if last else " (killed: out of memory)" if self.oom_killed else ""
+            raise CommandFailed(
+                f"{what} ended with status {self.exit_code}{reason}",
+                exit_code=self.exit_code,
+                stdout=self.stdout,
+                stderr=self.stderr,
+            )
+        return self
+
+
+class Container:
+    """One container of one namespace. The record is as it was when it was read; status, pid and exit are asked anew."""
+
+    def __init__(self, client: Client, record: ContainerRecord) -> None:
+        self._client = client
+        self.record = record
+        self.task = Task(client.config, record.id)
+
+    def __repr__(self) -> str:
+        return f"<lamella.Container {self.name} {self.record.image} {self.status}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Container) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    @property
+    def id(self) -> str:
+        """The identifier, unique in the store."""
+        return self.record.id
+
+    @property
+    def short_id(self) -> str:
+        """The first twelve characters of the identifier, as docker shows it."""
+        return self.record.id[:12]
+
+    @property
+    def name(self) -> str:
+        """The name, unique in the namespace."""
+        return self.record.name
+
+    @property
+    def image(self) -> str:
+        """The canonical name of the image it was made from."""
+        return self.record.image
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """The labels."""
+        return self.record.labels
+
+    @property
+    def created_at(self) -> str:
+        """When the record was made (RFC 3339, UTC)."""
+        return self.record.created_at
+
+    @property
+    def snapshot_key(self) -> str:
+        """The key of its active snapshot."""
+        return self.record.snapshot_key
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The OCI runtime spec."""
+        document: dict[str, Any] = msgspec.json.decode(self.record.spec)
+        return document
+
+    @property
+    def command(self) -> list[str]:
+        """The arguments of its first process."""
+        arguments: list[str] = self.spec["process"]["args"]
+        return arguments
+
+    @property
+    def status(self) -> Status:
+        """``created``, ``running``, ``stopped``, or ``unknown`` after its monitor was killed or the machine restarted."""
+        return self.task.status()
+
+    @property
+    def pid(self) -> int | None:
+        """The host's pid of its first process while it runs."""
+        return self.task.pid()
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended, None before."""
+        return None if self.task.running() else self.task.exit()
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit status, None before the end."""
+        ended = self.exit
+        return ended.exit_code if ended is not None else None
+
+    def start(self, *, attach: bool = False) -> Attached | None:
+        """Start it; with ``attach`` return its streams from the first byte on.
+
+        Errors: FailedPrecondition when it runs already, CommandNotFound (127) and CommandNotExecutable (126) for its program,
+        NotFound when its snapshot is gone, and what the kernel refuses, by the name of the step. A failed start leaves
+        nothing running or mounted.
+        """
+        record = self.record
+        _, attached = self.task.start(
+            record.spec.encode(),
+            network_files(record.extra.network, record.extra.hostname),
+            self._client.snapshots.mounts(record.snapshot_key),
+            attach=attach,
+            stdin=record.extra.stdin,
+        )
+        return attached
+
+    def attach(self, *, stdin: bool = False) -> Attached:
+        """Join its streams from now on. FailedPrecondition when it does not run."""
+        try:
+            return self.task.attach(stdin=stdin)
+        except NotFound:
+            raise FailedPrecondition(f"container {self.name} is not running") from None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end and return the exit status. DeadlineExceeded after ``timeout`` seconds; it runs on then."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            return self.task.wait(deadline).exit_code
+        except DeadlineExceeded:
+            raise DeadlineExceeded(f"container {self.name} did not end within {timeout} s") from None
+
+    def kill(self, signal: str | int = "SIGKILL", *, all: bool = False) -> None:
+        """Send a signal to its first process, or to every process in it. FailedPrecondition when it does not run."""
+        try:
+            self.task.ask({"op": "kill", "signal": signal_number(signal), "all": all})
+        except NotFound:
+            raise FailedPrecondition(f"container {self.name} is not running") from None
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> int | None:
+        """Ask it to end (its stop signal, SIGTERM by default), after ``timeout`` seconds kill it; return the exit status.
+
+        Harmless when it does not run: the last exit status is returned then, None if it never ran.
+        """
+        try:
+            self.task.ask(
+                {
+                    "op": "kill",
+                    "signal": signal_number(self.record.extra.stop_signal or "SIGTERM"),
+                    "all": False,
+                }
+            )
+        except NotFound:
+            return self.exit_code
+        try:
+            return self.wait(timeout)
+        except DeadlineExceeded:
+            return self._kill_now()
+
+    def _kill_now(self) -> int | None:
+        try:
+            self.task.ask({"op": "kill", "signal": 9, "all": False})
+        except NotFound:
+            return self.exit_code
+        return self.task.wait().exit_code
+
+    def pause(self) -> None:
+        """Freeze all its processes. Harmless twice. FailedPrecondition when it does not run."""
+        self._control("pause")
+
+    def resume(self) -> None:
+        """Thaw it. Harmless twice. FailedPrecondition when it does not run."""
+        self._control("resume")
+
+    def _control(self, operation: str) -> None:
+        try:
+            self.task.ask({"op": operation})
+        except NotFound:
+            raise FailedPrecondition(f"container {self.name} is not running") from None
+
+    def logs(self, *, stream: str | None = None) -> Iterator[tuple[str, bytes]]:
+        """Yield ``(stream, bytes)`` of all it has written since it was created, or of one stream alone."""
+        if stream not in (None, "stdout", "stderr"):
+            raise InvalidArgument(f"stream {stream!r} is neither stdout nor stderr")
+        try:
+            file = self.task.log_path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # being written
+                entry = msgspec.json.decode(line, type=LogLine)
+                if stream is None or entry.stream == stream:
+                    yield entry.stream, entry.data
+
+    def remove(self, *, force: bool = False) -> None:
+        """Remove the record, its active snapshot, its bundle and its log; nothing else.
+
+        FailedPrecondition while it runs, unless ``force`` kills it first; also when other snapshots stand on its own.
+        """
+        if self.task.running():
+            if not force:
+                raise FailedPrecondition(
+                    f"container {self.name} is running", hint="Stop it first, or remove it with force."
+                )
+            self._kill_now()
+        record = self.record
+        snapshots = self._client.snapshots
+        with self._client.database.write() as db:
+            db.execute(
+                "DELETE FROM containers WHERE namespace = ? AND id = ?",
+                (self._client.config.namespace, record.id),
+            )
+            with suppress(NotFound):
+                snapshots.remove(record.snapshot_key)
+        self.task.remove()
+
+    def inspect(self) -> dict[str, Any]:
+        """Everything known about the container as plain data (the fields of ``lamella containers inspect``)."""
+        record = self.record
+        ended = self.exit
+        return {
+            "id": record.id,
+            "name": record.name,
+            "image": record.image,
+            "status": self.status,
+            "pid": self.pid,
+            "exit_code": ended.exit_code if ended else None,
+            "exited_at": ended.exited_at if ended else None,
+            "oom_killed": ended.oom_killed if ended else False,
+            "snapshotter": record.snapshotter,
+            "snapshot_key": record.snapshot_key,
+            "runtime": record.runtime,
+            "labels": record.labels,
+            "log_path": str(self.task.log_path),
+            "created_at": record.created_at,
+            "updated_at": record.updated_at,
+            "spec": self.spec,
+        }
+
+
+class LogLine(msgspec.Struct):
+    """One line of the log file: text in ``log``, bytes that are no UTF-8 in ``log64``."""
+
+    time: str
+    stream: str
+    log: str = ""
+    log64: bytes = b""
+
+    @property
+    def data(self) -> bytes:
+        """The bytes as they were written."""
+        return self.log64 or self.log.encode()
+
+
+def signal_number(value: str | int) -> int:
+    """Return a signal's number from ``SIGTERM``, ``TERM``, ``15`` or 15. InvalidArgument for none."""
+    import signal
+
+    text = str(value).upper()
+    try:
+        if text.isascii() and text.isdigit():
+            number = int(text)
+            if 1 <= number <= signal.SIGRTMAX:
+                return number
+        else:
+            return int(signal.Signals[text if text.startswith("SIG") else f"SIG{text}"])
+    except KeyError:
+        pass
+    raise InvalidArgument(f"there is no signal {value!r}", hint="Write SIGTERM, TERM or 15.")

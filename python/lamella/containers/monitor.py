@@ -1,0 +1,290 @@
+"""The monitor's socket, seen from a caller: frames, requests, and an attached stream.
+
+A frame is one byte of type, four bytes of length (little-endian), and that many bytes. Type 0 carries a JSON document, 1 stdin
+(towards the container; an empty one is end of file), 2 stdout and 3 stderr (towards the caller). A monitor answers requests in
+order; ``exit`` comes when the container has ended and, to an attached caller, after all output.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from select import POLLIN, POLLOUT, poll
+from types import TracebackType
+from typing import Any, Literal
+
+import msgspec
+
+from lamella import errors
+from lamella.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    LamellaError,
+    NotFound,
+    PermissionDenied,
+)
+
+CONTROL, STDIN, STDOUT, STDERR = range(4)
+HEADER = 5
+FRAME_MAX = 1024 * 1024
+RECEIVE = 256 * 1024
+STDIN_PIECE = 64 * 1024
+
+Stream = Literal["stdout", "stderr"]
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """How a container ended. ``exit_code`` is 128 + signal for one that a signal ended."""
+
+    exit_code: int
+    signal: int | None = None
+    exited_at: str = ""
+    oom_killed: bool = False
+
+
+class _Failure(msgspec.Struct):
+    kind: str
+    message: str
+    hint: str | None = None
+    exit_code: int | None = None
+
+
+class _Reply(msgspec.Struct):
+    """What a monitor says: an answer, a failure, or the exit."""
+
+    ok: bool = False
+    error: _Failure | None = None
+    exit: Exit | None = None
+
+
+def raise_failure(failure: _Failure) -> None:
+    """Raise the error that a launcher or monitor reported, as its own class."""
+    kind = getattr(errors, failure.kind, None)
+    if not (isinstance(kind, type) and issubclass(kind, LamellaError)):
+        kind = Internal
+    raise kind(failure.message, hint=failure.hint)
+
+
+def encode_frame(kind: int, payload: bytes | memoryview) -> bytes:
+    """Give a frame's bytes."""
+    return bytes([kind]) + len(payload).to_bytes(4, "little") + payload
+
+
+class Connection:
+    """A connection to a monitor that reads and writes whole frames.
+
+    One thread may read while another writes.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = bytearray()
+
+    @classmethod
+    def open(cls, task_folder: Path) -> Connection:
+        """Connect to the monitor of a task. NotFound when none listens."""
+        # Through a descriptor of the folder: a socket's path may have 107 bytes, a store's folder may be deeper.
+        try:
+            folder = os.open(task_folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFound("the container has no task") from None
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.connect(f"/proc/self/fd/{folder}/control.sock")
+        except (FileNotFoundError, ConnectionRefusedError):
+            sock.close()
+            raise NotFound("the container's task has ended") from None
+        except PermissionError:
+            sock.close()
+            raise PermissionDenied("the container belongs to another user") from None
+        finally:
+            os.close(folder)
+        return cls(sock)
+
+    def close(self) -> None:
+        """Hang up. Harmless twice."""
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """Give the descriptor, for polling."""
+        return self._socket.fileno()
+
+    def send(self, kind: int, payload: bytes | memoryview) -> None:
+        """Send one frame."""
+        self._socket.sendall(encode_frame(kind, payload))
+
+    def request(self, document: dict[str, Any]) -> None:
+        """Send a request."""
+        self.send(CONTROL, msgspec.json.encode(document))
+
+    def take(self) -> tuple[int, bytes] | None:
+        """Take a frame that has arrived whole, None if there is none."""
+        buffer = self._buffer
+        if len(buffer) < HEADER:
+            return None
+        length = int.from_bytes(buffer[1:HEADER], "little")
+        if length > FRAME_MAX:
+            raise Internal(f"the monitor sent a frame of {length} bytes, more than the protocol allows")
+        end = HEADER + length
+        if len(buffer) < end:
+            return None
+        kind, payload = buffer[0], bytes(buffer[HEADER:end])
+        del buffer[:end]
+        return kind, payload
+
+    def fill(self) -> bool:
+        """Read what has arrived; False at the end of the connection."""
+        try:
+            data = self._socket.recv(RECEIVE)
+        except ConnectionResetError:
+            return False
+        self._buffer += data
+        return bool(data)
+
+    def receive(self, deadline: float | None = None) -> tuple[int, bytes] | None:
+        """Wait for one frame; None at the end of the connection. DeadlineExceeded at ``deadline`` (monotonic seconds)."""
+        while (frame := self.take()) is None:
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise DeadlineExceeded("the time-out passed")
+                waiter = poll()
+                waiter.register(self._socket, POLLIN)
+                if not waiter.poll(left * 1000):
+                    continue
+            if not self.fill():
+                return None
+        return frame
+
+    def reply(self, deadline: float | None = None) -> _Reply | None:
+        """Wait for one document, skipping output; None at the end of the connection. Raise what it reports."""
+        while (frame := self.receive(deadline)) is not None:
+            if frame[0] == CONTROL:
+                reply = msgspec.json.decode(frame[1], type=_Reply)
+                if reply.error is not None:
+                    raise_failure(reply.error)
+                return reply
+        return None
+
+    def write_some(self, data: memoryview) -> int:
+        """Write what fits without waiting; return the number of bytes."""
+        try:
+            return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return 0
+
+
+class Attached:
+    """The streams of a container. Iterate to get ``(stream, bytes)`` until the container has ended; then ``exit`` is set.
+
+    A caller that does not read slows the container down; nothing is lost.
+    """
+
+    def __init__(self, connection: Connection, *, deadline: float | None = None) -> None:
+        self._connection = connection
+        self._deadline = deadline
+        self.exit: Exit | None = None
+
+    def __enter__(self) -> Attached:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detach; the container goes on. Harmless twice."""
+        self._connection.close()
+
+    def fileno(self) -> int:
+        """Give the descriptor, for polling."""
+        return self._connection.fileno()
+
+    def __iter__(self) -> Iterator[tuple[Stream, bytes]]:
+        """Yield output as it comes. FailedPrecondition if the monitor ends without telling the exit."""
+        while (frame := self._connection.receive(self._deadline)) is not None:
+            piece = self._take(*frame)
+            if piece is not None:
+                yield piece
+            if self.exit is not None:
+                return
+        if self.exit is None:
+            raise FailedPrecondition("the container's monitor ended without an exit status")
+
+    def _take(self, kind: int, payload: bytes) -> tuple[Stream, bytes] | None:
+        if kind == STDOUT:
+            return "stdout", payload
+        if kind == STDERR:
+            return "stderr", payload
+        reply = msgspec.json.decode(payload, type=_Reply)
+        if reply.error is not None:
+            raise_failure(reply.error)
+        self.exit = reply.exit or self.exit
+        return None
+
+    def write_stdin(self, data: bytes) -> None:
+        """Send bytes to the container's stdin; blocks while it does not read."""
+        view = memoryview(data)
+        for start in range(0, len(view), STDIN_PIECE):
+            self._connection.send(STDIN, view[start : start + STDIN_PIECE])
+
+    def close_stdin(self) -> None:
+        """Give the container's stdin its end."""
+        self._connection.send(STDIN, b"")
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Tell a terminal its size in characters."""
+        self._connection.request({"op": "resize", "rows": rows, "cols": cols})
+
+    def communicate(self, data: bytes | None = None, *, deadline: float | None = None) -> tuple[bytes, bytes]:
+        """Feed ``data`` and collect stdout and stderr until the end.
+
+        DeadlineExceeded at ``deadline`` (monotonic seconds); its ``stdout`` and ``stderr`` attributes hold what came.
+        """
+        output: dict[Stream, list[bytes]] = {"stdout": [], "stderr": []}
+        pending = memoryview(_stdin_frames(data)) if data is not None else memoryview(b"")
+        waiter = poll()
+        waiter.register(self._connection.fileno(), POLLIN | (POLLOUT if pending else 0))
+        while True:
+            while (frame := self._connection.take()) is not None:
+                piece = self._take(*frame)
+                if piece is not None:
+                    output[piece[0]].append(piece[1])
+            if self.exit is not None:
+                return b"".join(output["stdout"]), b"".join(output["stderr"])
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            events = waiter.poll(None if left is None else left * 1000)
+            if not events:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise OutputTimeout(b"".join(output["stdout"]), b"".join(output["stderr"]))
+                continue
+            if events[0][1] & POLLOUT:
+                try:
+                    pending = pending[self._connection.write_some(pending) :]
+                except (BrokenPipeError, ConnectionResetError):
+                    pending = memoryview(b"")
+                if not pending:
+                    waiter.modify(self._connection.fileno(), POLLIN)
+            if events[0][1] & ~POLLOUT and not self._connection.fill():
+                raise FailedPrecondition("the container's monitor ended without an exit status")
+
+
+class OutputTimeout(DeadlineExceeded):
+    """The time-out passed; holds what the container had written."""
+
+    def __init__(self, stdout: bytes, stderr: bytes) -> None:
+        super().__init__("the container did not end in time")
+        self.stdout = stdout
+        self.stderr = stderr
+
+
+def _stdin_frames(data: bytes) -> bytes:
+    frames = [
+        encode_frame(STDIN, data[start : start + STDIN_PIECE]) for start in range(0, len(data), STDIN_PIECE)
+    ]
+    return b"".join([*frames, encode_frame(STDIN, b"")])

@@ -1,0 +1,402 @@
+"""The options of a container, parsed at the edge: sizes, environments, volumes, limits, as docker writes them.
+
+Nothing here touches the disk but to see that the source of a bind mount exists.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import msgspec
+
+from lamella.containers.defaults import ALL_CAPABILITIES, CAPABILITIES, SHM_SIZE
+from lamella.containers.runtime_spec import CpuLimits, Device, MemoryLimits, Mount, PidsLimits, Rlimit
+from lamella.errors import InvalidArgument, NotFound, PermissionDenied, Unsupported
+
+_SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
+MEMORY_MIN = 6 * 1024 * 1024
+CPU_PERIOD = 100_000
+
+Environment = Mapping[str, str | None] | Sequence[str]
+SpecPatch = Callable[[dict[str, Any]], dict[str, Any] | None]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """Every option of ``containers.create`` and ``containers.run``; see :meth:`Containers.create` for their meaning."""
+
+    command: str | Sequence[str] | None = None
+    entrypoint: str | Sequence[str] | None = None
+    name: str | None = None
+    environment: Environment | None = None
+    working_dir: str | None = None
+    user: str | int | None = None
+    hostname: str | None = None
+    network: str = "none"
+    memory: int | str | None = None
+    memory_swap: int | str | None = None
+    cpus: float | str | None = None
+    cpuset: str | None = None
+    pids_limit: int | None = None
+    read_only: bool = False
+    tmpfs: Sequence[str] | Mapping[str, str] | None = None
+    mounts: Sequence[str | Mapping[str, Any] | Mount] | None = None
+    volumes: Sequence[str] | Mapping[str, Any] | None = None
+    shm_size: int | str = SHM_SIZE
+    cap_add: Sequence[str] | None = None
+    cap_drop: Sequence[str] | None = None
+    devices: Sequence[str] | None = None
+    no_new_privileges: bool = False
+    seccomp: Any = None
+    privileged: bool = False
+    labels: Mapping[str, str] | None = None
+    annotations: Mapping[str, str] | None = None
+    stdin: bool = False
+    tty: bool = False
+    ulimits: Sequence[str] | None = None
+    oom_score_adj: int | None = None
+    sysctls: Mapping[str, str] | None = None
+    stop_signal: str | None = None
+    spec: SpecPatch | None = None
+
+
+if TYPE_CHECKING:
+
+    class CreateOptions(TypedDict, total=False):
+        """The keyword options of ``containers.create``, for type checkers and editors: the fields of Options."""
+
+        entrypoint: str | Sequence[str] | None
+        name: str | None
+        environment: Environment | None
+        working_dir: str | None
+        user: str | int | None
+        hostname: str | None
+        network: str
+        memory: int | str | None
+        memory_swap: int | str | None
+        cpus: float | str | None
+        cpuset: str | None
+        pids_limit: int | None
+        read_only: bool
+        tmpfs: Sequence[str] | Mapping[str, str] | None
+        mounts: Sequence[str | Mapping[str, Any] | Mount] | None
+        volumes: Sequence[str] | Mapping[str, Any] | None
+        shm_size: int | str
+        cap_add: Sequence[str] | None
+        cap_drop: Sequence[str] | None
+        devices: Sequence[str] | None
+        no_new_privileges: bool
+        seccomp: Any
+        privileged: bool
+        labels: Mapping[str, str] | None
+        annotations: Mapping[str, str] | None
+        stdin: bool
+        tty: bool
+        ulimits: Sequence[str] | None
+        oom_score_adj: int | None
+        sysctls: Mapping[str, str] | None
+        stop_signal: str | None
+        spec: SpecPatch | None
+
+
+def parse_size(value: int | str, what: str) -> int:
+    """Return bytes: an int, or a string such as ``512m``, ``1.5g``, ``64KiB`` (binary units, as docker reads them)."""
+    if isinstance(value, int):
+        number = value
+    else:
+        text = value.strip().lower()
+        digits = text.rstrip("bikmgtp")
+        unit = text[len(digits) :].removesuffix("b").removesuffix("i")
+        try:
+            number = int(float(digits) * _SIZE_UNITS[unit])
+        except (ValueError, KeyError, OverflowError):
+            raise InvalidArgument(
+                f"{what} {value!r} is not a size", hint="Write bytes, or 512m, 2g."
+            ) from None
+    if number < 0:
+        raise InvalidArgument(f"{what} {value!r} is negative")
+    return number
+
+
+def parse_command(value: str | Sequence[str]) -> list[str]:
+    """Return arguments; a string is split as a shell would."""
+    if isinstance(value, str):
+        import shlex
+
+        try:
+            return shlex.split(value)
+        except ValueError as error:
+            raise InvalidArgument(f"the command {value!r} cannot be split: {error}") from None
+    arguments = list(value)
+    for argument in arguments:
+        if not isinstance(argument, str) or "\0" in argument:
+            raise InvalidArgument(f"the command's argument {argument!r} is not a string without NUL")
+    return arguments
+
+
+def parse_environment(value: Environment | None) -> dict[str, str]:
+    """Return variables; ``K`` alone (or a None value) takes the caller's, and is left out where he has none."""
+    if value is None:
+        return {}
+    pairs: Iterable[tuple[str, str | None]]
+    if isinstance(value, Mapping):
+        pairs = value.items()
+    else:
+        pairs = (
+            (key, text if found else None) for key, found, text in (item.partition("=") for item in value)
+        )
+    result: dict[str, str] = {}
+    for key, text in pairs:
+        if not key or "=" in key or "\0" in key or (text is not None and "\0" in text):
+            raise InvalidArgument(f"the environment variable {key!r} is malformed", hint="Write NAME=VALUE.")
+        resolved = os.environ.get(key) if text is None else str(text)
+        if resolved is not None:
+            result[key] = resolved
+    return result
+
+
+def parse_capabilities(
+    add: Sequence[str] | None, drop: Sequence[str] | None, *, privileged: bool
+) -> list[str]:
+    """Return the capability set, sorted. Drops win over the defaults, adds over drops of ALL, as in docker."""
+    added, dropped = _capability_names(add), _capability_names(drop)
+    everything = privileged or "ALL" in added
+    base = set(ALL_CAPABILITIES if everything else CAPABILITIES)
+    if "ALL" in dropped:
+        base = set()
+        if "ALL" in added:
+            raise InvalidArgument("capabilities ALL are both added and dropped")
+    return sorted((base | (added - {"ALL"})) - (dropped - {"ALL"}))
+
+
+def _capability_names(names: Sequence[str] | None) -> set[str]:
+    result = set()
+    for name in [names] if isinstance(names, str) else names or ():
+        upper = name.upper()
+        full = upper if upper == "ALL" or upper.startswith("CAP_") else f"CAP_{upper}"
+        if full != "ALL" and full not in ALL_CAPABILITIES:
+            raise InvalidArgument(f"there is no capability {name!r}", hint="See capabilities(7), or use ALL.")
+        result.add(full)
+    return result
+
+
+def parse_ulimit(value: str) -> Rlimit:
+    """Parse ``nofile=1024:2048`` or ``nofile=1024``; ``unlimited`` or -1 stands for no limit."""
+    name, separator, limits = value.partition("=")
+    soft, _, hard = limits.partition(":")
+    unlimited = 2**64 - 1
+    try:
+        numbers = [unlimited if part in ("unlimited", "-1") else int(part) for part in (soft, hard or soft)]
+    except ValueError:
+        numbers = []
+    if not separator or not numbers or min(numbers) < 0 or numbers[0] > numbers[1]:
+        raise InvalidArgument(
+            f"ulimit {value!r} is malformed", hint="Write NAME=SOFT[:HARD], such as nofile=1024."
+        )
+    return Rlimit(type=f"RLIMIT_{name.upper()}", soft=numbers[0], hard=numbers[1])
+
+
+def parse_cpus(value: float | str) -> CpuLimits:
+    """Turn a number of processors into a CFS quota."""
+    try:
+        cpus = float(value)
+    except ValueError:
+        cpus = -1.0
+    if not 0.01 <= cpus <= 100_000:
+        raise InvalidArgument(f"cpus {value!r} is not a number of processors", hint="Write 0.5, 1 or 2.")
+    return CpuLimits(quota=round(cpus * CPU_PERIOD), period=CPU_PERIOD)
+
+
+def memory_limits(options: Options) -> MemoryLimits | None:
+    """Parse memory and memory_swap. Without the latter a container may swap nothing beyond its memory."""
+    if options.memory is None:
+        if options.memory_swap is not None:
+            raise InvalidArgument("memory_swap needs memory")
+        return None
+    limit = parse_size(options.memory, "memory")
+    if limit < MEMORY_MIN:
+        raise InvalidArgument(
+            f"memory {options.memory!r} is less than the {MEMORY_MIN} bytes that a process needs"
+        )
+    swap = limit if options.memory_swap is None else parse_size(options.memory_swap, "memory_swap")
+    if swap < limit:
+        raise InvalidArgument("memory_swap counts memory and swap together, and is less than memory")
+    return MemoryLimits(limit=limit, swap=swap)
+
+
+def pids_limits(options: Options) -> PidsLimits | None:
+    """Parse pids_limit; None, 0 and -1 are no limit."""
+    if options.pids_limit in (None, 0, -1):
+        return None
+    if options.pids_limit < 0:
+        raise InvalidArgument(f"pids_limit {options.pids_limit} is negative")
+    return PidsLimits(limit=options.pids_limit)
+
+
+def parse_mounts(options: Options) -> list[Mount]:
+    """Parse volumes, mounts and tmpfs, in this order."""
+    result = [_volume(item) for item in _volume_strings(options.volumes)]
+    result += [_mount(item) for item in options.mounts or ()]
+    tmpfs = options.tmpfs or ()
+    pairs = tmpfs.items() if isinstance(tmpfs, Mapping) else (item.partition(":")[::2] for item in tmpfs)
+    for destination, text in pairs:
+        extra = [option for option in text.split(",") if option]
+        result.append(
+            Mount(
+                destination=_absolute(destination, "tmpfs"),
+                type="tmpfs",
+                source="tmpfs",
+                options=["nosuid", "nodev", *([] if "exec" in extra else ["noexec"]), *extra],
+            )
+        )
+    return result
+
+
+def _volume_strings(volumes: Sequence[str] | Mapping[str, Any] | None) -> list[str]:
+    if isinstance(volumes, Mapping):
+        return [f"{source}:{entry['bind']}:{entry.get('mode', 'rw')}" for source, entry in volumes.items()]
+    return list(volumes or ())
+
+
+def _volume(text: str) -> Mount:
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise InvalidArgument(f"volume {text!r} is malformed", hint="Write SOURCE:TARGET[:ro].")
+    source, destination, *rest = parts
+    options = rest[0].split(",") if rest else []
+    known = {
+        "ro",
+        "rw",
+        "rro",
+        "nosuid",
+        "nodev",
+        "noexec",
+        "private",
+        "rprivate",
+        "slave",
+        "rslave",
+        "shared",
+        "rshared",
+    }
+    for option in options:
+        if option not in known:
+            raise InvalidArgument(
+                f"volume {text!r} has the unknown option {option!r}", hint=f"Known: {sorted(known)}."
+            )
+    return _bind(source, destination, options)
+
+
+def _mount(value: str | Mapping[str, Any] | Mount) -> Mount:
+    if isinstance(value, Mount):
+        return value
+    if isinstance(value, str):
+        fields = dict(part.partition("=")[::2] for part in value.split(","))
+    else:
+        fields = {
+            key: str(entry) if entry is not True else "" for key, entry in value.items() if entry is not False
+        }
+    kind = fields.pop("type", "bind")
+    destination = _pop_first(fields, "target", "destination", "dst")
+    source = _pop_first(fields, "source", "src")
+    options = []
+    for name in ("readonly", "ro"):
+        if name in fields and fields.pop(name).lower() in ("", "true", "1"):
+            options.append("ro")
+    if propagation := fields.pop("bind-propagation", None):
+        options.append(propagation)
+    if kind == "tmpfs":
+        options += _tmpfs_options(fields)
+    if fields:
+        raise InvalidArgument(f"mount {value!r} has the unknown field {next(iter(fields))!r}")
+    if destination is None:
+        raise InvalidArgument(f"mount {value!r} has no target")
+    if kind == "tmpfs":
+        return Mount(
+            destination=_absolute(destination, "tmpfs"),
+            type="tmpfs",
+            source="tmpfs",
+            options=["nosuid", "nodev", "noexec", *options],
+        )
+    if kind != "bind":
+        raise Unsupported(f"mount type {kind!r} is not one of bind, tmpfs")
+    if source is None:
+        raise InvalidArgument(f"mount {value!r} has no source")
+    return _bind(source, destination, options)
+
+
+def _pop_first(fields: dict[str, str], *names: str) -> str | None:
+    return next((fields.pop(name) for name in names if name in fields), None)
+
+
+def _tmpfs_options(fields: dict[str, str]) -> list[str]:
+    options = []
+    if "tmpfs-size" in fields:
+        options.append(f"size={parse_size(fields.pop('tmpfs-size'), 'tmpfs-size')}")
+    if "tmpfs-mode" in fields:
+        options.append(f"mode={fields.pop('tmpfs-mode')}")
+    return options
+
+
+def _bind(source: str, destination: str, options: list[str]) -> Mount:
+    if not source.startswith("/"):
+        raise Unsupported(
+            f"volume source {source!r} is not an absolute path, and there are no named volumes yet",
+            hint="Give the path of a folder or file of this machine.",
+        )
+    try:
+        exists = Path(source).exists()
+    except PermissionError:
+        raise PermissionDenied(f"volume source {source} cannot be reached") from None
+    if not exists:
+        raise NotFound(f"volume source {source} is not there", hint="Create it first.")
+    propagation = (
+        [] if any("private" in o or "slave" in o or "shared" in o for o in options) else ["rprivate"]
+    )
+    return Mount(
+        destination=_absolute(destination, "volume"),
+        type="bind",
+        source=source,
+        options=["rbind", *options, *propagation],
+    )
+
+
+def _absolute(path: str, what: str) -> str:
+    if not path.startswith("/") or "\0" in path:
+        raise InvalidArgument(f"{what} target {path!r} is not an absolute path")
+    if os.path.normpath(path) == "/":
+        raise InvalidArgument(f"{what} target {path!r} would hide the root filesystem")
+    return path
+
+
+def parse_device(text: str) -> tuple[Device, str]:
+    """Parse ``HOST[:CONTAINER[:PERMISSIONS]]``; return the node and its permissions (``rwm`` by default)."""
+    parts = text.split(":")
+    path = parts[1] if len(parts) > 1 and parts[1] else parts[0]
+    access = parts[2] if len(parts) > 2 else "rwm"
+    if len(parts) > 3 or not access or not set(access) <= set("rwm") or not path.startswith("/"):
+        raise InvalidArgument(f"device {text!r} is malformed", hint="Write HOST[:CONTAINER[:rwm]].")
+    return device_node(parts[0], path), access
+
+
+def device_node(source: str, path: str) -> Device:
+    """Describe the device node ``source`` of this machine, to appear as ``path``."""
+    import stat
+
+    try:
+        found = Path(source).stat()
+    except FileNotFoundError:
+        raise NotFound(f"device {source} is not there") from None
+    kind = "c" if stat.S_ISCHR(found.st_mode) else "b" if stat.S_ISBLK(found.st_mode) else None
+    if kind is None:
+        raise InvalidArgument(f"{source} is not a device node")
+    return Device(
+        type=kind,
+        path=path,
+        major=os.major(found.st_rdev),
+        minor=os.minor(found.st_rdev),
+        file_mode=stat.S_IMODE(found.st_mode),
+        uid=found.st_uid,
+        gid=found.st_gid,
+    )

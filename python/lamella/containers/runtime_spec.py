@@ -1,0 +1,156 @@
+"""Typed models of the OCI runtime spec's config.json, the parts that lamella sets.
+
+Source: OCI runtime spec 1.2, config.md and config-linux.md. Fields that are absent keep the runtime's default; what a caller
+adds beyond these models goes into the document as plain JSON (``spec=`` of :meth:`Containers.create`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class _Document(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
+    """The JSON form of the spec: camelCase, absent instead of null."""
+
+
+class User(_Document):
+    """The ids a process runs as."""
+
+    uid: int
+    gid: int
+    umask: int | None = None
+    additional_gids: list[int] = []
+
+
+class Capabilities(_Document):
+    """Capability sets by name, such as ``CAP_CHOWN``."""
+
+    bounding: list[str] = []
+    effective: list[str] = []
+    permitted: list[str] = []
+    inheritable: list[str] = []
+    ambient: list[str] = []
+
+
+class Rlimit(_Document):
+    """One resource limit, such as ``RLIMIT_NOFILE``."""
+
+    type: str
+    soft: int
+    hard: int
+
+
+class Process(_Document):
+    """The container's first process."""
+
+    args: list[str]
+    cwd: str
+    env: list[str]
+    user: User
+    terminal: bool = False
+    capabilities: Capabilities | None = None
+    rlimits: list[Rlimit] = []
+    no_new_privileges: bool = False
+    oom_score_adj: int | None = None
+
+
+class Root(_Document):
+    """The root filesystem's mount point, relative to the bundle."""
+
+    path: str
+    readonly: bool = False
+
+
+class Mount(_Document):
+    """One mount inside the container."""
+
+    destination: str
+    type: str
+    source: str
+    options: list[str] = []
+
+
+class Namespace(_Document):
+    """A namespace to make, or to join when ``path`` is given."""
+
+    type: str
+    path: str = ""
+
+
+class Device(_Document):
+    """A device node inside the container."""
+
+    type: str
+    path: str
+    major: int
+    minor: int
+    file_mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+
+
+class DeviceRule(_Document):
+    """What the devices controller allows or denies."""
+
+    allow: bool
+    access: str
+    type: str = ""
+    major: int | None = None
+    minor: int | None = None
+
+
+class MemoryLimits(_Document):
+    """Bytes; ``swap`` counts memory and swap together."""
+
+    limit: int | None = None
+    swap: int | None = None
+
+
+class CpuLimits(_Document):
+    """Microseconds of CPU time (``quota``) in each ``period``."""
+
+    quota: int | None = None
+    period: int | None = None
+    shares: int | None = None
+    cpus: str | None = None
+
+
+class PidsLimits(_Document):
+    """The number of processes and threads."""
+
+    limit: int
+
+
+class Resources(_Document):
+    """What the cgroup limits."""
+
+    devices: list[DeviceRule] = []
+    memory: MemoryLimits | None = None
+    cpu: CpuLimits | None = None
+    pids: PidsLimits | None = None
+
+
+class Linux(_Document):
+    """The Linux part."""
+
+    namespaces: list[Namespace]
+    cgroups_path: str
+    resources: Resources
+    devices: list[Device] = []
+    seccomp: msgspec.Raw | None = None
+    masked_paths: list[str] = []
+    readonly_paths: list[str] = []
+    sysctl: dict[str, str] = {}
+    rootfs_propagation: str | None = None
+
+
+class Spec(_Document):
+    """The whole document."""
+
+    oci_version: str
+    process: Process
+    root: Root
+    hostname: str
+    mounts: list[Mount]
+    linux: Linux
+    annotations: dict[str, str] = {}

@@ -1,0 +1,225 @@
+"""Image config + options -> OCI runtime spec.
+
+The result is a plain document: the launcher takes it, and so does any OCI runtime.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import msgspec
+
+from lamella import oci
+from lamella.containers import defaults
+from lamella.containers.options import (
+    Options,
+    device_node,
+    memory_limits,
+    parse_capabilities,
+    parse_command,
+    parse_cpus,
+    parse_device,
+    parse_environment,
+    parse_mounts,
+    parse_size,
+    parse_ulimit,
+    pids_limits,
+)
+from lamella.containers.runtime_spec import (
+    Capabilities,
+    CpuLimits,
+    Device,
+    DeviceRule,
+    Linux,
+    Mount,
+    Namespace,
+    Process,
+    Resources,
+    Root,
+    Spec,
+    User,
+)
+from lamella.containers.seccomp import seccomp_section
+from lamella.containers.user import ReadFile, resolve_user
+from lamella.errors import InvalidArgument
+
+HOSTNAME_MAX = 64
+
+
+def build_spec(
+    image: oci.RunConfig,
+    options: Options,
+    *,
+    container_id: str,
+    namespace: str,
+    task_folder: str,
+    network_path: str,
+    read_file: ReadFile,
+) -> bytes:
+    """Return config.json.
+
+    ``task_folder`` will hold hosts, hostname and resolv.conf; ``network_path`` is the namespace to join ('' for a new one,
+    'host' for the host's); ``read_file`` reads /etc/passwd and /etc/group of the image. Errors: InvalidArgument for a malformed
+    option, NotFound for a missing bind source or device, Unsupported for what there is not.
+    """
+    args = _arguments(image, options)
+    user_text = str(options.user) if options.user is not None else image.user
+    user = resolve_user(user_text, read_file)
+    hostname = _hostname(options, container_id, network_path)
+    capabilities = parse_capabilities(options.cap_add, options.cap_drop, privileged=options.privileged)
+    devices, device_rules = _devices(options)
+    spec = Spec(
+        oci_version=defaults.OCI_VERSION,
+        process=Process(
+            args=args,
+            cwd=_working_dir(image, options),
+            env=_environment(image, options, hostname=hostname, home=user.home),
+            user=User(uid=user.uid, gid=user.gid, additional_gids=user.additional_gids),
+            terminal=options.tty,
+            capabilities=Capabilities(bounding=capabilities, effective=capabilities, permitted=capabilities),
+            rlimits=[parse_ulimit(text) for text in options.ulimits or ()],
+            no_new_privileges=options.no_new_privileges,
+            oom_score_adj=options.oom_score_adj,
+        ),
+        root=Root(path="rootfs", readonly=options.read_only),
+        hostname=hostname,
+        mounts=_mounts(options, task_folder, network_path),
+        linux=Linux(
+            namespaces=_namespaces(network_path),
+            cgroups_path=f"/lamella/{namespace}/{container_id}",
+            resources=Resources(
+                devices=device_rules,
+                memory=memory_limits(options),
+                cpu=_cpu(options),
+                pids=pids_limits(options),
+            ),
+            devices=devices,
+            seccomp=seccomp_section(
+                options.seccomp, capabilities=capabilities, privileged=options.privileged
+            ),
+            masked_paths=[] if options.privileged else defaults.MASKED_PATHS,
+            readonly_paths=[] if options.privileged else defaults.READONLY_PATHS,
+            sysctl=dict(options.sysctls or {}),
+        ),
+        annotations=dict(options.annotations or {}),
+    )
+    document = msgspec.json.encode(spec)
+    if options.spec is not None:
+        patched: dict[str, Any] = msgspec.json.decode(document)
+        returned = options.spec(patched)
+        document = msgspec.json.encode(patched if returned is None else returned)
+    return document
+
+
+def _arguments(image: oci.RunConfig, options: Options) -> list[str]:
+    """Combine entrypoint and command: an entrypoint that is given hides the image's command, as in docker."""
+    entrypoint = image.entrypoint or []
+    command = image.cmd or []
+    if options.entrypoint is not None:
+        entrypoint, command = parse_command(options.entrypoint), []
+    if options.command is not None:
+        command = parse_command(options.command) or command
+    args = [*entrypoint, *command]
+    if not args or not args[0]:
+        raise InvalidArgument("the image names no command", hint="Give one: run IMAGE COMMAND [ARG...].")
+    return args
+
+
+def _environment(image: oci.RunConfig, options: Options, *, hostname: str, home: str) -> list[str]:
+    variables = {"PATH": defaults.PATH, "HOSTNAME": hostname}
+    if options.tty:
+        variables["TERM"] = "xterm"
+    for item in image.env or ():
+        key, _, value = item.partition("=")
+        variables[key] = value
+    variables.update(parse_environment(options.environment))
+    variables.setdefault("HOME", home)
+    return [f"{key}={value}" for key, value in variables.items()]
+
+
+def _working_dir(image: oci.RunConfig, options: Options) -> str:
+    path = options.working_dir if options.working_dir is not None else image.working_dir or "/"
+    if not path.startswith("/") or "\0" in path:
+        raise InvalidArgument(f"the working folder {path!r} is not an absolute path")
+    return os.path.normpath(path)
+
+
+def _hostname(options: Options, container_id: str, network_path: str) -> str:
+    hostname = options.hostname or (os.uname().nodename if network_path == "host" else container_id[:12])
+    if (
+        len(hostname) > HOSTNAME_MAX
+        or not hostname.isascii()
+        or not hostname.isprintable()
+        or "/" in hostname
+    ):
+        raise InvalidArgument(
+            f"the hostname {hostname!r} is not valid", hint=f"At most {HOSTNAME_MAX} ASCII characters."
+        )
+    return hostname
+
+
+def _cpu(options: Options) -> CpuLimits | None:
+    if options.cpus is None and options.cpuset is None:
+        return None
+    limits = parse_cpus(options.cpus) if options.cpus is not None else CpuLimits()
+    limits.cpus = options.cpuset
+    return limits
+
+
+def _namespaces(network_path: str) -> list[Namespace]:
+    namespaces = [Namespace(type=kind) for kind in ("mount", "pid", "uts", "ipc", "cgroup")]
+    if network_path != "host":
+        namespaces.append(Namespace(type="network", path=network_path))
+    return namespaces
+
+
+def _mounts(options: Options, task_folder: str, network_path: str) -> list[Mount]:
+    host_network = network_path == "host"
+    mounts = defaults.mounts(
+        shm_size=parse_size(options.shm_size, "shm_size"),
+        writable_sys=options.privileged,
+        host_network=host_network,
+    )
+    own = parse_mounts(options)
+    taken = {os.path.normpath(mount.destination) for mount in own}
+    for name in ("hosts", "hostname", "resolv.conf"):
+        if f"/etc/{name}" not in taken:
+            mounts.append(
+                Mount(
+                    destination=f"/etc/{name}",
+                    type="bind",
+                    source=f"{task_folder}/{name}",
+                    options=["rbind", "rprivate", "nosuid", "nodev", "noexec"],
+                )
+            )
+    kept = [mount for mount in mounts if mount.destination not in taken]
+    return [*kept, *sorted(own, key=lambda mount: os.path.normpath(mount.destination).count("/"))]
+
+
+def _devices(options: Options) -> tuple[list[Device], list[DeviceRule]]:
+    devices, rules = [], list(defaults.DEVICE_RULES)
+    if options.privileged:
+        devices = [device_node(path, path) for path in _host_devices()]
+        rules = [DeviceRule(allow=True, access="rwm")]
+    for text in options.devices or ():
+        device, access = parse_device(text)
+        devices.append(device)
+        rules.append(
+            DeviceRule(allow=True, type=device.type, major=device.major, minor=device.minor, access=access)
+        )
+    return devices, rules
+
+
+def _host_devices() -> list[str]:
+    """List the device nodes at the top of /dev, but for those that every container has of its own."""
+    import stat
+
+    own = {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "console"}
+    found = []
+    with os.scandir("/dev") as entries:
+        for entry in entries:
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if entry.name not in own and (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
+                found.append(entry.path)
+    return sorted(found)

@@ -1,0 +1,250 @@
+"""The task of one container: its bundle on disk, the launcher that starts it, and how it stands.
+
+How it stands is never stored by us: the monitor holds a lock while it lives and leaves ``exit.json`` when the container has
+ended. Neither lock nor exit record: the monitor was killed or the machine restarted, and the state is ``unknown``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from lamella import _core
+from lamella.config import Config
+from lamella.containers.monitor import Attached, Connection, Exit, _Failure, raise_failure
+from lamella.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted
+from lamella.snapshots import Mount
+
+Status = Literal["created", "running", "stopped", "unknown"]
+
+
+class Started(msgspec.Struct, frozen=True):
+    """The launcher's answer."""
+
+    pid: int = 0
+    monitor_pid: int = 0
+    started_at: str = ""
+    warnings: list[str] = []
+    error: _Failure | None = None
+
+
+class Task:
+    """The task of one container. The object is a view of the folder and holds nothing open."""
+
+    def __init__(self, config: Config, container_id: str) -> None:
+        self.folder = config.state / "tasks" / config.namespace / container_id
+        self.log_folder = config.root / "containers" / config.namespace / container_id
+
+    @property
+    def log_path(self) -> Path:
+        """The log, one JSON object a line; not there before the first output."""
+        return self.log_folder / "log.jsonl"
+
+    def start(
+        self,
+        spec: bytes,
+        files: dict[str, bytes],
+        rootfs: list[Mount],
+        *,
+        attach: bool,
+        stdin: bool,
+    ) -> tuple[Started, Attached | None]:
+        """Write the bundle and launch it.
+
+        ``files`` are the bundle's hosts, hostname and resolv.conf. Errors: FailedPrecondition when it runs already,
+        CommandNotFound and CommandNotExecutable for the program, and what else the launcher reports; after one nothing of the
+        task is left.
+        """
+        self._make_folders()
+        with self._exclusive():
+            if self.running():
+                raise FailedPrecondition("the container is running already")
+            # The last run's records go; hosts and the like are written anew.
+            for name in ("exit.json", "control.sock", "pid"):
+                (self.folder / name).unlink(missing_ok=True)
+            try:
+                for name, data in (("config.json", spec), *files.items()):
+                    _write(self.folder / name, data, 0o600 if name == "config.json" else 0o644)
+            except OSError as error:
+                raise _disk_error(error, self.folder) from error
+            return self._launch(rootfs, attach=attach, stdin=stdin)
+
+    def _launch(self, rootfs: list[Mount], *, attach: bool, stdin: bool) -> tuple[Started, Attached | None]:
+        request = msgspec.json.encode(
+            {
+                "version": 1,
+                "bundle": str(self.folder),
+                "rootfs": [{"type": m.type, "source": m.source, "options": m.options} for m in rootfs],
+                "log": str(self.log_path),
+                "attach": attach,
+                "stdin": stdin,
+                "hold": False,
+            }
+        )
+        ours, theirs = socket.socketpair() if attach else (None, None)
+        try:
+            reply = _core.launch(request, [theirs.fileno()] if theirs is not None else [])
+            started = msgspec.json.decode(reply, type=Started)
+            if started.error is not None:
+                raise_failure(started.error)
+        except BaseException:
+            if ours is not None:
+                ours.close()
+            raise
+        finally:
+            if theirs is not None:
+                theirs.close()
+        return started, Attached(Connection(ours)) if ours is not None else None
+
+    def _make_folders(self) -> None:
+        try:
+            for folder, mode in (
+                (self.folder.parent.parent.parent, 0o711),
+                (self.folder, 0o700),
+                (self.log_folder, 0o700),
+            ):
+                folder.mkdir(mode=mode, parents=True, exist_ok=True)
+            (self.folder / "rootfs").mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise _disk_error(error, self.folder) from error
+
+    def _exclusive(self) -> _Lock:
+        return _Lock(self.folder / "create.lock")
+
+    def running(self) -> bool:
+        """Say whether a monitor lives."""
+        try:
+            descriptor = os.open(self.folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def status(self) -> Status:
+        """Say how the task stands."""
+        if self.running():
+            return "running"
+        if self.exit() is not None:
+            return "stopped"
+        return "unknown" if (self.folder / "lock").exists() else "created"
+
+    def exit(self) -> Exit | None:
+        """Return the exit record, None before there is one."""
+        try:
+            return msgspec.json.decode((self.folder / "exit.json").read_bytes(), type=Exit)
+        except FileNotFoundError:
+            return None
+        except msgspec.MsgspecError as error:
+            raise FailedPrecondition(f"the exit record of the task is damaged: {error}") from None
+
+    def pid(self) -> int | None:
+        """Return the host's pid of the container's first process while it runs."""
+        if not self.running():
+            return None
+        try:
+            return int((self.folder / "pid").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def wait(self, deadline: float | None = None) -> Exit:
+        """Wait for the end. DeadlineExceeded at ``deadline``, FailedPrecondition when it never ran or is unknown."""
+        try:
+            connection = Connection.open(self.folder)
+        except NotFound:
+            return self._exit_record()
+        try:
+            connection.request({"op": "wait"})
+            while (reply := connection.reply(deadline)) is not None:
+                if reply.exit is not None:
+                    return reply.exit
+        except BrokenPipeError:
+            pass
+        finally:
+            connection.close()
+        return self._exit_record()
+
+    def _exit_record(self) -> Exit:
+        record = self.exit()
+        if record is None:
+            raise FailedPrecondition(
+                "the container has no running task and no exit status",
+                hint="Start it; if it ran, its monitor was killed or the machine restarted.",
+            )
+        return record
+
+    def ask(self, document: dict[str, Any]) -> None:
+        """Send one request to the monitor and wait for its answer. NotFound when the task has ended."""
+        connection = Connection.open(self.folder)
+        try:
+            connection.request(document)
+            if connection.reply() is None:
+                raise NotFound("the container's task has ended")
+        except (BrokenPipeError, ConnectionResetError):
+            raise NotFound("the container's task has ended") from None
+        finally:
+            connection.close()
+
+    def attach(self, *, stdin: bool) -> Attached:
+        """Join the streams from now on. NotFound when the task has ended."""
+        connection = Connection.open(self.folder)
+        try:
+            connection.request({"op": "attach", "stdin": stdin})
+            if connection.reply() is None:
+                raise NotFound("the container's task has ended")
+        except BaseException:
+            connection.close()
+            raise
+        return Attached(connection)
+
+    def remove(self) -> None:
+        """Remove the bundle and the log. FailedPrecondition while it runs. Harmless twice."""
+        if self.folder.is_dir():
+            with self._exclusive():
+                if self.running():
+                    raise FailedPrecondition(
+                        "the container is running", hint="Stop it first, or remove with force."
+                    )
+                _core.remove_tree(str(self.folder))
+        _core.remove_tree(str(self.log_folder))
+
+
+class _Lock:
+    """An flock for the length of a with block."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def __exit__(self, *details: object) -> None:
+        os.close(self._descriptor)
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+
+
+def _disk_error(error: OSError, path: Path) -> Exception:
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceExhausted(
+            f"no space left to write {path}", hint="Free space, or choose another --state."
+        )
+    return PermissionDenied(
+        f"cannot write {path}: {error.strerror}", hint="Check the owner of the state folder."
+    )

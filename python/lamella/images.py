@@ -1,0 +1,251 @@
+"""Images: names in a namespace that point at a descriptor.
+
+An image is purely descriptive: it owns no files and no snapshots. Removing one lets garbage collection take what nothing else
+refers to. Names are canonical references (``docker.io/library/nginx:latest``); methods take them as docker does (``nginx``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lamella import oci
+from lamella.digest import Digest
+from lamella.errors import FailedPrecondition, NotFound
+from lamella.labels import check_labels
+from lamella.metadata import timestamp
+from lamella.reference import Reference
+
+if TYPE_CHECKING:
+    from lamella.client import Client
+    from lamella.transfer.progress import ProgressCallback
+
+_COLUMNS = "name, media_type, digest, size, labels, created_at, updated_at"
+
+
+class Image:
+    """One image of one namespace, as it was when it was read. Its documents are read from the content store on demand."""
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        name: str,
+        target: oci.Descriptor,
+        labels: Mapping[str, str],
+        created_at: str,
+        updated_at: str,
+    ) -> None:
+        self._client = client
+        self.name = name
+        self.target = target
+        self.labels = dict(labels)
+        self.created_at = created_at
+        self.updated_at = updated_at
+
+    def __repr__(self) -> str:
+        return f"<lamella.Image {self.name} {self.target.digest[:19]}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Image) and (self.name, self.target) == (other.name, other.target)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.target.digest))
+
+    @property
+    def digest(self) -> Digest:
+        """The digest of what the name points at (an index or a manifest)."""
+        return self.target.digest
+
+    @property
+    def familiar_name(self) -> str:
+        """The name as docker shows it: ``nginx:latest``."""
+        return Reference.parse(self.name).familiar
+
+    @cached_property
+    def manifest_descriptor(self) -> oci.Descriptor:
+        """The manifest that is used on this machine: the target itself, or the one of the index whose blobs are here."""
+        from lamella import platforms
+
+        descriptor = self.target
+        for _ in range(platforms.INDEX_DEPTH_MAX):
+            data = self._client.content.read(descriptor.digest)
+            if oci.document_type(data, descriptor.media_type) in oci.MANIFEST_TYPES:
+                return descriptor
+            present = [m for m in oci.parse_index(data).manifests if self._client.content.exists(m.digest)]
+            if not present:
+                break
+            try:
+                descriptor = platforms.choose(present, platforms.default_platform())
+            except NotFound:
+                descriptor = present[0]
+        raise NotFound(
+            f"no manifest of {self.name} is in the content store", hint=f"Fetch it: lamella pull {self.name}"
+        )
+
+    @cached_property
+    def manifest(self) -> oci.Manifest:
+        """The manifest document. NotFound when its blob is not here."""
+        return oci.parse_manifest(self._client.content.read(self.manifest_descriptor.digest))
+
+    @cached_property
+    def config(self) -> oci.ImageConfig:
+        """The image config. NotFound when its blob is not here."""
+        return oci.parse_config(self._client.content.read(self.manifest.config.digest))
+
+    @property
+    def layers(self) -> list[oci.Descriptor]:
+        """The layers' descriptors, bottom first."""
+        return self.manifest.layers
+
+    @property
+    def diff_ids(self) -> list[Digest]:
+        """The digests of the uncompressed layers, bottom first."""
+        return self.config.rootfs.diff_ids
+
+    @property
+    def chain_ids(self) -> list[Digest]:
+        """The names of the image's committed snapshots, bottom first."""
+        return oci.chain_ids(self.diff_ids)
+
+    @property
+    def chain_id(self) -> Digest:
+        """The name of the committed snapshot that holds the whole image; the parent for views and active snapshots."""
+        chain = self.chain_ids
+        if not chain:
+            raise FailedPrecondition(f"{self.name} has no layers, so that there is no snapshot of it")
+        return chain[-1]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the manifest, config and layers as they are stored and transferred."""
+        manifest = self.manifest
+        parts = [self.manifest_descriptor, manifest.config, *manifest.layers]
+        return sum({part.digest: part.size for part in parts}.values())
+
+    @property
+    def platform(self) -> oci.Platform:
+        """The platform of the manifest that is here."""
+        return self.config.platform
+
+    def inspect(self) -> dict[str, Any]:
+        """Everything known about the image as plain data (the fields of ``lamella images inspect``)."""
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "target": msgspec.to_builtins(self.target),
+            "manifest": msgspec.to_builtins(self.manifest_descriptor),
+            "platform": str(self.platform),
+            "size": self.size,
+            "chain_id": self.chain_ids[-1] if self.diff_ids else None,
+            "chain_ids": self.chain_ids,
+            "diff_ids": self.diff_ids,
+            "layers": msgspec.to_builtins(self.layers),
+            "config": msgspec.to_builtins(self.config),
+            "labels": self.labels,
+            "created_at": self.created_at,
+            "updated_at": self.updated_at,
+        }
+
+
+class Images:
+    """The images of one namespace."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def pull(
+        self,
+        ref: str | Reference,
+        *,
+        platform: str | oci.Platform | None = None,
+        progress: ProgressCallback | None = None,
+        plain_http: bool = False,
+        unpack: bool = True,
+    ) -> Image:
+        """Fetch an image from its registry and, unless ``unpack`` is false, unpack it into committed snapshots.
+
+        ``platform`` is ``os/arch[/variant]``, this machine's by default. ``plain_http`` allows HTTP without TLS to a
+        host that is not loopback. Errors as :meth:`lamella.transfer.pull.Pull.run`. Twice is harmless and costs
+        one request when nothing changed.
+        """
+        from lamella import platforms
+        from lamella.registry.client import RegistryClient
+        from lamella.transfer.pull import Pull
+
+        reference = ref if isinstance(ref, Reference) else Reference.parse(ref)
+        wanted = platforms.parse_platform(platform) if isinstance(platform, str) else platform
+        with RegistryClient(plain_http=plain_http) as registry:
+            pulled = Pull(
+                self._client, reference, registry, platform=wanted, progress=progress, unpack=unpack
+            ).run()
+        return self.get(pulled.name)
+
+    def get(self, ref: str | Reference) -> Image:
+        """Return an image of the store. NotFound when there is none of this name."""
+        name = str(ref if isinstance(ref, Reference) else Reference.parse(ref))
+        with self._client.database.read() as db:
+            row = db.execute(
+                f"SELECT {_COLUMNS} FROM images WHERE namespace = ? AND name = ?",  # noqa: S608 (a constant)
+                (self._client.config.namespace, name),
+            ).fetchone()
+        if row is None:
+            raise NotFound(
+                f"image {name} is not in namespace {self._client.config.namespace}",
+                hint=f"Fetch it: lamella pull {name}",
+            )
+        return self._image(row)
+
+    def list(self) -> list[Image]:
+        """Return all images of the namespace, sorted by name."""
+        with self._client.database.read() as db:
+            rows = db.execute(
+                f"SELECT {_COLUMNS} FROM images WHERE namespace = ? ORDER BY name",  # noqa: S608 (a constant)
+                (self._client.config.namespace,),
+            ).fetchall()
+        return [self._image(row) for row in rows]
+
+    def put(self, name: str, target: oci.Descriptor, labels: Mapping[str, str] | None = None) -> None:
+        """Point a canonical name at a descriptor; create the image when it is not there. Twice is harmless."""
+        encoded = msgspec.json.encode(check_labels(labels or {})).decode()
+        now = timestamp()
+        key = (self._client.config.namespace, name)
+        with self._client.database.write() as db:
+            row = db.execute("SELECT digest FROM images WHERE namespace = ? AND name = ?", key).fetchone()
+            if row is not None and row[0] == target.digest and labels is None:
+                return
+            db.execute(
+                """
+                INSERT INTO images (namespace, name, media_type, digest, size, labels, created_at, updated_at)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+                ON CONFLICT (namespace, name) DO UPDATE SET
+                  media_type = excluded.media_type, digest = excluded.digest, size = excluded.size,
+                  labels = CASE WHEN ? THEN excluded.labels ELSE labels END, updated_at = excluded.updated_at
+                """,
+                (*key, target.media_type, target.digest, target.size, encoded, now, now, labels is not None),
+            )
+
+    def remove(self, ref: str | Reference) -> None:
+        """Remove the name. Content and snapshots stay until garbage collection. NotFound when there is none."""
+        name = str(ref if isinstance(ref, Reference) else Reference.parse(ref))
+        with self._client.database.write() as db:
+            rows = db.execute(
+                "DELETE FROM images WHERE namespace = ? AND name = ? RETURNING name",
+                (self._client.config.namespace, name),
+            ).fetchall()
+        if not rows:
+            raise NotFound(f"image {name} is not in namespace {self._client.config.namespace}")
+
+    def _image(self, row: tuple[Any, ...]) -> Image:
+        name, media_type, digest, size, labels, created_at, updated_at = row
+        return Image(
+            self._client,
+            name=name,
+            target=oci.Descriptor(media_type=media_type, digest=digest, size=size),
+            labels=msgspec.json.decode(labels, type=dict[str, str]),
+            created_at=created_at,
+            updated_at=updated_at,
+        )

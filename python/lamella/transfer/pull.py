@@ -1,0 +1,440 @@
+"""Pull: reference -> index -> manifest -> config -> layers, each layer in one pass.
+
+Network bytes go straight into the core's pipeline, which writes and hashes the blob, inflates, hashes the tar and applies
+it, all at once; layers run in parallel. What is here already (a blob, an unpacked layer, in whatever namespace) is not
+fetched and not unpacked again. Nothing becomes visible before its digests were checked: a blob by its content row, a layer by
+its layer row, the image with its committed snapshots by one transaction at the end. A lease holds everything from before it
+exists until then, so that garbage collection may run at any time.
+
+Locks: each layer takes the ingest lock of its blob, then the staging lock of its diffID; both are the kernel's (flock) and end
+with the process. A layer that has to wait for the layers beneath it gives its staging lock back first, so that two pulls never
+wait for each other.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lamella import _core, oci, platforms
+from lamella.digest import Digest
+from lamella.errors import AlreadyExists, Cancelled, DataLoss, InvalidArgument, Unsupported
+from lamella.reference import Reference
+from lamella.registry.client import RegistryClient
+from lamella.transfer.progress import Phase, Progress, ProgressCallback, Reporter
+
+if TYPE_CHECKING:
+    from lamella.client import Client
+    from lamella.content import Ingest
+    from lamella.registry.client import BlobStream
+    from lamella.snapshots.layers import Layer, Staging
+
+CHUNK = 1024 * 1024
+"""Bytes read from the network at a time; smaller pieces cost more system calls, larger ones only memory."""
+PARALLEL_LAYERS = 5
+LEASE_SECONDS = 24 * 3600
+IMAGE_CONFIG_TYPES = oci.CONFIG_TYPES
+
+
+class Pulled(msgspec.Struct, frozen=True):
+    """What a pull brought: the descriptor that the reference names, and the manifest chosen for the platform."""
+
+    name: str
+    target: oci.Descriptor
+    manifest: oci.Descriptor
+
+
+class _LayerJob:
+    """One layer of the image and how far it is."""
+
+    def __init__(self, descriptor: oci.Descriptor, diff_id: Digest | None, chain_id: Digest | None) -> None:
+        self.descriptor = descriptor
+        self.diff_id = diff_id
+        self.chain_id = chain_id
+        self.layer: Layer | None = None
+        self.staging: Staging | None = None
+        self.unpacked: _core.Unpacked | None = None
+
+
+class Pull:
+    """One pull of one reference. Use it once."""
+
+    def __init__(
+        self,
+        client: Client,
+        reference: Reference,
+        registry: RegistryClient,
+        *,
+        platform: oci.Platform | None = None,
+        progress: ProgressCallback | None = None,
+        unpack: bool = True,
+        parallel: int = PARALLEL_LAYERS,
+    ) -> None:
+        self._client = client
+        self._reference = reference
+        self._registry = registry
+        self._platform = platform or platforms.default_platform()
+        self._reporter = Reporter(progress)
+        self._unpack = unpack
+        self._parallel = max(1, parallel)
+        self._cancelled = threading.Event()
+        self._streams: set[BlobStream] = set()
+        self._lock = threading.Lock()
+        self._open = ExitStack()
+        self._source = {f"containerd.io/distribution.source.{reference.domain}": reference.path}
+
+    def run(self) -> Pulled:
+        """Do it.
+
+        Errors: NotFound (reference or platform), Unauthenticated, PermissionDenied, Unavailable (registry),
+        InvalidArgument, Unsupported (documents), FailedPrecondition (a digest is wrong), DataLoss (a layer is
+        damaged), ResourceExhausted (disk, caps), Cancelled. Whatever was complete when one was raised stays usable
+        for the next try; nothing else stays visible. Twice is harmless: the second pull costs one request.
+        """
+        self._reporter.say(Progress(phase="resolving"))
+        client = self._client
+        with client.leases.hold(expires_in=LEASE_SECONDS) as lease, self._open:
+            target, document = self._registry.resolve(self._reference, known=client.content.exists)
+            client.leases.add(lease.id, "content", target.digest)
+            manifest_descriptor, manifest_bytes = self._choose(target, document, lease.id)
+            manifest = oci.parse_manifest(manifest_bytes)
+            held = [manifest_descriptor, manifest.config, *manifest.layers]
+            client.leases.add_all(lease.id, [("content", descriptor.digest) for descriptor in held])
+            jobs = self._plan(manifest, lease.id)
+            self._keep(manifest_descriptor, manifest_bytes, _manifest_labels(manifest))
+            self._run_jobs(jobs)
+            if self._unpack:
+                self._stack_layers(jobs)
+            self._record(target, jobs)
+        size = sum(descriptor.size for descriptor in manifest.layers)
+        self._reporter.say(Progress(phase="done", received=size, size=size))
+        return Pulled(name=str(self._reference), target=target, manifest=manifest_descriptor)
+
+    # Documents
+
+    def _document(self, descriptor: oci.Descriptor) -> bytes:
+        """Give a document's bytes, from the store or the registry; verified either way."""
+        content = self._client.content
+        if content.exists(descriptor.digest):
+            content.adopt(descriptor.digest, {})
+            return content.read(descriptor.digest)
+        return self._registry.fetch_document(self._reference, descriptor)
+
+    def _keep(self, descriptor: oci.Descriptor, data: bytes, labels: dict[str, str]) -> None:
+        """Put a document into the store, or add labels to the one that is there."""
+        content = self._client.content
+        labels = {**self._source, **labels}
+        if not content.exists(descriptor.digest):
+            try:
+                content.write(
+                    f"document-{descriptor.digest}",
+                    data,
+                    digest=descriptor.digest,
+                    size=descriptor.size,
+                    labels=labels,
+                )
+            except AlreadyExists:
+                pass
+            else:
+                return
+        content.adopt(descriptor.digest, labels)
+
+    def _choose(
+        self, target: oci.Descriptor, document: bytes | None, lease: str
+    ) -> tuple[oci.Descriptor, bytes]:
+        """Follow indexes down to the manifest of the wanted platform."""
+        descriptor = target
+        for _ in range(platforms.INDEX_DEPTH_MAX):
+            data = document if document is not None else self._document(descriptor)
+            document = None
+            if oci.document_type(data, descriptor.media_type) in oci.MANIFEST_TYPES:
+                return descriptor, data
+            index = oci.parse_index(data)
+            chosen = platforms.choose(index.manifests, self._platform)
+            self._client.leases.add(lease, "content", chosen.digest)
+            labels = {
+                f"containerd.io/gc.ref.content.m.{number}": entry.digest
+                for number, entry in enumerate(index.manifests)
+                if entry.digest == chosen.digest
+            }
+            self._keep(descriptor, data, labels)
+            descriptor = chosen
+        raise InvalidArgument(
+            f"{self._reference} nests image indexes more than {platforms.INDEX_DEPTH_MAX} deep, which is refused"
+        )
+
+    def _plan(self, manifest: oci.Manifest, lease: str) -> list[_LayerJob]:
+        """Fetch the config and lay out what each layer needs."""
+        if not self._unpack:
+            data = self._document(manifest.config)
+            self._keep(manifest.config, data, {})
+            return [_LayerJob(descriptor, None, None) for descriptor in manifest.layers]
+        if manifest.config.media_type not in IMAGE_CONFIG_TYPES:
+            raise Unsupported(
+                f"{self._reference} is an artifact ({manifest.config.media_type!r}), not a container image",
+                hint="Fetch it without unpacking: pull --no-unpack.",
+            )
+        for descriptor in manifest.layers:
+            oci.compression_of(descriptor)
+        data = self._document(manifest.config)
+        diff_ids = oci.parse_config(data).rootfs.diff_ids
+        if len(diff_ids) != len(manifest.layers):
+            raise InvalidArgument(
+                f"{self._reference}: the manifest has {len(manifest.layers)} layers, its config {len(diff_ids)} diffIDs"
+            )
+        chain = oci.chain_ids(diff_ids)
+        snapshotter = self._client.config.snapshotter
+        resources = [("layers", diff_id) for diff_id in diff_ids]
+        labels = {}
+        if chain:
+            resources.append((f"snapshots/{snapshotter}", chain[-1]))
+            labels[f"containerd.io/gc.ref.snapshot.{snapshotter}"] = chain[-1]
+        self._client.leases.add_all(lease, resources)
+        self._keep(manifest.config, data, labels)
+        return [_LayerJob(*parts) for parts in zip(manifest.layers, diff_ids, chain, strict=True)]
+
+    # Layers, in parallel
+
+    def _run_jobs(self, jobs: list[_LayerJob]) -> None:
+        """Bring every layer here; the first failure (or Ctrl-C) stops the others within a second."""
+        pending: queue.SimpleQueue[_LayerJob] = queue.SimpleQueue()
+        seen: set[str] = set()
+        # The largest first: the last one to end is then as small as it can be.
+        for job in sorted(jobs, key=lambda job: -job.descriptor.size):
+            if job.descriptor.digest not in seen:
+                seen.add(job.descriptor.digest)
+                pending.put(job)
+        failures: list[BaseException] = []
+
+        def work() -> None:
+            while not self._cancelled.is_set():
+                try:
+                    job = pending.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    self._bring(job)
+                except BaseException as error:
+                    with self._lock:
+                        failures.append(error)
+                    self._cancel()
+
+        count = min(self._parallel, len(seen))
+        threads = [threading.Thread(target=work, name=f"lamella-pull-{n}", daemon=True) for n in range(count)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.1)
+        finally:
+            if any(thread.is_alive() for thread in threads):
+                self._cancel()
+                for thread in threads:
+                    thread.join()
+        if failures:
+            raise next((error for error in failures if not isinstance(error, Cancelled)), failures[0])
+
+    def _cancel(self) -> None:
+        self._cancelled.set()
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            stream.interrupt()
+
+    def _bring(self, job: _LayerJob) -> None:
+        """Bring one layer's blob and folder here, in one pass where neither is."""
+        content, descriptor = self._client.content, job.descriptor
+        if not content.exists(descriptor.digest):
+            try:
+                ingest = content.writer(
+                    f"layer-{descriptor.digest}",
+                    size=descriptor.size,
+                    digest=descriptor.digest,
+                    wait=True,
+                    cancelled=self._cancelled.is_set,
+                )
+            except AlreadyExists:
+                pass
+            else:
+                with ingest:
+                    self._download(job, ingest)
+                return
+        content.adopt(descriptor.digest, self._source)
+        self._stage(job)
+        if job.staging is not None:
+            self._unpack_blob(job)
+        self._report(job, "exists" if job.unpacked is None else "done", received=descriptor.size)
+
+    def _stage(self, job: _LayerJob) -> None:
+        """Find the layer's folder, or open a new one for it."""
+        if not self._unpack or job.diff_id is None:
+            return
+        layers, snapshotter = self._client.layers, self._client.config.snapshotter
+        job.layer = layers.find(snapshotter, job.diff_id, job.chain_id)
+        if job.layer is not None:
+            return
+        staging = layers.stage(snapshotter, job.diff_id, cancelled=self._cancelled.is_set)
+        job.layer = layers.find(snapshotter, job.diff_id, job.chain_id)
+        if job.layer is not None:
+            staging.close()
+            return
+        with self._lock:
+            job.staging = self._open.enter_context(staging)
+
+    def _pipeline(self, job: _LayerJob, *, blob: str | None, offset: int = 0) -> _core.Pipeline:
+        unpacks = job.staging is not None
+        return _core.Pipeline(
+            digest=job.descriptor.digest,
+            size=job.descriptor.size,
+            blob=blob,
+            offset=offset,
+            compression=oci.compression_of(job.descriptor) if unpacks else "none",
+            layer=str(job.staging.path) if job.staging is not None else None,
+            diff_id=job.diff_id if unpacks else None,
+        )
+
+    def _download(self, job: _LayerJob, ingest: Ingest) -> None:
+        """Stream the blob from the registry through the pipeline."""
+        self._stage(job)
+        descriptor = job.descriptor
+        pipeline = self._pipeline(job, blob=str(ingest.data_path), offset=ingest.offset)
+        try:
+            with self._registry.open_blob(self._reference, descriptor, offset=ingest.offset) as stream:
+                with self._lock:
+                    self._streams.add(stream)
+                try:
+                    self._pump(job, stream, pipeline)
+                finally:
+                    with self._lock:
+                        self._streams.discard(stream)
+            unpacked = pipeline.finish()
+        except DataLoss as error:
+            # The bytes are what the digest says or the registry lies; either way a resumed ingest would fail again.
+            pipeline.abort()
+            ingest.discard()
+            raise DataLoss(
+                f"{self._reference}: layer {descriptor.digest}: {error}", hint=error.hint
+            ) from error
+        except BaseException:
+            pipeline.abort()
+            self._check_cancelled()
+            raise
+        ingest.commit(
+            size=descriptor.size, digest=descriptor.digest, labels=self._source, verified=unpacked.digest
+        )
+        self._settle(job, unpacked)
+        self._report(job, "done", received=descriptor.size, unpacked=unpacked.tar_size)
+
+    def _pump(self, job: _LayerJob, stream: BlobStream, pipeline: _core.Pipeline) -> None:
+        descriptor, reporter = job.descriptor, self._reporter
+        buffer = memoryview(bytearray(min(CHUNK, max(descriptor.size, 1))))
+        while count := stream.readinto(buffer):
+            self._check_cancelled()
+            pipeline.write(buffer[:count])
+            if reporter.due(descriptor.digest):
+                self._report(job, "downloading", received=pipeline.received, unpacked=pipeline.unpacked)
+
+    def _report(self, job: _LayerJob, phase: Phase, *, received: int = 0, unpacked: int = 0) -> None:
+        descriptor = job.descriptor
+        self._reporter.say(
+            Progress(
+                phase=phase,
+                digest=descriptor.digest,
+                media_type=descriptor.media_type,
+                received=received,
+                size=descriptor.size,
+                unpacked=unpacked,
+            )
+        )
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled(f"the pull of {self._reference} was stopped")
+
+    def _unpack_blob(self, job: _LayerJob) -> None:
+        """Unpack a layer whose blob is in the store."""
+        descriptor = job.descriptor
+        self._report(job, "unpacking", received=descriptor.size)
+        pipeline = self._pipeline(job, blob=None)
+        try:
+            pipeline.read_from(str(self._client.content.path(descriptor.digest)))
+            unpacked = pipeline.finish()
+        except BaseException:
+            pipeline.abort()
+            raise
+        self._settle(job, unpacked)
+
+    def _settle(self, job: _LayerJob, unpacked: _core.Unpacked) -> None:
+        """Make a layer that stands on its own visible; keep one that needs its parents for later."""
+        job.unpacked = unpacked
+        if job.staging is None:
+            return
+        if unpacked.deferred:
+            job.staging.unlock()
+        else:
+            job.layer = self._commit(job, chain_id=None)
+
+    def _commit(self, job: _LayerJob, *, chain_id: Digest | None) -> Layer:
+        assert job.staging is not None and job.unpacked is not None and job.diff_id is not None
+        return job.staging.commit(
+            diff_id=job.diff_id,
+            chain_id=chain_id,
+            disk_bytes=job.unpacked.disk_bytes,
+            inodes=job.unpacked.inodes,
+            opaque_root=job.unpacked.opaque_root,
+        )
+
+    # Layers, in order
+
+    def _stack_layers(self, jobs: list[_LayerJob]) -> None:
+        """Finish, bottom first, the layers that depend on what lies beneath them."""
+        lowers: list[str] = []
+        for job in jobs:
+            assert job.diff_id is not None
+            if job.layer is None:
+                job.layer = self._client.layers.find(
+                    self._client.config.snapshotter, job.diff_id, job.chain_id
+                )
+            if job.layer is None:
+                job.layer = self._finish(job, lowers)
+            path = str(job.layer.path)
+            lowers = (
+                [path] if job.layer.opaque_root else [path, *(lower for lower in lowers if lower != path)]
+            )
+
+    def _finish(self, job: _LayerJob, lowers: list[str]) -> Layer:
+        if job.unpacked is None or job.staging is None:
+            # The same diffID stands twice in this image, and its folder is bound to the other place.
+            self._stage(job)
+            if job.layer is not None:
+                return job.layer
+            self._unpack_blob(job)
+            if job.layer is not None:
+                return job.layer
+        assert job.staging is not None and job.unpacked is not None
+        bound = _core.resolve(str(job.staging.path), lowers, job.unpacked.deferred)
+        return self._commit(job, chain_id=job.chain_id if bound else None)
+
+    def _record(self, target: oci.Descriptor, jobs: list[_LayerJob]) -> None:
+        """Make the image and its committed snapshots visible: one transaction, nothing written when nothing changed."""
+        client = self._client
+        with client.database.write():
+            parent = ""
+            for job in jobs if self._unpack else ():
+                assert job.layer is not None and job.chain_id is not None
+                labels = {"containerd.io/snapshot.ref": job.chain_id}
+                client.snapshots.add_committed(job.chain_id, parent, job.layer, labels)
+                parent = job.chain_id
+            client.images.put(str(self._reference), target)
+
+
+def _manifest_labels(manifest: oci.Manifest) -> dict[str, str]:
+    labels = {"containerd.io/gc.ref.content.config": str(manifest.config.digest)}
+    for number, descriptor in enumerate(manifest.layers):
+        labels[f"containerd.io/gc.ref.content.l.{number}"] = str(descriptor.digest)
+    return labels
