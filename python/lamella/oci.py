@@ -207,8 +207,9 @@ def document_type(data: bytes, declared: str | None) -> str:
     if probe.media_type and declared in known and probe.media_type != declared:
         raise InvalidArgument(f"the document calls itself {probe.media_type!r}, its source says {declared!r}")
     media_type = probe.media_type or (declared if declared in known else None)
-    if media_type is None and (probe.manifests is None) != (probe.layers is None):
-        media_type = OCI_INDEX if probe.layers is None else OCI_MANIFEST
+    is_index, is_manifest = bool(bytes(probe.manifests)), bool(bytes(probe.layers))
+    if media_type is None and is_index != is_manifest:
+        media_type = OCI_INDEX if is_index else OCI_MANIFEST
     if media_type not in known:
         raise Unsupported(
             f"media type {media_type or declared!r} is neither an image index nor an image manifest"
@@ -219,8 +220,8 @@ def document_type(data: bytes, declared: str | None) -> str:
 class _Probe(msgspec.Struct, rename="camel"):
     schema_version: int | None = None
     media_type: str | None = None
-    manifests: msgspec.Raw | None = None
-    layers: msgspec.Raw | None = None
+    manifests: msgspec.Raw = msgspec.Raw()
+    layers: msgspec.Raw = msgspec.Raw()
 
 
 def _check_size(data: bytes, what: str) -> None:

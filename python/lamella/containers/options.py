@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -62,43 +62,41 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     spec: SpecPatch | None = None
 
 
-if TYPE_CHECKING:
+class CreateOptions(TypedDict, total=False):
+    """The keyword options of ``containers.create``, for type checkers and editors: the fields of Options."""
 
-    class CreateOptions(TypedDict, total=False):
-        """The keyword options of ``containers.create``, for type checkers and editors: the fields of Options."""
-
-        entrypoint: str | Sequence[str] | None
-        name: str | None
-        environment: Environment | None
-        working_dir: str | None
-        user: str | int | None
-        hostname: str | None
-        network: str
-        memory: int | str | None
-        memory_swap: int | str | None
-        cpus: float | str | None
-        cpuset: str | None
-        pids_limit: int | None
-        read_only: bool
-        tmpfs: Sequence[str] | Mapping[str, str] | None
-        mounts: Sequence[str | Mapping[str, Any] | Mount] | None
-        volumes: Sequence[str] | Mapping[str, Any] | None
-        shm_size: int | str
-        cap_add: Sequence[str] | None
-        cap_drop: Sequence[str] | None
-        devices: Sequence[str] | None
-        no_new_privileges: bool
-        seccomp: Any
-        privileged: bool
-        labels: Mapping[str, str] | None
-        annotations: Mapping[str, str] | None
-        stdin: bool
-        tty: bool
-        ulimits: Sequence[str] | None
-        oom_score_adj: int | None
-        sysctls: Mapping[str, str] | None
-        stop_signal: str | None
-        spec: SpecPatch | None
+    entrypoint: str | Sequence[str] | None
+    name: str | None
+    environment: Environment | None
+    working_dir: str | None
+    user: str | int | None
+    hostname: str | None
+    network: str
+    memory: int | str | None
+    memory_swap: int | str | None
+    cpus: float | str | None
+    cpuset: str | None
+    pids_limit: int | None
+    read_only: bool
+    tmpfs: Sequence[str] | Mapping[str, str] | None
+    mounts: Sequence[str | Mapping[str, Any] | Mount] | None
+    volumes: Sequence[str] | Mapping[str, Any] | None
+    shm_size: int | str
+    cap_add: Sequence[str] | None
+    cap_drop: Sequence[str] | None
+    devices: Sequence[str] | None
+    no_new_privileges: bool
+    seccomp: Any
+    privileged: bool
+    labels: Mapping[str, str] | None
+    annotations: Mapping[str, str] | None
+    stdin: bool
+    tty: bool
+    ulimits: Sequence[str] | None
+    oom_score_adj: int | None
+    sysctls: Mapping[str, str] | None
+    stop_signal: str | None
+    spec: SpecPatch | None
 
 
 def parse_size(value: int | str, what: str) -> int:

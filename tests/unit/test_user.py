@@ -1,0 +1,72 @@
+import pytest
+
+from lamella.containers.user import ID_MAX, resolve_user
+from lamella.errors import InvalidArgument, ResourceExhausted
+
+PASSWD = b"root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/srv/app:/bin/sh\n# note\nbroken:x:a:b\nbig:x:4294967296:0::/:\n"
+GROUP = b"root:x:0:\nwheel:x:10:root,app\napp:x:1001:\ndocker:x:999:app\nhuge:x:99999999999:app\n"
+
+
+def read(path, limit):
+    return {"etc/passwd": PASSWD, "etc/group": GROUP}.get(path)
+
+
+def nothing(path, limit):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("user", "uid", "gid", "groups", "home"),
+    [
+        ("", 0, 0, [0, 10], "/root"),
+        ("root", 0, 0, [0, 10], "/root"),
+        ("app", 1000, 1001, [10, 999, 1001], "/srv/app"),
+        ("1000", 1000, 1001, [10, 999, 1001], "/srv/app"),
+        ("app:docker", 1000, 999, [999], "/srv/app"),
+        ("app:0", 1000, 0, [0], "/srv/app"),
+        ("4242", 4242, 0, [0], "/"),
+        ("4242:4243", 4242, 4243, [4243], "/"),
+    ],
+)
+def test_a_user_resolves_by_the_images_own_files(user, uid, gid, groups, home):
+    found = resolve_user(user, read)
+    assert (found.uid, found.gid, found.additional_gids, found.home) == (uid, gid, groups, home)
+
+
+@pytest.mark.parametrize("user", ["", "0", "7:8"])
+def test_numbers_need_no_files(user):
+    assert resolve_user(user, nothing).uid in (0, 7)
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "nobody",
+        "app:",
+        "app:nogroup",
+        str(ID_MAX + 1),
+        "4294967296",
+        "4294967295:0",
+        "0:4294967296",
+        "9" * 30,
+        "-1",
+        "1_0",
+        "²",
+    ],
+)
+def test_an_unknown_or_overflowing_user_is_refused(user):
+    with pytest.raises(InvalidArgument):
+        resolve_user(user, read)
+
+
+def test_an_id_out_of_range_in_passwd_names_nobody():
+    with pytest.raises(InvalidArgument):
+        resolve_user("big", read)
+
+
+def test_a_huge_passwd_is_refused():
+    def huge(path, limit):
+        raise ResourceExhausted("too large")
+
+    with pytest.raises(InvalidArgument, match="larger than"):
+        resolve_user("app", huge)
