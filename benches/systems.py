@@ -1,0 +1,370 @@
+"""The systems that are measured beside each other, each on a disk of its own, none with a trace outside it.
+
+A system is a context manager: entering starts what it needs (a daemon), leaving ends it. ``pull`` is a cold pull with
+unpacking; ``run`` starts /bin/true in a container of the pulled image and waits until it is gone again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from measure import CommandFailed, Cost, environment, median_wall, process_cpu, run
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+TRUE = "/bin/true"
+LIBRARY_PULL = """
+import sys, time, resource
+import lamella
+root, state, reference = sys.argv[1:]
+with lamella.Client(root=root, state=state) as client:
+    before = time.perf_counter()
+    client.images.pull(reference)
+    print(time.perf_counter() - before)
+"""
+LIBRARY_RUN = """
+import statistics, sys, time
+import lamella
+root, state, reference, times = sys.argv[1:]
+with lamella.Client(root=root, state=state) as client:
+    image, costs = client.images.get(reference), []
+    for _ in range(int(times) + 3):
+        before = time.perf_counter()
+        result = client.containers.run(image, ["/bin/true"], remove=True)
+        costs.append(time.perf_counter() - before)
+        assert result.exit_code == 0, result
+    print(statistics.median(costs[3:]))
+"""
+
+
+class System:
+    """What a bench asks of a system; ``name`` is its line in the table."""
+
+    name: ClassVar[str]
+    programs: ClassVar[tuple[str, ...]] = ()
+    """What has to be on PATH."""
+    runs: ClassVar[bool] = True
+    """Whether it can run a container, not only unpack."""
+    again: ClassVar[bool] = True
+    """Whether a second pull means something."""
+
+    def __init__(self, disk: Path, reference: str, layout: Path) -> None:
+        """Take a fresh disk, the image's reference in the registry, and the same image as an OCI layout."""
+        self.disk, self.reference, self.layout = disk, reference, layout
+
+    def __enter__(self) -> Self:
+        """Start what the system needs."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End what was started."""
+
+    @classmethod
+    def missing(cls) -> list[str]:
+        """Give the programs that are not installed."""
+        return [program for program in cls.programs if shutil.which(program) is None]
+
+    def pull(self) -> Cost:
+        """Pull and unpack."""
+        raise NotImplementedError
+
+    def run(self, times: int) -> float:
+        """Give the median seconds of a container that runs /bin/true, from nothing to nothing."""
+        raise NotImplementedError
+
+
+class LamellaCommand(System):
+    """``lamella pull`` and ``lamella run --rm`` as commands, the interpreter's start included."""
+
+    name = "lamella"
+
+    def command(self, *arguments: str) -> list[str]:
+        """Give the command line on this disk's store."""
+        program = str(Path(sys.executable).with_name("lamella"))
+        return [program, "--root", f"{self.disk}/root", "--state", f"{self.disk}/state", *arguments]
+
+    def pull(self) -> Cost:
+        """Pull and unpack."""
+        return run(self.command("pull", self.reference))
+
+    def run(self, times: int) -> float:
+        """Run /bin/true."""
+        return median_wall(self.command("run", "--rm", self.reference, TRUE), times)
+
+
+class LamellaLibrary(System):
+    """The same in a Python process that has imported lamella already."""
+
+    name = "lamella (library)"
+
+    def pull(self) -> Cost:
+        """Pull and unpack."""
+        cost = self._script(LIBRARY_PULL, self.reference)
+        return cost._replace(wall=float(cost.output))
+
+    def run(self, times: int) -> float:
+        """Run /bin/true."""
+        return float(self._script(LIBRARY_RUN, self.reference, str(times * 3)).output)
+
+    def _script(self, script: str, *arguments: str) -> Cost:
+        return run([sys.executable, "-c", script, f"{self.disk}/root", f"{self.disk}/state", *arguments])
+
+
+class Containerd(System):
+    """containerd as Debian packages it, driven by ctr."""
+
+    name = "containerd (Debian)"
+    programs = ("containerd", "ctr", "runc")
+    folder: ClassVar[Path | None] = None
+    settings: ClassVar[str] = ""
+
+    def __enter__(self) -> Self:
+        """Start a containerd of its own."""
+        self._sockets = _shim_sockets()
+        self._socket = f"{self.disk}/s/c.sock"
+        config = self.disk / "config.toml"
+        config.write_text(
+            f'version = 2\nroot = "{self.disk}/root"\nstate = "{self.disk}/s"\n'
+            'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", '
+            '"io.containerd.cri.v1.runtime", "io.containerd.internal.v1.opt"]\n'
+            f'[grpc]\naddress = "{self._socket}"\n{self.settings}'
+        )
+        with (self.disk / "containerd.log").open("wb") as log:
+            self._daemon = subprocess.Popen(
+                [self._program("containerd"), "--config", config, "--log-level", "warn"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment(),
+            )
+        deadline = time.monotonic() + 20
+        while subprocess.run(self._ctr("version"), capture_output=True, check=False).returncode:
+            if self._daemon.poll() is not None or time.monotonic() > deadline:
+                self.__exit__(None, None, None)
+                raise CommandFailed(
+                    "containerd does not start:\n" + (self.disk / "containerd.log").read_text()[-2000:]
+                )
+            time.sleep(0.05)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the daemon; remove what shims leave in /run."""
+        self._daemon.terminate()
+        try:
+            self._daemon.wait(20)
+        except subprocess.TimeoutExpired:
+            self._daemon.kill()
+            self._daemon.wait()
+        for socket in _shim_sockets() - self._sockets:
+            socket.unlink(missing_ok=True)
+        for folder in (
+            Path("/run/containerd/s"),
+            Path("/run/containerd/runc/default"),
+            Path("/run/containerd/runc"),
+        ):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        with contextlib.suppress(OSError):
+            Path("/run/containerd").rmdir()
+
+    def pull(self) -> Cost:
+        """Pull and unpack."""
+        before = process_cpu(self._daemon.pid)
+        cost = run(self._ctr("images", "pull", "--plain-http", self.reference), env=self._environment())
+        return cost._replace(
+            cpu=cost.cpu + process_cpu(self._daemon.pid) - before, peak=_peak(self._daemon.pid)
+        )
+
+    def run(self, times: int) -> float:
+        """Run /bin/true."""
+        costs = []
+        for number in range(times + 2):
+            options = ("--rm", "--fifo-dir", f"{self.disk}/fifo")
+            costs.append(run(self._ctr("run", *options, self.reference, f"bench-{number}", TRUE)).wall)
+        return sorted(costs[2:])[times // 2]
+
+    def _ctr(self, *arguments: str) -> list[str]:
+        return [self._program("ctr"), "--address", self._socket, *arguments]
+
+    def _program(self, name: str) -> str:
+        return str(self.folder / name) if self.folder else name
+
+    def _environment(self) -> dict[str, str]:
+        path = os.environ["PATH"]
+        return environment(PATH=f"{self.folder}:{path}" if self.folder else path)
+
+
+def cache_folder() -> Path:
+    """Give the folder for what tests and benches keep between runs."""
+    return Path(os.environ.get("LAMELLA_CACHE") or Path.home() / ".cache" / "lamella")
+
+
+class NewContainerd(Containerd):
+    """containerd 2.4 (go install), which inflates with igzip where that is on PATH."""
+
+    name = "containerd 2.4"
+    programs = ("igzip", "runc")
+    folder = cache_folder() / "tools" / "containerd-2.4.2"
+
+    @classmethod
+    def missing(cls) -> list[str]:
+        """Give what is not installed."""
+        names = ("containerd", "ctr", "containerd-shim-runc-v2")
+        absent = [name for name in names if cls.folder and not (cls.folder / name).exists()]
+        return super().missing() + [f"{name} 2.4.2 in {cls.folder}" for name in absent]
+
+
+class TunedContainerd(NewContainerd):
+    """containerd 2.4 that unpacks four layers at once."""
+
+    name = "containerd 2.4 tuned"
+    settings = '[plugins."io.containerd.transfer.v1.local"]\nmax_concurrent_unpacks = 4\n'
+
+
+class Podman(System):
+    """podman as Debian packages it, with the overlay driver."""
+
+    name = "podman"
+    programs = ("podman", "conmon", "runc")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for what runs on after a container's end: conmon, and the podman that it starts to clean up."""
+        deadline = time.monotonic() + 20
+        while pids := _processes_that_name(str(self.disk)):
+            if time.monotonic() > deadline:
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+
+    def command(self, *arguments: str) -> list[str]:
+        """Give the command line on this disk's store."""
+        where = [
+            "--root",
+            f"{self.disk}/root",
+            "--runroot",
+            f"{self.disk}/run",
+            "--tmpdir",
+            f"{self.disk}/tmp",
+        ]
+        how = ["--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--events-backend", "none"]
+        return ["podman", *where, *how, "--runtime", "runc", *arguments]
+
+    def pull(self) -> Cost:
+        """Pull and unpack."""
+        return run(self.command("pull", "--quiet", "--tls-verify=false", self.reference))
+
+    def run(self, times: int) -> float:
+        """Run /bin/true."""
+        # Its default limits cannot be raised everywhere, not even by root.
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        options = (
+            "--rm",
+            "--network",
+            "none",
+            "--ulimit",
+            f"nofile={limit}:{limit}",
+            "--ulimit",
+            "nproc=1024:1024",
+        )
+        return median_wall(self.command("run", *options, self.reference, TRUE), times)
+
+
+class Umoci(System):
+    """umoci unpack of the layout: no registry, no content store; then runc on what it unpacked."""
+
+    name = "umoci unpack"
+    programs = ("umoci", "runc")
+    again = False
+
+    def pull(self) -> Cost:
+        """Unpack."""
+        return run(["umoci", "unpack", "--image", f"{self.layout}:latest", self.disk / "bundle"])
+
+    def run(self, times: int) -> float:
+        """Run /bin/true with runc itself: no overlay, no snapshot, nothing to remove but the container."""
+        config = self.disk / "bundle" / "config.json"
+        spec = json.loads(config.read_text())
+        spec["process"].update(args=[TRUE], terminal=False)
+        config.write_text(json.dumps(spec))
+        command = ["runc", "--root", self.disk / "runc", "run", "--bundle", self.disk / "bundle", "bench"]
+        return median_wall(command, times)
+
+
+SYSTEMS: tuple[type[System], ...] = (
+    LamellaLibrary,
+    LamellaCommand,
+    Containerd,
+    NewContainerd,
+    TunedContainerd,
+    Podman,
+    Umoci,
+)
+
+
+class Registry:
+    """Debian's docker-registry on loopback, with the real image in it, for the length of a run."""
+
+    def __init__(self, folder: Path, layout: Path, port: int) -> None:
+        """Start it and push with skopeo."""
+        self.reference = f"127.0.0.1:{port}/debian-real:latest"
+        settings = folder / "registry.yml"
+        settings.write_text(
+            "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
+            f"storage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
+        )
+        with (folder / "registry.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                ["docker-registry", "serve", settings], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        time.sleep(0.5)
+        push = ["skopeo", "copy", "--quiet", "--retry-times", "3", "--dest-tls-verify=false"]
+        try:
+            run([*push, f"oci:{layout}:latest", f"docker://{self.reference}"])
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End it."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(10)
+
+
+def _shim_sockets() -> set[Path]:
+    return set(Path("/run/containerd/s").glob("*"))
+
+
+def _processes_that_name(folder: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if folder.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def _peak(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
