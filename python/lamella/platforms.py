@@ -1,0 +1,191 @@
+"""Platforms: what this machine runs, what a user asks for, and which manifest of an index fits.
+
+The rules are containerd's (its ``platforms`` package): names are normalised (``x86_64`` is ``amd64``, ``aarch64`` is
+``arm64``, ``arm`` without a variant is ``v7``), and a platform also accepts what it can run besides its own code,
+nearest first: arm/v7 then v6 and v5; arm64 then arm/v8, v7, v6, v5; amd64/v3 then v2, v1 and 386.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+
+from lamella.errors import InvalidArgument, NotFound
+from lamella.oci import Descriptor, Platform
+
+_ARCHITECTURES = {
+    "i386": ("386", None),
+    "i486": ("386", None),
+    "i586": ("386", None),
+    "i686": ("386", None),
+    "x86": ("386", None),
+    "x86_64": ("amd64", None),
+    "x86-64": ("amd64", None),
+    "aarch64": ("arm64", None),
+    "armhf": ("arm", "v7"),
+    "armel": ("arm", "v6"),
+    "armv5l": ("arm", "v5"),
+    "armv5tel": ("arm", "v5"),
+    "armv6l": ("arm", "v6"),
+    "armv7l": ("arm", "v7"),
+    "armv8l": ("arm", "v8"),
+    "loongarch64": ("loong64", None),
+}
+"""Names of uname, Debian and LLVM for what the OCI specs name as Go does."""
+
+_KNOWN_ARCHITECTURES = frozenset({
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc", "ppc64", "ppc64le",
+    "riscv64", "s390x", "sparc64", "wasm",
+})  # fmt: skip
+_KNOWN_SYSTEMS = frozenset({
+    "aix", "android", "darwin", "dragonfly", "freebsd", "illumos", "linux", "netbsd", "openbsd", "plan9", "solaris",
+    "wasip1", "windows",
+})  # fmt: skip
+INDEX_DEPTH_MAX = 8
+"""How deep indexes may nest within indexes."""
+_COMPONENT = re.compile(r"[A-Za-z0-9_.-]+\Z")
+_ARM_NEWEST, _ARM_OLDEST = 8, 5
+
+
+def normalize(platform: Platform) -> Platform:
+    """Give the platform in the OCI specs' own words; the os, if missing, is linux. Harmless twice."""
+    system = platform.os.lower() or "linux"
+    if system == "macos":
+        system = "darwin"
+    architecture, variant = platform.architecture.lower(), (platform.variant or "").lower() or None
+    if architecture in _ARCHITECTURES:
+        architecture, implied = _ARCHITECTURES[architecture]
+        variant = variant or implied
+    if variant and variant[0].isdecimal():
+        variant = "v" + variant
+    if (architecture, variant) in {("amd64", "v1"), ("arm64", "v8"), ("arm64", "v8.0")}:
+        variant = None
+    if architecture == "arm" and variant is None:
+        variant = "v7"
+    return Platform(
+        os=system,
+        architecture=architecture,
+        variant=variant,
+        os_version=platform.os_version,
+        os_features=platform.os_features,
+    )
+
+
+def default_platform() -> Platform:
+    """Give the platform of this machine."""
+    return normalize(Platform(os="linux", architecture=os.uname().machine))
+
+
+def parse_platform(text: str) -> Platform:
+    """Read ``os/arch[/variant]``, ``os(version)/arch``, or an os or an architecture alone.
+
+    What is left out is this machine's. InvalidArgument if malformed or if a lone word is neither os nor architecture.
+    """
+    parts = text.split("/")
+    system, version = parts[0], None
+    matched = re.fullmatch(r"([A-Za-z0-9_.-]+)\(([A-Za-z0-9_.-]+)\)", system)
+    if matched:
+        system, version = matched[1], matched[2]
+    words = [system, *parts[1:]]
+    if len(words) > 3 or not all(_COMPONENT.match(word) for word in words):
+        raise InvalidArgument(
+            f"{text[:100]!r} is not a platform", hint="A platform reads linux/arm64 or linux/arm/v7."
+        )
+    here = default_platform()
+    if len(words) > 1:
+        return normalize(Platform(words[0], words[1], words[2] if len(words) > 2 else None, version))
+    alone = normalize(Platform(architecture=words[0]))
+    if alone.architecture in _KNOWN_ARCHITECTURES:
+        return alone
+    named = normalize(
+        Platform(os=words[0], architecture=here.architecture, variant=here.variant, os_version=version)
+    )
+    if named.os in _KNOWN_SYSTEMS:
+        return named
+    raise InvalidArgument(
+        f"{text[:100]!r} is neither an operating system nor an architecture",
+        hint="A platform reads linux/arm64 or linux/arm/v7.",
+    )
+
+
+def acceptable(platform: Platform) -> list[Platform]:
+    """Give what runs on ``platform``, nearest first, in normalised form."""
+    platform = normalize(platform)
+    system, version, variant = platform.os, platform.os_version, platform.variant or ""
+    pairs: list[tuple[str, str | None]] = [(platform.architecture, platform.variant)]
+    number = _number(variant)
+    if platform.architecture == "amd64":
+        pairs += [("amd64", f"v{level}") for level in range(int(number) - 1, 0, -1)]
+        pairs.append(("386", None))
+    elif platform.architecture == "arm":
+        pairs += [("arm", f"v{level}") for level in range(int(number) - 1, _ARM_OLDEST - 1, -1)]
+    elif platform.architecture == "arm64":
+        pairs += [("arm64", older) for older in _older_arm64(variant)]
+        pairs += [("arm", f"v{level}") for level in range(_ARM_NEWEST, _ARM_OLDEST - 1, -1)]
+    found: list[Platform] = []
+    for architecture, name in pairs:
+        candidate = normalize(Platform(system, architecture, name, version))
+        if candidate not in found:
+            found.append(candidate)
+    return found
+
+
+def is_attestation(descriptor: Descriptor) -> bool:
+    """Say whether an entry of an index is about another entry (BuildKit's attestations) and runs nowhere."""
+    platform = descriptor.platform
+    if platform and "unknown" in {platform.os, platform.architecture}:
+        return True
+    return "vnd.docker.reference.type" in (descriptor.annotations or {})
+
+
+def choose(manifests: Iterable[Descriptor], platform: Platform) -> Descriptor:
+    """Give the entry of an index that fits ``platform`` best, the first of equals.
+
+    An entry that names no platform is taken only if none fits by name. NotFound names the platforms that are there.
+    """
+    entries = [entry for entry in manifests if not is_attestation(entry)]
+    for wanted in acceptable(platform):
+        for entry in entries:
+            if entry.platform and _matches(wanted, normalize(entry.platform)):
+                return entry
+    for entry in entries:
+        if entry.platform is None and entry.artifact_type is None:
+            return entry
+    present = list(dict.fromkeys(str(normalize(entry.platform)) for entry in entries if entry.platform))
+    shown = ", ".join(present[:20]) + (f" and {len(present) - 20} more" if len(present) > 20 else "")
+    raise NotFound(
+        f"the image has no manifest for {normalize(platform)}; it has {shown or 'none for any platform'}",
+        hint=f"Ask for one of them, such as --platform {present[0]}." if present else None,
+    )
+
+
+def _matches(wanted: Platform, offered: Platform) -> bool:
+    if (wanted.os, wanted.architecture, wanted.variant) != (
+        offered.os,
+        offered.architecture,
+        offered.variant,
+    ):
+        return False
+    # Only Windows images are bound to a build of the system; elsewhere the field is information.
+    return wanted.os != "windows" or not wanted.os_version or wanted.os_version == offered.os_version
+
+
+def _number(variant: str) -> float:
+    """Read ``v7`` as 7; what is no number counts as the oldest, which has no elders."""
+    digits = variant.removeprefix("v")
+    return float(digits) if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3})?", digits) else 1
+
+
+def _older_arm64(variant: str) -> list[str | None]:
+    """Give older arm64 variants: v9.N includes v8.(N+5) (Arm ARM, A2.2), a later minor every earlier one."""
+    matched = re.fullmatch(r"v([89])(?:\.([0-9]{1,2}))?", variant)
+    if not matched:
+        return [None]
+    major, minor = int(matched[1]), int(matched[2] or 0)
+    older: list[str | None] = []
+    if major == 9:
+        older += [f"v9.{n}" if n else "v9" for n in range(minor - 1, -1, -1)]
+        minor += 6
+    older += [f"v8.{n}" for n in range(minor - 1, 0, -1)]
+    return [*older, None]

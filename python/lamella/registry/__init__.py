@@ -1,0 +1,1 @@
+"""Registries: the client of the OCI distribution spec, and a server of it."""

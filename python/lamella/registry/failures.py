@@ -1,0 +1,241 @@
+"""What can go wrong between here and a registry, as typed errors: broken connections and refusals.
+
+An error names the host and the reason; it never quotes a header, a query string (pre-signed URLs carry secrets there)
+or a body that was not scrubbed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import requests
+import urllib3
+from urllib3.util.retry import Retry
+
+from lamella.errors import (
+    DeadlineExceeded,
+    LamellaError,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
+from lamella.registry.targets import Origin
+
+RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+ERROR_BODY_MAX = 64 * 1024
+DOCUMENT_SECONDS = 120.0
+"""How long one document may take to arrive; blobs have no such limit, only one on silence."""
+
+TRANSPORT_ERRORS = (
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    OSError,
+    ValueError,
+)
+"""What requests, urllib3 and http.client raise between them when a connection or an answer is broken."""
+
+
+_SPOKE_HTTP_TO_TLS = re.compile(
+    r"HTTP request to an? HTTPS server|plain HTTP request was sent to HTTPS port", re.I
+)
+
+
+class Timeouts(NamedTuple):
+    """Seconds to wait for a connection, and for the next byte on one (never for the whole)."""
+
+    connect: float = 10.0
+    read: float = 60.0
+
+
+def retry_after(header: str | None) -> float | None:
+    """Read a Retry-After header (seconds or a date) as seconds from now; None if absent or malformed."""
+    if not header:
+        return None
+    try:
+        return Retry(retry_after_max=10**9).parse_retry_after(header)
+    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
+        return None
+
+
+def read_document(
+    response: requests.Response, limit: int, what: str, *, seconds: float = DOCUMENT_SECONDS
+) -> bytes:
+    """Read a body of at most ``limit`` bytes and close the answer.
+
+    Errors: ResourceExhausted over the limit, DeadlineExceeded after ``seconds``, Unavailable when the connection breaks.
+    """
+    origin = Origin.of(response.url)
+    deadline = time.monotonic() + seconds
+    parts: list[bytes] = []
+    size = 0
+    try:
+        declared = response.headers.get("Content-Length", "")
+        if declared.isdecimal() and int(declared) > limit:
+            raise ResourceExhausted(f"{what} has {declared} bytes, at most {limit} are read")
+        while True:
+            part = response.raw.read1(64 * 1024, decode_content=True)
+            if not part:
+                break
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise ResourceExhausted(f"{what} has over {limit} bytes, more are not read")
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"{origin.netloc} took more than {seconds:g} s to send {what}")
+    except LamellaError:
+        raise
+    except TRANSPORT_ERRORS as error:
+        raise explain(error, origin, None).error from None
+    finally:
+        # A body that was read whole has given its connection back already.
+        response.close()
+    return b"".join(parts)
+
+
+class _ServerError(msgspec.Struct, frozen=True):
+    code: str = ""
+    message: str = ""
+
+
+class _ServerErrors(msgspec.Struct, frozen=True):
+    """The error document of the distribution spec ("Error Codes")."""
+
+    errors: list[_ServerError] | None = None
+
+
+def error_of(response: requests.Response, what: str, said: str) -> LamellaError:  # noqa: PLR0911 - one a status
+    """Make the typed error of an unsuccessful answer. ``what`` was asked for, ``said`` is :func:`refusal` of it."""
+    host = Origin.of(response.url).netloc
+    status = response.status_code
+    told = f"{host} answers {status}" + (f" ({said})" if said else "")
+    if status == 401:
+        return Unauthenticated(f"{what}: {told}")
+    if status == 403:
+        return PermissionDenied(f"{what}: {told}", hint="The credentials in use do not allow this.")
+    if status == 404:
+        return NotFound(f"{what} is not there: {told}", hint="Check the name and the tag or digest.")
+    if status == 429:
+        pause = retry_after(response.headers.get("Retry-After"))
+        wait = f"Try again in {pause:.0f} s" if pause else "Try again later"
+        return Unavailable(
+            f"{what}: {told}: too many requests", hint=f"{wait}, or log in for a higher limit."
+        )
+    if status in RETRY_STATUSES or status >= 500:
+        return Unavailable(f"{what}: {told}", hint="The registry has a problem; try again later.")
+    if status == 400 and wants_tls(said):
+        return Unavailable(
+            f"{host} speaks HTTPS and was asked over plain HTTP", hint="Leave --plain-http out."
+        )
+    return Unavailable(f"{what}: {told}, which is no answer to this request", hint="Is this an OCI registry?")
+
+
+def wants_tls(said: str) -> bool:
+    """Say whether a server complains that it speaks HTTPS and was asked over plain HTTP (Go's and nginx's words)."""
+    return bool(_SPOKE_HTTP_TO_TLS.search(said))
+
+
+def refusal(response: requests.Response, secrets: Iterable[str] = ()) -> str:
+    """Read what a server says of its refusal: short, printable, without secrets. Closes the answer."""
+    try:
+        body = read_document(response, ERROR_BODY_MAX, "the error message", seconds=5)
+    except LamellaError:
+        return ""
+    try:
+        errors = msgspec.json.decode(body, type=_ServerErrors).errors or []
+        text = "; ".join(f"{error.code}: {error.message}".strip(": ") for error in errors[:3])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        text = body.decode(errors="replace") if len(body) <= 500 and b"<" not in body else ""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    text = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(text.split())[:300]
+
+
+class Failure(NamedTuple):
+    """A broken request as an error, and whether another try may help."""
+
+    error: Unavailable
+    passing: bool
+
+
+def explain(error: BaseException, target: Origin, timeouts: Timeouts | None) -> Failure:  # noqa: PLR0911 - one a cause
+    """Say why a request got no answer, without quoting URLs or headers."""
+    host = target.netloc
+    chain = list(_chain(error))
+    resolution = _first(chain, socket.gaierror)
+    if resolution:
+        text = f"the name {target.host!r} cannot be resolved"
+        hint = "Check the registry's name and this machine's network."
+        return Failure(Unavailable(text, hint=hint), passing=resolution.errno == socket.EAI_AGAIN)
+    if _first(chain, requests.exceptions.ProxyError) or _first(chain, urllib3.exceptions.ProxyError):
+        hint = "Check HTTPS_PROXY, HTTP_PROXY and NO_PROXY."
+        return Failure(Unavailable(f"the proxy gives no connection to {host}", hint=hint), passing=True)
+    tls = _first(chain, ssl.SSLError)
+    if tls:
+        return _explain_tls(tls, host)
+    if _first(chain, urllib3.exceptions.ConnectTimeoutError) and not _first(chain, ConnectionError):
+        seconds = f" within {timeouts.connect:g} s" if timeouts else ""
+        return Failure(Unavailable(f"no connection to {host}{seconds}"), passing=True)
+    if _first(chain, urllib3.exceptions.ReadTimeoutError) or _first(chain, TimeoutError):
+        seconds = f" for {timeouts.read:g} s" if timeouts else " for too long"
+        return Failure(Unavailable(f"{host} sent nothing{seconds}"), passing=True)
+    if _first(chain, ConnectionRefusedError):
+        hint = f"Is a registry listening on port {target.port} there?"
+        return Failure(Unavailable(f"{host} refused the connection", hint=hint), passing=True)
+    if _first(chain, requests.exceptions.InvalidURL) or _first(chain, urllib3.exceptions.LocationValueError):
+        return Failure(Unavailable(f"{host} is not a host that a request can be sent to"), passing=False)
+    number = next((e.errno for e in reversed(chain) if isinstance(e, OSError) and e.errno), None)
+    if number:
+        return Failure(Unavailable(f"the connection to {host} failed: {os.strerror(number)}"), passing=True)
+    return Failure(
+        Unavailable(f"{host} broke the connection off before the answer was complete"), passing=True
+    )
+
+
+def _explain_tls(error: ssl.SSLError, host: str) -> Failure:
+    reason = error.reason or ""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        text = f"the certificate of {host} is not trusted: {error.verify_message}"
+        return Failure(
+            Unavailable(text, hint="Name the CA's file in SSL_CERT_FILE or REQUESTS_CA_BUNDLE."),
+            passing=False,
+        )
+    if reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}:
+        text = f"{host} does not speak HTTPS"
+        return Failure(
+            Unavailable(text, hint="If it is meant to be used without TLS, say --plain-http."), passing=False
+        )
+    broke_off = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+    text = f"TLS with {host} failed" + (f": {reason.replace('_', ' ').lower()}" if reason else "")
+    return Failure(Unavailable(text, hint="Does the registry speak HTTPS on this port?"), passing=broke_off)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Walk an error's causes; requests and urllib3 keep them in args and in ``reason``, too."""
+    seen: set[int] = set()
+    waiting: list[Any] = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if not isinstance(current, BaseException) or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        waiting += [*current.args, getattr(current, "reason", None), current.__cause__, current.__context__]
+
+
+_Error = TypeVar("_Error", bound=BaseException)
+
+
+def _first(chain: list[BaseException], kind: type[_Error]) -> _Error | None:
+    return next((error for error in chain if isinstance(error, kind)), None)

@@ -1,0 +1,375 @@
+"""HTTP to registries: one request with its redirects and retries, and the rules on where it may go.
+
+Two ideas live here, all below the registry's own protocol:
+
+- *Where a request may go.* Plain HTTP only to this machine or where the caller asked for it; never from HTTPS
+  down to HTTP; to a private address only if the registry itself is on one (the address of the connection counts,
+  not what a name resolved to before); at most REDIRECTS_MAX hops. An Authorization header stays with the host it
+  was made for.
+- *What is tried again.* Connection failures, silence, 408, 429 and 5xx: counted and paced by urllib3's Retry, with
+  back-off, jitter and Retry-After. Bodies are not drained before a retry, as urllib3 itself would: one may be
+  endless. The waiting can be interrupted from another thread.
+
+Proxies and CA bundles come from the environment (HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE,
+SSL_CERT_FILE, SSL_CERT_DIR), else the system's certificates are trusted, else certifi's. ~/.netrc is not read.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, NamedTuple
+from urllib.parse import urljoin
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.util.retry import Retry
+
+from lamella.errors import Cancelled, LamellaError, PermissionDenied, Unavailable
+from lamella.reference import is_loopback
+from lamella.registry.failures import RETRY_STATUSES, TRANSPORT_ERRORS, Timeouts, explain, retry_after
+from lamella.registry.targets import Address, Origin, is_private_literal, parse_address
+
+REDIRECTS_MAX = 10
+RETRY_AFTER_MAX = 60
+"""Seconds; a registry that asks for a longer pause gets no second request but becomes an error."""
+CONNECTIONS_MAX = 16
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+class _Request(NamedTuple):
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    authorization: str | None
+    form: Mapping[str, str] | None
+
+
+class Transport:
+    """Sends requests for one registry client. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        *,
+        user_agent: str,
+        timeouts: Timeouts,
+        plain_http: bool,
+        allow_private: bool,
+        attempts: int,
+        backoff: float,
+    ) -> None:
+        self.timeouts = timeouts
+        self._plain_http = plain_http
+        self._allow_private = allow_private
+        self._attempts = attempts
+        self._backoff = backoff
+        self._interrupted = threading.Event()
+        self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+        self._private_homes: set[tuple[str, int]] = set()
+        self._home = self._session(user_agent, self._note_home)
+        self._away = self._session(user_agent, self._refuse_private)
+
+    def _session(self, user_agent: str, check: Callable[[HTTPConnection], None]) -> requests.Session:
+        session = requests.Session()
+        session.headers.clear()
+        # Registries serve what the digest was made of; a transfer coding on top would only cost time.
+        session.headers.update({"User-Agent": user_agent, "Accept-Encoding": "identity"})
+        session.auth = _leave_alone
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        adapter = _Adapter(self._watch, check)
+        session.mount("https://", adapter)
+        session.mount("http://", adapter)
+        return session
+
+    def close(self) -> None:
+        """Close all connections; a request under way ends with Cancelled. Harmless twice."""
+        self.interrupt()
+        self._home.close()
+        self._away.close()
+
+    def interrupt(self) -> None:
+        """End every request and every wait of this transport with Cancelled, from any thread and for good."""
+        self._interrupted.set()
+        for connection in list(self._connections):
+            sock = connection.sock
+            if sock is not None:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def interrupted(self) -> bool:
+        """Say whether :meth:`interrupt` or :meth:`close` was called."""
+        return self._interrupted.is_set()
+
+    def check_interrupted(self) -> None:
+        """Raise Cancelled after :meth:`interrupt`."""
+        if self._interrupted.is_set():
+            raise Cancelled("the transfer was stopped")
+
+    def patience(self) -> Patience:
+        """Give a new count of attempts."""
+        return Patience(self._attempts, self._backoff, self._interrupted)
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        home: Origin,
+        headers: Mapping[str, str] | None = None,
+        authorization: str | None = None,
+        form: Mapping[str, str] | None = None,
+        patience: Patience | None = None,
+    ) -> requests.Response:
+        """Send one request and give the answer with its body unread, whatever its status.
+
+        ``home`` is the registry on whose behalf it is sent; ``authorization`` goes only to the origin of ``url``.
+        With ``form`` (a POST) redirects are not followed. ``patience`` None: a fresh one.
+        Errors: Unavailable (no answer), PermissionDenied (a forbidden target), Cancelled.
+        """
+        patience = patience or self.patience()
+        sent = _Request(method, url, headers or {}, authorization, form)
+        while True:
+            try:
+                response = self._follow(sent, home)
+            except _Broken as broken:
+                patience.spend(broken.error)
+                continue
+            if response.status_code not in RETRY_STATUSES or not patience.spend_status(response.raw):
+                return response
+            response.close()
+
+    def check_target(self, url: str, home: Origin) -> Origin:
+        """Give the origin of ``url`` if a request for ``home`` may go there; PermissionDenied otherwise."""
+        target = Origin.of(url)
+        if target.scheme == "http":
+            if home.scheme == "https":
+                raise PermissionDenied(
+                    f"{home.netloc} sends on from HTTPS to plain HTTP at {target.netloc}, which is refused"
+                )
+            if not self._plain_http and not is_loopback(target.netloc):
+                raise PermissionDenied(
+                    f"{home.netloc} sends on to {target}, and plain HTTP to another machine was not asked for",
+                    hint="Use --plain-http if the network in between is trusted.",
+                )
+        away = (target.host, target.port) != (home.host, home.port)
+        if away and not self._may_be_private(home) and is_private_literal(target.host):
+            raise _private(target.netloc)
+        return target
+
+    def _follow(self, request: _Request, home: Origin) -> requests.Response:
+        owner = Origin.of(request.url)
+        for _ in range(REDIRECTS_MAX + 1):
+            target = self.check_target(request.url, home)
+            response = self._send(request, target, home)
+            location = response.headers.get("Location")
+            if response.status_code not in _REDIRECTS or not location:
+                return response
+            response.close()
+            if request.form is not None:
+                raise PermissionDenied(
+                    f"{target.netloc} redirects a request that carries credentials, which is refused"
+                )
+            request = request._replace(url=urljoin(request.url, location))
+            if Origin.of(request.url) != owner:
+                # Not even if a later hop leads back: what is in between chose that hop.
+                request = request._replace(authorization=None)
+        raise Unavailable(f"{owner.netloc} redirects more than {REDIRECTS_MAX} times")
+
+    def _send(self, request: _Request, target: Origin, home: Origin) -> requests.Response:
+        self.check_interrupted()
+        at_home = (target.host, target.port) == (home.host, home.port) or self._may_be_private(home)
+        session = self._home if at_home else self._away
+        headers = dict(request.headers)
+        if request.authorization:
+            headers["Authorization"] = request.authorization
+        try:
+            prepared = session.prepare_request(
+                requests.Request(request.method, request.url, headers=headers, data=request.form)
+            )
+            settings = session.merge_environment_settings(request.url, {}, True, None, None)
+            return session.send(
+                prepared,
+                allow_redirects=False,
+                timeout=(self.timeouts.connect, self.timeouts.read),
+                **settings,
+            )
+        except _PrivateAddress:
+            raise _private(target.netloc) from None
+        except TRANSPORT_ERRORS as error:
+            self.check_interrupted()
+            failure = explain(error, target, self.timeouts)
+            raise (_Broken(failure.error) if failure.passing else failure.error) from None
+
+    def _may_be_private(self, home: Origin) -> bool:
+        return (
+            self._allow_private
+            or (home.host, home.port) in self._private_homes
+            or is_private_literal(home.host)
+        )
+
+    def _watch(self, connection: HTTPConnection) -> None:
+        self._connections.add(connection)
+        if self._interrupted.is_set():
+            raise Cancelled("the transfer was stopped")
+
+    def _note_home(self, connection: HTTPConnection) -> None:
+        address = _peer(connection)
+        if address is not None and not address.is_global:
+            self._private_homes.add((connection.host.lower().strip("[]"), connection.port))
+
+    def _refuse_private(self, connection: HTTPConnection) -> None:
+        address = _peer(connection)
+        if address is not None and not address.is_global:
+            raise _PrivateAddress
+
+
+class Patience:
+    """How often and how long one operation tries again; urllib3's Retry counts, this waits interruptibly."""
+
+    def __init__(self, attempts: int, backoff: float, interrupted: threading.Event) -> None:
+        self._retry = Retry(
+            total=max(attempts - 1, 0),
+            backoff_factor=backoff / 2,
+            backoff_max=15,
+            backoff_jitter=backoff,
+            status_forcelist=RETRY_STATUSES,
+            allowed_methods=None,
+        )
+        self._fresh = self._retry
+        self._interrupted = interrupted
+
+    def renew(self) -> None:
+        """Start counting anew, after progress."""
+        self._retry = self._fresh
+
+    def spend(self, error: LamellaError) -> None:
+        """Wait before another attempt; raise ``error`` if there is none left."""
+        try:
+            self._retry = self._retry.increment(error=urllib3.exceptions.ProtocolError())
+        except urllib3.exceptions.MaxRetryError:
+            raise error from None
+        self._wait(self._retry.get_backoff_time())
+
+    def spend_status(self, response: urllib3.BaseHTTPResponse) -> bool:
+        """Wait before another attempt after an answer; False if there is none left or the pause is too long."""
+        pause = retry_after(response.headers.get("Retry-After"))
+        if pause is not None and pause > RETRY_AFTER_MAX:
+            return False
+        try:
+            self._retry = self._retry.increment(response=response)
+        except urllib3.exceptions.MaxRetryError:
+            return False
+        self._wait(pause or self._retry.get_backoff_time())
+        return True
+
+    def _wait(self, seconds: float) -> None:
+        if self._interrupted.wait(seconds):
+            raise Cancelled("the transfer was stopped")
+
+
+def _private(netloc: str) -> PermissionDenied:
+    return PermissionDenied(
+        f"the registry sends on to {netloc}, an address of a private network, which is refused",
+        hint="A registry in the same private network may do so; a public one may not.",
+    )
+
+
+def _peer(connection: HTTPConnection) -> Address | None:
+    sock = connection.sock
+    try:
+        return parse_address(sock.getpeername()[0]) if sock is not None else None
+    except (OSError, ValueError):
+        return None
+
+
+def _leave_alone(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Add no credentials: without this requests would look them up in ~/.netrc and in the URL."""
+    return request
+
+
+class _PrivateAddress(Exception):
+    pass
+
+
+class _Broken(Exception):
+    def __init__(self, error: Unavailable) -> None:
+        self.error = error
+
+
+class _Adapter(HTTPAdapter):
+    """Requests' adapter with a check on every new connection, and with the system's certificates."""
+
+    def __init__(self, *checks: Callable[[HTTPConnection], None]) -> None:
+        self._checks = checks
+        self._context: ssl.SSLContext | None = None
+        super().__init__(pool_connections=CONNECTIONS_MAX, pool_maxsize=CONNECTIONS_MAX, max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Make the pool of direct connections; those to a proxy are not checked, as their peer is the proxy."""
+        super().init_poolmanager(*args, **kwargs)
+        checks = self._checks
+
+        class Plain(HTTPConnection):
+            def _new_conn(self) -> socket.socket:
+                self.sock = super()._new_conn()
+                _run(checks, self)
+                return self.sock
+
+        class Secure(HTTPSConnection):
+            def _new_conn(self) -> socket.socket:
+                self.sock = super()._new_conn()
+                _run(checks, self)
+                return self.sock
+
+        class PlainPool(HTTPConnectionPool):
+            ConnectionCls = Plain
+
+        class SecurePool(HTTPSConnectionPool):
+            ConnectionCls = Secure
+
+        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+
+    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
+        """Verify by the environment's or the system's certificates unless a bundle is named."""
+        host, pool = super().build_connection_pool_key_attributes(request, verify, cert)
+        if verify is True and host["scheme"] == "https":
+            self._context = self._context or _system_context()
+            pool["ssl_context"] = self._context
+        return host, pool
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        """Leave certifi's bundle out where :func:`_system_context` decides."""
+        if verify is True:
+            conn.cert_reqs = "CERT_REQUIRED"
+        else:
+            super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
+
+
+def _run(checks: Iterable[Callable[[HTTPConnection], None]], connection: HTTPConnection) -> None:
+    try:
+        for check in checks:
+            check(connection)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _system_context() -> ssl.SSLContext:
+    context = urllib3.util.ssl_.create_urllib3_context()
+    context.load_default_certs()
+    paths = ssl.get_default_verify_paths()
+    has_folder = paths.capath is not None and any(os.scandir(paths.capath))
+    if paths.cafile is None and not has_folder:
+        context.load_verify_locations(requests.certs.where())
+    return context
