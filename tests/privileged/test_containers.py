@@ -1,0 +1,452 @@
+"""Containers through the library: what a user of docker-py expects, on an image of this machine's own programs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+import lamella
+from lamella.errors import (
+    AlreadyExists,
+    CommandFailed,
+    CommandNotExecutable,
+    CommandNotFound,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unsupported,
+)
+
+pytestmark = pytest.mark.privileged
+
+
+@pytest.fixture
+def image(client, small_image):
+    return client.images.pull(small_image)
+
+
+@pytest.fixture
+def run(client, image):
+    def call(*command, **options):
+        return client.containers.run(image, list(command), remove=True, **options)
+
+    return call
+
+
+def sh(run, script, **options):
+    result = run("/bin/sh", "-c", script, **options)
+    assert result.exit_code == 0, result
+    return result.stdout.decode().strip()
+
+
+# Output and exit
+
+
+def test_stdout_stderr_and_exit_code_are_told_apart(run):
+    result = run("/bin/sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (result.stdout, result.stderr, result.exit_code) == (b"out\n", b"err\n", 7)
+    assert 0 < result.duration < 60
+
+
+def test_input_is_fed_to_stdin_and_output_of_any_size_comes_whole(run):
+    data = os.urandom(3_000_000)
+    assert run("/bin/cat", input=data).stdout == data
+
+
+def test_stdin_is_empty_without_input(run):
+    assert run("/bin/cat").stdout == b""
+
+
+def test_a_signal_ends_a_container_with_128_and_its_number(run):
+    assert run("/bin/sh", "-c", "kill -TERM $$").exit_code in (128 + signal.SIGTERM, 0)
+    assert run("/bin/sh", "-c", "sh -c 'kill -KILL $$'").exit_code == 128 + signal.SIGKILL
+
+
+def test_check_raises_with_the_output_in_it(run):
+    with pytest.raises(CommandFailed, match="broken") as caught:
+        run("/bin/sh", "-c", "echo out; echo broken >&2; exit 3", check=True)
+    assert (caught.value.exit_code, caught.value.stdout, caught.value.stderr) == (3, b"out\n", b"broken\n")
+
+
+def test_a_time_out_kills_the_whole_tree_and_keeps_the_output(client, run):
+    began = time.monotonic()
+    result = run("/bin/sh", "-c", "echo early; sleep 300 & sleep 300", timeout=0.5)
+    assert time.monotonic() - began < 30
+    assert (result.timed_out, result.exit_code, result.stdout) == (True, 137, b"early\n")
+    with pytest.raises(DeadlineExceeded):
+        run("/bin/sleep", "300", timeout=0.2, check=True)
+    assert client.containers.list(all=True) == []
+
+
+# The program
+
+
+def test_a_missing_program_is_127_and_leaves_nothing(client, run):
+    with pytest.raises(CommandNotFound, match="nonsense") as caught:
+        run("nonsense")
+    assert caught.value.exit_code == 127
+    with pytest.raises(CommandNotFound):
+        run("/no/such/program")
+    assert_nothing_left(client)
+
+
+def test_a_program_that_cannot_be_run_is_126_and_leaves_nothing(client, run):
+    for program in ("/etc/passwd", "/etc"):
+        with pytest.raises(CommandNotExecutable) as caught:
+            run(program)
+        assert caught.value.exit_code == 126
+    assert_nothing_left(client)
+
+
+def assert_nothing_left(client):
+    assert client.containers.list(all=True) == []
+    assert [info for info in client.snapshots.walk() if info.kind == "active"] == []
+    tasks = client.config.state / "tasks"
+    assert [path for path in tasks.rglob("*") if path.is_file()] == []
+
+
+def test_a_mount_that_the_kernel_refuses_is_one_error_that_names_it(client, image):
+    def patch(spec):
+        spec["mounts"].append({"destination": "/bad", "type": "nosuchfs", "source": "none"})
+
+    with pytest.raises(lamella.LamellaError, match="/bad"):
+        client.containers.run(image, ["/bin/true"], remove=True, spec=patch)
+    assert_nothing_left(client)
+
+
+def test_an_unknown_field_of_the_spec_is_refused_by_name(client, image):
+    with pytest.raises(Unsupported, match="intelRdt"):
+        client.containers.run(
+            image,
+            ["/bin/true"],
+            remove=True,
+            spec=lambda spec: spec["linux"].update(intelRdt={"closID": "x"}),
+        )
+    assert_nothing_left(client)
+
+
+# What it is given
+
+
+def test_environment_working_folder_and_hostname(run):
+    out = sh(
+        run,
+        'echo "$A $HOME $HOSTNAME"; pwd; hostname',
+        environment={"A": "1"},
+        working_dir="/etc",
+        hostname="box",
+    )
+    assert out.splitlines() == ["1 /root box", "/etc", "box"]
+
+
+def test_a_user_takes_its_ids_and_groups(run):
+    assert sh(run, "id -u; id -g", user="1234:4321").split() == ["1234", "4321"]
+    with pytest.raises(InvalidArgument, match="nobody-here"):
+        run("/bin/true", user="nobody-here")
+
+
+def test_a_volume_is_seen_and_written_and_read_only_holds(run, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "in").write_text("in\n")
+    assert sh(run, "cat /data/in; echo out > /data/out", volumes=[f"{source}:/data"]) == "in"
+    assert (source / "out").read_text() == "out\n"
+    result = run("/bin/sh", "-c", "echo no > /data/no", volumes=[f"{source}:/data:ro"])
+    assert result.exit_code != 0
+    assert not (source / "no").exists()
+
+
+def test_a_missing_volume_source_is_an_error_and_leaves_nothing(client, run, tmp_path):
+    with pytest.raises(NotFound):
+        run("/bin/true", volumes=[f"{tmp_path}/absent:/x"])
+    assert_nothing_left(client)
+
+
+def test_tmpfs_and_read_only_root(run):
+    out = sh(run, "touch /tmp/x && echo yes; touch /x 2>/dev/null || echo no", tmpfs=["/tmp"], read_only=True)
+    assert out.split() == ["yes", "no"]
+
+
+def test_entrypoint_and_command_combine_as_in_docker(client, image):
+    result = client.containers.run(image, ["a", "b"], entrypoint=["/bin/echo", "x"], remove=True)
+    assert result.stdout == b"x a b\n"
+
+
+def test_limits_reach_the_kernel(run):
+    result = run("/bin/sh", "-c", "x=a; while :; do x=$x$x; done", memory="16m", timeout=60)
+    assert (result.exit_code, result.oom_killed) == (137, True)
+    result = run("/bin/sh", "-c", "sleep 9 & sleep 9 & sleep 9 & sleep 9 & wait", pids_limit=3, timeout=20)
+    assert b"ork" in result.stderr  # "Cannot fork", "fork: retry"
+    out = sh(run, "ulimit -n", ulimits=["nofile=77:77"])
+    assert out == "77"
+
+
+# Isolation
+
+
+def test_a_container_sees_itself_alone(run):
+    out = sh(run, "echo $$; ls /proc | cat")
+    pids = {name for name in out.split() if name.isdigit()}
+    assert len(pids) <= 4
+    assert "1" in pids
+
+
+def test_only_loopback_is_there_by_default(run):
+    devices = [line.split(":")[0].strip() for line in sh(run, "cat /proc/net/dev").splitlines()[2:]]
+    assert devices == ["lo"]
+    assert sh(run, "cat /proc/net/if_inet6 /proc/net/dev | cat; cat /sys/class/net/lo/flags").endswith("0x9")
+
+
+def test_the_host_network_is_the_hosts(run):
+    own = Path("/proc/net/dev").read_text().splitlines()
+    devices = {
+        line.split(":")[0].strip() for line in sh(run, "cat /proc/net/dev", network="host").splitlines()[2:]
+    }
+    assert devices == {line.split(":")[0].strip() for line in own[2:]}
+
+
+def test_capabilities_are_dockers_and_nothing_is_inheritable(run):
+    status = dict(
+        line.split(":\t") for line in sh(run, "cat /proc/self/status").splitlines() if ":\t" in line
+    )
+    dockers = 0x00000000A80425FB
+    assert int(status["CapBnd"], 16) == int(status["CapEff"], 16) == int(status["CapPrm"], 16) == dockers
+    assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
+    assert status["Seccomp"] == "2"
+    assert status["NoNewPrivs"] == "0"
+
+
+def test_no_new_privileges_is_a_choice(run):
+    status = sh(run, "cat /proc/self/status", no_new_privileges=True)
+    assert "NoNewPrivs:\t1" in status
+
+
+def test_dropping_all_capabilities_leaves_none(run):
+    status = sh(run, "cat /proc/self/status", cap_drop=["ALL"])
+    assert "CapEff:\t0000000000000000" in status
+
+
+def test_privileged_has_all_that_the_machine_has(run):
+    status = sh(run, "cat /proc/self/status", privileged=True)
+    own = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapBnd")
+    )
+    assert own in status
+    assert "Seccomp:\t0" in status
+
+
+def test_an_unknown_network_is_refused_by_name(client, run):
+    with pytest.raises(Unsupported, match="bridge0"):
+        run("/bin/true", network="bridge0")
+    assert_nothing_left(client)
+
+
+# Lifecycle
+
+
+def test_deleting_a_container_deletes_its_active_snapshot_and_nothing_else(client, image):
+    before = {info.name for info in client.snapshots.walk()}
+    blobs = {info.digest for info in client.content.walk()}
+    box = client.containers.create(image, ["/bin/true"], name="nginx-container-abc123")
+    assert {info.name for info in client.snapshots.walk()} - before == {"nginx-container-abc123"}
+    assert client.snapshots.stat("nginx-container-abc123").parent == image.chain_id
+    assert client.snapshots.stat("nginx-container-abc123").kind == "active"
+    assert box.status == "created"
+    box.remove()
+    assert {info.name for info in client.snapshots.walk()} == before
+    assert {info.digest for info in client.content.walk()} == blobs
+    assert client.images.get(image.name) == image
+    with pytest.raises(NotFound):
+        client.containers.get("nginx-container-abc123")
+
+
+def test_what_a_container_writes_stays_in_its_own_snapshot(client, image):
+    box = client.containers.create(image, ["/bin/sh", "-c", "echo mine > /mine"], name="writer")
+    box.start()
+    assert box.wait(30) == 0
+    [upper, *lowers] = client.snapshots.layer_paths("writer")
+    assert (upper / "mine").read_text() == "mine\n"
+    assert not any((lower / "mine").exists() for lower in lowers)
+    box.remove()
+    assert client.containers.run(image, ["/bin/ls", "/"], remove=True).stdout.split().count(b"mine") == 0
+
+
+def test_a_detached_container_is_found_waited_for_and_read_by_another_client(client, image):
+    box = client.containers.run(
+        image, ["/bin/sh", "-c", "echo hello; echo oops >&2; sleep 0.3; exit 5"], detach=True, name="d"
+    )
+    with lamella.Client(client.config.root, client.config.state) as other:
+        found = other.containers.get("d")
+        assert found == box
+        assert found.wait(30) == 5
+        assert (found.status, found.exit_code) == ("stopped", 5)
+        assert list(found.logs()) == [("stdout", b"hello\n"), ("stderr", b"oops\n")]
+        assert list(found.logs(stream="stderr")) == [("stderr", b"oops\n")]
+        found.remove()
+
+
+def test_a_container_outlives_the_process_that_started_it(client, image):
+    code = f"""
+        import lamella, os
+        client = lamella.Client({str(client.config.root)!r}, {str(client.config.state)!r})
+        client.containers.run({image.name!r}, ["/bin/sh", "-c", "sleep 0.5; echo done; exit 9"], detach=True, name="orphan")
+        os.kill(os.getpid(), 9)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    box = client.containers.get("orphan")
+    assert box.wait(30) == 9
+    assert list(box.logs()) == [("stdout", b"done\n")]
+    box.remove()
+
+
+def test_no_child_process_is_left_with_the_caller(client, image):
+    client.containers.run(image, ["/bin/true"], remove=True)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_kill_stop_and_wait(client, image):
+    box = client.containers.run(image, ["/bin/sleep", "300"], detach=True)
+    assert (box.status, box.exit_code) == ("running", None)
+    assert box in client.containers.list()
+    with pytest.raises(DeadlineExceeded):
+        box.wait(0.05)
+    with pytest.raises(FailedPrecondition):
+        box.start()
+    with pytest.raises(FailedPrecondition):
+        box.remove()
+    with pytest.raises(InvalidArgument):
+        box.kill("SIGNONSENSE")
+    box.kill()
+    assert box.wait(30) == 137
+    assert box.stop() == 137
+    with pytest.raises(FailedPrecondition):
+        box.kill()
+    box.remove()
+
+    # PID 1 without a handler ignores SIGTERM: stop has to kill it.
+    box = client.containers.run(image, ["/bin/sleep", "300"], detach=True)
+    assert box.stop(timeout=0.2) == 137
+    box.remove()
+
+    box = client.containers.run(
+        image, ["/bin/sh", "-c", "trap 'exit 4' TERM; while :; do sleep 0.05; done"], detach=True
+    )
+    time.sleep(0.2)
+    assert box.stop(timeout=20) == 4
+    box.remove()
+
+
+def test_a_container_can_be_started_again_and_keeps_its_files(client, image):
+    box = client.containers.create(
+        image, ["/bin/sh", "-c", "cat /count 2>/dev/null; echo x >> /count"], name="again"
+    )
+    for expected in (b"", b"x\n"):
+        attached = box.start(attach=True)
+        assert attached.communicate() == (expected, b"")
+        attached.close()
+        assert box.wait(5) == 0
+    box.remove()
+
+
+def test_force_removes_a_running_container(client, image):
+    box = client.containers.run(image, ["/bin/sleep", "300"], detach=True)
+    box.remove(force=True)
+    assert client.containers.list(all=True) == []
+
+
+def test_a_name_is_unique_and_a_prefix_of_an_identifier_finds(client, image):
+    box = client.containers.create(image, ["/bin/true"], name="one")
+    with pytest.raises(AlreadyExists, match="one"):
+        client.containers.create(image, ["/bin/true"], name="one")
+    assert client.containers.get(box.id[:8]) == box
+    with pytest.raises(NotFound):
+        client.containers.get("zzz")
+    for bad in ("", "../x", "-a", "a" * 77):
+        with pytest.raises(InvalidArgument):
+            client.containers.create(image, ["/bin/true"], name=bad)
+    box.remove()
+
+
+def test_a_snapshot_that_carries_the_name_is_not_taken_over(client, image):
+    client.snapshots.prepare("taken", image.chain_id)
+    with pytest.raises(AlreadyExists):
+        client.containers.create(image, ["/bin/true"], name="taken")
+    assert client.containers.list(all=True) == []
+    assert client.snapshots.stat("taken").kind == "active"
+    client.snapshots.remove("taken")
+
+
+def test_a_detached_container_that_was_to_be_removed_goes_when_it_has_ended(client, image):
+    box = client.containers.run(image, ["/bin/true"], detach=True, remove=True)
+    box.wait(30)
+    assert client.containers.list(all=True) == []
+
+
+def test_attach_joins_a_running_container(client, image):
+    box = client.containers.create(image, ["/bin/cat"], stdin=True, name="cat")
+    box.start()
+    with box.attach(stdin=True) as attached:
+        attached.write_stdin(b"hello\n")
+        attached.close_stdin()
+        assert list(attached) == [("stdout", b"hello\n")]
+        assert attached.exit.exit_code == 0
+    box.remove()
+
+
+def test_pause_freezes_and_resume_thaws(client, image):
+    box = client.containers.run(image, ["/bin/sh", "-c", "while :; do echo x; sleep 0.02; done"], detach=True)
+    box.pause()
+    time.sleep(0.1)
+    before = len(list(box.logs()))
+    time.sleep(0.2)
+    assert len(list(box.logs())) == before
+    box.resume()
+    deadline = time.monotonic() + 20
+    while len(list(box.logs())) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    box.remove(force=True)
+
+
+def test_killing_the_monitor_leaves_a_state_that_is_called_unknown_and_can_be_removed(client, image):
+    box = client.containers.run(image, ["/bin/sleep", "300"], detach=True)
+    pid = box.pid
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(parent, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while box.status == "running" or Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert box.status == "unknown"
+    with pytest.raises(FailedPrecondition):
+        box.wait(1)
+    box.remove()
+
+
+def test_many_runs_leave_no_descriptor_and_no_mount(client, image):
+    client.containers.run(image, ["/bin/true"], remove=True)
+    descriptors = set(os.listdir("/proc/self/fd"))
+    mounts = Path("/proc/self/mountinfo").read_text()
+    for _ in range(30):
+        assert client.containers.run(image, ["/bin/true"], remove=True).exit_code == 0
+    assert set(os.listdir("/proc/self/fd")) == descriptors
+    assert Path("/proc/self/mountinfo").read_text() == mounts
+
+
+def test_a_state_folder_that_cannot_be_written_is_permission_denied(image, client, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with lamella.Client(client.config.root, blocked / "state") as other, pytest.raises(PermissionDenied):
+        other.containers.run(image.name, ["/bin/true"], remove=True)
+    assert client.containers.list(all=True) == []
