@@ -135,7 +135,7 @@ def _measure_one(
 
 
 def _import_seconds() -> dict[str, float]:
-    scripts = {"bare": "pass", "lamella": "import lamella"}
+    scripts = {"bare": "pass", "lamella": "import lamella; lamella.Client"}
     return {name: median_wall([sys.executable, "-c", script], 15) for name, script in scripts.items()}
 
 
