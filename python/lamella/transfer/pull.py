@@ -82,7 +82,6 @@ class Pull:
         self._unpack = unpack
         self._parallel = max(1, parallel)
         self._cancelled = threading.Event()
-        self._streams: set[BlobStream] = set()
         self._lock = threading.Lock()
         self._open = ExitStack()
         self._source = {f"containerd.io/distribution.source.{reference.domain}": reference.path}
@@ -241,10 +240,7 @@ class Pull:
 
     def _cancel(self) -> None:
         self._cancelled.set()
-        with self._lock:
-            streams = list(self._streams)
-        for stream in streams:
-            stream.interrupt()
+        self._registry.interrupt()
 
     def _bring(self, job: _LayerJob) -> None:
         """Bring one layer's blob and folder here, in one pass where neither is."""
@@ -305,13 +301,7 @@ class Pull:
         pipeline = self._pipeline(job, blob=str(ingest.data_path), offset=ingest.offset)
         try:
             with self._registry.open_blob(self._reference, descriptor, offset=ingest.offset) as stream:
-                with self._lock:
-                    self._streams.add(stream)
-                try:
-                    self._pump(job, stream, pipeline)
-                finally:
-                    with self._lock:
-                        self._streams.discard(stream)
+                self._pump(job, stream, pipeline)
             unpacked = pipeline.finish()
         except DataLoss as error:
             # The bytes are what the digest says or the registry lies; either way a resumed ingest would fail again.

@@ -1,0 +1,66 @@
+"""A TCP proxy on loopback that lets so many bytes of answers through and holds back the rest until it is opened."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+
+
+class Gate:
+    def __init__(self, upstream: str, limit: int) -> None:
+        host, _, port = upstream.rpartition(":")
+        self._upstream = (host, int(port))
+        self._left = limit
+        self._open = threading.Event()
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._threads = [threading.Thread(target=self._accept)]
+
+    def __enter__(self) -> Gate:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._sockets:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for connection in self._sockets:
+            connection.close()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self._upstream)
+            self._sockets += [client, server]
+            for source, target, counted in ((client, server, False), (server, client, True)):
+                thread = threading.Thread(target=self._forward, args=(source, target, counted))
+                self._threads.append(thread)
+                thread.start()
+
+    def _forward(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if counted and not self._open.is_set():
+                    with self._lock:
+                        allowed, self._left = min(len(data), self._left), max(0, self._left - len(data))
+                    target.sendall(data[:allowed])
+                    data = data[allowed:]
+                    if data:
+                        self._open.wait()
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
