@@ -32,7 +32,8 @@ ARCHITECTURES = {
 }
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
-LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
+PLAIN_LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+GZIP_LAYER_TYPE = PLAIN_LAYER_TYPE + "+gzip"
 
 
 class MachineImage(NamedTuple):
@@ -122,8 +123,8 @@ class Layer:
         self._tar.addfile(entry, io.BytesIO(data))
 
 
-def build() -> MachineImage:
-    """Build the image in memory. The same machine gives the same digests."""
+def build(*, compress: bool = True) -> MachineImage:
+    """Build the image in memory, with gzip layers unless told otherwise. The same machine gives the same digests."""
     shell = _program(SHELL)
     if shell is None:
         raise FileNotFoundError("this machine has no sh on PATH")
@@ -157,15 +158,17 @@ def build() -> MachineImage:
     application.file(
         "app/hello", b'#!/bin/sh\necho "hello from $(hostname), process $$, user $(id -u)"\n', 0o755
     )
-    return _assemble([base.finish(), tools.finish(), application.finish()])
+    return _assemble([base.finish(), tools.finish(), application.finish()], compress=compress)
 
 
-def _assemble(tars: list[bytes]) -> MachineImage:
+def _assemble(tars: list[bytes], *, compress: bool) -> MachineImage:
     blobs: dict[str, bytes] = {}
     layers = []
     for tar in tars:
-        packed = gzip.compress(tar, compresslevel=6, mtime=0)
-        layers.append(_store(blobs, LAYER_TYPE, packed))
+        if compress:
+            layers.append(_store(blobs, GZIP_LAYER_TYPE, gzip.compress(tar, compresslevel=6, mtime=0)))
+        else:
+            layers.append(_store(blobs, PLAIN_LAYER_TYPE, tar))
     config = {
         "created": "2023-11-14T22:13:20Z",
         "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
