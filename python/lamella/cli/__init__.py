@@ -1,0 +1,69 @@
+"""The command ``lamella``.
+
+``parser`` turns the command line into a call and imports nothing but the chosen command's module; ``session`` holds
+what every command needs (the global options, the client, where output goes); one module a noun holds the commands,
+each with its arguments, help, examples and handler. Handlers call the library and print; they decide nothing that a
+caller of the library would miss.
+
+Exit status: the container's own from ``run`` and ``containers start -a`` (128 + n when signal n ended it), 0 for
+success, 1 for an error, 2 for a wrong command line, 124 when a time-out passed, 126 for a program that cannot be run,
+127 for one that is not there, 130 after Ctrl-C, 141 when the reader of the output went away.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lamella.cli.parser import Invocation
+    from lamella.cli.session import Session
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_TIMEOUT = 124
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (by default that of this process) and return its exit status."""
+    from lamella.cli.parser import HelpRequested, UsageError, parse
+    from lamella.cli.session import OutputClosed, Session, report
+
+    session = None
+    try:
+        try:
+            invocation = parse(sys.argv[1:] if argv is None else argv)
+            session = Session(invocation.settings)
+            status = _call(invocation, session)
+        except HelpRequested as request:
+            session = session or Session()
+            session.write(str(request))
+            status = 0
+        except UsageError as error:
+            report(str(error), error.hint)
+            status = EXIT_USAGE
+        if session is not None:
+            session.flush()
+    except OutputClosed as closed:
+        closed.silence()
+        status = EXIT_PIPE
+    except KeyboardInterrupt:
+        status = EXIT_INTERRUPTED
+    finally:
+        if session is not None:
+            session.close()
+    return status
+
+
+def _call(invocation: Invocation, session: Session) -> int:
+    """Run a handler; turn its errors into a line on stderr and an exit status."""
+    from lamella.errors import LamellaError
+
+    try:
+        return invocation.command.run(invocation.arguments, session)
+    except (LamellaError, OSError) as error:
+        session.fail(error)
+        return int(getattr(error, "exit_code", EXIT_ERROR))

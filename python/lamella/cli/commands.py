@@ -1,0 +1,91 @@
+"""The table of all commands: names, one line each, and the module that holds the rest.
+
+Looking a name up imports that one module; ``lamella --help`` imports none.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import NamedTuple
+
+from lamella.cli.parser import Command, Group, unknown
+
+
+class Entry(NamedTuple):
+    """One row: ``module`` is below ``lamella.cli``, ``attribute`` the Command or Group in it."""
+
+    name: str
+    summary: str
+    module: str
+    attribute: str
+    aliases: tuple[str, ...] = ()
+
+    def load(self) -> Command | Group:
+        """Import the module and return the command."""
+        value = getattr(import_module(f"lamella.cli.{self.module}"), self.attribute)
+        assert isinstance(value, Command | Group)
+        return value
+
+
+SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
+    (
+        "Images",
+        (
+            Entry("pull", "Fetch an image and unpack its layers.", "pull", "PULL"),
+            Entry("images", "List, inspect and remove images.", "images", "IMAGES", ("image",)),
+            Entry("graph", "Draw what belongs to an image.", "graph", "GRAPH"),
+        ),
+    ),
+    (
+        "Containers",
+        (
+            Entry("run", "Run a command in a new container.", "run", "RUN"),
+            Entry("ps", "List containers.", "containers", "PS"),
+            Entry(
+                "containers",
+                "Create, start, watch and remove containers.",
+                "containers",
+                "CONTAINERS",
+                ("container",),
+            ),
+        ),
+    ),
+    (
+        "Store",
+        (
+            Entry("content", "List, read and remove blobs.", "content", "CONTENT"),
+            Entry("snapshots", "List, make and remove snapshots.", "snapshots", "SNAPSHOTS", ("snapshot",)),
+            Entry("leases", "Protect objects from garbage collection.", "leases", "LEASES", ("lease",)),
+            Entry(
+                "namespaces",
+                "List, create and remove namespaces.",
+                "namespaces",
+                "NAMESPACES",
+                ("namespace",),
+            ),
+            Entry("gc", "Remove what nothing refers to.", "gc", "GC"),
+        ),
+    ),
+    (
+        "This machine and this program",
+        (
+            Entry("doctor", "Check what this machine offers.", "doctor", "DOCTOR"),
+            Entry("registry", "Serve images over HTTP.", "registry", "REGISTRY"),
+            Entry("completion", "Print a completion script for a shell.", "completion", "COMPLETION"),
+            Entry("version", "Show versions.", "version", "VERSION"),
+        ),
+    ),
+)
+
+
+def entries() -> list[Entry]:
+    """Give all rows in the order of the help text."""
+    return [entry for _, rows in SECTIONS for entry in rows]
+
+
+def find(word: str) -> Command | Group:
+    """Return the command of that name or alias; UsageError when there is none."""
+    for entry in entries():
+        if word == entry.name or word in entry.aliases:
+            return entry.load()
+    raise unknown(word, [entry.name for entry in entries()])

@@ -1,0 +1,301 @@
+"""``lamella containers``: records, and the tasks that run for them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from lamella.cli import EXIT_TIMEOUT, output
+from lamella.cli.options import USAGE, add_container_options, command, container_options, reference
+from lamella.cli.parser import Command, Group, Parser, UsageError
+from lamella.cli.pull import add_pull_options, find_or_fetch
+from lamella.cli.values import argument, parse_duration, parse_signal
+
+if TYPE_CHECKING:
+    from lamella.cli.session import Session
+    from lamella.containers.container import Container
+
+
+def _ls_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("-a", "--all", action="store_true", help="Also those that don't run.")
+    add("-q", "--quiet", dest="ids_only", action="store_true", help="Print ids alone.")
+
+
+def _ls(arguments: argparse.Namespace, session: Session) -> int:
+    containers = session.client.containers.list(all=arguments.all)
+    if arguments.ids_only:
+        ids = [container.id for container in containers]
+        if session.json:
+            session.document(ids)
+        else:
+            session.write("".join(f"{container_id}\n" for container_id in ids))
+    elif session.json:
+        session.document([_document(container) for container in containers])
+    else:
+        session.table(
+            ("ID", "NAME", "IMAGE", "COMMAND", "STATUS", "CREATED"),
+            (
+                (
+                    container.short_id,
+                    container.name,
+                    container.image,
+                    _shorten(" ".join(container.command)),
+                    _status(container),
+                    output.age(container.created_at),
+                )
+                for container in containers
+            ),
+        )
+    return 0
+
+
+def _document(container: Container) -> dict[str, Any]:
+    """Give what a list shows: everything but the runtime spec."""
+    document = container.inspect()
+    spec = document.pop("spec")
+    return document | {"command": spec["process"]["args"]}
+
+
+def _status(container: Container) -> str:
+    status, code = container.status, container.exit_code
+    return f"{status} ({code})" if status == "stopped" and code is not None else status
+
+
+def _shorten(text: str, width: int = 30) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _create_arguments(parser: Parser) -> None:
+    add_pull_options(parser, when=True)
+    add_container_options(parser)
+
+
+def _create(arguments: argparse.Namespace, session: Session) -> int:
+    options = container_options(arguments)
+    image = find_or_fetch(session, reference(arguments), arguments)
+    container = session.client.containers.create(image, command(arguments) or None, **options)
+    if session.json:
+        session.document(_document(container))
+    else:
+        session.line(container.id)
+    return 0
+
+
+def _start_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("-a", "--attach", action="store_true", help="Stay until its end; the exit status is the container's.")
+    add("-i", "--interactive", action="store_true", help="Connect stdin, if the container was made with -i.")
+    add("containers", metavar="CONTAINER", nargs="+", help="Names or ids.")
+
+
+def _start(arguments: argparse.Namespace, session: Session) -> int:
+    containers = session.client.containers
+    if not arguments.attach and not arguments.interactive:
+        return session.each(arguments.containers, lambda name: containers.get(name).start())
+    if len(arguments.containers) != 1:
+        raise UsageError("lamella containers start: -a takes one container")
+
+    from lamella.cli.streams import Signals, follow
+
+    container = containers.get(arguments.containers[0])
+    with Signals() as signals:
+        attached = container.start(attach=True)
+        assert attached is not None
+        with attached:
+            return follow(
+                session,
+                container,
+                attached,
+                signals,
+                stdin=arguments.interactive,
+                tty=container.spec["process"].get("terminal", False),
+            )
+
+
+def _names_arguments(parser: Parser) -> None:
+    parser.add_argument("containers", metavar="CONTAINER", nargs="+", help="Names or ids.")
+
+
+def _wait_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--timeout",
+        metavar="DURATION",
+        type=argument(parse_duration),
+        help="Give up after this time (exit status 124).",
+    )
+    _names_arguments(parser)
+
+
+def _wait(arguments: argparse.Namespace, session: Session) -> int:
+    from lamella.errors import DeadlineExceeded
+
+    codes = []
+    for name in arguments.containers:
+        try:
+            code = session.client.containers.get(name).wait(arguments.timeout)
+        except DeadlineExceeded as error:
+            session.fail(error)
+            return EXIT_TIMEOUT
+        codes.append({"container": name, "exit_code": code})
+        if not session.json:
+            session.line(str(code))
+            session.flush()
+    if session.json:
+        session.document(codes)
+    return 0
+
+
+def _kill_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "-s",
+        "--signal",
+        metavar="SIGNAL",
+        type=argument(parse_signal),
+        default="SIGKILL",
+        help="Send this signal (default: KILL).",
+    )
+    _names_arguments(parser)
+
+
+def _kill(arguments: argparse.Namespace, session: Session) -> int:
+    containers = session.client.containers
+    return session.each(arguments.containers, lambda name: containers.get(name).kill(arguments.signal))
+
+
+def _stop_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "-t",
+        "--time",
+        metavar="DURATION",
+        type=argument(parse_duration),
+        default=10.0,
+        help="Kill it after this time (default: 10s).",
+    )
+    _names_arguments(parser)
+
+
+def _stop(arguments: argparse.Namespace, session: Session) -> int:
+    containers = session.client.containers
+    return session.each(arguments.containers, lambda name: containers.get(name).stop(arguments.time))
+
+
+def _logs_arguments(parser: Parser) -> None:
+    parser.add_argument("--stream", choices=("stdout", "stderr"), help="Only what was written there.")
+    parser.add_argument("container", metavar="CONTAINER", help="Name or id.")
+
+
+def _logs(arguments: argparse.Namespace, session: Session) -> int:
+    for stream, data in session.client.containers.get(arguments.container).logs(stream=arguments.stream):
+        session.bytes(data, error=stream == "stderr")
+    return 0
+
+
+def _rm_arguments(parser: Parser) -> None:
+    parser.add_argument("-f", "--force", action="store_true", help="Kill those that run.")
+    _names_arguments(parser)
+
+
+def _rm(arguments: argparse.Namespace, session: Session) -> int:
+    containers = session.client.containers
+    return session.each(arguments.containers, lambda name: containers.get(name).remove(force=arguments.force))
+
+
+def _inspect_arguments(parser: Parser) -> None:
+    parser.add_argument("container", metavar="CONTAINER", help="Name or id.")
+
+
+def _inspect(arguments: argparse.Namespace, session: Session) -> int:
+    session.document(session.client.containers.get(arguments.container).inspect())
+    return 0
+
+
+_LS_EXAMPLES = [
+    ("what runs", "lamella ps"),
+    ("everything, for a script", "lamella ps -a --json | jq -r '.[] | [.name, .status] | @tsv'"),
+]
+PS = Command("ps", "List containers.", _ls, _ls_arguments, examples=_LS_EXAMPLES)
+
+CONTAINERS = Group(
+    "containers",
+    "Create, start, watch and remove containers.",
+    (
+        Command("ls", "List containers.", _ls, _ls_arguments, aliases=("list",), examples=_LS_EXAMPLES),
+        Command(
+            "create",
+            "Make a container and print its id; nothing runs yet.",
+            _create,
+            _create_arguments,
+            usage=USAGE,
+            description="Makes the record and the active snapshot. Everything behind REF belongs to the command.",
+            examples=[
+                ("one with a name", "lamella containers create --name nginx-container-abc123 nginx:latest"),
+                ("and start it", "lamella containers start nginx-container-abc123"),
+            ],
+        ),
+        Command(
+            "start",
+            "Start containers.",
+            _start,
+            _start_arguments,
+            examples=[
+                ("in the background", "lamella containers start web"),
+                ("and see what it writes", "lamella containers start -a web"),
+            ],
+        ),
+        Command(
+            "wait",
+            "Wait for containers to end and print their exit statuses.",
+            _wait,
+            _wait_arguments,
+            examples=[("at most a minute", "lamella containers wait --timeout 1m web")],
+        ),
+        Command(
+            "kill",
+            "Send a signal to containers.",
+            _kill,
+            _kill_arguments,
+            examples=[
+                ("end one now", "lamella containers kill web"),
+                ("reload", "lamella containers kill -s HUP web"),
+            ],
+        ),
+        Command(
+            "stop",
+            "Ask containers to end, and kill those that don't in time.",
+            _stop,
+            _stop_arguments,
+            description="Sends the container's stop signal, SIGTERM by default.",
+            examples=[("with five seconds to finish", "lamella containers stop -t 5s web")],
+        ),
+        Command(
+            "logs",
+            "Show what a container wrote.",
+            _logs,
+            _logs_arguments,
+            json=False,
+            description="What it wrote to stdout goes to stdout, the rest to stderr.",
+            examples=[("the errors alone", "lamella containers logs --stream stderr web")],
+        ),
+        Command(
+            "rm",
+            "Remove containers.",
+            _rm,
+            _rm_arguments,
+            description="Removes the record, the active snapshot and the log; neither the image nor other snapshots.",
+            aliases=("remove", "delete"),
+            examples=[
+                ("one that has ended", "lamella containers rm web"),
+                ("all of them", "lamella containers rm -f $(lamella ps -aq)"),
+            ],
+        ),
+        Command(
+            "inspect",
+            "Show everything about a container as JSON.",
+            _inspect,
+            _inspect_arguments,
+            description="Among other fields: status, pid, exit_code, snapshot_key and spec, the OCI runtime spec.",
+            examples=[("how it ended", "lamella containers inspect web | jq .exit_code")],
+        ),
+    ),
+)

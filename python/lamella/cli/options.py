@@ -1,0 +1,250 @@
+"""The options of a container, shared by ``run`` and ``containers create``; in docker's words.
+
+Here is only what the command line adds to the library's options: reading files, paths relative to the working folder,
+and the forms of ``--security-opt``. Everything else goes to the library as it was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lamella.cli.parser import REST, Parser, UsageError
+from lamella.cli.values import (
+    argument,
+    parse_cpus,
+    parse_environment_file,
+    parse_labels,
+    parse_pair,
+    parse_signal,
+    parse_size,
+    parse_ulimit,
+)
+
+USAGE = "[OPTIONS] REF [COMMAND [ARGUMENTS...]]"
+
+
+def add_container_options(parser: Parser) -> None:
+    """Add every option that shapes a container, and REF with the command behind it."""
+    add = parser.add_argument
+    add("--name", metavar="NAME", help="Give the container a name.")
+    add("-i", "--interactive", action="store_true", help="Connect stdin.")
+    add("-t", "--tty", action="store_true", help="Give the container a terminal.")
+    add(
+        "-e",
+        "--env",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="Set a variable; KEY alone passes yours on.",
+    )
+    add("--env-file", metavar="FILE", action="append", default=[], help="Read variables from a file.")
+    add("-w", "--workdir", metavar="DIR", help="Start in this folder.")
+    add("-u", "--user", metavar="USER", help="Run as NAME, UID, NAME:GROUP or UID:GID.")
+    add("--hostname", metavar="NAME", help="Set the host name.")
+    add("--entrypoint", metavar="PROGRAM", help="Replace the image's entrypoint; '' drops it.")
+    add(
+        "--network",
+        choices=("none", "host"),
+        default="none",
+        help="none: loopback alone (default); host: the host's.",
+    )
+    add("--label", metavar="KEY=VALUE", type=argument(parse_pair), action="append", help="Attach a label.")
+    add(
+        "--annotation",
+        metavar="KEY=VALUE",
+        type=argument(parse_pair),
+        action="append",
+        help="Add to the runtime spec.",
+    )
+    add(
+        "--stop-signal",
+        metavar="SIGNAL",
+        type=argument(parse_signal),
+        help="What 'containers stop' sends first.",
+    )
+
+    add = parser.add_argument_group("Files").add_argument
+    add(
+        "-v",
+        "--volume",
+        metavar="SRC:DST[:ro]",
+        action="append",
+        default=[],
+        help="Bind a file or folder of the host.",
+    )
+    add(
+        "--mount",
+        metavar="FIELDS",
+        action="append",
+        default=[],
+        help="Mount type=bind,source=SRC,target=DST[,readonly] or type=tmpfs,target=DST[,tmpfs-size=64m].",
+    )
+    add(
+        "--tmpfs",
+        metavar="DIR[:OPTIONS]",
+        action="append",
+        default=[],
+        help="Mount an empty folder in memory.",
+    )
+    add("--read-only", action="store_true", help="Make the root filesystem read-only.")
+    add(
+        "--device",
+        metavar="DEVICE[:PATH[:rwm]]",
+        action="append",
+        default=[],
+        help="Add a device of the host.",
+    )
+
+    add = parser.add_argument_group("Limits").add_argument
+    add("--memory", metavar="SIZE", type=argument(parse_size), help="Limit memory, such as 512m or 2g.")
+    add("--memory-swap", metavar="SIZE", type=argument(parse_size), help="Limit memory and swap together.")
+    add(
+        "--shm-size",
+        metavar="SIZE",
+        type=argument(parse_size),
+        help="Set the size of /dev/shm (default: 64m).",
+    )
+    add("--cpus", metavar="NUMBER", type=argument(parse_cpus), help="Limit processor time, such as 0.5 or 2.")
+    add("--cpuset-cpus", metavar="LIST", help="Run on these processors alone, such as 0-3 or 0,2.")
+    add("--pids-limit", metavar="NUMBER", type=int, help="Limit the number of processes; -1 for no limit.")
+    add(
+        "--ulimit",
+        metavar="NAME=SOFT[:HARD]",
+        type=argument(parse_ulimit),
+        action="append",
+        default=[],
+        help="Set a resource limit, such as nofile=1024.",
+    )
+    add(
+        "--oom-score-adj",
+        metavar="NUMBER",
+        type=int,
+        help="Be killed earlier (up to 1000) or later when memory is out.",
+    )
+    add(
+        "--sysctl",
+        metavar="KEY=VALUE",
+        type=argument(parse_pair),
+        action="append",
+        help="Set a kernel parameter.",
+    )
+
+    add = parser.add_argument_group("Security").add_argument
+    add(
+        "--cap-add",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="Add a capability, such as NET_ADMIN; ALL for all.",
+    )
+    add("--cap-drop", metavar="NAME", action="append", default=[], help="Drop a capability; ALL for all.")
+    add("--privileged", action="store_true", help="All capabilities and devices, no seccomp, nothing masked.")
+    add(
+        "--security-opt",
+        metavar="OPTION",
+        action="append",
+        default=[],
+        help="no-new-privileges, seccomp=unconfined or seccomp=FILE.",
+    )
+
+    parser.add_argument(
+        "words", metavar="REF", nargs=REST, help="The image, then the command instead of the image's own."
+    )
+
+
+def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Give the keyword arguments of ``client.containers.create`` but for image and command. UsageError for a bad value."""
+    options: dict[str, Any] = {
+        "name": arguments.name,
+        "environment": _environment(arguments),
+        "working_dir": arguments.workdir,
+        "user": arguments.user,
+        "hostname": arguments.hostname,
+        "network": arguments.network,
+        "memory": arguments.memory,
+        "cpus": arguments.cpus,
+        "pids_limit": arguments.pids_limit,
+        "read_only": arguments.read_only,
+        "tmpfs": arguments.tmpfs,
+        "mounts": arguments.mount,
+        "volumes": [_volume(text) for text in arguments.volume],
+        "cap_add": arguments.cap_add,
+        "cap_drop": arguments.cap_drop,
+        "devices": arguments.device,
+        "privileged": arguments.privileged,
+        "annotations": parse_labels(arguments.annotation),
+        "stop_signal": arguments.stop_signal,
+        "memory_swap": arguments.memory_swap,
+        "cpuset": arguments.cpuset_cpus,
+        "shm_size": arguments.shm_size,
+        "oom_score_adj": arguments.oom_score_adj,
+        "sysctls": parse_labels(arguments.sysctl),
+        "labels": parse_labels(arguments.label),
+        "stdin": arguments.interactive,
+        "tty": arguments.tty,
+        "ulimits": arguments.ulimit,
+        **_security(arguments.security_opt),
+    }
+    if arguments.entrypoint is not None:
+        options["entrypoint"] = [arguments.entrypoint] if arguments.entrypoint else []
+    return {
+        name: value for name, value in options.items() if value not in (None, [], {}) or name == "entrypoint"
+    }
+
+
+def reference(arguments: argparse.Namespace) -> str:
+    """Give REF."""
+    return _words(arguments)[0]
+
+
+def command(arguments: argparse.Namespace) -> list[str]:
+    """Give the words behind REF."""
+    return _words(arguments)[1:]
+
+
+def _words(arguments: argparse.Namespace) -> list[str]:
+    words: list[str] = list(arguments.words)
+    if words[0] == "--":  # ends the options; one behind REF belongs to the command
+        words = words[1:]
+    if not words or not words[0]:
+        raise UsageError("lamella: the image is missing", hint="Give a reference such as nginx:latest.")
+    return words
+
+
+def _environment(arguments: argparse.Namespace) -> dict[str, str | None]:
+    variables: dict[str, str | None] = {}
+    for path in arguments.env_file:
+        try:
+            with Path(path).open(encoding="utf-8", errors="surrogateescape") as lines:
+                variables.update(parse_environment_file(lines))
+        except ValueError as error:
+            raise UsageError(f"lamella: {path}: {error}") from None
+    for text in arguments.env:
+        key, equals, value = text.partition("=")
+        variables[key] = value if equals else None
+    return variables
+
+
+def _volume(text: str) -> str:
+    source, colon, rest = text.partition(":")
+    if source in (".", "..") or source.startswith(("./", "../")):
+        source = str(Path(source).absolute().resolve())
+    return f"{source}{colon}{rest}"
+
+
+def _security(options: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in options:
+        key, _, value = text.replace(":", "=", 1).partition("=") if "=" not in text else text.partition("=")
+        if key == "no-new-privileges" and value in ("", "true", "false"):
+            found["no_new_privileges"] = value != "false"
+        elif key == "seccomp" and value:
+            found["seccomp"] = value if value == "unconfined" else str(Path(value).absolute())
+        else:
+            raise UsageError(
+                f"lamella: --security-opt {text!r} is not known",
+                hint="Use no-new-privileges, seccomp=unconfined or seccomp=FILE.",
+            )
+    return found

@@ -1,0 +1,106 @@
+"""``lamella pull``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from lamella.cli import output
+from lamella.cli.parser import Command, Parser
+
+if TYPE_CHECKING:
+    from lamella.cli.session import Session
+    from lamella.images import Image
+
+
+PULL_CHOICES = ("missing", "always", "never")
+
+
+def add_pull_options(parser: Parser, *, when: bool = False) -> None:
+    """Add the options that say how an image is fetched, and with ``when`` also in which case."""
+    add = parser.add_argument
+    add("--platform", metavar="OS/ARCH[/VARIANT]", help="Choose this platform, not this machine's.")
+    add("--plain-http", action="store_true", help="Allow HTTP without TLS to a host that is not loopback.")
+    if when:
+        add(
+            "--pull",
+            choices=PULL_CHOICES,
+            default="missing",
+            help="When to fetch the image (default: missing).",
+        )
+
+
+def fetch(session: Session, reference: str, arguments: argparse.Namespace, *, unpack: bool = True) -> Image:
+    """Pull an image and show progress if stderr is a terminal."""
+    from lamella.cli.progress import watch
+
+    with watch(quiet=session.quiet) as callback:
+        return session.client.images.pull(
+            reference,
+            platform=arguments.platform,
+            plain_http=arguments.plain_http,
+            unpack=unpack,
+            progress=callback,
+        )
+
+
+def find_or_fetch(session: Session, reference: str, arguments: argparse.Namespace) -> Image:
+    """Give an image of the store, fetched first where ``--pull`` and ``--platform`` ask for it."""
+    from lamella.errors import NotFound
+
+    if arguments.pull != "always":
+        try:
+            image = session.client.images.get(reference)
+        except NotFound:
+            if arguments.pull == "never":
+                raise
+            session.note(f"lamella: {reference} is not here and is fetched")
+        else:
+            if arguments.pull == "never" or _fits(image, arguments.platform):
+                return image
+    return fetch(session, reference, arguments)
+
+
+def _fits(image: Image, platform: str | None) -> bool:
+    if platform is None:
+        return True
+    from lamella.platforms import normalize, parse_platform
+
+    return normalize(image.platform) == parse_platform(platform)
+
+
+def _arguments(parser: Parser) -> None:
+    add_pull_options(parser)
+    parser.add_argument("--no-unpack", action="store_true", help="Fetch the content and make no snapshots.")
+    parser.add_argument(
+        "reference",
+        metavar="REF",
+        help="The image, as docker takes it: nginx, host:5000/a/b:tag, a@sha256:...",
+    )
+
+
+def _pull(arguments: argparse.Namespace, session: Session) -> int:
+    image = fetch(session, arguments.reference, arguments, unpack=not arguments.no_unpack)
+    if session.json:
+        session.document(image.inspect())
+    elif session.quiet:
+        session.line(image.name)
+    else:
+        session.line(f"{image.name}  {image.digest}  {output.size(image.size)}")
+    return 0
+
+
+PULL = Command(
+    "pull",
+    "Fetch an image and unpack its layers.",
+    _pull,
+    _arguments,
+    description="Each layer is read once: it is stored, checked, inflated and unpacked as it arrives. "
+    "What the store has already is neither fetched nor unpacked again; an interrupted pull goes on where it stopped. "
+    "Progress is shown on stderr if that is a terminal.",
+    examples=[
+        ("an image of Docker Hub", "lamella pull nginx:latest"),
+        ("one of a registry on this machine", "lamella pull localhost:5000/debian:12"),
+        ("the content alone, for another platform", "lamella pull --platform linux/arm64 --no-unpack alpine"),
+    ],
+)

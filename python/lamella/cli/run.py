@@ -1,0 +1,96 @@
+"""``lamella run``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from lamella.cli.options import USAGE, add_container_options, command, container_options, reference
+from lamella.cli.parser import Command, Parser, UsageError
+from lamella.cli.pull import add_pull_options, find_or_fetch
+from lamella.cli.values import argument, parse_duration
+
+if TYPE_CHECKING:
+    from lamella.cli.session import Session
+
+
+def _arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--rm", action="store_true", help="Remove the container at its end.")
+    add("-d", "--detach", action="store_true", help="Leave it running and print its id.")
+    add(
+        "--timeout",
+        metavar="DURATION",
+        type=argument(parse_duration),
+        help="Kill it after this time (exit status 124).",
+    )
+    add_pull_options(parser, when=True)
+    add_container_options(parser)
+
+
+def _run(arguments: argparse.Namespace, session: Session) -> int:
+    if arguments.detach and arguments.timeout is not None:
+        raise UsageError("lamella run: --timeout needs a container in the foreground", hint="Leave -d out.")
+    if arguments.interactive and arguments.tty and not arguments.detach and not sys.stdin.isatty():
+        raise UsageError("lamella run: -t needs a terminal, and stdin is none", hint="Leave -t out.")
+    options = container_options(arguments)
+    image = find_or_fetch(session, reference(arguments), arguments)
+    containers = session.client.containers
+    if arguments.detach:
+        container = containers.run(
+            image, command(arguments) or None, detach=True, remove=arguments.rm, **options
+        )
+        if session.json:
+            session.document({"id": container.id, "name": container.name})
+        else:
+            session.line(container.id)
+        return 0
+
+    from lamella.cli.streams import Signals, follow
+
+    with Signals() as signals:
+        container = containers.create(image, command(arguments) or None, **options)
+        try:
+            attached = container.start(attach=True)
+            assert attached is not None
+        except BaseException:
+            container.remove(force=True)
+            raise
+        try:
+            with attached:
+                return follow(
+                    session,
+                    container,
+                    attached,
+                    signals,
+                    stdin=arguments.interactive,
+                    tty=arguments.tty,
+                    timeout=arguments.timeout,
+                )
+        finally:
+            if arguments.rm:
+                container.remove(force=True)
+
+
+RUN = Command(
+    "run",
+    "Run a command in a new container.",
+    _run,
+    _arguments,
+    usage=USAGE,
+    description="Fetches the image if it is not here, makes a container on it, and stays until its end. Output and "
+    "signals pass through; stdin with -i. Everything behind REF belongs to the command.\n\n"
+    "The exit status is the command's own, 128 + n when signal n ended it, 127 when the program is not in the image, "
+    "126 when it cannot be run, 124 after --timeout. A container that ignores three Ctrl-C is killed.",
+    examples=[
+        ("one command, and nothing left afterwards", "lamella run --rm nginx:latest nginx -v"),
+        ("a shell", "lamella run --rm -it debian:12 bash"),
+        (
+            "bounded: memory, processes, time",
+            "lamella run --rm --memory 512m --pids-limit 100 --timeout 30s python:3 python3 -c 'print(1)'",
+        ),
+        ("this folder, read-only", "lamella run --rm -v ./:/src:ro -w /src python:3 python3 -m compileall ."),
+        ("in the background", "lamella run -d --name web --network host nginx:latest"),
+    ],
+)

@@ -1,0 +1,194 @@
+"""What every command needs: the global options, the client, and where output goes.
+
+Results go to stdout, everything else (errors, remarks, progress) to stderr. Text that comes from outside, such as a
+label or a message of a registry, is shown with its control characters made visible, so that it cannot drive the
+reader's terminal. The bytes of a container or of a blob pass untouched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TextIO
+
+from lamella.cli import EXIT_ERROR
+from lamella.cli.output import clean, one_line, table
+from lamella.errors import LamellaError
+
+if TYPE_CHECKING:
+    from lamella.client import Client
+
+
+class OutputClosed(Exception):
+    """The reader of stdout or stderr went away, as ``head`` does."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def silence(self) -> None:
+        """Send what is still buffered nowhere, so that the interpreter doesn't complain at its end."""
+        try:
+            number = self.stream.fileno()
+        except (OSError, ValueError):
+            return
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, number)
+        os.close(sink)
+
+
+class Session:
+    """One run of the command."""
+
+    def __init__(self, settings: argparse.Namespace | None = None) -> None:
+        self.settings = settings or argparse.Namespace()
+        self.json = bool(getattr(settings, "json", False))
+        self.quiet = bool(getattr(settings, "quiet", False))
+        self.verbose = bool(getattr(settings, "verbose", False))
+        if self.verbose:
+            import logging
+
+            logging.basicConfig(
+                level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(levelname)s: %(message)s"
+            )
+
+    @property
+    def location(self) -> dict[str, Any]:
+        """Give the global options that say which store and namespace is meant (arguments of Client and Config.load)."""
+        names = ("root", "state", "namespace", "snapshotter")
+        return {name: getattr(self.settings, name, None) for name in names}
+
+    @cached_property
+    def client(self) -> Client:
+        """The client, opened when it is first used."""
+        from lamella.client import Client
+
+        return Client(**self.location)
+
+    def close(self) -> None:
+        """Close the client if it was opened."""
+        client = self.__dict__.pop("client", None)
+        if client is not None:
+            client.close()
+
+    @property
+    def stdout_is_terminal(self) -> bool:
+        """Say whether a person would see what is written to stdout."""
+        return sys.stdout.isatty()
+
+    def each(self, names: Sequence[str], action: Callable[[str], object]) -> int:
+        """Do something to each name and print those that it worked for; an error doesn't keep from the others.
+
+        Returns the exit status.
+        """
+        done = []
+        for name in names:
+            try:
+                action(name)
+            except LamellaError as error:
+                self.fail(error)
+                continue
+            done.append(name)
+            if not self.json:
+                self.line(name)
+        if self.json:
+            self.document(done)
+        return 0 if len(done) == len(names) else EXIT_ERROR
+
+    def write(self, text: str) -> None:
+        """Write text to stdout."""
+        stream = sys.stdout
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            encoding = stream.encoding or "ascii"
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except BrokenPipeError:
+            raise OutputClosed(stream) from None
+
+    def line(self, text: str) -> None:
+        """Write one line to stdout, control characters made visible."""
+        self.write(clean(text) + "\n")
+
+    def table(self, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Write a table to stdout; a heading that starts with ``>`` is for a column that is set to the right."""
+        self.write(table(headers, rows))
+
+    def document(self, value: object) -> None:
+        """Write a value as indented JSON to stdout."""
+        import msgspec
+
+        self.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+    def note(self, text: str) -> None:
+        """Write a remark to stderr unless the reader wants quiet."""
+        if not self.quiet:
+            _to_stderr(one_line(text) + "\n")
+
+    def bytes(self, data: bytes | memoryview, *, error: bool = False) -> None:
+        """Write bytes to stdout or stderr as they are, at once."""
+        stream = sys.stderr if error else sys.stdout
+        try:
+            stream.flush()
+            _write_all(stream, data)
+        except BrokenPipeError:
+            raise OutputClosed(stream) from None
+
+    def flush(self) -> None:
+        """Write out what is buffered."""
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise OutputClosed(sys.stdout) from None
+
+    def fail(self, error: LamellaError | OSError) -> None:
+        """Write the error that is being handled to stderr, behind what went to stdout before it."""
+        self.flush()
+        self._traceback()
+        if isinstance(error, LamellaError):
+            report(error.message, error.hint)
+        else:
+            subject = f"{error.filename}: " if error.filename is not None else ""
+            report(f"{subject}{error.strerror or error}")
+
+    def _traceback(self) -> None:
+        """Show where the error that is being handled came from, if the reader asked for it with -v."""
+        if self.verbose:
+            import traceback
+
+            traceback.print_exc(file=sys.stderr)
+
+
+def _write_all(stream: TextIO, data: bytes | memoryview) -> None:
+    """Write all bytes, also where the terminal or pipe was left non-blocking by another program."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            stream.buffer.write(rest)
+            stream.buffer.flush()
+        except BlockingIOError as error:
+            import select
+
+            rest = rest[error.characters_written :]
+            select.select([], [stream], [])
+            continue
+        return
+
+
+def report(message: str, hint: str | None = None) -> None:
+    """Write an error to stderr: one line, and one for what the reader can do."""
+    text = one_line(message)
+    if not text.startswith("lamella"):
+        text = f"lamella: {text}"
+    _to_stderr(f"{text}\n" + (f"hint: {one_line(hint)}\n" if hint else ""))
+
+
+def _to_stderr(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, UnicodeEncodeError):
+        return  # nobody reads it, and there is no other place to say so

@@ -1,0 +1,109 @@
+"""Values on the command line: sizes, durations, key=value pairs, signals. Parsed at the edge; a bad one is a usage error.
+
+Functions raise ValueError with a sentence that names the value; argparse's own wording for these
+(``invalid parse_size value``) helps nobody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", re.IGNORECASE)
+
+T = TypeVar("T")
+
+
+def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Make a parser of values one whose ValueError argparse shows as it is."""
+
+    def convert(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def parse_size(text: str) -> int:
+    """Give bytes for ``512m``, ``1.5g``, ``64MiB`` or ``1024``: powers of 1024, as docker takes them."""
+    from lamella.containers.options import parse_size as parse
+
+    return parse(text, "the size")
+
+
+def parse_cpus(text: str) -> str:
+    """Return a number of processors as it was written; the library takes it so."""
+    from lamella.containers.options import parse_cpus as parse
+
+    parse(text)
+    return text
+
+
+def parse_ulimit(text: str) -> str:
+    """Return ``NAME=SOFT[:HARD]`` as it was written; the library takes it so."""
+    from lamella.containers.options import parse_ulimit as parse
+
+    parse(text)
+    return text
+
+
+def parse_duration(text: str) -> float:
+    """Give seconds for ``90``, ``1.5``, ``30s``, ``5m``, ``1h30m`` or ``2d``."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        match = _DURATION.fullmatch(text.strip())
+        if not match or not match.group():
+            raise ValueError(f"{text!r} is not a duration such as 10, 30s, 5m or 1h30m") from None
+        days, hours, minutes, rest = (float(part or 0) for part in match.groups())
+        seconds = days * 86400 + hours * 3600 + minutes * 60 + rest
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{text!r} is not a duration such as 10, 30s, 5m or 1h30m")
+    return seconds
+
+
+def parse_pair(text: str) -> tuple[str, str]:
+    """Split ``KEY=VALUE``; without ``=`` the value is empty."""
+    key, _, value = text.partition("=")
+    if not key:
+        raise ValueError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def parse_signal(text: str) -> str:
+    """Give the name of a signal for ``TERM``, ``sigterm``, ``SIGTERM`` or ``15``."""
+    import signal
+
+    word = text.strip().upper()
+    if word.isdigit():
+        try:
+            return signal.Signals(int(word)).name
+        except ValueError:
+            raise ValueError(f"{text!r} is not the number of a signal") from None
+    name = word if word.startswith("SIG") else f"SIG{word}"
+    if name not in signal.Signals.__members__:
+        raise ValueError(f"{text!r} is not a signal such as TERM, KILL or HUP")
+    return name
+
+
+def parse_environment_file(lines: Iterable[str]) -> dict[str, str | None]:
+    """Parse docker's env-file form: ``KEY=VALUE``, or ``KEY`` for the caller's own value (None here), ``#`` comments."""
+    variables: dict[str, str | None] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.rstrip("\r\n")
+        if not text.strip() or text.lstrip().startswith("#"):
+            continue
+        key, equals, value = text.lstrip().partition("=")
+        if not key or any(char.isspace() for char in key):
+            raise ValueError(f"line {number}: {text[:80]!r} is not KEY=VALUE")
+        variables[key] = value if equals else None
+    return variables
+
+
+def parse_labels(pairs: Iterable[tuple[str, str]] | None) -> dict[str, str]:
+    """Collect labels; the last of a key wins."""
+    return dict(pairs or ())

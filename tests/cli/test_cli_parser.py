@@ -1,0 +1,262 @@
+"""From words to a call."""
+
+from __future__ import annotations
+
+import pytest
+from shell_lines import commands
+
+from lamella.cli import options
+from lamella.cli.commands import entries
+from lamella.cli.parser import Group, HelpRequested, UsageError, parse
+
+
+def test_a_noun_and_its_singular_are_the_same_command() -> None:
+    for plural, singular in (
+        ("images", "image"),
+        ("containers", "container"),
+        ("snapshots", "snapshot"),
+        ("leases", "lease"),
+        ("namespaces", "namespace"),
+    ):
+        assert parse([plural, "ls"]).command is parse([singular, "ls"]).command
+        assert parse([plural, "list"]).command is parse([plural, "ls"]).command
+
+
+def test_ps_lists_containers() -> None:
+    assert parse(["ps", "-a"]).command.run is parse(["containers", "ls", "-a"]).command.run
+
+
+def test_global_options_come_before_the_command() -> None:
+    words = ["--root", "/r", "--state", "/s", "-n", "tests", "--snapshotter", "native", "-q", "images", "ls"]
+    settings = parse(words).settings
+    assert (settings.root, settings.state, settings.namespace) == ("/r", "/s", "tests")
+    assert (settings.snapshotter, settings.quiet, settings.verbose, settings.json) == (
+        "native",
+        True,
+        False,
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    "words", [["--json", "images", "ls"], ["images", "--json", "ls"], ["images", "ls", "--json"]]
+)
+def test_json_is_taken_before_and_behind_the_command(words: list[str]) -> None:
+    assert parse(words).settings.json is True
+
+
+def test_everything_behind_the_reference_belongs_to_the_command() -> None:
+    words = ["run", "--rm", "-e", "A=1", "debian:12", "--rm", "-e", "B=2", "--help", "--", "x"]
+    arguments = parse(words).arguments
+    assert arguments.rm is True
+    assert arguments.env == ["A=1"]
+    assert options.reference(arguments) == "debian:12"
+    assert options.command(arguments) == ["--rm", "-e", "B=2", "--help", "--", "x"]
+
+
+def test_two_dashes_before_the_reference_end_the_options() -> None:
+    arguments = parse(["run", "--rm", "--", "debian:12", "--", "ls"]).arguments
+    assert (options.reference(arguments), options.command(arguments)) == ("debian:12", ["--", "ls"])
+
+
+def test_every_container_option_reaches_the_library_under_its_name() -> None:
+    words = [
+        "run",
+        "--name",
+        "box",
+        "-i",
+        "-t",
+        "-e",
+        "A=1",
+        "-e",
+        "B",
+        "--env-file",
+        "/dev/null",
+        "-w",
+        "/src",
+        "-u",
+        "1000:1000",
+        "--hostname",
+        "h",
+        "--entrypoint",
+        "/bin/sh",
+        "--network",
+        "host",
+        "--label",
+        "a=b",
+        "--annotation",
+        "c=d",
+        "--stop-signal",
+        "INT",
+        "-v",
+        "/a:/b:ro",
+        "--mount",
+        "type=tmpfs,target=/x",
+        "--tmpfs",
+        "/run",
+        "--read-only",
+        "--device",
+        "/dev/fuse",
+        "--memory",
+        "512m",
+        "--memory-swap",
+        "1g",
+        "--shm-size",
+        "1m",
+        "--cpus",
+        "1.5",
+        "--cpuset-cpus",
+        "0",
+        "--pids-limit",
+        "100",
+        "--ulimit",
+        "nofile=10:20",
+        "--oom-score-adj",
+        "500",
+        "--sysctl",
+        "net.x=1",
+        "--cap-add",
+        "NET_ADMIN",
+        "--cap-drop",
+        "ALL",
+        "--privileged",
+        "--security-opt",
+        "no-new-privileges",
+        "--security-opt",
+        "seccomp=unconfined",
+        "debian:12",
+    ]
+    assert options.container_options(parse(words).arguments) == {
+        "name": "box",
+        "stdin": True,
+        "tty": True,
+        "environment": {"A": "1", "B": None},
+        "working_dir": "/src",
+        "user": "1000:1000",
+        "hostname": "h",
+        "entrypoint": ["/bin/sh"],
+        "network": "host",
+        "labels": {"a": "b"},
+        "annotations": {"c": "d"},
+        "stop_signal": "SIGINT",
+        "volumes": ["/a:/b:ro"],
+        "mounts": ["type=tmpfs,target=/x"],
+        "tmpfs": ["/run"],
+        "read_only": True,
+        "devices": ["/dev/fuse"],
+        "memory": 512 * 1024**2,
+        "memory_swap": 1024**3,
+        "shm_size": 1024**2,
+        "cpus": "1.5",
+        "cpuset": "0",
+        "pids_limit": 100,
+        "ulimits": ["nofile=10:20"],
+        "oom_score_adj": 500,
+        "sysctls": {"net.x": "1"},
+        "cap_add": ["NET_ADMIN"],
+        "cap_drop": ["ALL"],
+        "privileged": True,
+        "no_new_privileges": True,
+        "seccomp": "unconfined",
+    }
+
+
+def test_the_library_has_every_option_that_the_command_line_passes() -> None:
+    from lamella.containers.options import Options
+
+    words = ["run", "--entrypoint", "", "--memory", "1g", "-v", "/a:/b", "debian"]
+    passed = options.container_options(parse(words).arguments)
+    assert set(passed) <= set(Options.__struct_fields__)
+    assert passed["entrypoint"] == []
+
+
+def test_a_relative_volume_starts_at_the_working_folder(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("work")
+    monkeypatch.chdir(folder)
+    passed = options.container_options(parse(["run", "-v", "./a:/b", "-v", ".:/c:ro", "x"]).arguments)
+    assert passed["volumes"] == [f"{folder}/a:/b", f"{folder}:/c:ro"]
+
+
+def test_variables_of_a_file_give_way_to_those_of_the_command_line(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    file = tmp_path_factory.mktemp("env") / "env"
+    file.write_text("# comment\nA=file\n\nB=two words\nC\n")
+    arguments = parse(["run", "-e", "A=line", "--env-file", str(file), "x"]).arguments
+    assert options.container_options(arguments)["environment"] == {"A": "line", "B": "two words", "C": None}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "lamella: a command is missing"),
+        (["imges"], "lamella: 'imges' is not a command"),
+        (["images"], "lamella images: a command is missing"),
+        (["images", "sl"], "lamella images: 'sl' is not a command"),
+        (["images", "ls", "--bogus"], "lamella images ls: unrecognized arguments: --bogus"),
+        (["--bogus", "images", "ls"], "lamella: unrecognized arguments: --bogus"),
+        (["run"], "lamella run: the following arguments are required: REF"),
+        (["run", "--memory", "lots", "x"], "lamella run: argument --memory: the size 'lots' is not a size"),
+        (["run", "--timeout", "soon", "x"], "lamella run: argument --timeout: 'soon' is not a duration"),
+        (["run", "--label", "=x", "x"], "lamella run: argument --label: '=x' is not KEY=VALUE"),
+        (["run", "--ulimit", "x", "x"], "lamella run: argument --ulimit: ulimit 'x' is malformed"),
+        (["run", "--netw", "none", "x"], "lamella run: unrecognized arguments: --netw"),
+        (
+            ["containers", "kill", "-s", "NOPE", "x"],
+            "lamella containers kill: argument -s/--signal: 'NOPE' is not",
+        ),
+        (
+            ["containers", "kill", "-s", "99", "x"],
+            "lamella containers kill: argument -s/--signal: '99' is not",
+        ),
+        (
+            ["-q", "-v", "images", "ls"],
+            "lamella: argument -v/--verbose: not allowed with argument -q/--quiet",
+        ),
+        (["completion", "tcsh"], "lamella completion: argument SHELL: invalid choice: 'tcsh'"),
+        (["--json", "completion", "bash"], "lamella completion: --json has no meaning here"),
+        (
+            ["registry", "serve", "--listen", "5000"],
+            "lamella registry serve: argument --listen: '5000' is not HOST:PORT",
+        ),
+    ],
+)
+def test_a_wrong_command_line_says_what_is_wrong_and_where_to_read(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(words)
+    assert str(caught.value).startswith(message)
+    assert caught.value.hint
+
+
+def test_a_misspelt_command_gets_the_nearest_as_a_hint() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(["snapshots", "comit"])
+    assert caught.value.hint == "Did you mean 'lamella snapshots commit'?"
+
+
+def test_the_table_agrees_with_the_commands_it_names() -> None:
+    for entry in entries():
+        command = entry.load()
+        assert (command.name, command.summary) == (entry.name, entry.summary)
+
+
+def test_every_command_has_examples_that_parse() -> None:
+    for entry in entries():
+        noun = entry.load()
+        for command in noun.commands if isinstance(noun, Group) else [noun]:
+            assert command.examples, command.name
+            for text, line in command.examples:
+                calls = commands(line)
+                assert text and calls, line
+                for words in calls:
+                    parse(words)
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["-h"], ["run", "--help"], ["images", "-h"], ["images", "ls", "-h"]]
+)
+def test_help_is_given_everywhere(words: list[str]) -> None:
+    with pytest.raises(HelpRequested):
+        parse(words)
