@@ -209,15 +209,15 @@ def _repack(image: str, bundle: Path) -> None:
 
 def _apt_sources() -> str:
     """Give the machine's own Debian package sources in one-line form."""
-    form = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)"
-    listed = _output("apt-get", "indextargets", "--format", form, "Created-By: Packages", "Origin: Debian")
-    lines = []
-    for line in sorted(set(listed.splitlines())):
-        uri, release, component = line.split("|")
-        lines.append(f"deb {uri} {release} {component}\n")
+    form = "deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
+    query = ("apt-get", "indextargets", "--format", form, "Created-By: Packages", "Origin: Debian")
+    lines = _output(*query).splitlines()
+    if not lines:  # apt learns the origin from what it downloads
+        _run("apt-get", "-o", "DPkg::Lock::Timeout=600", "update")
+        lines = _output(*query).splitlines()
     if not lines:
-        raise SystemExit("apt knows no Debian package source: run apt-get update first")
-    return "".join(lines)
+        raise SystemExit("apt knows no Debian package source")
+    return "\n".join(sorted(set(lines))) + "\n"
 
 
 def _apt_settings() -> str:
