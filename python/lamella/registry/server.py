@@ -49,6 +49,7 @@ from lamella.registry.storage import PIECE, Storage, Upload, check_name
 IDLE_SECONDS = 60
 """How long a connection may be silent."""
 PAGE_MAX = 1000
+TAGS_MAX = 100
 REQUESTS_KEPT = 10_000
 _DRAIN_MAX = 64 * 1024
 _LINE_MAX = 4096
@@ -117,6 +118,8 @@ class RegistryServer:
 
     ``root``: where to keep the content, a temporary folder that :meth:`close` removes for None. ``port`` 0: any free
     one, see :attr:`address`. ``auth``: who may do what, everybody everything for None. ``read_only``: refuse pushes.
+    ``sparse``: take manifests whose config or layers are not here, as a registry may (distribution spec, "Pushing
+    Manifests").
     """
 
     def __init__(
@@ -127,9 +130,12 @@ class RegistryServer:
         port: int = 0,
         auth: Guard | None = None,
         read_only: bool = False,
+        sparse: bool = False,
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="lamella-registry-") if root is None else None
-        self.storage = Storage(Path(self._temporary.name) if self._temporary else Path(root or ""))
+        self.storage = Storage(
+            Path(self._temporary.name) if self._temporary else Path(root or ""), sparse=sparse
+        )
         self.auth = auth
         self.read_only = read_only
         self.requests: deque[Recorded] = deque(maxlen=REQUESTS_KEPT)
@@ -198,7 +204,7 @@ class RegistryServer:
             document = {"schemaVersion": 2, "mediaType": media_type, **msgspec.to_builtins(manifest)}
             document["mediaType"] = media_type
             data = msgspec.json.encode({key: value for key, value in document.items() if value is not None})
-        digest, parsed = self.storage.put_manifest(repository, data, media_type, tag=tag)
+        digest, parsed = self.storage.put_manifest(repository, data, media_type, tags=[tag] if tag else [])
         return oci.Descriptor(
             media_type=parsed.media_type or media_type or oci.OCI_MANIFEST, digest=digest, size=len(data)
         )
@@ -365,9 +371,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self) -> None:
         parts = urlsplit(self.path)
         path = unquote(parts.path)
-        self._query = {
-            name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()
-        }
+        self._queries = parse_qs(parts.query, keep_blank_values=True)
+        self._query = {name: values[0] for name, values in self._queries.items()}
         self._unknown, self._invalid = "NAME_UNKNOWN", "NAME_INVALID"
         kind, matched = next(
             ((kind, found) for kind, pattern in _ROUTES if (found := pattern.match(path))), ("", None)
@@ -503,14 +508,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _manifest_put(self, name: str, reference: str) -> None:
         self._unknown, self._invalid = "MANIFEST_BLOB_UNKNOWN", "MANIFEST_INVALID"
         digest = parse_digest(reference) if ":" in reference else None
-        tag = None if digest else reference
+        tags = self._queries.get("tag", []) if digest else [reference]
+        if len(tags) > TAGS_MAX:
+            raise _Refusal(400, "TAG_INVALID", f"one request may set {TAGS_MAX} tags, not {len(tags)}")
         data = self._body.read_all(oci.DOCUMENT_MAX)
         stored, document = self._storage.put_manifest(
-            name, data, self.headers.get("Content-Type"), tag=tag, digest=digest
+            name, data, self.headers.get("Content-Type"), tags=tags, digest=digest
         )
         headers = {"Location": f"/v2/{name}/manifests/{stored}", "Docker-Content-Digest": stored}
         if document.subject is not None:
             headers["OCI-Subject"] = document.subject.digest
+        if digest and tags:
+            headers["OCI-Tag"] = ", ".join(tags)
         self._answer(201, headers=headers)
 
     def _manifest_delete(self, name: str, reference: str) -> None:
@@ -657,6 +666,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--port", type=int, default=5000, help="the port, 0 for any free one (default: %(default)s)"
     )
     parser.add_argument("--read-only", action="store_true", help="refuse pushes and deletes")
+    parser.add_argument("--sparse", action="store_true", help="take manifests whose blobs are not here")
     options = parser.parse_args(arguments)
     ended = threading.Event()
 
@@ -667,7 +677,11 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, end)
     try:
         server = RegistryServer(
-            options.root, host=options.host, port=options.port, read_only=options.read_only
+            options.root,
+            host=options.host,
+            port=options.port,
+            read_only=options.read_only,
+            sparse=options.sparse,
         )
     except (OSError, LamellaError) as error:
         sys.stderr.write(f"the registry cannot start: {error}\n")

@@ -21,7 +21,7 @@ import re
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -95,8 +95,10 @@ class Upload:
 class Storage:
     """Repositories and blobs under one root. Safe to use from several threads."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, sparse: bool = False) -> None:
+        """Use ``root``, which need not exist. ``sparse``: take manifests whose config or layers are not here."""
         self.root = root
+        self._sparse = sparse
         self._repositories = root / "repositories"
         self._uploads_path = root / "uploads"
         self._lock = threading.RLock()
@@ -203,16 +205,16 @@ class Storage:
         data: bytes,
         media_type: str | None,
         *,
-        tag: str | None,
+        tags: Sequence[str] = (),
         digest: Digest | None = None,
     ) -> tuple[Digest, PushedDocument]:
-        """Store a manifest or an index, and point a tag at it. Harmless twice.
+        """Store a manifest or an index, and point tags at it. Harmless twice.
 
         Errors: InvalidArgument for a document that is malformed or has another digest, NotFound for one whose config
         or layers are not in the repository, ResourceExhausted for one over oci.DOCUMENT_MAX.
         """
         check_name(repository)
-        if tag is not None:
+        for tag in tags:
             check_tag(tag)
         if len(data) > oci.DOCUMENT_MAX:
             raise ResourceExhausted(
@@ -227,11 +229,9 @@ class Storage:
         if digest is not None and digest != actual:
             raise InvalidArgument(f"the manifest has digest {actual}, not {digest}")
         for needed in [document.config, *(document.layers or [])]:
-            if (
-                needed is not None
-                and not needed.urls
-                and not self.has_blob(repository, parse_digest(needed.digest))
-            ):
+            if needed is None or needed.urls or self._sparse:
+                continue
+            if not self.has_blob(repository, parse_digest(needed.digest)):
                 raise NotFound(f"the manifest needs blob {needed.digest}, which is not in {repository}")
         with self._lock:
             path = self.blob_path(actual)
@@ -241,7 +241,7 @@ class Storage:
             self._write(self._link(repository, "_manifests", actual), media_type.encode())
             if document.subject is not None:
                 _touch(self._referrer(repository, parse_digest(document.subject.digest), actual))
-            if tag is not None:
+            for tag in tags:
                 self._write(self._tags(repository) / tag, actual.encode())
         return actual, document
 
