@@ -1,0 +1,68 @@
+"""The Python of README.md and docs/ runs as it stands, page by page, with nginx:latest served from this machine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.integration,
+    pytest.mark.real_image,
+    pytest.mark.needs_program("skopeo"),
+]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = ["README.md", "docs/guide.md", "docs/scenario.md"]
+
+
+def snippets(page: str) -> str:
+    """Give the page's Python with its line numbers kept, so that a failure points into the page."""
+    lines, inside = [], False
+    for line in (REPOSITORY / page).read_text().splitlines():
+        if line.startswith("```"):
+            inside = line == "```python"
+            lines.append("")
+        else:
+            lines.append(line if inside else "")
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def nginx(docker_registry, real_image_ref):
+    """Serve the real image, which has nginx in it, as docker.io/library/nginx; give the address."""
+    source, target = f"docker://{real_image_ref}", f"docker://{docker_registry}/library/nginx:latest"
+    subprocess.run(
+        ["skopeo", "copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false", source, target],
+        check=True,
+    )
+    return docker_registry
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_snippets_of_a_page_run_in_order(page, nginx, tmp_path, monkeypatch):
+    from lamella.registry.client import RegistryClient
+    from lamella.registry.targets import Origin
+
+    monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path / "root"))
+    monkeypatch.setenv("LAMELLA_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(RegistryClient, "_origin", lambda *_: Origin.of(f"http://{nginx}"))
+    code = snippets(page)
+    assert code.strip()
+    exec(compile(code, page, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize(
+    "page", sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("docs/*.md"))
+)
+def test_every_page_with_python_is_run(page):
+    assert page in PAGES or not re.search(r"^```python$", (REPOSITORY / page).read_text(), re.M)
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", (REPOSITORY / page).read_text()):
+        assert target.startswith("http") or (REPOSITORY / target).exists(), target
