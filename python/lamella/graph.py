@@ -321,10 +321,13 @@ def render_mermaid(graph: Graph) -> str:
 def _mermaid(text: str) -> str:
     """Write what Mermaid or Markdown could take for syntax as entity codes (Mermaid, flowchart syntax, "Entity codes")."""
     return "".join(
-        char if char.isalnum() or char in " .,:/_@+=()-" else "#32;" if char in "\r\n\t" else f"#{ord(char)};"
-        for char in text
-        if char.isprintable() or char in "\r\n\t"
+        char if char.isalnum() or char in " .,:/_@+=()-" else f"#{ord(char)};" for char in _printable(text)
     )
+
+
+def _printable(text: str) -> str:
+    """Put spaces in the place of line ends and other characters that have no shape."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def render_dot(graph: Graph) -> str:
@@ -347,5 +350,4 @@ def render_dot(graph: Graph) -> str:
 
 def _dot(text: str) -> str:
     """Quote a string (Graphviz, "The DOT Language"): a quote and a backslash are escaped, the rest is literal."""
-    printable = "".join(char if char.isprintable() else " " for char in text)
-    return '"' + printable.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + _printable(text).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -60,72 +60,15 @@ def test_two_dashes_before_the_reference_end_the_options() -> None:
 
 
 def test_every_container_option_reaches_the_library_under_its_name() -> None:
-    words = [
-        "run",
-        "--name",
-        "box",
-        "-i",
-        "-t",
-        "-e",
-        "A=1",
-        "-e",
-        "B",
-        "--env-file",
-        "/dev/null",
-        "-w",
-        "/src",
-        "-u",
-        "1000:1000",
-        "--hostname",
-        "h",
-        "--entrypoint",
-        "/bin/sh",
-        "--network",
-        "host",
-        "--label",
-        "a=b",
-        "--annotation",
-        "c=d",
-        "--stop-signal",
-        "INT",
-        "-v",
-        "/a:/b:ro",
-        "--mount",
-        "type=tmpfs,target=/x",
-        "--tmpfs",
-        "/run",
-        "--read-only",
-        "--device",
-        "/dev/fuse",
-        "--memory",
-        "512m",
-        "--memory-swap",
-        "1g",
-        "--shm-size",
-        "1m",
-        "--cpus",
-        "1.5",
-        "--cpuset-cpus",
-        "0",
-        "--pids-limit",
-        "100",
-        "--ulimit",
-        "nofile=10:20",
-        "--oom-score-adj",
-        "500",
-        "--sysctl",
-        "net.x=1",
-        "--cap-add",
-        "NET_ADMIN",
-        "--cap-drop",
-        "ALL",
-        "--privileged",
-        "--security-opt",
-        "no-new-privileges",
-        "--security-opt",
-        "seccomp=unconfined",
-        "debian:12",
-    ]
+    line = (
+        "run --name box -i -t -e A=1 -e B --env-file /dev/null -w /src -u 1000:1000 --hostname h --entrypoint /bin/sh "
+        "--network host --label a=b --annotation c=d --stop-signal INT -v /a:/b:ro --mount type=tmpfs,target=/x "
+        "--tmpfs /run --read-only --device /dev/fuse --memory 512m --memory-swap 1g --shm-size 1m --cpus 1.5 "
+        "--cpuset-cpus 0 --pids-limit 100 --ulimit nofile=10:20 --oom-score-adj 500 --sysctl net.x=1 "
+        "--cap-add NET_ADMIN --cap-drop ALL --privileged --security-opt no-new-privileges "
+        "--security-opt seccomp=unconfined debian:12"
+    )
+    words = line.split()
     assert options.container_options(parse(words).arguments) == {
         "name": "box",
         "stdin": True,
