@@ -1,0 +1,433 @@
+"""Garbage collection: remove what nothing refers to, while others go on working.
+
+What is kept within a namespace, and why, is said in :mod:`lamella.metadata.reachability`: roots, and what they lead to. Beneath
+the namespaces a blob goes with the last content row; a layer folder with the last snapshot, unless a lease names its diffID
+or whoever unpacked it still holds it; then ingests older than a day that nobody writes to, and what crashes left on
+disk: files and folders that no row names, trash, lock files. Expired leases and images are deleted.
+
+How it runs beside others: marking reads one state of the database in a read transaction, which holds nobody up. Sweeping
+takes the garbage in small write transactions, each followed by a pause in which others get their turn. Meanwhile somebody
+may have found a use for a piece of garbage, so each transaction looks again, from the other end: who leads to these few
+rows, and does a root? The youngest rows come first, that is, referrers before what they refer to, so that this is quick.
+Files and folders are renamed away when no row names them any more, and deleted outside all locks.
+
+One collection at a time: ``<root>/locks/gc``. A dry run takes no lock and writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lamella import _core
+from lamella.config import Config
+from lamella.content import ingest_folders, read_ingest, remove_ingest, unlink_blobs
+from lamella.digest import HEX_LENGTHS, Digest
+from lamella.disk import TRASH, translated
+from lamella.errors import LamellaError
+from lamella.locks import FileLock, is_locked
+from lamella.metadata import Database, Transaction, timestamp
+from lamella.metadata.reachability import CONTENT, IMAGE, SNAPSHOT, condemned, is_past, mark
+from lamella.snapshots.folders import LayerFolders
+
+INGEST_SECONDS = 24 * 3600.0
+"""How long an unfinished ingest may wait to be resumed."""
+NAMES_MAX = 1000
+
+_BATCH_SECONDS = 0.008
+_BATCH_FIRST = 32
+_BATCH_MAX = 1024
+_PAUSE_SECONDS = 0.005  # longer than the others sleep between two looks (metadata.database)
+
+_LEASED_LAYERS = """
+    SELECT r.resource FROM leases x JOIN lease_resources r ON r.lease = x.number AND r.type = 'layers'
+    WHERE x.expires_at IS NULL OR x.expires_at > :now
+"""
+_UNUSED_LAYERS = f"""
+SELECT id, snapshotter, disk_bytes FROM layers
+WHERE NOT EXISTS (SELECT 1 FROM snapshots s WHERE s.layer = layers.id AND s.number * 4 + 1 NOT IN temp.garbage)
+    AND (diff_id IS NULL OR diff_id NOT IN ({_LEASED_LAYERS}))
+"""  # noqa: S608 (constants)
+_DELETE_LAYER = """
+DELETE FROM layers WHERE id = :id AND NOT EXISTS (SELECT 1 FROM snapshots WHERE layer = :id)
+    AND (diff_id IS NULL OR NOT EXISTS (
+        SELECT 1 FROM lease_resources r JOIN leases x ON x.number = r.lease
+        WHERE r.type = 'layers' AND r.resource = diff_id AND (x.expires_at IS NULL OR x.expires_at > :now)))
+RETURNING id
+"""
+
+
+class GcReport(msgspec.Struct, kw_only=True):
+    """What a collection removed, or would remove.
+
+    ``images``, ``content``, ``snapshots`` and ``leases`` count rows of namespaces; ``blobs`` and ``layers`` what went from the
+    disk with them; ``orphans`` files and folders that no row named. ``names`` has the first 1000, as ``blob sha256:...``.
+    """
+
+    dry_run: bool
+    leases: int = 0
+    images: int = 0
+    content: int = 0
+    blobs: int = 0
+    snapshots: int = 0
+    layers: int = 0
+    ingests: int = 0
+    orphans: int = 0
+    bytes_freed: int = 0
+    names: list[str] = []
+
+    def __str__(self) -> str:
+        counts = [
+            f"{count} {what}" if count != 1 else f"1 {what.removesuffix('s')}"
+            for what in ("leases", "images", "blobs", "snapshots", "layers", "ingests", "orphans")
+            if (count := getattr(self, what))
+        ]
+        verb = "would remove" if self.dry_run else "removed"
+        return f"{verb} {', '.join(counts) or 'nothing'} ({self.bytes_freed} bytes)"
+
+    def note(self, what: str, name: str, freed: int = 0) -> None:
+        """Count one thing."""
+        self.bytes_freed += freed
+        if len(self.names) < NAMES_MAX:
+            self.names.append(f"{what} {name}")
+
+
+def collect(
+    database: Database, config: Config, *, dry_run: bool = False, ingest_seconds: float = INGEST_SECONDS
+) -> GcReport:
+    """Remove what nothing refers to, in all namespaces of the store; with ``dry_run`` only say what would go.
+
+    Waits for another collection to end. Where something cannot be deleted from disk the rest is, and the error is raised at the
+    end. Other errors are those of the database. Twice is harmless.
+    """
+    # A connection of its own, so that the threads of the caller need not wait for it.
+    with Database(config, busy_seconds=database.busy_seconds) as own:
+        collection = _Collection(own, config, ingest_seconds)
+        if dry_run:
+            return collection.preview()
+        with FileLock(config.root / "locks" / "gc", what="garbage collection", transient=True):
+            return collection.run()
+
+
+class _Collection:
+    """One run over one store."""
+
+    def __init__(self, database: Database, config: Config, ingest_seconds: float) -> None:
+        self._database = database
+        self._root = config.root
+        self._blobs = config.root / "blobs"
+        self._ingest_seconds = ingest_seconds
+        self._now = timestamp()
+        self._failure: LamellaError | None = None
+        with database.read() as db:
+            db.execute("PRAGMA cache_size = -65536").fetchall()
+
+    def preview(self) -> GcReport:
+        """Count without touching anything."""
+        report = GcReport(dry_run=True)
+        with self._database.read() as db:
+            mark(db, self._now)
+            self._count(db, report)
+            layers = db.execute(_UNUSED_LAYERS, {"now": self._now}).fetchall()
+        for layer_id, snapshotter, disk_bytes in layers:
+            if not is_locked(LayerFolders(self._root, snapshotter).folder(layer_id)):
+                report.layers += 1
+                report.note("layer", layer_id, disk_bytes)
+        self._sweep_disk(report)
+        return report
+
+    def run(self) -> GcReport:
+        """Collect."""
+        report = GcReport(dry_run=False)
+        with self._database.read() as db:
+            mark(db, self._now)
+            rows = db.execute("SELECT node FROM temp.garbage ORDER BY node >> 2 DESC").fetchall()
+        garbage: dict[int, list[int]] = {IMAGE: [], CONTENT: [], SNAPSHOT: []}
+        for (node,) in rows:
+            garbage[node & 3].append(node)
+        self._sweep_leases(report)
+        self._in_batches(garbage[IMAGE], lambda batch: self._sweep_images(batch, report))
+        self._in_batches(garbage[CONTENT], lambda batch: self._sweep_content(batch, report))
+        self._in_batches(garbage[SNAPSHOT], lambda batch: self._sweep_snapshots(batch, report))
+        with self._database.read() as db:
+            layers = db.execute(_UNUSED_LAYERS, {"now": self._now}).fetchall()
+        self._in_batches(layers, lambda batch: self._sweep_layers(batch, report))
+        self._sweep_disk(report)
+        if self._failure is not None:
+            raise self._failure
+        return report
+
+    def _in_batches(self, items: Sequence[Any], sweep: Callable[[Sequence[Any]], None]) -> None:
+        """Sweep in transactions that are as large as they may be without anybody noticing."""
+        size = _BATCH_FIRST
+        at = 0
+        while at < len(items):
+            start = time.perf_counter()
+            sweep(items[at : at + size])
+            at += size
+            seconds = time.perf_counter() - start
+            size = max(1, min(_BATCH_MAX, size * 2, int(size * _BATCH_SECONDS / max(seconds, 1e-6))))
+            time.sleep(_PAUSE_SECONDS)
+
+    # Rows
+
+    def _count(self, db: Transaction, report: GcReport) -> None:
+        """Say what sweeping the marked rows would remove."""
+        for (name,) in db.execute("SELECT id FROM leases WHERE expires_at <= ?", (self._now,)):
+            report.leases += 1
+            report.note("lease", str(name))
+        for name, expire in db.execute(
+            """
+            SELECT name, (SELECT named FROM gc_labels WHERE owner = g.node AND kind = 'expire')
+            FROM temp.garbage g JOIN images i ON i.number = g.node >> 2 WHERE g.node & 3 = 2
+            """
+        ):
+            if is_past(expire, self._now):
+                report.images += 1
+                report.note("image", str(name))
+        for digest, size, last in db.execute(
+            """
+            SELECT c.digest, b.size, row_number() OVER (PARTITION BY c.digest) = 1 AND NOT EXISTS (
+                SELECT 1 FROM content o WHERE o.digest = c.digest AND o.number * 4 NOT IN temp.garbage)
+            FROM temp.garbage g JOIN content c ON c.number = g.node >> 2 JOIN blobs b ON b.digest = c.digest
+            WHERE g.node & 3 = 0
+            """
+        ).fetchall():
+            report.content += 1
+            if last:
+                report.blobs += 1
+                report.note("blob", digest, size)
+        for namespace, name in db.execute(
+            """
+            SELECT namespace, name FROM temp.garbage g JOIN snapshots s ON s.number = g.node >> 2
+            WHERE g.node & 3 = 1
+            """
+        ):
+            report.snapshots += 1
+            report.note("snapshot", f"{namespace}/{name}")
+
+    def _sweep_leases(self, report: GcReport) -> None:
+        with self._database.write() as db:
+            rows = db.execute(
+                "DELETE FROM leases WHERE expires_at <= ? RETURNING id", (self._now,)
+            ).fetchall()
+        for (name,) in rows:
+            report.leases += 1
+            report.note("lease", name)
+
+    def _sweep_images(self, batch: Sequence[int], report: GcReport) -> None:
+        with self._database.write() as db:
+            for node in condemned(db, batch, self._now):
+                row = db.execute(
+                    "DELETE FROM images WHERE number = ? RETURNING name", (node >> 2,)
+                ).fetchone()
+                if row is not None:
+                    report.images += 1
+                    report.note("image", row[0])
+
+    def _sweep_content(self, batch: Sequence[int], report: GcReport) -> None:
+        gone: list[Digest] = []
+        with self._database.write() as db:
+            for node in condemned(db, batch, self._now):
+                row = db.execute(
+                    "DELETE FROM content WHERE number = ? RETURNING digest", (node >> 2,)
+                ).fetchone()
+                if row is None:
+                    continue
+                report.content += 1
+                blob = db.execute(
+                    """
+                    DELETE FROM blobs WHERE digest = ?1 AND NOT EXISTS (SELECT 1 FROM content WHERE digest = ?1)
+                    RETURNING digest, size
+                    """,
+                    row,
+                ).fetchone()
+                if blob is not None:
+                    report.blobs += 1
+                    report.note("blob", blob[0], blob[1])
+                    gone.append(blob[0])
+        if gone:
+            unlink_blobs(self._database, self._blobs, gone)
+
+    def _sweep_snapshots(self, batch: Sequence[int], report: GcReport) -> None:
+        with self._database.write() as db:
+            for node in condemned(db, batch, self._now):  # children first: their numbers are higher
+                row = db.execute(
+                    """
+                    DELETE FROM snapshots
+                    WHERE number = ?1 AND NOT EXISTS (SELECT 1 FROM snapshots c WHERE c.parent = ?1)
+                    RETURNING namespace, name
+                    """,
+                    (node >> 2,),
+                ).fetchone()
+                if row is not None:
+                    report.snapshots += 1
+                    report.note("snapshot", f"{row[0]}/{row[1]}")
+
+    def _sweep_layers(self, batch: Sequence[tuple[str, str, int]], report: GcReport) -> None:
+        gone: list[tuple[str, str]] = []
+        with self._database.write() as db:
+            for layer_id, snapshotter, disk_bytes in batch:
+                if is_locked(LayerFolders(self._root, snapshotter).folder(layer_id)):
+                    continue  # it was unpacked just now, the snapshot on it comes next
+                if db.execute(_DELETE_LAYER, {"id": layer_id, "now": self._now}).fetchone() is not None:
+                    report.layers += 1
+                    report.note("layer", layer_id, disk_bytes)
+                    gone.append((snapshotter, layer_id))
+        for snapshotter, layer_id in gone:
+            folders = LayerFolders(self._root, snapshotter)
+            with self._failures():
+                folders.destroy(folders.discard(layer_id))
+
+    # What is on disk
+
+    def _sweep_disk(self, report: GcReport) -> None:
+        with translated("look for what nothing refers to"):
+            self._sweep_orphan_blobs(report)
+            for folder in _entries(self._root / "snapshots"):
+                self._sweep_orphan_folders(folder.name, report)
+            self._sweep_ingests(report)
+            if not report.dry_run:
+                self._sweep_locks()
+
+    def _sweep_orphan_blobs(self, report: GcReport) -> None:
+        for algorithm, length in HEX_LENGTHS.items():
+            names = [path.name for path in _entries(self._blobs / algorithm) if len(path.name) == length]
+            with self._database.read() as db:
+                known = {
+                    row[0]
+                    for row in db.execute("SELECT digest FROM blobs WHERE digest GLOB ?", (f"{algorithm}:*",))
+                }
+            orphans = [Digest(f"{algorithm}:{name}") for name in names if f"{algorithm}:{name}" not in known]
+            if report.dry_run:
+                for digest in orphans:
+                    report.orphans += 1
+                    report.note(
+                        "orphan",
+                        digest,
+                        (self._blobs / algorithm / digest[len(algorithm) + 1 :]).stat().st_size,
+                    )
+            else:
+                self._in_batches(orphans, lambda batch: self._unlink_orphans(batch, report))
+
+    def _unlink_orphans(self, batch: Sequence[Digest], report: GcReport) -> None:
+        for digest, size in unlink_blobs(self._database, self._blobs, batch):
+            report.orphans += 1
+            report.note("orphan", digest, size)
+
+    def _sweep_orphan_folders(self, snapshotter: str, report: GcReport) -> None:
+        folders = LayerFolders(self._root, snapshotter)
+        names = [path.name for path in _entries(folders.top)]
+        with self._database.read() as db:
+            known = {
+                row[0] for row in db.execute("SELECT id FROM layers WHERE snapshotter = ?", (snapshotter,))
+            }
+        for name in names:
+            if name in known or is_locked(folders.folder(name)):
+                continue
+            trash = folders.top / name
+            if not report.dry_run and not name.startswith(TRASH):
+                found = self._discard_orphan(folders, name)
+                if found is None:
+                    continue
+                trash = found
+            report.orphans += 1
+            report.note("orphan", f"{snapshotter}/{name}", self._usage(trash))
+            if not report.dry_run:
+                with self._failures():
+                    folders.destroy(trash)
+
+    def _discard_orphan(self, folders: LayerFolders, name: str) -> Path | None:
+        """Rename a folder away if it still has no row and no holder; where it is then."""
+        with self._database.write() as db:
+            if db.execute("SELECT 1 FROM layers WHERE id = ?", (name,)).fetchone() is not None:
+                return None
+            return None if is_locked(folders.folder(name)) else folders.discard(name)
+
+    def _sweep_ingests(self, report: GcReport) -> None:
+        with self._database.read() as db:
+            leased = set(
+                db.execute(
+                    """
+                    SELECT x.namespace, r.resource FROM leases x
+                    JOIN lease_resources r ON r.lease = x.number AND r.type = 'ingests'
+                    WHERE x.expires_at IS NULL OR x.expires_at > ?
+                    """,
+                    (self._now,),
+                ).fetchall()
+            )
+        for trash in _entries(self._root / "ingest"):
+            if trash.name.startswith(TRASH):
+                size = _size(trash)
+                report.orphans += 1
+                report.note("orphan", trash.name, size)
+                if not report.dry_run:
+                    trash.unlink(missing_ok=True)
+        for folder in ingest_folders(self._root / "ingest"):
+            record = read_ingest(folder)
+            if record is not None and (record.namespace, record.ref) in leased:
+                continue
+            if time.time() - _last_change(folder) < self._ingest_seconds:
+                continue
+            lock = FileLock(folder / "lock", what=f"ingest {folder.name}")
+            if is_locked(lock.path) or (not report.dry_run and not lock.try_acquire()):
+                continue
+            report.ingests += 1
+            report.note("ingest", record.ref if record else folder.name, _size(folder / "data"))
+            if not report.dry_run:
+                remove_ingest(folder)
+                lock.release()
+
+    def _sweep_locks(self) -> None:
+        """Remove the lock files that killed processes left: taking and releasing one removes it."""
+        for path in _entries(self._root / "locks"):
+            if path.name.startswith("layer-"):
+                lock = FileLock(path, what=path.name, transient=True)
+                if lock.try_acquire():
+                    lock.release()
+
+    def _usage(self, folder: Path) -> int:
+        try:
+            return _core.disk_usage(str(folder))[0]
+        except LamellaError:  # somebody is removing it
+            return 0
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Go on when something cannot be deleted; keep the first failure for the end."""
+        try:
+            yield
+        except LamellaError as error:
+            self._failure = self._failure or error
+
+
+def _entries(folder: Path) -> list[Path]:
+    """List a folder, sorted; empty when it is not there."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _last_change(folder: Path) -> float:
+    """Give when an ingest was last written to (seconds since 1970)."""
+    newest = 0.0
+    for path in (folder, folder / "data", folder / "ref.json"):
+        try:
+            newest = max(newest, os.stat(path, follow_symlinks=False).st_mtime)  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return newest

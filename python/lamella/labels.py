@@ -1,0 +1,76 @@
+"""Labels: short strings by which clients describe objects, and by which garbage collection knows what refers to what.
+
+Images, content, snapshots, containers, leases and namespaces carry them. The rules are containerd's (labels/validate.go,
+docs/garbage-collection.md): a key and its value have at most 4096 bytes together, an empty value means that there is no such
+label. The garbage collector's names keep containerd's prefix, so that a client of either writes the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from lamella.errors import InvalidArgument
+
+LABEL_MAX = 4096
+"""Bytes of a key and its value together, UTF-8."""
+
+GC_PREFIX = "containerd.io/gc."
+GC_ROOT = "containerd.io/gc.root"
+"""On content and snapshots: keep this and what it refers to. The value is free; ctr writes the time."""
+GC_EXPIRE = "containerd.io/gc.expire"
+"""On leases and images, and beside GC_ROOT: an RFC 3339 time after which the object is no root any more."""
+GC_FLAT = "containerd.io/gc.flat"
+"""On leases: keep what the lease names, not what that refers to."""
+GC_REF_CONTENT = "containerd.io/gc.ref.content"
+"""Followed by nothing, ``.suffix`` or ``/suffix``: the value is the digest of content to keep."""
+GC_REF_SNAPSHOT = "containerd.io/gc.ref.snapshot."
+"""Followed by a snapshotter's name and perhaps ``/suffix``: the value is the name of a snapshot to keep."""
+GC_BACK_REF_CONTENT = "containerd.io/gc.bref.content"
+"""Like GC_REF_CONTENT, the other way round: while that content is kept, so is this object."""
+GC_BACK_REF_SNAPSHOT = "containerd.io/gc.bref.snapshot."
+GC_BACK_REF_IMAGE = "containerd.io/gc.bref.image"
+GC_BACK_REF_CONTAINER = "containerd.io/gc.bref.container"
+
+_decoder = msgspec.json.Decoder(dict[str, str])
+_encoder = msgspec.json.Encoder(order="sorted")
+
+
+def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return a copy without the labels whose value is empty. InvalidArgument for one that is too long or has no key."""
+    checked = {}
+    for key, value in labels.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InvalidArgument(f"label {key!r} and its value are not both strings")
+        if not key:
+            raise InvalidArgument("a label's key is empty")
+        try:
+            length = len(key.encode()) + len(value.encode())
+        except UnicodeEncodeError:
+            raise InvalidArgument(f"label {key[:40]!r} is not valid Unicode") from None
+        if length > LABEL_MAX:
+            raise InvalidArgument(
+                f"label {key[:40]!r} has {length} bytes with its value, at most {LABEL_MAX} fit"
+            )
+        if value:
+            checked[key] = value
+    return checked
+
+
+def merge_labels(labels: Mapping[str, str], changes: Mapping[str, str]) -> dict[str, str]:
+    """Return ``labels`` with ``changes`` applied; an empty value removes. Errors as :func:`check_labels`."""
+    checked = check_labels(changes)
+    merged = {key: value for key, value in labels.items() if key not in changes}
+    merged.update(checked)
+    return merged
+
+
+def encode_labels(labels: Mapping[str, str]) -> str:
+    """Give the JSON text that the metadata keeps. Keys are sorted; slashes stand as they are (triggers look for them)."""
+    return _encoder.encode(labels).decode() if labels else "{}"
+
+
+def decode_labels(text: str) -> dict[str, str]:
+    """Read what :func:`encode_labels` wrote."""
+    return _decoder.decode(text) if text != "{}" else {}

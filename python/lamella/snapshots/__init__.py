@@ -1,0 +1,193 @@
+"""Snapshots: how layers combine into file systems, and what to mount to see one.
+
+Words
+-----
+A *snapshot* says how layers combine. It is of one of three kinds:
+
+- *active*: writable. What is written goes into a folder of its own; its parent is never changed.
+- *view*: read-only.
+- *committed*: frozen, the parent that others stand on. It cannot be mounted; make a view of it.
+
+An active snapshot or a view has a *key*, a committed one a *name*; keys and names share one space, and each belongs to one
+namespace and one snapshotter. The *parent* is the name of a committed snapshot, or ``""``. A snapshot holds no blob: the
+committed snapshots of an image are named by the chainID of their layers, and whoever knows the name may stand on it.
+*Mounts* are what mount(8) needs, in containerd's form; mounting is the caller's business (``lamella._core.mount``).
+
+A life
+------
+An image with two layers is pulled. Each layer's folder is unpacked once (:mod:`lamella.snapshots.layers`), whatever images
+share it, and two committed snapshots are recorded over them::
+
+    snapshots.add_committed(chain_1, "", layer_1, {})
+    snapshots.add_committed(chain_2, chain_1, layer_2, {})
+
+A container gets an active snapshot, which is mounted on its root folder::
+
+    snapshots.prepare("nginx-container-abc123", parent=chain_2)
+    mounts = snapshots.mounts("nginx-container-abc123")
+
+Somebody wants to look at the image without changing it::
+
+    snapshots.view("nginx-readonly-snapshot", parent=chain_2)
+
+What the container changed shall be a base for others: the key vanishes, the name appears, nothing is copied::
+
+    snapshots.commit("nginx-patched", "nginx-container-abc123")
+    snapshots.prepare("next", parent="nginx-patched")
+
+When the last container is gone its snapshot goes, and nothing else does; a parent can only go after its children::
+
+    snapshots.remove("next")
+
+Committed snapshots that no image, lease, container or snapshot needs are left to garbage collection (:mod:`lamella.gc`).
+Active snapshots, and what carries ``containerd.io/gc.root``, are not.
+
+The semantics are those of containerd's snapshots.Snapshotter; ``tests/contract/snapshotter.py`` spells them out and
+runs for every implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import msgspec
+
+from lamella.errors import Unsupported
+
+if TYPE_CHECKING:
+    from lamella.config import Config
+    from lamella.metadata import Database
+    from lamella.snapshots.layers import Layer
+    from lamella.snapshots.overlayfs import OverlaySnapshotter
+
+SnapshotKind = Literal["view", "active", "committed"]
+
+
+class Mount(msgspec.Struct, frozen=True):
+    """One mount: type, source, options, as in fstab.
+
+    A path inside ``upperdir=``, ``workdir=`` or ``lowerdir=`` has a backslash before each backslash, and in the list of
+    ``lowerdir=`` before each colon too (kernel, filesystems/overlayfs.rst): split at bare colons, then remove the backslashes.
+    """
+
+    type: str
+    source: str
+    options: list[str]
+
+
+class SnapshotInfo(msgspec.Struct, frozen=True):
+    """A snapshot as it was when it was read. ``parent`` is ``""`` where there is none; times are RFC 3339."""
+
+    name: str
+    parent: str
+    kind: SnapshotKind
+    labels: dict[str, str]
+    created_at: str
+    updated_at: str
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What a snapshot takes on disk by itself, without its parents: bytes (512-byte blocks, as du counts) and inodes."""
+
+    size: int
+    inodes: int
+
+
+class Snapshotter(Protocol):
+    """What every snapshotter does, for one namespace.
+
+    All methods raise InvalidArgument for an empty key, one with a NUL or of more than 4096 bytes, or a label over the
+    limit, and NotFound for a key or name that is not there.
+    """
+
+    def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        """Create an active snapshot and return its mounts.
+
+        NotFound for a missing parent, InvalidArgument for one that is not committed, AlreadyExists for a key that is there.
+        """
+        ...
+
+    def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        """Create a view and return its mounts. Errors as :meth:`prepare`."""
+        ...
+
+    def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
+        """Freeze the active snapshot ``key`` under ``name``; the key vanishes, ``labels`` replace those it had.
+
+        AlreadyExists for a name that is taken (by the key itself too), FailedPrecondition when it is not active. Whoever writes
+        to its mounts should have stopped.
+        """
+        ...
+
+    def mounts(self, key: str) -> list[Mount]:
+        """Return what to mount for an active snapshot or a view. FailedPrecondition for a committed one."""
+        ...
+
+    def stat(self, key: str) -> SnapshotInfo:
+        """Return what is known about a snapshot of any kind."""
+        ...
+
+    def update(self, name: str, labels: Mapping[str, str]) -> SnapshotInfo:
+        """Set labels, nothing else; an empty value removes one. Twice is harmless."""
+        ...
+
+    def usage(self, key: str) -> Usage:
+        """Return the disk usage: measured now for an active snapshot, as recorded for a committed one, zero for a view."""
+        ...
+
+    def walk(
+        self,
+        *,
+        kind: SnapshotKind | None = None,
+        parent: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        filters: Sequence[str] = (),
+    ) -> Iterator[SnapshotInfo]:
+        """Go through the snapshots, parents before their children.
+
+        With arguments only through those of a kind, on a parent (``""``: on none), with all of some labels, or
+        matching one of ``filters`` (:mod:`lamella.filters`; fields name, parent, kind, labels). What changes meanwhile
+        may appear or not.
+        """
+        ...
+
+    def remove(self, key: str) -> None:
+        """Remove a snapshot. FailedPrecondition while it has children. Nothing must be mounted from it any more."""
+        ...
+
+    def add_committed(
+        self, name: str, parent: str, layer: Layer, labels: Mapping[str, str] | None = None
+    ) -> None:
+        """Record a committed snapshot over an unpacked layer.
+
+        Harmless twice; another snapshot of that name is AlreadyExists. Aborted when the layer was collected meanwhile.
+        """
+        ...
+
+    def layer_paths(self, key: str) -> list[Path]:
+        """Return the folders whose stack is the snapshot, nearest first: its own, then its parents'."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the snapshotter holds. Harmless twice."""
+        ...
+
+
+def snapshotter(database: Database, config: Config) -> OverlaySnapshotter:
+    """Give the snapshotter that ``config`` names, as clients use it. Unsupported for a name that is not known.
+
+    As ctr does, it marks the views and commits that are made through it as roots (``containerd.io/gc.root``): they stay
+    until somebody removes them.
+    """
+    from lamella.labels import GC_ROOT
+    from lamella.metadata import timestamp
+    from lamella.snapshots.overlayfs import OverlaySnapshotter
+
+    if config.snapshotter != OverlaySnapshotter.name:
+        raise Unsupported(
+            f"there is no snapshotter {config.snapshotter!r}",
+            hint=f"The one there is: {OverlaySnapshotter.name}.",
+        )
+    return OverlaySnapshotter(database, config, default_labels={GC_ROOT: timestamp()})

@@ -1,0 +1,104 @@
+"""Layer folders on disk: making and removing them.
+
+::
+
+    <root>/snapshots/<snapshotter>/<id>/   0700  id: 16 random hex digits, never used twice
+        fs/                                      the layer's files, or what an active snapshot has written
+        work/                              0700  overlayfs' scratch folder, beside the fs of an active snapshot
+    <root>/snapshots/<snapshotter>/trash-<id>/   being removed
+
+A folder that no row of ``layers`` names is invisible. It is one of:
+
+- being unpacked: its Staging holds the folder's flock (layers.py);
+- being made by a transaction that is not committed: garbage collection looks in a write transaction of its own,
+  when there is none;
+- left behind by a crash or a failure: garbage collection removes it.
+
+So rows come after folders and go before them. FS_TOPDIR_FL on ``<root>/snapshots/<snapshotter>`` makes ext4 spread layer
+folders over its block groups, which keeps unpacking fast after deletes (1.3 s where it took 15).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from lamella import _core
+from lamella.disk import TRASH, make_private_folder, translated
+from lamella.errors import LamellaError
+from lamella.locks import FolderLock
+
+
+class LayerFolders:
+    """The layer folders of one snapshotter."""
+
+    def __init__(self, root: Path, snapshotter: str) -> None:
+        self.top = root / "snapshots" / snapshotter
+        self._top = str(self.top)
+
+    def fs(self, layer_id: str) -> str:
+        """Give the path of a layer's files."""
+        return f"{self._top}/{layer_id}/fs"
+
+    def work(self, layer_id: str) -> str:
+        """Give the path of an active snapshot's work folder."""
+        return f"{self._top}/{layer_id}/work"
+
+    def create(self, *, like: str | None = None, work: bool) -> str:
+        """Make a fresh folder and return its id.
+
+        Its ``fs`` takes owner and mode of the folder ``like``, or belongs to this process with mode 0755.
+        """
+        layer_id = os.urandom(8).hex()
+        folder = f"{self._top}/{layer_id}"
+        with translated("create a layer folder"):
+            try:
+                os.mkdir(folder, 0o700)  # noqa: PTH102 (hot, as are the calls below)
+            except FileNotFoundError:
+                self._create_top()
+                os.mkdir(folder, 0o700)  # noqa: PTH102
+            try:
+                fs = f"{folder}/fs"
+                os.mkdir(fs, 0o700)  # noqa: PTH102
+                if work:
+                    os.mkdir(f"{folder}/work", 0o700)  # noqa: PTH102
+                mode = 0o755
+                if like is not None:
+                    parent = os.stat(like)  # noqa: PTH116
+                    mode = parent.st_mode & 0o7777
+                    if (parent.st_uid, parent.st_gid) != (os.geteuid(), os.getegid()):
+                        os.chown(fs, parent.st_uid, parent.st_gid)
+                os.chmod(fs, mode)  # noqa: PTH101 (after chown, which clears the set-id bits)
+            except BaseException:
+                self.remove(layer_id)
+                raise
+        return layer_id
+
+    def remove(self, layer_id: str) -> None:
+        """Remove a folder whose row is gone. What cannot be removed stays as trash for garbage collection to try again."""
+        with suppress(LamellaError):
+            self.destroy(self.discard(layer_id))
+
+    def discard(self, layer_id: str) -> Path:
+        """Rename a folder that no row names, so that it says what it is: trash. Return where it is; twice is harmless."""
+        trash = f"{self._top}/{TRASH}{layer_id}"
+        with suppress(FileNotFoundError), translated(f"remove the layer folder {layer_id}"):
+            os.rename(f"{self._top}/{layer_id}", trash)  # noqa: PTH104
+        return Path(trash)
+
+    def destroy(self, trash: Path) -> None:
+        """Delete what :meth:`discard` renamed. Several may do it at once."""
+        _core.remove_tree(str(trash))
+
+    def folder(self, layer_id: str) -> Path:
+        """Give the path of a layer's folder."""
+        return self.top / layer_id
+
+    def lock(self, layer_id: str) -> FolderLock:
+        """Give the lock that whoever fills, moves or removes a folder without a row holds."""
+        return FolderLock(self.top / layer_id, what=f"layer folder {layer_id}")
+
+    def _create_top(self) -> None:
+        make_private_folder(self.top)
+        _core.set_top_directory(self._top)

@@ -1,0 +1,220 @@
+"""Unpacked layers, shared by every chain, name and namespace that has their diffID.
+
+A layer's folder (folders.py) depends on its own tar only, and then serves wherever that diffID stands in an image. Where it
+cannot (a hard link into a lower layer, a parent folder that the tar does not name) it is bound to one chainID.
+
+Who unpacks a layer stages it: a lock named by the diffID, ``<root>/locks/layer-...``, keeps others from doing the
+same work; they wait, and then find it done, or, when the first one died, do it themselves. The folder being filled is
+locked too, until the Staging is closed, so that garbage collection leaves it alone: also in the time between
+:meth:`Staging.commit` and the first snapshot that stands on it. A layer that was found, not staged, is protected by a lease.
+
+Durability: as for blobs (content.py); a row says under which boot its folder was filled and whether it was synced since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from lamella.config import Config, check_identifier
+from lamella.digest import parse_digest, split_digest
+from lamella.errors import FailedPrecondition
+from lamella.locks import FileLock, FolderLock
+from lamella.metadata import Database, timestamp
+from lamella.metadata.boot import boot_id
+from lamella.snapshots.folders import LayerFolders
+
+_COLUMNS = "id, diff_id, chain_id, disk_bytes, inodes, opaque_root"
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """An unpacked layer. ``path`` is its ``fs`` folder; bytes count 512-byte blocks.
+
+    ``opaque_root``: it hides everything beneath it. ``chain_id``: None for one that is right in any chain.
+    """
+
+    id: str
+    path: Path
+    diff_id: str | None
+    chain_id: str | None
+    disk_bytes: int
+    inodes: int
+    opaque_root: bool
+
+
+class LayerStore:
+    """The unpacked layers of a store, of all snapshotters."""
+
+    def __init__(self, database: Database, config: Config) -> None:
+        self._database = database
+        self._root = config.root
+
+    def find(self, snapshotter: str, diff_id: str, chain_id: str | None = None) -> Layer | None:
+        """Return the folder of a layer, or None: one that is right anywhere, else the one for ``chain_id``.
+
+        One whose folder is gone counts as not there, so that it is unpacked again.
+        """
+        parse_digest(diff_id)
+        folders = self._folders(snapshotter)
+        with self._database.read() as db:
+            row = db.execute(
+                f"""
+                SELECT {_COLUMNS} FROM layers
+                WHERE snapshotter = ? AND diff_id = ? AND coalesce(chain_id, '') IN ('', ?)
+                ORDER BY coalesce(chain_id, '') LIMIT 1
+                """,  # noqa: S608 (a constant)
+                (snapshotter, diff_id, chain_id or ""),
+            ).fetchone()
+        if row is None:
+            return None
+        layer = _layer(folders, row)
+        return layer if layer.path.is_dir() else None
+
+    def stage(
+        self,
+        snapshotter: str,
+        diff_id: str,
+        *,
+        wait: bool = True,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Staging:
+        """Become the one who unpacks a layer; then look with :meth:`find` whether somebody just did.
+
+        Unavailable when somebody is at it and ``wait`` is false; Cancelled when ``cancelled`` says so meanwhile.
+        """
+        check_identifier(snapshotter, "snapshotter")
+        algorithm, encoded = split_digest(parse_digest(diff_id))
+        path = self._root / "locks" / f"layer-{snapshotter}-{algorithm}-{encoded}"
+        lock = FileLock(path, what=f"the layer {diff_id}", transient=True)
+        lock.acquire(wait=wait, cancelled=cancelled)
+        return Staging(self._database, self._folders(snapshotter), snapshotter, lock)
+
+    def _folders(self, snapshotter: str) -> LayerFolders:
+        return LayerFolders(self._root, check_identifier(snapshotter, "snapshotter"))
+
+
+class Staging:
+    """A layer being unpacked, which nobody sees and nobody else unpacks meanwhile.
+
+    Leaving its ``with`` block without :meth:`commit` removes the folder.
+    """
+
+    def __init__(self, database: Database, folders: LayerFolders, snapshotter: str, lock: FileLock) -> None:
+        self._database = database
+        self._folders = folders
+        self._snapshotter = snapshotter
+        self._lock = lock
+        self._id: str | None = None
+        self._folder_lock: FolderLock | None = None
+        self._committed = False
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def path(self) -> Path:
+        """The empty folder to unpack to; it is made at the first look."""
+        if self._id is None:
+            if not self._lock.held:
+                raise FailedPrecondition("the staging is closed")
+            with self._database.write():  # keeps garbage collection away until the folder is locked
+                layer_id = self._folders.create(work=False)
+                self._folder_lock = self._folders.lock(layer_id)
+                self._folder_lock.acquire(wait=False)
+                self._id = layer_id
+        return Path(self._folders.fs(self._id))
+
+    def commit(
+        self, *, diff_id: str, chain_id: str | None = None, disk_bytes: int, inodes: int, opaque_root: bool
+    ) -> Layer:
+        """Make the folder the layer ``diff_id``, right everywhere or, with ``chain_id``, on top of that chain alone.
+
+        When an equal layer was committed meanwhile (after :meth:`unlock`) that one is returned and this folder dropped. A
+        row whose folder is gone gets this one, and so do the snapshots that stand on it. Only once.
+        """
+        parse_digest(diff_id)
+        if chain_id is not None:
+            parse_digest(chain_id)
+        path = self.path
+        layer_id = self._id
+        assert layer_id is not None
+        if self._committed:
+            raise FailedPrecondition("the staging is committed already")
+        with self._database.write() as db:
+            row = db.execute(
+                f"""
+                SELECT {_COLUMNS} FROM layers
+                WHERE snapshotter = ? AND diff_id = ? AND coalesce(chain_id, '') = ?
+                """,  # noqa: S608 (a constant)
+                (self._snapshotter, diff_id, chain_id or ""),
+            ).fetchone()
+            if row is not None:
+                layer = _layer(self._folders, row)
+                if layer.path.is_dir():
+                    return layer
+                db.execute("UPDATE layers SET diff_id = NULL WHERE id = ?", (layer.id,))
+            db.execute(
+                """
+                INSERT INTO layers
+                    (id, snapshotter, diff_id, chain_id, disk_bytes, inodes, opaque_root, created_at, boot_id)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+                """,
+                (
+                    layer_id, self._snapshotter, diff_id, chain_id, disk_bytes, inodes, int(opaque_root),
+                    timestamp(), boot_id(),
+                ),
+            )  # fmt: skip
+            if row is not None:
+                db.execute("UPDATE snapshots SET layer = ? WHERE layer = ?", (layer_id, row[0]))
+                db.execute("DELETE FROM layers WHERE id = ?", (row[0],))
+            self._committed = True
+            self._database.on_rollback(self._take_back)
+        self._lock.release()
+        return Layer(
+            id=layer_id,
+            path=path,
+            diff_id=diff_id,
+            chain_id=chain_id,
+            disk_bytes=disk_bytes,
+            inodes=inodes,
+            opaque_root=opaque_root,
+        )
+
+    def unlock(self) -> None:
+        """Let others unpack the diffID too, and keep the folder: for one who waits for something else meanwhile."""
+        self.path  # noqa: B018 (it is made under the lock)
+        self._lock.release()
+
+    def close(self) -> None:
+        """Remove the folder if it was not committed, and let go. Harmless twice."""
+        layer_id, self._id = self._id, None
+        if layer_id is not None and not self._committed:
+            self._folders.remove(layer_id)
+        if self._folder_lock is not None:
+            self._folder_lock.release()
+        self._lock.release()
+
+    def _take_back(self, exclusive: bool) -> None:
+        self._committed = False
+
+
+def _layer(folders: LayerFolders, row: tuple[Any, ...]) -> Layer:
+    layer_id, diff_id, chain_id, disk_bytes, inodes, opaque_root = row
+    return Layer(
+        id=layer_id,
+        path=Path(folders.fs(layer_id)),
+        diff_id=diff_id,
+        chain_id=chain_id,
+        disk_bytes=disk_bytes,
+        inodes=inodes,
+        opaque_root=bool(opaque_root),
+    )

@@ -1,0 +1,401 @@
+"""What all snapshotters share: the metadata of snapshots, and the semantics that follow from it.
+
+A snapshotter adds two things: which folder a new snapshot gets, and which mounts show it. Every operation is one
+transaction; the folder of a new snapshot is made inside it, that of a removed one goes after it (folders.py).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lamella import _core
+from lamella.config import Config
+from lamella.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from lamella.filters import compile_filters
+from lamella.labels import check_labels, decode_labels, encode_labels, merge_labels
+from lamella.metadata import Database, Transaction, timestamp
+from lamella.metadata.boot import boot_id
+from lamella.snapshots import Mount, SnapshotInfo, SnapshotKind, Usage
+from lamella.snapshots.folders import LayerFolders
+
+if TYPE_CHECKING:
+    from lamella.snapshots.layers import Layer
+
+KEY_MAX = 4096
+"""Bytes of a key or name."""
+_PAGE = 1000
+
+# The snapshot of a name and its ancestors, nearest first, as far as they can be seen.
+_STACK = """
+WITH RECURSIVE stack (depth, number, kind, parent, layer, opaque_root) AS (
+    SELECT 0, s.number, s.kind, s.parent, s.layer, coalesce(l.opaque_root, 0)
+    FROM snapshots s LEFT JOIN layers l ON l.id = s.layer
+    WHERE s.namespace = ? AND s.snapshotter = ? AND s.name = ?
+    UNION ALL
+    SELECT depth + 1, s.number, s.kind, s.parent, s.layer, l.opaque_root
+    FROM stack JOIN snapshots s ON s.number = stack.parent JOIN layers l ON l.id = s.layer
+    WHERE NOT stack.opaque_root
+)
+SELECT number, kind, layer FROM stack ORDER BY depth
+"""
+_INFO = """
+SELECT s.number, s.name, coalesce(p.name, ''), s.kind, s.labels, s.created_at, s.updated_at
+FROM snapshots s LEFT JOIN snapshots p ON p.number = s.parent
+"""
+
+
+class RecordedSnapshotter(ABC):
+    """The snapshots of one namespace and one snapshotter; see :class:`lamella.snapshots.Snapshotter` for the methods.
+
+    ``default_labels`` are put on views and commits beside those that are passed.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self, database: Database, config: Config, *, default_labels: Mapping[str, str] | None = None
+    ) -> None:
+        self._database = database
+        self._scope = (config.namespace, self.name)
+        self._folders = LayerFolders(config.root, self.name)
+        self._default_labels = check_labels(default_labels or {})
+
+    def __enter__(self) -> RecordedSnapshotter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<lamella.{type(self).__name__} namespace={self._scope[0]!r}>"
+
+    # What a snapshotter decides
+
+    @abstractmethod
+    def _create_folder(self, kind: SnapshotKind, parents: list[str]) -> str | None:
+        """Make the folder of a new snapshot on top of ``parents`` (layer ids, nearest first); None if it needs none."""
+
+    @abstractmethod
+    def _mounts(self, kind: SnapshotKind, own: str | None, parents: list[str]) -> list[Mount]:
+        """Give the mounts of a snapshot with the layer ``own``, on top of ``parents``."""
+
+    # Life
+
+    def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        """Create an active snapshot and return its mounts."""
+        return self._create("active", key, parent, check_labels(labels or {}))
+
+    def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        """Create a view and return its mounts."""
+        return self._create("view", key, parent, check_labels({**self._default_labels, **(labels or {})}))
+
+    def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
+        """Freeze the active snapshot ``key`` under ``name``."""
+        _check_key(name)
+        text = encode_labels(check_labels({**self._default_labels, **(labels or {})}))
+        with self._database.read() as db:
+            layer = self._committable(db, name, key)
+        size, inodes = _core.disk_usage(self._folders.fs(layer))  # outside the lock: it may take a while
+        with self._database.write() as db:
+            layer = self._committable(db, name, key)
+            db.execute(
+                "UPDATE layers SET disk_bytes = ?, inodes = ?, boot_id = ?, synced = 0 WHERE id = ?",
+                (size, inodes, boot_id(), layer),
+            )
+            db.execute(
+                """
+                UPDATE snapshots SET name = ?, kind = 'committed', labels = ?, updated_at = ?
+                WHERE namespace = ? AND snapshotter = ? AND name = ?
+                """,
+                (name, text, timestamp(), *self._scope, key),
+            )
+
+    def remove(self, key: str) -> None:
+        """Remove a snapshot and, if nothing else has it, its folder."""
+        with self._database.write() as db:
+            row = db.execute(
+                """
+                SELECT number, layer, EXISTS (SELECT 1 FROM snapshots c WHERE c.parent = s.number)
+                FROM snapshots s WHERE namespace = ? AND snapshotter = ? AND name = ?
+                """,
+                (*self._scope, _check_key(key)),
+            ).fetchone()
+            if row is None:
+                raise self._missing(key)
+            number, layer, has_children = row
+            if has_children:
+                raise FailedPrecondition(
+                    f"snapshot {key!r} is the parent of others",
+                    hint=f"Remove those first; lamella snapshots ls --filter 'parent==\"{key}\"' lists them.",
+                )
+            db.execute("DELETE FROM snapshots WHERE number = ?", (number,))
+            if layer is not None:
+                self._drop_layer(db, layer)
+
+    def add_committed(
+        self, name: str, parent: str, layer: Layer, labels: Mapping[str, str] | None = None
+    ) -> None:
+        """Record a committed snapshot over an unpacked layer. Harmless twice."""
+        text = encode_labels(check_labels(labels or {}))
+        with self._database.write() as db:
+            there = db.execute(
+                f"{_INFO} WHERE s.namespace = ? AND s.snapshotter = ? AND s.name = ?",
+                (*self._scope, _check_key(name)),
+            ).fetchone()
+            if there is not None:
+                if there[2:4] != (parent, "committed"):
+                    raise self._taken(name)
+                return
+            stack = self._parents(db, parent)
+            if db.execute("SELECT 1 FROM layers WHERE id = ?", (layer.id,)).fetchone() is None:
+                raise Aborted(
+                    f"the layer folder {layer.id} of snapshot {name} was collected meanwhile",
+                    hint="Unpack it again; a lease on the layer keeps it.",
+                )
+            self._insert(db, name=name, kind="committed", stack=stack, layer=layer.id, labels=text)
+
+    # Looking
+
+    def mounts(self, key: str) -> list[Mount]:
+        """Return what to mount for an active snapshot or a view."""
+        with self._database.read() as db:
+            stack = self._stack(db, key)
+        _, kind, own = stack[0]
+        if kind == "committed":
+            raise FailedPrecondition(
+                f"snapshot {key!r} is committed, it cannot be mounted itself",
+                hint=f"Make a view of it: lamella snapshots view KEY {key}",
+            )
+        return self._mounts(kind, own, _layers(stack[1:]))
+
+    def stat(self, key: str) -> SnapshotInfo:
+        """Return what is known about a snapshot."""
+        with self._database.read() as db:
+            row = db.execute(
+                f"{_INFO} WHERE s.namespace = ? AND s.snapshotter = ? AND s.name = ?",
+                (*self._scope, _check_key(key)),
+            ).fetchone()
+        if row is None:
+            raise self._missing(key)
+        return _info(row)
+
+    def update(self, name: str, labels: Mapping[str, str]) -> SnapshotInfo:
+        """Set labels; an empty value removes one."""
+        with self._database.write() as db:
+            merged = merge_labels(self.stat(name).labels, labels)
+            db.execute(
+                "UPDATE snapshots SET labels = ?, updated_at = ? WHERE namespace = ? AND snapshotter = ? AND name = ?",
+                (encode_labels(merged), timestamp(), *self._scope, name),
+            )
+            return self.stat(name)
+
+    def usage(self, key: str) -> Usage:
+        """Return what a snapshot takes on disk, without its parents."""
+        with self._database.read() as db:
+            row = db.execute(
+                """
+                SELECT kind, layer, disk_bytes, inodes FROM snapshots s LEFT JOIN layers l ON l.id = s.layer
+                WHERE namespace = ? AND s.snapshotter = ? AND name = ?
+                """,
+                (*self._scope, _check_key(key)),
+            ).fetchone()
+        if row is None:
+            raise self._missing(key)
+        kind, layer, size, inodes = row
+        if kind == "view":
+            return Usage(size=0, inodes=0)
+        if kind == "active":
+            size, inodes = _core.disk_usage(self._folders.fs(layer))
+        return Usage(size=size, inodes=inodes)
+
+    def walk(
+        self,
+        *,
+        kind: SnapshotKind | None = None,
+        parent: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        filters: Sequence[str] = (),
+    ) -> Iterator[SnapshotInfo]:
+        """Go through the snapshots, parents before their children."""
+        match = compile_filters(filters)
+        wanted = labels or {}
+        # "+" keeps SQLite from sorting each page anew: the rows come in the order of their numbers.
+        where = ["+s.namespace = ?", "+s.snapshotter = ?"]
+        values: list[Any] = [*self._scope]
+        if kind is not None:
+            where.append("s.kind = ?")
+            values.append(kind)
+        if parent:
+            where.append(
+                "s.parent = (SELECT number FROM snapshots WHERE namespace = ? AND snapshotter = ? AND name = ?)"
+            )
+            values += [*self._scope, parent]
+        elif parent is not None:
+            where.append("s.parent IS NULL")
+        query = f"{_INFO} WHERE {' AND '.join(where)} AND s.number > ? ORDER BY s.number LIMIT {_PAGE}"
+        after = 0
+        while True:
+            with self._database.read() as db:
+                rows = db.execute(query, (*values, after)).fetchall()
+            for row in rows:
+                info = _info(row)
+                if wanted.items() <= info.labels.items() and match(
+                    {"name": info.name, "parent": info.parent, "kind": info.kind, "labels": info.labels}
+                ):
+                    yield info
+            if len(rows) < _PAGE:
+                return
+            after = rows[-1][0]
+
+    def layer_paths(self, key: str) -> list[Path]:
+        """Return the folders whose stack is the snapshot, nearest first."""
+        with self._database.read() as db:
+            stack = self._stack(db, key)
+        return [Path(self._folders.fs(layer)) for layer in _layers(stack)]
+
+    def close(self) -> None:
+        """Let go of what the snapshotter holds: nothing; the database belongs to the client."""
+        return
+
+    # Rows
+
+    def _create(self, kind: SnapshotKind, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
+        _check_key(key)
+        text = encode_labels(labels)
+        with self._database.write() as db:
+            taken = db.execute(
+                "SELECT 1 FROM snapshots WHERE namespace = ? AND snapshotter = ? AND name = ?",
+                (*self._scope, key),
+            ).fetchone()
+            if taken is not None:
+                raise self._taken(key)
+            stack = self._parents(db, parent)
+            parents = _layers(stack)
+            own = self._create_folder(kind, parents)
+            if own is not None:
+                self._database.on_rollback(lambda _: self._folders.remove(own))
+                db.execute(
+                    "INSERT INTO layers (id, snapshotter, created_at, boot_id) VALUES (?, ?, ?, ?)",
+                    (own, self.name, timestamp(), boot_id()),
+                )
+            self._insert(db, name=key, kind=kind, stack=stack, layer=own, labels=text)
+        return self._mounts(kind, own, parents)
+
+    def _insert(
+        self,
+        db: Transaction,
+        *,
+        name: str,
+        kind: SnapshotKind,
+        stack: list[tuple[int, SnapshotKind, str | None]],
+        layer: str | None,
+        labels: str,
+    ) -> None:
+        now = timestamp()
+        db.execute(
+            """
+            INSERT INTO snapshots
+                (namespace, snapshotter, name, kind, parent, layer, labels, created_at, updated_at)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+            """,
+            (*self._scope, name, kind, stack[0][0] if stack else None, layer, labels, now, now),
+        )
+
+    def _parents(self, db: Transaction, parent: str) -> list[tuple[int, SnapshotKind, str | None]]:
+        """Give the stack of a parent that something may stand on; an empty one for no parent."""
+        if not parent:
+            return []
+        try:
+            stack = self._stack(db, parent)
+        except NotFound:
+            raise NotFound(
+                f"there is no snapshot {parent!r} to be the parent",
+                hint="lamella snapshots ls shows those there are.",
+            ) from None
+        if stack[0][1] != "committed":
+            raise InvalidArgument(
+                f"snapshot {parent!r} cannot be a parent, it is {stack[0][1]}", hint="Commit it first."
+            )
+        return stack
+
+    def _stack(self, db: Transaction, key: str) -> list[tuple[int, SnapshotKind, str | None]]:
+        """Give number, kind and layer of a snapshot and of its ancestors, nearest first."""
+        stack = db.execute(_STACK, (*self._scope, _check_key(key))).fetchall()
+        if not stack:
+            raise self._missing(key)
+        return stack
+
+    def _committable(self, db: Transaction, name: str, key: str) -> str:
+        """Give the layer of ``key`` if it may be committed as ``name``."""
+        rows: dict[Any, tuple[Any, Any]] = {
+            row[0]: row[1:]
+            for row in db.execute(
+                "SELECT name, kind, layer FROM snapshots WHERE namespace = ? AND snapshotter = ? AND name IN (?, ?)",
+                (*self._scope, name, _check_key(key)),
+            )
+        }
+        if name in rows:
+            raise self._taken(name)
+        if key not in rows:
+            raise self._missing(key)
+        kind, layer = rows[key]
+        if kind != "active":
+            raise FailedPrecondition(f"snapshot {key!r} is not active but {kind}, it cannot be committed")
+        return str(layer)
+
+    def _drop_layer(self, db: Transaction, layer: str) -> None:
+        """Delete a layer that belonged to a snapshot alone. Shared ones are left to garbage collection."""
+        gone = db.execute(
+            """
+            DELETE FROM layers WHERE id = ? AND diff_id IS NULL
+                AND NOT EXISTS (SELECT 1 FROM snapshots WHERE layer = layers.id)
+            RETURNING id
+            """,
+            (layer,),
+        ).fetchone()
+        if gone is not None:
+            self._database.after_commit(lambda: self._folders.remove(layer))
+
+    def _missing(self, key: str) -> NotFound:
+        return NotFound(f"there is no snapshot {key!r} in namespace {self._scope[0]} of {self.name}")
+
+    def _taken(self, key: str) -> AlreadyExists:
+        return AlreadyExists(
+            f"snapshot {key!r} exists in namespace {self._scope[0]} of {self.name}",
+            hint="Remove it, or take another name.",
+        )
+
+
+def _layers(stack: list[tuple[int, SnapshotKind, str | None]]) -> list[str]:
+    """Give the layers of a stack, each once: a layer that stands twice (an empty one, often) is hidden by its upper self."""
+    return list(dict.fromkeys(layer for _, _, layer in stack if layer is not None))
+
+
+def _info(row: tuple[Any, ...]) -> SnapshotInfo:
+    _, name, parent, kind, labels, created_at, updated_at = row
+    return SnapshotInfo(
+        name=name,
+        parent=parent,
+        kind=kind,
+        labels=decode_labels(labels),
+        created_at=created_at,
+        updated_at=updated_at,
+    )
+
+
+def _check_key(key: str) -> str:
+    if not key:
+        raise InvalidArgument("the key or name of a snapshot is empty")
+    try:
+        length = len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"the key {key[:40]!r} is not valid Unicode") from None
+    if "\0" in key or length > KEY_MAX:
+        raise InvalidArgument(f"the key {key[:40]!r} has a NUL or more than {KEY_MAX} bytes")
+    return key
