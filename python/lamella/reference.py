@@ -88,7 +88,10 @@ class Reference(msgspec.Struct, frozen=True):
             return f"{self.domain}/{self.path}"
         # "library/a/b" keeps its prefix: without it "a/b" would be another image.
         short = self.path.removeprefix(_OFFICIAL)
-        return self.path if "/" in short else short
+        if "/" not in short:
+            return short
+        # "0.io/a" on docker.io would be read as a host; docker's own familiar form loses it.
+        return self.path if _split_domain(self.path)[0] == DEFAULT_DOMAIN else f"{self.domain}/{self.path}"
 
     @property
     def familiar(self) -> str:
@@ -121,7 +124,7 @@ class Reference(msgspec.Struct, frozen=True):
 def split_host(domain: str) -> tuple[str, int | None]:
     """Split ``host[:port]`` into the host, an IPv6 address without its brackets, and the port."""
     host, colon, port = domain.rpartition(":")
-    if not colon or "]" in port:
+    if not colon or "]" in port or (":" in host and not host.startswith("[")):
         host, port = domain, ""
     return host.removeprefix("[").removesuffix("]"), int(port) if port else None
 

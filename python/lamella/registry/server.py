@@ -560,9 +560,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             start = int(matched[1])
             stop = min(int(matched[2]) + 1, size) if matched[2] else size
-            if matched[2] and int(matched[2]) < start:
-                return 200, 0, size
-        if start >= size:
+        if start >= stop:
             raise _Refusal(
                 416, "RANGE_INVALID", "the range is outside of the blob", {"Content-Range": f"bytes */{size}"}
             )
