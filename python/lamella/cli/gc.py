@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from lamella.cli import output
 from lamella.cli.parser import Command, Parser
 
 if TYPE_CHECKING:
@@ -17,21 +16,14 @@ def _arguments(parser: Parser) -> None:
 
 
 def _gc(arguments: argparse.Namespace, session: Session) -> int:
-    import msgspec
-
     report = session.client.gc(dry_run=arguments.dry_run)
-    document = msgspec.to_builtins(report)
     if session.json:
-        session.document(document | {"dry_run": arguments.dry_run})
-        return 0
-    rows = []
-    for name, value in document.items():
-        if isinstance(value, list):
-            rows += [(name.removesuffix("s"), str(item)) for item in value]
-    if rows and (arguments.dry_run or session.verbose):
-        session.table(("KIND", "NAME"), sorted(rows))
-    verb = "would be freed" if arguments.dry_run else "freed"
-    session.line(f"{output.size(report.bytes_freed)} {verb}")
+        session.document(report)
+    else:
+        if arguments.dry_run or session.verbose:
+            for name in report.names:
+                session.line(name)
+        session.line(str(report))
     return 0
 
 

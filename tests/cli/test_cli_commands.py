@@ -1,0 +1,281 @@
+"""Images, content, snapshots, leases, namespaces and gc through the command, on a real store with a real image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lamella.registry.server import RegistryServer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Program
+
+pytestmark = pytest.mark.privileged
+
+
+def test_pull_prints_the_image_and_images_ls_lists_it(lamella: Program, small_image: str) -> None:
+    done = lamella("pull", small_image).ok()
+    name, digest, *size = done.out.split()
+    assert (name, digest[:7], size[1]) == (small_image, "sha256:", "MB")
+    assert done.err == ""
+    lines = lamella("images", "ls").ok().out.splitlines()
+    assert lines[0].split() == ["NAME", "DIGEST", "PLATFORM", "SIZE", "CREATED"]
+    assert lines[1].split()[:2] == [name, digest[:19]]
+    assert lamella("images", "ls", "-q").ok().out == f"{name}\n"
+    assert [row["digest"] for row in lamella("--json", "images", "ls").ok().document] == [digest]
+
+
+def test_images_inspect_has_what_snapshots_need(pulled: tuple[Program, str]) -> None:
+    lamella, reference = pulled
+    document = lamella("images", "inspect", reference).ok().document
+    assert document == lamella("--json", "image", "inspect", reference).ok().document
+    assert document["name"] == reference
+    assert document["chain_id"] == document["chain_ids"][-1]
+    assert len(document["diff_ids"]) == len(document["layers"]) == len(document["chain_ids"])
+    assert document["digest"].startswith("sha256:")
+
+
+def test_pull_without_unpacking_makes_no_snapshots(lamella: Program, small_image: str) -> None:
+    document = lamella("--json", "pull", "--no-unpack", small_image).ok().document
+    assert lamella("--json", "snapshots", "ls").ok().document == []
+    blobs = {row["digest"] for row in lamella("--json", "content", "ls").ok().document}
+    assert {document["digest"], *(layer["digest"] for layer in document["layers"])} <= blobs
+
+
+def test_content_get_gives_the_bytes_of_a_blob(pulled: tuple[Program, str], tmp_path: Path) -> None:
+    lamella, reference = pulled
+    document = lamella("images", "inspect", reference).ok().document
+    manifest = lamella("content", "get", document["digest"]).ok().out
+    assert json.loads(manifest)["layers"][0]["digest"] == document["layers"][0]["digest"]
+    layer = document["layers"][0]["digest"]
+    lamella("content", "get", "-o", str(tmp_path / "layer"), layer).ok()
+    assert f"sha256:{hashlib.sha256((tmp_path / 'layer').read_bytes()).hexdigest()}" == layer
+
+
+def test_content_can_be_labelled_and_removed(pulled: tuple[Program, str]) -> None:
+    lamella, reference = pulled
+    digest = lamella("images", "inspect", reference).ok().document["digest"]
+    labels = lamella("--json", "content", "label", digest, "a=1", "b=2").ok().document["labels"]
+    assert (labels["a"], labels["b"]) == ("1", "2")
+    assert "a" not in lamella("--json", "content", "label", digest, "a=").ok().document["labels"]
+    assert lamella("content", "rm", digest).ok().out == f"{digest}\n"
+    missing = lamella("content", "rm", digest)
+    assert (missing.status, missing.out) == (1, "")
+    assert digest in missing.err
+
+
+def test_content_active_lists_an_interrupted_write(lamella: Program) -> None:
+    from lamella import Client
+
+    with (
+        Client(root=lamella.root, state=lamella.state) as client,
+        client.content.writer("upload-1", size=10) as ingest,
+    ):
+        ingest.write(b"four")
+    (row,) = lamella("--json", "content", "active").ok().document
+    assert (row["ref"], row["offset"], row["size"]) == ("upload-1", 4, 10)
+    assert lamella("content", "active").ok().out.splitlines()[1].split()[:5] == [
+        "upload-1",
+        "4",
+        "B",
+        "10",
+        "B",
+    ]
+
+
+def test_the_life_of_a_snapshot(pulled: tuple[Program, str]) -> None:
+    lamella, reference = pulled
+    parent = lamella("images", "inspect", reference).ok().document["chain_id"]
+    mounts = lamella("--json", "snapshots", "prepare", "work", parent, "--label", "a=b").ok().document
+    assert [set(mount) for mount in mounts] == [{"type", "source", "options"}]
+    assert mounts == lamella("--json", "snapshots", "mounts", "work").ok().document
+    assert mounts[0]["type"] == "overlay"
+    info = lamella("snapshots", "info", "work").ok().document
+    assert (info["kind"], info["parent"], info["labels"]["a"]) == ("active", parent, "b")
+    assert lamella("snapshots", "usage", "work").ok().out.splitlines()[1].split()[0] == "work"
+    assert lamella("snapshots", "commit", "base", "work").ok().out == "base\n"
+    view = lamella("snapshots", "view", "reading", "base").ok().out.splitlines()
+    assert (view[0].split(), view[1].split()[0]) == (["TYPE", "SOURCE", "OPTIONS"], "overlay")
+    assert [row["name"] for row in lamella("--json", "snapshots", "ls", "--kind", "view").ok().document] == [
+        "reading"
+    ]
+    assert lamella("snapshots", "ls", "-q", "--parent", "base").ok().out == "reading\n"
+    busy = lamella("snapshots", "rm", "base")
+    assert busy.status == 1
+    assert busy.err.startswith("lamella: ")
+    assert lamella("snapshots", "rm", "reading", "base").ok().out == "reading\nbase\n"
+
+
+def test_the_tree_shows_who_stands_on_whom(pulled: tuple[Program, str]) -> None:
+    lamella, reference = pulled
+    chain = lamella("images", "inspect", reference).ok().document["chain_ids"]
+    lamella("snapshots", "prepare", "work", chain[-1]).ok()
+    lamella("snapshots", "view", "look", chain[0]).ok()
+    lines = lamella("snapshots", "tree").ok().out.splitlines()
+    drawn = [line.split("  ")[0].rstrip() if not line.startswith(" ") else line.rstrip() for line in lines]
+    assert lines[0].split() == ["NAME", "KIND", "SIZE"]
+    assert drawn[1].startswith(chain[0][:19])
+    assert any(line.startswith(("├─ look", "└─ look")) for line in lines)
+    assert sum("─ work" in line for line in lines) == 1
+    nodes = lamella("--json", "snapshots", "tree", chain[-1]).ok().document
+    assert [(node["name"], node["depth"]) for node in nodes] == [(chain[-1], 0), ("work", 1)]
+
+
+def test_one_failure_does_not_keep_from_the_rest(lamella: Program) -> None:
+    lamella("snapshots", "prepare", "a").ok()
+    done = lamella("snapshots", "rm", "nowhere", "a")
+    assert (done.status, done.out) == (1, "a\n")
+    assert len(done.err.splitlines()) <= 2
+    assert "nowhere" in done.err
+    assert lamella("--json", "snapshots", "rm", "nowhere").document == []
+
+
+def test_leases(lamella: Program) -> None:
+    assert lamella("leases", "create", "--expires", "24h", "--label", "a=b", "job").ok().out == "job\n"
+    unnamed = lamella("--json", "leases", "create").ok().document
+    rows = {row["id"]: row for row in lamella("--json", "leases", "ls").ok().document}
+    assert set(rows) == {"job", unnamed["id"]}
+    assert rows["job"]["labels"] == {"a": "b"}
+    assert rows["job"]["expires_at"]
+    assert unnamed["expires_at"] is None
+    assert lamella("leases", "ls").ok().out.splitlines()[0].split() == ["ID", "CREATED", "EXPIRES", "LABELS"]
+    assert lamella("leases", "rm", "--sync", "job").ok().out == "job\n"
+    assert lamella("lease", "rm", "job").status == 1
+
+
+def test_namespaces_separate_what_they_hold(pulled: tuple[Program, str]) -> None:
+    lamella, reference = pulled
+    assert lamella("-n", "other", "images", "ls", "-q").ok().out == ""
+    assert lamella("namespaces", "create", "--label", "owner=ci", "tests").ok().out == "tests\n"
+    rows = {row["name"]: row["labels"] for row in lamella("--json", "namespaces", "ls").ok().document}
+    assert rows["tests"] == {"owner": "ci"}
+    assert "default" in rows
+    full = lamella("namespaces", "rm", "default")
+    assert (full.status, "not empty" in full.err) == (1, True)
+    assert lamella("namespaces", "rm", "tests").ok().out == "tests\n"
+    assert lamella("images", "ls", "-q").ok().out == f"{reference}\n"
+
+
+def test_gc_says_what_it_would_remove_and_then_removes_it(pulled: tuple[Program, str]) -> None:
+    lamella, reference = pulled
+    document = lamella("images", "inspect", reference).ok().document
+    assert lamella("images", "rm", reference).ok().out == f"{reference}\n"
+    would = lamella("--json", "gc", "--dry-run").ok().document
+    assert would["dry_run"] is True
+    assert would["bytes_freed"] > 0
+    listed = lamella("gc", "--dry-run").ok().out
+    assert f"blob {document['digest']}" in listed.splitlines()
+    assert len(lamella("--json", "content", "ls").ok().document) > 0
+    assert len(lamella("gc").ok().out.splitlines()) == 1
+    assert lamella("--json", "content", "ls").ok().document == []
+    assert lamella("--json", "snapshots", "ls").ok().document == []
+    assert lamella("--json", "gc").ok().document["bytes_freed"] == 0
+
+
+def test_graph_draws_the_image_in_every_form(pulled: tuple[Program, str]) -> None:
+    lamella, reference = pulled
+    document = lamella("images", "inspect", reference).ok().document
+    lamella("snapshots", "view", "nginx-readonly-snapshot", document["chain_id"]).ok()
+    mermaid = lamella("graph", reference).ok().out
+    assert mermaid.startswith("flowchart TD\n")
+    assert "view<br/>nginx-readonly-snapshot" in mermaid
+    assert lamella("graph", reference, "--format", "dot").ok().out.startswith("digraph lamella {\n")
+    data = lamella("--json", "graph").ok().document
+    assert set(data) == {"nodes", "edges"}
+    assert {
+        "id": f"image:{reference}",
+        "kind": "image",
+        "label": reference,
+        "size": None,
+        "detail": "",
+    } in data["nodes"]
+
+
+def test_version_names_what_a_bug_report_needs(lamella: Program) -> None:
+    from lamella import __version__
+
+    document = lamella("--json", "version").ok().document
+    assert document["version"] == __version__
+    assert lamella("version").ok().out.startswith(f"lamella {__version__} ")
+    assert lamella("--version").ok().out == lamella("version").ok().out
+
+
+def test_doctor_passes_here(lamella: Program) -> None:
+    document = lamella("--json", "doctor").ok().document
+    assert document["ok"] is True
+    assert {check["status"] for check in document["checks"]} <= {"ok", "warn"}
+    assert len(lamella("doctor").ok().out.splitlines()) >= len(document["checks"])
+
+
+def test_doctor_fails_with_a_remedy(lamella: Program) -> None:
+    lamella.root.write_text("a file in the store's place")
+    done = lamella("doctor")
+    assert done.status == 1
+    line = next(at for at, line in enumerate(done.out.splitlines()) if line.startswith("FAIL  store"))
+    assert done.out.splitlines()[line + 1].strip().startswith("-> ")
+    assert lamella("--json", "doctor").document["ok"] is False
+
+
+def test_a_registry_that_is_not_there_is_one_clear_error(lamella: Program) -> None:
+    done = lamella("pull", "127.0.0.1:1/nothing:here")
+    assert (done.status, done.out) == (1, "")
+    first, *rest = done.err.splitlines()
+    assert first.startswith("lamella: ")
+    assert "127.0.0.1:1" in first
+    assert len(rest) <= 1
+    assert all(line.startswith("hint: ") for line in rest)
+
+
+def test_an_image_that_is_not_here_is_one_clear_error_with_a_hint(lamella: Program) -> None:
+    done = lamella("images", "inspect", "nginx")
+    assert (done.status, done.out) == (1, "")
+    assert done.err.splitlines() == [
+        "lamella: image docker.io/library/nginx:latest is not in namespace default",
+        "hint: Fetch it: lamella pull docker.io/library/nginx:latest",
+    ]
+
+
+def test_verbose_shows_where_an_error_came_from(lamella: Program) -> None:
+    done = lamella("-v", "images", "inspect", "nginx")
+    assert done.status == 1
+    assert "Traceback" in done.err
+    assert "lamella: image docker.io/library/nginx:latest is not in namespace default" in done.err
+
+
+def test_an_image_pushed_to_the_served_registry_can_be_pulled(lamella: Program, tmp_path: Path) -> None:
+    import signal
+
+    import machine_image
+
+    with lamella.start(
+        "registry", "serve", "--listen", "127.0.0.1:0", "--dir", str(tmp_path / "served")
+    ) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().decode().strip()
+        try:
+            machine_image.build().push(address, "machine", "latest")
+            lamella("-q", "pull", f"{address}/machine:latest").ok()
+        finally:
+            server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=20) == 0
+    with RegistryServer(tmp_path / "served") as again:
+        lamella("-q", "pull", f"{again.address}/machine:latest").ok()
+
+
+def test_the_end_of_the_reader_ends_the_command_quietly(lamella: Program) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            lamella.argv("snapshots", "ls"), stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
