@@ -7,13 +7,14 @@ Sizes are bytes. Documents over DOCUMENT_MAX are refused before they are parsed.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from lamella.digest import Digest, digest_of, parse_digest
 from lamella.errors import InvalidArgument, ResourceExhausted, Unsupported
 
+Compression = Literal["none", "gzip", "zstd"]
 DOCUMENT_MAX = 4 * 1024 * 1024
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -40,7 +41,7 @@ DOCKER_SCHEMA1_TYPES = frozenset(
         "application/vnd.docker.distribution.manifest.v1+prettyjws",
     }
 )
-LAYER_COMPRESSION = {
+LAYER_COMPRESSION: dict[str, Compression] = {
     OCI_LAYER: "none",
     OCI_LAYER_GZIP: "gzip",
     OCI_LAYER_ZSTD: "zstd",
@@ -252,7 +253,7 @@ def chain_ids(diff_ids: list[Digest]) -> list[Digest]:
     return chain
 
 
-def compression_of(descriptor: Descriptor) -> str:
+def compression_of(descriptor: Descriptor) -> Compression:
     """Say how a layer is compressed: ``none``, ``gzip`` or ``zstd``. Unsupported for what is no known layer."""
     compression = LAYER_COMPRESSION.get(descriptor.media_type)
     if compression is None:

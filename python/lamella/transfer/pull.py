@@ -15,14 +15,24 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from lamella import _core, oci, platforms
 from lamella.digest import Digest
-from lamella.errors import AlreadyExists, Cancelled, DataLoss, InvalidArgument, Unsupported
+from lamella.errors import (
+    AlreadyExists,
+    Cancelled,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unsupported,
+)
 from lamella.reference import Reference
 from lamella.registry.client import RegistryClient
 from lamella.transfer.progress import Phase, Progress, ProgressCallback, Reporter
@@ -30,14 +40,15 @@ from lamella.transfer.progress import Phase, Progress, ProgressCallback, Reporte
 if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.content import Ingest
-    from lamella.registry.client import BlobStream
+    from lamella.registry.blob import BlobStream
     from lamella.snapshots.layers import Layer, Staging
 
 CHUNK = 1024 * 1024
 """Bytes read from the network at a time; smaller pieces cost more system calls, larger ones only memory."""
 PARALLEL_LAYERS = 5
 LEASE_SECONDS = 24 * 3600
-IMAGE_CONFIG_TYPES = oci.CONFIG_TYPES
+SPOILED = (DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted, Unsupported)
+"""Errors after which what came of a blob is thrown away; after others the next pull goes on where this one stopped."""
 
 
 class Pulled(msgspec.Struct, frozen=True):
@@ -46,6 +57,14 @@ class Pulled(msgspec.Struct, frozen=True):
     name: str
     target: oci.Descriptor
     manifest: oci.Descriptor
+
+
+class Chosen(NamedTuple):
+    """A manifest, and the indexes on the way to it, each with the entry that was followed."""
+
+    descriptor: oci.Descriptor
+    data: bytes
+    indexes: list[tuple[oci.Descriptor, bytes, oci.Descriptor]]
 
 
 class _LayerJob:
@@ -95,23 +114,57 @@ class Pull:
         for the next try; nothing else stays visible. Twice is harmless: the second pull costs one request.
         """
         self._reporter.say(Progress(phase="resolving"))
+        target, document = self._registry.resolve(self._reference, known=self._client.content.exists)
+        pulled = self._find(target) if document is None else None
+        return pulled or self._fetch(target, document)
+
+    def _find(self, target: oci.Descriptor) -> Pulled | None:
+        """Look whether the image is here, whole, without writing anything; None if something is missing."""
+        client = self._client
+        try:
+            if client.images.get(self._reference).digest != target.digest:
+                return None
+            descriptor, data, _ = self._choose(target, lambda wanted: client.content.read(wanted.digest))
+            manifest = oci.parse_manifest(data)
+            parts = [manifest.config, *manifest.layers]
+            if any(client.content.info(part.digest).size != part.size for part in parts):
+                return None
+            if self._unpack:
+                config = oci.parse_config(client.content.read(manifest.config.digest))
+                for name in oci.chain_ids(config.rootfs.diff_ids)[-1:]:
+                    if not all(path.is_dir() for path in client.snapshots.layer_paths(name)):
+                        return None
+        except NotFound:
+            return None
+        return self._done(target, descriptor, manifest)
+
+    def _fetch(self, target: oci.Descriptor, document: bytes | None) -> Pulled:
+        """Bring here what is missing, under a lease."""
         client = self._client
         with client.leases.hold(expires_in=LEASE_SECONDS) as lease, self._open:
-            target, document = self._registry.resolve(self._reference, known=client.content.exists)
-            client.leases.add(lease.id, "content", target.digest)
-            manifest_descriptor, manifest_bytes = self._choose(target, document, lease.id)
-            manifest = oci.parse_manifest(manifest_bytes)
-            held = [manifest_descriptor, manifest.config, *manifest.layers]
-            client.leases.add_all(lease.id, [("content", descriptor.digest) for descriptor in held])
+
+            def read(wanted: oci.Descriptor) -> bytes:
+                client.leases.add(lease.id, "content", wanted.digest)
+                return document if document is not None and wanted is target else self._document(wanted)
+
+            descriptor, data, indexes = self._choose(target, read)
+            for index, index_data, chosen in indexes:
+                self._keep(index, index_data, _index_labels(index_data, chosen))
+            manifest = oci.parse_manifest(data)
+            parts = [manifest.config, *manifest.layers]
+            client.leases.add_all(lease.id, [("content", part.digest) for part in parts])
             jobs = self._plan(manifest, lease.id)
-            self._keep(manifest_descriptor, manifest_bytes, _manifest_labels(manifest))
+            self._keep(descriptor, data, _manifest_labels(manifest))
             self._run_jobs(jobs)
             if self._unpack:
                 self._stack_layers(jobs)
             self._record(target, jobs)
-        size = sum(descriptor.size for descriptor in manifest.layers)
+        return self._done(target, descriptor, manifest)
+
+    def _done(self, target: oci.Descriptor, descriptor: oci.Descriptor, manifest: oci.Manifest) -> Pulled:
+        size = sum(layer.size for layer in manifest.layers)
         self._reporter.say(Progress(phase="done", received=size, size=size))
-        return Pulled(name=str(self._reference), target=target, manifest=manifest_descriptor)
+        return Pulled(name=str(self._reference), target=target, manifest=descriptor)
 
     # Documents
 
@@ -125,42 +178,25 @@ class Pull:
 
     def _keep(self, descriptor: oci.Descriptor, data: bytes, labels: dict[str, str]) -> None:
         """Put a document into the store, or add labels to the one that is there."""
-        content = self._client.content
         labels = {**self._source, **labels}
-        if not content.exists(descriptor.digest):
-            try:
-                content.write(
-                    f"document-{descriptor.digest}",
-                    data,
-                    digest=descriptor.digest,
-                    size=descriptor.size,
-                    labels=labels,
-                )
-            except AlreadyExists:
-                pass
-            else:
-                return
-        content.adopt(descriptor.digest, labels)
+        self._client.content.write(
+            f"document-{descriptor.digest}",
+            data,
+            digest=descriptor.digest,
+            size=descriptor.size,
+            labels=labels,
+        )
 
-    def _choose(
-        self, target: oci.Descriptor, document: bytes | None, lease: str
-    ) -> tuple[oci.Descriptor, bytes]:
-        """Follow indexes down to the manifest of the wanted platform."""
+    def _choose(self, target: oci.Descriptor, read: Callable[[oci.Descriptor], bytes]) -> Chosen:
+        """Follow indexes down to the manifest of the wanted platform; ``read`` gives a document's bytes."""
+        indexes: list[tuple[oci.Descriptor, bytes, oci.Descriptor]] = []
         descriptor = target
         for _ in range(platforms.INDEX_DEPTH_MAX):
-            data = document if document is not None else self._document(descriptor)
-            document = None
+            data = read(descriptor)
             if oci.document_type(data, descriptor.media_type) in oci.MANIFEST_TYPES:
-                return descriptor, data
-            index = oci.parse_index(data)
-            chosen = platforms.choose(index.manifests, self._platform)
-            self._client.leases.add(lease, "content", chosen.digest)
-            labels = {
-                f"containerd.io/gc.ref.content.m.{number}": entry.digest
-                for number, entry in enumerate(index.manifests)
-                if entry.digest == chosen.digest
-            }
-            self._keep(descriptor, data, labels)
+                return Chosen(descriptor, data, indexes)
+            chosen = platforms.choose(oci.parse_index(data).manifests, self._platform)
+            indexes.append((descriptor, data, chosen))
             descriptor = chosen
         raise InvalidArgument(
             f"{self._reference} nests image indexes more than {platforms.INDEX_DEPTH_MAX} deep, which is refused"
@@ -172,7 +208,7 @@ class Pull:
             data = self._document(manifest.config)
             self._keep(manifest.config, data, {})
             return [_LayerJob(descriptor, None, None) for descriptor in manifest.layers]
-        if manifest.config.media_type not in IMAGE_CONFIG_TYPES:
+        if manifest.config.media_type not in oci.CONFIG_TYPES:
             raise Unsupported(
                 f"{self._reference} is an artifact ({manifest.config.media_type!r}), not a container image",
                 hint="Fetch it without unpacking: pull --no-unpack.",
@@ -188,7 +224,7 @@ class Pull:
         chain = oci.chain_ids(diff_ids)
         snapshotter = self._client.config.snapshotter
         resources = [("layers", diff_id) for diff_id in diff_ids]
-        labels = {}
+        labels: dict[str, str] = {}
         if chain:
             resources.append((f"snapshots/{snapshotter}", chain[-1]))
             labels[f"containerd.io/gc.ref.snapshot.{snapshotter}"] = chain[-1]
@@ -292,6 +328,7 @@ class Pull:
             compression=oci.compression_of(job.descriptor) if unpacks else "none",
             layer=str(job.staging.path) if job.staging is not None else None,
             diff_id=job.diff_id if unpacks else None,
+            whiteouts=self._client.snapshots.whiteouts,
         )
 
     def _download(self, job: _LayerJob, ingest: Ingest) -> None:
@@ -303,11 +340,11 @@ class Pull:
             with self._registry.open_blob(self._reference, descriptor, offset=ingest.offset) as stream:
                 self._pump(job, stream, pipeline)
             unpacked = pipeline.finish()
-        except DataLoss as error:
-            # The bytes are what the digest says or the registry lies; either way a resumed ingest would fail again.
+        except SPOILED as error:
+            # What is here of the blob would fail the next try in the same way, or fills the disk.
             pipeline.abort()
             ingest.discard()
-            raise DataLoss(
+            raise type(error)(
                 f"{self._reference}: layer {descriptor.digest}: {error}", hint=error.hint
             ) from error
         except BaseException:
@@ -421,6 +458,14 @@ class Pull:
                 client.snapshots.add_committed(job.chain_id, parent, job.layer, labels)
                 parent = job.chain_id
             client.images.put(str(self._reference), target)
+
+
+def _index_labels(data: bytes, chosen: oci.Descriptor) -> dict[str, str]:
+    return {
+        f"containerd.io/gc.ref.content.m.{number}": str(entry.digest)
+        for number, entry in enumerate(oci.parse_index(data).manifests)
+        if entry.digest == chosen.digest
+    }
 
 
 def _manifest_labels(manifest: oci.Manifest) -> dict[str, str]:
