@@ -11,7 +11,8 @@ from shell_lines import commands
 from lamella.cli.parser import HelpRequested, UsageError, parse
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-_BLOCK = re.compile(r"^```(?:sh|bash|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```(?:sh|bash|shell|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_INDENTED = re.compile(r"^ {4,}(?:\$ )?(lamella .*)$", re.MULTILINE)
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 
 
@@ -37,7 +38,8 @@ pip install lamella
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[str(path.relative_to(REPOSITORY)) for path in DOCUMENTS])
 def test_every_command_line_of_the_documents_parses(document: Path) -> None:
     wrong = []
-    for block in _BLOCK.findall(document.read_text()):
+    text = document.read_text()
+    for block in [*_BLOCK.findall(text), *_INDENTED.findall(text)]:
         for words in commands(block):
             try:
                 parse(words)

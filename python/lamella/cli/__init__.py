@@ -12,6 +12,7 @@ success, 1 for an error, 2 for a wrong command line, 124 when a time-out passed,
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lamella.cli.parser import HelpRequested, UsageError, parse
     from lamella.cli.session import OutputClosed, Session, report
 
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
     session = None
     try:
         try:
