@@ -1,0 +1,114 @@
+//! Compression of layers: what the media type says and what the bytes say.
+
+use std::fmt;
+use std::io::{self, BufRead, Read};
+use std::str::FromStr;
+
+use flate2::bufread::MultiGzDecoder;
+
+use crate::error::{Error, Kind, Result, show};
+
+/// How a blob is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// gzip, of one or several members.
+    Gzip,
+    /// Zstandard, of one or several frames.
+    Zstd,
+}
+
+impl Compression {
+    /// What the first bytes of a blob show.
+    ///
+    /// As in containerd the magic number decides, not the media type: images exist whose media types lie.
+    #[must_use]
+    pub fn detect(head: &[u8]) -> Self {
+        match head {
+            [0x1f, 0x8b, 0x08, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            // A skippable frame may come first.
+            [first, 0x2a, 0x4d, 0x18, ..] if first & 0xf0 == 0x50 => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::None => "plain",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        })
+    }
+}
+
+impl FromStr for Compression {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "none" => Ok(Self::None),
+            "gzip" => Ok(Self::Gzip),
+            "zstd" => Ok(Self::Zstd),
+            _ => Err(Error::new(Kind::Unsupported, format!("compression '{}'", show(text.as_bytes())))
+                .hint("Layers may be plain, gzip or zstd.")),
+        }
+    }
+}
+
+/// Inflates a stream.
+pub enum Decoder<R: BufRead> {
+    /// See [`Compression::None`].
+    None(R),
+    /// See [`Compression::Gzip`].
+    Gzip(Box<MultiGzDecoder<R>>),
+    /// See [`Compression::Zstd`].
+    Zstd(Box<zstd::stream::read::Decoder<'static, R>>),
+}
+
+impl<R: BufRead> Decoder<R> {
+    /// Inflate what `reader` gives.
+    pub fn new(compression: Compression, reader: R) -> io::Result<Self> {
+        Ok(match compression {
+            Compression::None => Self::None(reader),
+            Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(reader))),
+            Compression::Zstd => Self::Zstd(Box::new(zstd::stream::read::Decoder::with_buffer(reader)?)),
+        })
+    }
+
+    /// The compressed stream.
+    pub fn get_ref(&self) -> &R {
+        match self {
+            Self::None(reader) => reader,
+            Self::Gzip(decoder) => decoder.get_ref(),
+            Self::Zstd(decoder) => decoder.get_ref(),
+        }
+    }
+}
+
+impl<R: BufRead> Read for Decoder<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::None(reader) => reader.read(buffer),
+            Self::Gzip(reader) => reader.read(buffer),
+            Self::Zstd(reader) => reader.read(buffer),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_magic_number_decides() {
+        assert_eq!(Compression::detect(&[0x1f, 0x8b, 8, 0]), Compression::Gzip);
+        assert_eq!(Compression::detect(&[0x28, 0xb5, 0x2f, 0xfd]), Compression::Zstd);
+        assert_eq!(Compression::detect(&[0x5e, 0x2a, 0x4d, 0x18]), Compression::Zstd);
+        assert_eq!(Compression::detect(b"etc/passwd"), Compression::None);
+        assert_eq!(Compression::detect(b""), Compression::None);
+    }
+}

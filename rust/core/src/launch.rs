@@ -1,0 +1,139 @@
+//! Starts the launcher: from a sealed copy in memory, as a program of its own, with a request and a reply.
+//!
+//! The copy is sealed, so that nothing that runs in a container can write to it (CVE-2019-5736), and no path has to be
+//! found. The launcher makes itself a daemon; its first process ends at once and is waited for here, so that no child
+//! remains. Descriptors in it: 0 to 2 /dev/null, 3 the request (a sealed memfd), 4 the pipe for the reply, from 5 on
+//! those that the caller passes; their number is its only argument.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::io::Errno;
+use rustix::process::{WaitOptions, WaitStatus, waitpid};
+
+use crate::error::{Error, Kind, Result};
+use crate::sys;
+use crate::tree::Check;
+
+/// Longest reply document.
+const MAX_REPLY: usize = 1 << 20;
+/// Time between two looks whether to go on.
+const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// A sealed copy of a program, and the process that made it.
+static PROGRAM: Mutex<Option<OwnedFd>> = Mutex::new(None);
+
+/// Start the launcher with a request document; return its reply document.
+///
+/// `check` is called every 100 ms; when it fails the launcher is left to notice that its reply finds no reader.
+pub fn launch(program: &[u8], request: &[u8], descriptors: &[BorrowedFd<'_>], check: Check<'_>) -> Result<Vec<u8>> {
+    let failed = |error: Errno| Error::system("cannot start the launcher", error);
+    let path = {
+        let mut slot = PROGRAM.lock().unwrap_or_else(PoisonError::into_inner);
+        let program = match &mut *slot {
+            Some(program) => program,
+            none => none.insert(sealed("lamella-launcher", program, true)?),
+        };
+        CString::new(format!("/proc/self/fd/{}", program.as_raw_fd())).map_err(|_| failed(Errno::INVAL))?
+    };
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    let request = sealed("lamella-request", request, false)?;
+    let (reply, reply_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(failed)?;
+    // Above all target numbers, so that none is overwritten before it is used.
+    let lowest = i32::try_from(descriptors.len() + 5).map_err(|_| failed(Errno::MFILE))?;
+    let sources = [null.as_fd(), null.as_fd(), null.as_fd(), request.as_fd(), reply_writer.as_fd()];
+    let copies: Vec<OwnedFd> = sources
+        .iter()
+        .chain(descriptors)
+        .map(|source| rustix::io::fcntl_dupfd_cloexec(source, lowest).map_err(failed))
+        .collect::<Result<_>>()?;
+    let arguments = [c"lamella-launcher".to_owned(), CString::new(descriptors.len().to_string()).unwrap_or_default()];
+    let environment = [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()];
+    let pid = sys::spawn(&path, &arguments, &environment, &copies).map_err(|error| match error {
+        Errno::ACCESS | Errno::PERM => failed(error).hint("vm.memfd_noexec=2 or a security module forbids it."),
+        Errno::NOENT => failed(error).hint("/proc must be mounted."),
+        _ => failed(error),
+    })?;
+    drop((copies, reply_writer, request));
+    let status = loop {
+        // The first process forks and ends at once; no polling is needed for it.
+        match waitpid(Some(pid), WaitOptions::empty()) {
+            Ok(status) => break status.map(|(_, status)| status),
+            Err(Errno::INTR) => {}
+            // Somebody else reaped it (SIGCHLD is ignored in this process).
+            Err(_) => break None,
+        }
+    };
+    let document = read_reply(&reply, check)?;
+    if document.is_empty() {
+        return Err(silent(status));
+    }
+    Ok(document)
+}
+
+fn read_reply(reply: &OwnedFd, check: Check<'_>) -> Result<Vec<u8>> {
+    let failed = |error| Error::system("cannot read the launcher's reply", error);
+    let mut document = Vec::new();
+    let mut buffer = [0u8; 4096];
+    loop {
+        match poll(&mut [PollFd::new(reply, PollFlags::IN)], Some(&POLL)) {
+            Ok(0) => {
+                check()?;
+                continue;
+            }
+            Ok(_) => {}
+            Err(Errno::INTR) => {
+                check()?;
+                continue;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        match rustix::io::read(reply, &mut buffer) {
+            Ok(0) => return Ok(document),
+            Ok(count) if document.len() + count <= MAX_REPLY => document.extend_from_slice(&buffer[..count]),
+            Ok(_) => return Err(Error::new(Kind::Internal, "the launcher's reply is too long")),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+fn silent(status: Option<WaitStatus>) -> Error {
+    let how = match status {
+        Some(status) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => format!(" (exit status {code})"),
+            (None, Some(signal)) => format!(" (signal {signal})"),
+            (None, None) => String::new(),
+        },
+        None => String::new(),
+    };
+    Error::new(Kind::Internal, format!("the launcher ended without a reply{how}"))
+}
+
+/// A memory file that nobody can change any more.
+fn sealed(name: &str, content: &[u8], executable: bool) -> Result<OwnedFd> {
+    let failed = |error: Errno| Error::system("cannot make a sealed copy", error);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let kind = if executable { MemfdFlags::EXEC } else { MemfdFlags::NOEXEC_SEAL };
+    let file = match rustix::fs::memfd_create(name, flags | kind) {
+        // Before Linux 6.3 there is no choice.
+        Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags),
+        other => other,
+    }
+    .map_err(failed)?;
+    let mut left = content;
+    while !left.is_empty() {
+        match rustix::io::write(&file, left) {
+            Ok(count) => left = &left[count..],
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0)).map_err(failed)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&file, seals).map_err(failed)?;
+    Ok(file)
+}

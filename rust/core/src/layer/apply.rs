@@ -1,0 +1,575 @@
+//! Applies entries to a layer folder.
+
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, makedev};
+use rustix::io::Errno;
+
+use super::attributes::{Attributes, Target, mode_bits, set_owner, set_owner_at, set_times, set_times_at, set_xattrs};
+use super::folders::{FOLDER, Folders};
+use super::made::{ChildKind, FolderId, Made};
+use super::name::{MAX_DEPTH, c_name, components, join, split};
+use super::whiteout::{self, Meaning};
+use super::{Applied, Deferred, DeferredLink, WhiteoutFormat};
+use crate::error::{Error, Kind, Result, show};
+use crate::sys;
+use crate::tar::{Device, Entry, EntryKind};
+use crate::tree::{self, Check, Usage};
+
+/// As the kernel's MAXSYMLINKS.
+const MAX_SYMLINKS: usize = 40;
+const MAX_NOTES: usize = 100;
+
+/// Makes a layer folder out of entries. Lives in the thread that made it.
+///
+/// After an error the folder is half done and must be thrown away.
+#[derive(Debug)]
+pub struct Applier {
+    pub(super) format: WhiteoutFormat,
+    pub(super) made: Made<Attributes>,
+    pub(super) folders: Folders,
+    pub(super) path: PathBuf,
+    usage: Usage,
+    /// Something was removed or was there before, so that the running count is not the folder's usage.
+    pub(super) recount: bool,
+    deferred_links: bool,
+    whiteouts: Vec<(FolderId, Box<[u8]>)>,
+    notes: Vec<String>,
+    file: Option<OpenFile>,
+}
+
+/// The regular file that is being written.
+#[derive(Debug)]
+struct OpenFile {
+    descriptor: OwnedFd,
+    attributes: Attributes,
+    size: u64,
+    end: u64,
+    sparse: bool,
+}
+
+/// Where a path leads to in the layer.
+enum Place {
+    Folder(FolderId),
+    /// Not in the layer: the path that was left to look for in the layers beneath.
+    Beneath(Vec<u8>),
+}
+
+impl Applier {
+    /// Apply to a folder, which must be empty unless the format is plain.
+    pub fn new(path: &Path, format: WhiteoutFormat) -> Result<Self> {
+        let failed = |error| Error::system(format!("cannot open the layer folder {}", path.display()), error);
+        let root = rustix::fs::openat(CWD, path, FOLDER, Mode::empty()).map_err(failed)?;
+        if format != WhiteoutFormat::Plain && !tree::names(&root).map_err(failed)?.is_empty() {
+            return Err(Error::new(
+                Kind::FailedPrecondition,
+                format!("the layer folder {} is not empty", path.display()),
+            ));
+        }
+        // With a umask of zero files get their mode as they are made. Where that is refused, they are corrected.
+        let _ = sys::own_zero_umask();
+        let mut applier = Self {
+            format,
+            made: Made::new(),
+            folders: Folders::new(root),
+            path: path.to_owned(),
+            usage: Usage::default(),
+            recount: format == WhiteoutFormat::Plain,
+            deferred_links: false,
+            whiteouts: Vec::new(),
+            notes: Vec::new(),
+            file: None,
+        };
+        if format == WhiteoutFormat::Plain {
+            applier.remember_root()?;
+        }
+        Ok(applier)
+    }
+
+    /// Start an entry. True when its content is wanted: `data` then takes the pieces, `end` completes it.
+    pub fn begin(&mut self, entry: &Entry) -> Result<bool> {
+        let parts = components(&entry.path)?;
+        match whiteout::meaning(&parts)? {
+            Meaning::Metadata => {
+                self.note(format!("'{}' is book-keeping of aufs and was left out", show(&entry.path)));
+                return Ok(false);
+            }
+            Meaning::Opaque => {
+                let folder = self.make_parents(&parts[..parts.len() - 1])?;
+                self.hide_lower(folder)?;
+                return Ok(false);
+            }
+            Meaning::Delete(name) => {
+                let folder = self.make_parents(&parts[..parts.len() - 1])?;
+                self.delete(folder, name)?;
+                return Ok(false);
+            }
+            Meaning::Entry => {}
+        }
+        let Some((name, parents)) = parts.split_last() else {
+            if entry.kind != EntryKind::Directory {
+                return Err(Error::invalid("the root of the layer is not a folder"));
+            }
+            self.made.folder_mut(FolderId::ROOT).attributes = Some(Attributes::of(entry));
+            return Ok(false);
+        };
+        let parent = self.make_parents(parents)?;
+        match &entry.kind {
+            EntryKind::Directory => self.folder(parent, name, entry)?,
+            EntryKind::HardLink(target) => self.hard_link(parent, name, target)?,
+            EntryKind::File => {
+                self.file(parent, name, entry)?;
+                return Ok(true);
+            }
+            EntryKind::Symlink(target) => self.symlink(parent, name, target, entry)?,
+            EntryKind::Character(device) => self.node(parent, name, FileType::CharacterDevice, Some(*device), entry)?,
+            EntryKind::Block(device) => self.node(parent, name, FileType::BlockDevice, Some(*device), entry)?,
+            EntryKind::Fifo => self.node(parent, name, FileType::Fifo, None, entry)?,
+        }
+        Ok(false)
+    }
+
+    /// Write a piece of the present file.
+    pub fn data(&mut self, offset: u64, mut bytes: &[u8]) -> Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let mut at = offset;
+        while !bytes.is_empty() {
+            let written = match rustix::io::pwrite(&file.descriptor, bytes, at) {
+                Ok(written) => written,
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(Error::system("cannot write", error)),
+            };
+            at += written as u64;
+            bytes = &bytes[written..];
+        }
+        file.end = file.end.max(at);
+        Ok(())
+    }
+
+    /// Complete the present entry.
+    pub fn end(&mut self) -> Result<()> {
+        let Some(file) = self.file.take() else { return Ok(()) };
+        if file.end < file.size {
+            if !file.sparse {
+                return Err(Error::data_loss("the content is shorter than the header says"));
+            }
+            rustix::fs::ftruncate(&file.descriptor, file.size)
+                .map_err(|error| Error::system("cannot set the size", error))?;
+        }
+        self.complete(file.descriptor.as_fd(), &file.attributes)
+    }
+
+    /// Set what differs on an inode that was written, and count it.
+    fn complete(&mut self, inode: BorrowedFd<'_>, attributes: &Attributes) -> Result<()> {
+        let failed = |error| Error::system("cannot read attributes", error);
+        let mut stat = rustix::fs::fstat(inode).map_err(failed)?;
+        let owner_differs = (stat.st_uid, stat.st_gid) != (attributes.uid, attributes.gid);
+        if owner_differs {
+            set_owner(inode, attributes.uid, attributes.gid)?;
+        }
+        // After the owner: a change of that clears the set-id bits and security.capability.
+        if !attributes.xattrs.is_empty() {
+            self.set_xattrs(&Target::Descriptor(inode), attributes)?;
+        }
+        if owner_differs || !attributes.xattrs.is_empty() || stat.st_mode & 0o7777 != attributes.mode {
+            rustix::fs::fchmod(inode, mode_bits(attributes.mode))
+                .map_err(|error| Error::system("cannot set the mode", error))?;
+        }
+        set_times(inode, attributes.atime, attributes.mtime)?;
+        if !attributes.xattrs.is_empty() {
+            stat = rustix::fs::fstat(inode).map_err(failed)?;
+        }
+        self.count(tree::allocated(&stat));
+        Ok(())
+    }
+
+    fn set_xattrs(&mut self, target: &Target<'_>, attributes: &Attributes) -> Result<()> {
+        let notes = &mut self.notes;
+        set_xattrs(target, &attributes.xattrs, &mut |text| push_note(notes, text))
+    }
+
+    fn count(&mut self, bytes: u64) {
+        self.usage.bytes += bytes;
+        self.usage.inodes += 1;
+    }
+
+    fn note(&mut self, text: String) {
+        push_note(&mut self.notes, text);
+    }
+
+    fn folder(&mut self, parent: FolderId, name: &[u8], entry: &Entry) -> Result<()> {
+        let attributes = Some(Attributes::of(entry));
+        if let Some(ChildKind::Folder(id)) = self.child(parent, name)? {
+            self.made.folder_mut(id).attributes = attributes;
+            self.mark_made(parent, name);
+            return Ok(());
+        }
+        let id = self.make_folder(parent, name)?;
+        self.made.folder_mut(id).attributes = attributes;
+        Ok(())
+    }
+
+    /// Make a folder in the place of whatever is not one.
+    fn make_folder(&mut self, parent: FolderId, name: &[u8]) -> Result<FolderId> {
+        if self.made.folder(parent).depth >= MAX_DEPTH {
+            return Err(Error::new(Kind::ResourceExhausted, format!("more than {MAX_DEPTH} folders deep")));
+        }
+        let replaced = self.clear(parent, name)?;
+        let folder = self.folders.get(&self.made, parent)?;
+        rustix::fs::mkdirat(&folder, c_name(name)?, Mode::from_raw_mode(0o755))
+            .map_err(|error| Error::system(format!("cannot make folder '{}'", show(name)), error))?;
+        let id = self.made.insert_folder(parent, name, true);
+        if replaced {
+            // What stood here in this layer (a whiteout, a file) had hidden the lower layers' folder.
+            let folder = self.made.folder_mut(id);
+            folder.opaque = true;
+            folder.fresh = true;
+        }
+        Ok(id)
+    }
+
+    fn file(&mut self, parent: FolderId, name: &[u8], entry: &Entry) -> Result<()> {
+        self.clear(parent, name)?;
+        let folder = self.folders.get(&self.made, parent)?;
+        // Attributes may need a writable mode; set-id bits come when the content is complete.
+        let mode = if entry.xattrs.is_empty() { entry.mode & 0o777 } else { 0o600 };
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let descriptor = rustix::fs::openat(&folder, c_name(name)?, flags, mode_bits(mode))
+            .map_err(|error| Error::system("cannot make the file", error))?;
+        self.made.insert(parent, name, ChildKind::Other, true);
+        self.file = Some(OpenFile {
+            descriptor,
+            attributes: Attributes::of(entry),
+            size: entry.size,
+            end: 0,
+            sparse: entry.sparse,
+        });
+        Ok(())
+    }
+
+    fn symlink(&mut self, parent: FolderId, name: &[u8], target: &[u8], entry: &Entry) -> Result<()> {
+        self.clear(parent, name)?;
+        let folder = self.folders.get(&self.made, parent)?;
+        let c_name = c_name(name)?;
+        let c_target = CString::new(target).map_err(|_| Error::invalid("the symlink's target holds a NUL"))?;
+        rustix::fs::symlinkat(&c_target, &folder, &c_name)
+            .map_err(|error| Error::system("cannot make the symlink", error))?;
+        self.made.insert(parent, name, ChildKind::Symlink(target.into()), true);
+        self.complete_at(folder.as_fd(), &c_name, &Attributes::of(entry))
+    }
+
+    fn node(
+        &mut self,
+        parent: FolderId,
+        name: &[u8],
+        kind: FileType,
+        device: Option<Device>,
+        entry: &Entry,
+    ) -> Result<()> {
+        if kind == FileType::CharacterDevice
+            && device == Some(Device { major: 0, minor: 0 })
+            && self.format != WhiteoutFormat::Plain
+        {
+            return Err(Error::new(Kind::Unsupported, "a character device 0:0 is overlayfs's own whiteout"));
+        }
+        self.clear(parent, name)?;
+        let folder = self.folders.get(&self.made, parent)?;
+        let c_name = c_name(name)?;
+        let number = device.map_or(0, |device| makedev(device.major, device.minor));
+        match rustix::fs::mknodat(&folder, &c_name, kind, mode_bits(entry.mode & 0o777), number) {
+            Ok(()) => {}
+            Err(Errno::PERM) if kind != FileType::Fifo && in_user_namespace() => {
+                self.note(format!(
+                    "the device '{}' cannot be made in a user namespace and was left out",
+                    show(&entry.path)
+                ));
+                return Ok(());
+            }
+            Err(error) => return Err(Error::system("cannot make the device", error)),
+        }
+        self.made.insert(parent, name, ChildKind::Other, true);
+        let attributes = Attributes::of(entry);
+        self.complete_at(folder.as_fd(), &c_name, &attributes)?;
+        // Through a handle of the very inode: fchmodat follows symlinks.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let inode = rustix::fs::openat(&folder, &c_name, flags, Mode::empty());
+        inode
+            .and_then(|inode| rustix::fs::chmod(sys::descriptor_path(inode.as_fd()), mode_bits(attributes.mode)))
+            .map_err(|error| Error::system("cannot set the mode", error))
+    }
+
+    /// [`Self::complete`] for what cannot be opened.
+    fn complete_at(&mut self, folder: BorrowedFd<'_>, name: &CString, attributes: &Attributes) -> Result<()> {
+        let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| Error::system("cannot read attributes", error))?;
+        if (stat.st_uid, stat.st_gid) != (attributes.uid, attributes.gid) {
+            set_owner_at(folder, name, attributes.uid, attributes.gid)?;
+        }
+        if !attributes.xattrs.is_empty() {
+            self.set_xattrs(&Target::Name(folder, name), attributes)?;
+        }
+        set_times_at(folder, name, attributes.atime, attributes.mtime)?;
+        self.count(tree::allocated(&stat));
+        Ok(())
+    }
+
+    fn hard_link(&mut self, parent: FolderId, name: &[u8], target: &[u8]) -> Result<()> {
+        let parts = components(target)?;
+        let Some((target_name, target_parents)) = parts.split_last() else {
+            return Err(Error::invalid("a hard link to the root"));
+        };
+        // Resolve before and after: what is replaced here may be, or hold, the target.
+        let same = |place: &Place| matches!(place, Place::Folder(id) if *id == parent) && *target_name == name;
+        if same(&self.walk(target_parents, false)?) && self.child(parent, name)?.is_some() {
+            return Ok(());
+        }
+        self.clear(parent, name)?;
+        let beneath = match self.walk(target_parents, false)? {
+            Place::Beneath(path) => join(&[&path[..], target_name]),
+            Place::Folder(source) => match self.child(source, target_name)? {
+                Some(ChildKind::Folder(_)) => {
+                    return Err(Error::invalid(format!("a hard link to the folder '{}'", show(target))));
+                }
+                Some(ChildKind::DeferredLink(path)) => path.into_vec(),
+                Some(kind @ (ChildKind::Symlink(_) | ChildKind::Other)) => {
+                    let from = self.folders.get(&self.made, source)?;
+                    let to = self.folders.get(&self.made, parent)?;
+                    rustix::fs::linkat(&from, c_name(target_name)?, &to, c_name(name)?, AtFlags::empty())
+                        .map_err(|error| Error::system(format!("cannot link to '{}'", show(target)), error))?;
+                    self.made.insert(parent, name, kind, true);
+                    return Ok(());
+                }
+                None | Some(ChildKind::Whiteout) => {
+                    let mut path = self.made.path(source);
+                    path.push(target_name);
+                    join(&path)
+                }
+            },
+        };
+        if self.format == WhiteoutFormat::Plain {
+            return Err(Error::invalid(format!("the target '{}' of a hard link is not there", show(target))));
+        }
+        self.deferred_links = true;
+        self.made.insert(parent, name, ChildKind::DeferredLink(beneath.into()), true);
+        Ok(())
+    }
+
+    /// A whiteout of `name`: it speaks of the lower layers only.
+    fn delete(&mut self, parent: FolderId, name: &[u8]) -> Result<()> {
+        if self.format == WhiteoutFormat::Plain {
+            return self.delete_plain(parent, name);
+        }
+        match self.made.child(parent, name).map(|child| child.kind.clone()) {
+            None => {
+                let folder = self.folders.get(&self.made, parent)?;
+                whiteout::make(folder.as_fd(), &c_name(name)?)?;
+                self.made.insert(parent, name, ChildKind::Whiteout, true);
+                self.whiteouts.push((parent, name.into()));
+                self.count(0);
+            }
+            Some(ChildKind::Folder(id)) => {
+                let folder = self.made.folder_mut(id);
+                folder.opaque = true;
+                folder.fresh = true;
+            }
+            // It hides the lower layers' entry by itself.
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// An opaque marker in a folder: it speaks of the lower layers only, wherever it stands.
+    fn hide_lower(&mut self, folder: FolderId) -> Result<()> {
+        if self.format == WhiteoutFormat::Plain {
+            return self.prune(folder);
+        }
+        self.made.folder_mut(folder).opaque = true;
+        Ok(())
+    }
+
+    /// Remove what stands at a name. True when the layer itself had put something other than a folder there.
+    pub(super) fn clear(&mut self, parent: FolderId, name: &[u8]) -> Result<bool> {
+        let Some(kind) = self.child(parent, name)? else { return Ok(false) };
+        let made = self.made.child(parent, name).is_some_and(|child| child.made);
+        let folder = self.folders.get(&self.made, parent)?;
+        match kind {
+            ChildKind::DeferredLink(_) => {}
+            _ => {
+                self.recount = true;
+                tree::remove_at(&folder, &c_name(name)?, &self.path, &mut || Ok(()))?;
+            }
+        }
+        let folders = &mut self.folders;
+        self.made.remove(parent, name, &mut |id| folders.close(id));
+        // A folder that was put here may have been merged with a lower one until now: what takes its place hides that.
+        Ok(made && self.format != WhiteoutFormat::Plain && !matches!(kind, ChildKind::Folder(_)))
+    }
+
+    fn make_parents(&mut self, components: &[&[u8]]) -> Result<FolderId> {
+        match self.walk(components, true)? {
+            Place::Folder(id) => Ok(id),
+            Place::Beneath(_) => Err(Error::new(Kind::Internal, "a parent folder was not made")),
+        }
+    }
+
+    /// Follow a path to a folder: symlinks of the layer lead where they would with the layer as the root.
+    fn walk(&mut self, components: &[&[u8]], create: bool) -> Result<Place> {
+        let mut at = FolderId::ROOT;
+        let mut symlinks = 0;
+        let mut pending: VecDeque<Box<[u8]>> = VecDeque::new();
+        let mut direct = components.iter();
+        loop {
+            // Only a symlink puts anything into `pending`; without one nothing is copied.
+            let owned;
+            let name: &[u8] = if let Some(next) = pending.pop_front() {
+                owned = next;
+                &owned
+            } else if let Some(next) = direct.next() {
+                next
+            } else {
+                return Ok(Place::Folder(at));
+            };
+            if name == b".." {
+                at = self.made.folder(at).parent;
+                continue;
+            }
+            match self.child(at, name)? {
+                Some(ChildKind::Folder(id)) => at = id,
+                Some(ChildKind::Symlink(target)) => {
+                    symlinks += 1;
+                    if symlinks > MAX_SYMLINKS {
+                        return Err(Error::invalid(format!("too many symlinks on the way ('{}')", show(name))));
+                    }
+                    if target.first() == Some(&b'/') {
+                        at = FolderId::ROOT;
+                    }
+                    for part in split(&target)?.into_iter().rev() {
+                        pending.push_front(part.into());
+                    }
+                }
+                None | Some(ChildKind::Whiteout) if create => at = self.make_folder(at, name)?,
+                None | Some(ChildKind::Whiteout | ChildKind::DeferredLink(_)) if !create => {
+                    let mut path: Vec<&[u8]> = self.made.path(at);
+                    path.push(name);
+                    path.extend(pending.iter().map(|part| &**part));
+                    path.extend(direct);
+                    return Ok(Place::Beneath(join(&path)));
+                }
+                Some(_) | None => {
+                    return Err(Error::invalid(format!("'{}' on the way is not a folder", show(name))));
+                }
+            }
+        }
+    }
+
+    /// Complete folders and whiteouts and sum up.
+    pub fn finish(mut self, check: Check<'_>) -> Result<Applied> {
+        self.prune_whiteouts()?;
+        let deferred = self.deferred();
+        let ids: Vec<FolderId> = self.made.ids().collect();
+        // Children first: a mode may lock us out of a folder, and every change in it touches its time.
+        for id in ids.into_iter().rev() {
+            check()?;
+            self.complete_folder(id).map_err(|error| {
+                let path = join(&self.made.path(id));
+                error.context(format!("folder '{}'", show(&path)))
+            })?;
+        }
+        let usage = if self.recount { tree::usage(&self.path, check)? } else { self.usage };
+        Ok(Applied {
+            deferred,
+            disk_bytes: usage.bytes,
+            inodes: usage.inodes,
+            opaque_root: self.made.folder(FolderId::ROOT).opaque,
+            notes: self.notes,
+        })
+    }
+
+    /// Remove whiteouts under an opaque folder: they hide nothing, and would show where the layer is mounted alone.
+    fn prune_whiteouts(&mut self) -> Result<()> {
+        for (parent, name) in std::mem::take(&mut self.whiteouts) {
+            let stands = matches!(self.made.child(parent, &name), Some(child) if child.kind == ChildKind::Whiteout);
+            if !stands || self.made.folder(parent).gone || !self.made.is_hidden(parent) {
+                continue;
+            }
+            let folder = self.folders.get(&self.made, parent)?;
+            rustix::fs::unlinkat(&folder, c_name(&name)?, AtFlags::empty())
+                .map_err(|error| Error::system(format!("cannot remove '{}'", show(&name)), error))?;
+            self.usage.inodes = self.usage.inodes.saturating_sub(1);
+        }
+        Ok(())
+    }
+
+    fn complete_folder(&mut self, id: FolderId) -> Result<()> {
+        let descriptor = self.folders.get(&self.made, id)?;
+        let here = self.made.folder(id);
+        let opaque = here.opaque && id != FolderId::ROOT;
+        let attributes = here.attributes.clone().unwrap_or_else(unnamed_folder);
+        if opaque {
+            whiteout::set_opaque(descriptor.as_fd(), self.format)?;
+        }
+        self.complete(descriptor.as_fd(), &attributes)
+    }
+
+    fn deferred(&self) -> Deferred {
+        if self.format == WhiteoutFormat::Plain {
+            return Deferred { format: Some(self.format), ..Deferred::default() };
+        }
+        let root = self.made.folder(FolderId::ROOT);
+        let mut deferred = Deferred {
+            root: root.attributes.is_none() && !root.opaque,
+            format: Some(self.format),
+            ..Deferred::default()
+        };
+        for id in self.made.ids() {
+            let folder = self.made.folder(id);
+            let open = folder.attributes.is_none() && !folder.fresh && id != FolderId::ROOT;
+            if open && !self.made.is_hidden(folder.parent) {
+                deferred.folders.push(join(&self.made.path(id)));
+            }
+            if !self.deferred_links {
+                continue;
+            }
+            for (name, child) in &folder.children {
+                if let ChildKind::DeferredLink(target) = &child.kind {
+                    let mut path = self.made.path(id);
+                    path.push(name);
+                    deferred.links.push(DeferredLink { path: join(&path), target: target.to_vec() });
+                }
+            }
+        }
+        deferred.links.sort_by(|left, right| left.path.cmp(&right.path));
+        deferred
+    }
+}
+
+/// What a folder is like that no tar names and no lower layer has. Its time is fixed, so that a tar gives one result.
+pub(super) fn unnamed_folder() -> Attributes {
+    Attributes {
+        mode: 0o755,
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        mtime: crate::tar::Timestamp::default(),
+        atime: crate::tar::Timestamp::default(),
+        xattrs: Vec::new(),
+    }
+}
+
+fn push_note(notes: &mut Vec<String>, text: String) {
+    match notes.len() {
+        length if length < MAX_NOTES => notes.push(text),
+        MAX_NOTES => notes.push("further notes were left out".to_owned()),
+        _ => {}
+    }
+}
+
+/// Whether root here is not the machine's root, who alone may make device nodes.
+fn in_user_namespace() -> bool {
+    match std::fs::read_to_string("/proc/self/uid_map") {
+        Ok(map) => map.split_whitespace().ne(["0", "0", "4294967295"]),
+        Err(_) => true,
+    }
+}

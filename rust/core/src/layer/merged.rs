@@ -1,0 +1,245 @@
+//! The merged view of a stack of layer folders, as an overlay mount would show it, without mounting.
+//!
+//! Lookups go through descriptors one component at a time; symlinks resolve inside the merged root, whoever made them.
+
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::rc::Rc;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::folders::{FOLDER, open_child};
+use super::name::{c_name, split};
+use super::whiteout::{is_opaque, is_whiteout};
+use crate::error::{Error, Kind, Result, show};
+
+/// As the kernel's MAXSYMLINKS.
+const MAX_SYMLINKS: usize = 40;
+
+/// The folders of the layers that merge into one, nearest first.
+type Folders = Vec<Rc<OwnedFd>>;
+
+/// A stack of layer folders.
+#[derive(Debug)]
+pub struct Merged {
+    roots: Folders,
+}
+
+/// What a path leads to.
+#[derive(Debug)]
+pub struct Found {
+    /// The folder, in the layer that shows through, that holds it.
+    pub parent: Rc<OwnedFd>,
+    /// Its name there.
+    pub name: CString,
+    /// Its attributes.
+    pub stat: Stat,
+    /// The components that lead to it without a symlink.
+    pub path: Vec<Vec<u8>>,
+}
+
+impl Found {
+    /// What it is.
+    #[must_use]
+    pub fn file_type(&self) -> FileType {
+        FileType::from_raw_mode(self.stat.st_mode)
+    }
+}
+
+/// How symlinks are treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Follow {
+    /// Also in the last component.
+    All,
+    /// In all but the last component.
+    Parents,
+    /// Not at all: a symlink on the way is no folder.
+    Never,
+}
+
+enum Step {
+    Missing,
+    Folder(Rc<OwnedFd>, Stat, Folders),
+    Leaf(Rc<OwnedFd>, Stat),
+}
+
+/// Where a walk ended.
+enum End {
+    Found(Found),
+    /// The path without symlinks, of which the tail is not there.
+    Missing(Vec<Vec<u8>>),
+    Root,
+}
+
+impl Merged {
+    /// Open layer folders, nearest first.
+    pub fn open<P: AsRef<Path>>(layers: &[P]) -> Result<Self> {
+        let mut roots = Folders::with_capacity(layers.len());
+        for layer in layers {
+            let layer = layer.as_ref();
+            let root = rustix::fs::openat(CWD, layer, FOLDER, Mode::empty())
+                .map_err(|error| Error::system(format!("cannot open the layer folder {}", layer.display()), error))?;
+            roots.push(Rc::new(root));
+        }
+        Ok(Self { roots })
+    }
+
+    /// The nearest root folder.
+    #[must_use]
+    pub fn root(&self) -> Option<&OwnedFd> {
+        self.roots.first().map(Rc::as_ref)
+    }
+
+    /// Find what a path leads to. None when it is not there, or is the root itself.
+    pub fn lookup(&self, path: &[u8], follow: Follow) -> Result<Option<Found>> {
+        match self.walk(path, follow)? {
+            End::Found(found) => Ok(Some(found)),
+            End::Missing(_) | End::Root => Ok(None),
+        }
+    }
+
+    /// Where a path leads to when symlinks are followed, whether or not the end is there.
+    pub fn canonical(&self, path: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(match self.walk(path, Follow::All)? {
+            End::Found(found) => found.path,
+            End::Missing(path) => path,
+            End::Root => Vec::new(),
+        })
+    }
+
+    fn step(level: &Folders, name: &[u8]) -> Result<Step> {
+        let c_name = c_name(name)?;
+        let mut first = None;
+        let mut folders = Folders::new();
+        for folder in level {
+            let stat = match rustix::fs::statat(folder, &c_name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => continue,
+                Err(error) => return Err(Error::system(format!("cannot read '{}'", show(name)), error)),
+            };
+            if is_whiteout(folder.as_fd(), &c_name, &stat) {
+                break;
+            }
+            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                if first.is_none() {
+                    return Ok(Step::Leaf(Rc::clone(folder), stat));
+                }
+                break;
+            }
+            let opened = open_child(folder.as_fd(), &c_name)
+                .map_err(|error| Error::system(format!("cannot open folder '{}'", show(name)), error))?;
+            let opaque = is_opaque(opened.as_fd());
+            first.get_or_insert_with(|| (Rc::clone(folder), stat));
+            folders.push(Rc::new(opened));
+            if opaque {
+                break;
+            }
+        }
+        Ok(first.map_or(Step::Missing, |(parent, stat)| Step::Folder(parent, stat, folders)))
+    }
+
+    fn walk(&self, path: &[u8], follow: Follow) -> Result<End> {
+        let mut pending: VecDeque<Vec<u8>> = split(path)?.into_iter().map(<[u8]>::to_vec).collect();
+        let mut above: Vec<(Vec<u8>, Folders)> = Vec::new();
+        let mut symlinks = 0;
+        let mut found = None;
+        while let Some(name) = pending.pop_front() {
+            found = None;
+            if name == b".." {
+                above.pop();
+                continue;
+            }
+            let level = above.last().map_or(&self.roots, |(_, folders)| folders);
+            let here = |above: &[(Vec<u8>, Folders)], name: &[u8]| -> Vec<Vec<u8>> {
+                above.iter().map(|(name, _)| name.clone()).chain([name.to_vec()]).collect()
+            };
+            match Self::step(level, &name)? {
+                Step::Missing => {
+                    let mut path = here(&above, &name);
+                    for name in pending {
+                        if name == b".." {
+                            path.pop();
+                        } else {
+                            path.push(name);
+                        }
+                    }
+                    return Ok(End::Missing(path));
+                }
+                Step::Folder(parent, stat, folders) => {
+                    found = Some(Found { parent, name: c_name(&name)?, stat, path: here(&above, &name) });
+                    above.push((name, folders));
+                }
+                Step::Leaf(parent, stat) => {
+                    let last = pending.is_empty();
+                    let symlink = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+                    let leaf = Found { parent, name: c_name(&name)?, stat, path: here(&above, &name) };
+                    if symlink && (follow == Follow::All || follow == Follow::Parents && !last) {
+                        symlinks += 1;
+                        if symlinks > MAX_SYMLINKS {
+                            return Err(Error::invalid(format!("too many symlinks in '{}'", show(path))));
+                        }
+                        let target = rustix::fs::readlinkat(&leaf.parent, &leaf.name, Vec::new())
+                            .map_err(|error| Error::system(format!("cannot read '{}'", show(&name)), error))?;
+                        if target.as_bytes().starts_with(b"/") {
+                            above.clear();
+                        }
+                        for part in split(target.as_bytes())?.into_iter().rev() {
+                            pending.push_front(part.to_vec());
+                        }
+                        continue;
+                    }
+                    // A file on the way ends it.
+                    return Ok(if last { End::Found(leaf) } else { End::Missing(leaf.path) });
+                }
+            }
+        }
+        // After a trailing `..` or a symlink to the root there is no name to report.
+        match found {
+            Some(found) => Ok(End::Found(found)),
+            None => match above.pop() {
+                None => Ok(End::Root),
+                Some((name, _)) => {
+                    let level = above.last().map_or(&self.roots, |(_, folders)| folders);
+                    let path = above.iter().map(|(name, _)| name.clone()).chain([name.clone()]).collect();
+                    match Self::step(level, &name)? {
+                        Step::Folder(parent, stat, _) | Step::Leaf(parent, stat) => {
+                            Ok(End::Found(Found { parent, name: c_name(&name)?, stat, path }))
+                        }
+                        Step::Missing => Ok(End::Missing(path)),
+                    }
+                }
+            },
+        }
+    }
+}
+
+/// Read a regular file of the merged view. None when it is not there, or is something else.
+///
+/// `ResourceExhausted` when it is longer than `limit` bytes.
+pub fn read_file<P: AsRef<Path>>(layers: &[P], path: &[u8], limit: u64) -> Result<Option<Vec<u8>>> {
+    let Some(found) = Merged::open(layers)?.lookup(path, Follow::All)? else { return Ok(None) };
+    if found.file_type() != FileType::RegularFile {
+        return Ok(None);
+    }
+    let failed = |error: std::io::Error| Error::system(format!("cannot read '{}'", show(path)), error);
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file =
+        rustix::fs::openat(&found.parent, &found.name, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+    let stat = rustix::fs::fstat(&file).map_err(|error| failed(error.into()))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Ok(None);
+    }
+    let mut content = Vec::new();
+    let read = std::fs::File::from(file).take(limit.saturating_add(1)).read_to_end(&mut content).map_err(failed)?;
+    if read as u64 > limit {
+        return Err(Error::new(
+            Kind::ResourceExhausted,
+            format!("'{}' in the image is longer than {limit} bytes", show(path)),
+        ));
+    }
+    Ok(Some(content))
+}

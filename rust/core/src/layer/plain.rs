@@ -1,0 +1,110 @@
+//! The plain format: the folder holds a copy of the lower layers, and deletions happen in it.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{AtFlags, FileType};
+use rustix::io::Errno;
+
+use super::WhiteoutFormat;
+use super::apply::Applier;
+use super::attributes::Attributes;
+use super::made::{ChildKind, FolderId};
+use super::name::c_name;
+use crate::error::{Error, Result, show};
+use crate::tree;
+
+impl Applier {
+    /// What a name stands for. In the plain format what was there before is taken into the index when it is met.
+    pub(super) fn child(&mut self, folder: FolderId, name: &[u8]) -> Result<Option<ChildKind>> {
+        if let Some(child) = self.made.child(folder, name) {
+            return Ok(Some(child.kind.clone()));
+        }
+        if self.format != WhiteoutFormat::Plain {
+            return Ok(None);
+        }
+        self.load(folder, name)
+    }
+
+    fn load(&mut self, folder: FolderId, name: &[u8]) -> Result<Option<ChildKind>> {
+        let descriptor = self.folders.get(&self.made, folder)?;
+        let c_name = c_name(name)?;
+        let failed = |error| Error::system(format!("cannot read '{}'", show(name)), error);
+        let stat = match rustix::fs::statat(&descriptor, &c_name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                let id = self.made.insert_folder(folder, name, false);
+                // Kept as it is, its times too, unless the tar names it.
+                self.made.folder_mut(id).attributes = Some(Attributes::read(&stat, Vec::new()));
+                return Ok(Some(ChildKind::Folder(id)));
+            }
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(&descriptor, &c_name, Vec::new()).map_err(failed)?;
+                ChildKind::Symlink(target.into_bytes().into())
+            }
+            _ => ChildKind::Other,
+        };
+        self.made.insert(folder, name, kind.clone(), false);
+        Ok(Some(kind))
+    }
+
+    pub(super) fn remember_root(&mut self) -> Result<()> {
+        let stat = rustix::fs::fstat(self.folders.root())
+            .map_err(|error| Error::system("cannot read the layer folder", error))?;
+        self.made.folder_mut(FolderId::ROOT).attributes = Some(Attributes::read(&stat, Vec::new()));
+        Ok(())
+    }
+
+    pub(super) fn mark_made(&mut self, parent: FolderId, name: &[u8]) {
+        if let Some(child) = self.made.folder_mut(parent).children.get_mut(name) {
+            child.made = true;
+        }
+    }
+
+    pub(super) fn delete_plain(&mut self, parent: FolderId, name: &[u8]) -> Result<()> {
+        let Some(kind) = self.child(parent, name)? else { return Ok(()) };
+        let made = self.made.child(parent, name).is_some_and(|child| child.made);
+        match kind {
+            ChildKind::Folder(id) if made || self.holds_made(id) => self.prune(id),
+            _ if made => Ok(()),
+            _ => self.clear(parent, name).map(|_| ()),
+        }
+    }
+
+    /// Remove everything in a folder that this layer did not make.
+    pub(super) fn prune(&mut self, folder: FolderId) -> Result<()> {
+        let descriptor = self.folders.get(&self.made, folder)?;
+        let names = tree::names(descriptor.as_fd()).map_err(|error| Error::system("cannot list a folder", error))?;
+        for name in names {
+            let name = name.to_bytes();
+            let Some(kind) = self.child(folder, name)? else { continue };
+            let made = self.made.child(folder, name).is_some_and(|child| child.made);
+            match kind {
+                ChildKind::Folder(id) if made || self.holds_made(id) => self.prune(id)?,
+                _ if made => {}
+                _ => {
+                    self.clear(folder, name)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn holds_made(&self, folder: FolderId) -> bool {
+        let mut stack = vec![folder];
+        while let Some(id) = stack.pop() {
+            for child in self.made.folder(id).children.values() {
+                if child.made {
+                    return true;
+                }
+                if let ChildKind::Folder(id) = child.kind {
+                    stack.push(id);
+                }
+            }
+        }
+        false
+    }
+}

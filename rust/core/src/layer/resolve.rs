@@ -1,0 +1,352 @@
+//! Finishes a layer folder with what lies beneath it.
+//!
+//! 1. A folder that the tar did not name may be a symlink in the lower layers (`lib -> usr/lib`): what the tar put
+//!    into it belongs where the symlink leads.
+//! 2. A hard link into a lower layer copies its target up, under the target's own name too, as overlayfs does when
+//!    link(2) is called on the mount. Links to one lower inode stay one inode.
+//! 3. A folder that the tar did not name gets the attributes of the nearest lower one.
+//!
+//! Doing it twice is harmless: what is there already is left alone.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat};
+use rustix::io::Errno;
+
+use super::attributes::{Attributes, Target, mode_bits, read_xattrs, set_owner, set_times, set_xattrs};
+use super::copy::{attributes_of, copy_up, set_attributes_at};
+use super::folders::{FOLDER, open_child};
+use super::merged::{Follow, Merged};
+use super::name::{c_name, components, join};
+use super::whiteout::{self, is_opaque, is_whiteout};
+use super::{Deferred, DeferredLink, WhiteoutFormat};
+use crate::error::{Error, Result, show};
+use crate::tree;
+
+/// Finish the layer folder `layer` with the folders of the lower layers, nearest first.
+///
+/// True when the result depends on them: it is right for this chain alone. The root counts only when the lower root is
+/// not the usual 0755 of 0:0 without extended attributes. `InvalidArgument` when a hard link's target exists nowhere.
+pub fn resolve<P: AsRef<Path>>(layer: &Path, lowers: &[P], deferred: &Deferred) -> Result<bool> {
+    if deferred.is_empty() {
+        return Ok(false);
+    }
+    let lower = Merged::open(lowers)?;
+    let root = rustix::fs::openat(CWD, layer, FOLDER, Mode::empty())
+        .map_err(|error| Error::system(format!("cannot open the layer folder {}", layer.display()), error))?;
+    let format = deferred.format.unwrap_or(WhiteoutFormat::Overlay);
+    let mut work =
+        Resolver { root, layer, lower, format, moved: Vec::new(), copies: HashMap::new(), touched: Vec::new() };
+    let folders = work.relocate(&deferred.folders)?;
+    for link in &deferred.links {
+        work.link(link).map_err(|error| error.context(format!("hard link '{}'", show(&link.path))))?;
+    }
+    work.restore_times()?;
+    // Children first: setting a child's attributes does not touch its parent's time, but a mode may lock us out.
+    for path in folders.iter().rev() {
+        work.adopt(path).map_err(|error| error.context(format!("folder '{}'", show(path))))?;
+    }
+    let mut depends = !deferred.folders.is_empty() || !deferred.links.is_empty();
+    if deferred.root {
+        depends |= work.adopt_root()?;
+    }
+    Ok(depends)
+}
+
+struct Resolver<'a> {
+    root: OwnedFd,
+    layer: &'a Path,
+    lower: Merged,
+    format: WhiteoutFormat,
+    /// Folders whose content was moved: from, to.
+    moved: Vec<(Vec<Vec<u8>>, Vec<Vec<u8>>)>,
+    /// Lower inodes that were copied up, and where to.
+    copies: HashMap<(u64, u64), Vec<Vec<u8>>>,
+    /// Folders of the layer that were changed, with their times before.
+    touched: Vec<(Vec<Vec<u8>>, Stat)>,
+}
+
+fn owned(path: &[u8]) -> Result<Vec<Vec<u8>>> {
+    Ok(components(path)?.into_iter().map(<[u8]>::to_vec).collect())
+}
+
+impl Resolver<'_> {
+    /// Where a path of the layer is now.
+    fn current(&self, mut path: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+        for (from, to) in &self.moved {
+            if path.len() >= from.len() && path[..from.len()] == from[..] {
+                path = [to.as_slice(), &path[from.len()..]].concat();
+            }
+        }
+        path
+    }
+
+    /// Open a folder of the layer; None when it is not there or no folder.
+    fn open(&self, path: &[Vec<u8>]) -> Result<Option<OwnedFd>> {
+        let mut current: Option<OwnedFd> = None;
+        for name in path {
+            let parent = current.as_ref().unwrap_or(&self.root);
+            match open_child(parent.as_fd(), &c_name(name)?) {
+                Ok(folder) => current = Some(folder),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+                Err(error) => return Err(Error::system(format!("cannot open folder '{}'", show(name)), error)),
+            }
+        }
+        match current {
+            Some(folder) => Ok(Some(folder)),
+            None => {
+                self.root.try_clone().map(Some).map_err(|error| Error::system("cannot open the layer folder", error))
+            }
+        }
+    }
+
+    fn stat(folder: &OwnedFd, name: &CString) -> Result<Option<Stat>> {
+        match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(Error::system(format!("cannot read '{}'", show(name.to_bytes())), error)),
+        }
+    }
+
+    /// Remember a folder's times before something changes in it.
+    fn touch(&mut self, path: &[Vec<u8>], folder: &OwnedFd) -> Result<()> {
+        if self.touched.iter().all(|(known, _)| known != path) {
+            let stat = rustix::fs::fstat(folder).map_err(|error| Error::system("cannot read a folder", error))?;
+            self.touched.push((path.to_vec(), stat));
+        }
+        Ok(())
+    }
+
+    fn restore_times(&mut self) -> Result<()> {
+        for (path, stat) in std::mem::take(&mut self.touched) {
+            let Some(folder) = self.open(&path)? else { continue };
+            let attributes = Attributes::read(&stat, Vec::new());
+            set_times(folder.as_fd(), attributes.atime, attributes.mtime)?;
+        }
+        Ok(())
+    }
+
+    /// Move what lies in unnamed folders that are symlinks below. Returns the folders that stay, parents first.
+    fn relocate(&mut self, folders: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
+        let mut stay = Vec::new();
+        for folder in folders {
+            let path = self.current(owned(folder)?);
+            let joined = join(&path);
+            let is_symlink =
+                self.lower.lookup(&joined, Follow::Never)?.is_some_and(|found| found.file_type() == FileType::Symlink);
+            if !is_symlink {
+                stay.push(joined);
+                continue;
+            }
+            let target = self.lower.canonical(&joined)?;
+            if target.starts_with(&path) {
+                return Err(Error::invalid(format!(
+                    "the symlink '{}' of a lower layer leads to itself",
+                    show(&joined)
+                )));
+            }
+            if let Some(found) = self.lower.lookup(&join(&target), Follow::Never)? {
+                if found.file_type() != FileType::Directory {
+                    return Err(Error::invalid(format!("'{}' leads to a file of a lower layer", show(&joined))));
+                }
+            }
+            self.move_folder(&path, &target)?;
+            self.moved.push((path, target));
+        }
+        Ok(stay)
+    }
+
+    fn move_folder(&mut self, from: &[Vec<u8>], to: &[Vec<u8>]) -> Result<()> {
+        let Some(source) = self.open(from)? else { return Ok(()) };
+        let Some(target) = self.ensure(to)? else {
+            return Err(Error::invalid(format!(
+                "'{}' belongs into '{}', which is not a folder in this layer",
+                show(&join(from)),
+                show(&join(to))
+            )));
+        };
+        self.touch(to, &target)?;
+        if is_opaque(source.as_fd()) {
+            whiteout::set_opaque(target.as_fd(), self.format)?;
+        }
+        self.merge(&source, &target, to)?;
+        let Some((name, parents)) = from.split_last() else { return Ok(()) };
+        let Some(parent) = self.open(parents)? else { return Ok(()) };
+        self.touch(parents, &parent)?;
+        tree::remove_at(&parent, &c_name(name)?, self.layer, &mut || Ok(()))
+    }
+
+    /// Move all names of one folder into another. What stands there under its own name stays.
+    fn merge(&mut self, source: &OwnedFd, target: &OwnedFd, target_path: &[Vec<u8>]) -> Result<()> {
+        let failed = |error: Errno| Error::system("cannot move what a symlink of a lower layer leads to", error);
+        for name in tree::names(source).map_err(failed)? {
+            let Some(new) = Self::stat(source, &name)? else { continue };
+            let Some(old) = Self::stat(target, &name)? else {
+                rustix::fs::renameat(source, &name, target, &name).map_err(failed)?;
+                continue;
+            };
+            let is_folder = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            if is_whiteout(target.as_fd(), &name, &old) {
+                rustix::fs::unlinkat(target, &name, AtFlags::empty()).map_err(failed)?;
+                rustix::fs::renameat(source, &name, target, &name).map_err(failed)?;
+                if is_folder(&new) {
+                    let folder = open_child(target.as_fd(), &name).map_err(failed)?;
+                    whiteout::set_opaque(folder.as_fd(), self.format)?;
+                }
+            } else if is_folder(&old) && (is_folder(&new) || is_whiteout(source.as_fd(), &name, &new)) {
+                let inner = open_child(target.as_fd(), &name).map_err(failed)?;
+                let path = [target_path, &[name.to_bytes().to_vec()]].concat();
+                if !is_folder(&new) {
+                    whiteout::set_opaque(inner.as_fd(), self.format)?;
+                    continue;
+                }
+                let from = open_child(source.as_fd(), &name).map_err(failed)?;
+                self.touch(&path, &inner)?;
+                self.merge(&from, &inner, &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Open a folder of the layer, making it and its parents with the lower layers' attributes where they are missing.
+    ///
+    /// None where this layer hides what lies beneath: a whiteout, a file, or an opaque folder on the way.
+    fn ensure(&mut self, path: &[Vec<u8>]) -> Result<Option<OwnedFd>> {
+        let mut current = self.open(&[])?;
+        for (index, name) in path.iter().enumerate() {
+            let Some(parent) = current else { return Ok(None) };
+            let c_name = c_name(name)?;
+            let here = &path[..=index];
+            if Self::stat(&parent, &c_name)?.is_none() {
+                if index > 0 && is_opaque(parent.as_fd()) {
+                    return Ok(None);
+                }
+                self.touch(&path[..index], &parent)?;
+                rustix::fs::mkdirat(&parent, &c_name, Mode::RWXU)
+                    .map_err(|error| Error::system(format!("cannot make folder '{}'", show(name)), error))?;
+                let attributes = match self.lower.lookup(&join(here), Follow::Never)? {
+                    Some(found) if found.file_type() == FileType::Directory => attributes_of(&found)?,
+                    _ => super::apply::unnamed_folder(),
+                };
+                set_attributes_at(parent.as_fd(), &c_name, &attributes)?;
+            }
+            current = match open_child(parent.as_fd(), &c_name) {
+                Ok(folder) => Some(folder),
+                Err(Errno::NOTDIR | Errno::LOOP) => None,
+                Err(error) => return Err(Error::system(format!("cannot open folder '{}'", show(name)), error)),
+            };
+        }
+        Ok(current)
+    }
+
+    fn link(&mut self, link: &DeferredLink) -> Result<()> {
+        let path = self.current(owned(&link.path)?);
+        let Some((name, parents)) = path.split_last() else { return Ok(()) };
+        let name = c_name(name)?;
+        let Some(folder) = self.open(parents)? else {
+            return Err(Error::invalid("its folder is gone"));
+        };
+        if Self::stat(&folder, &name)?.is_some() {
+            return Ok(());
+        }
+        self.touch(parents, &folder)?;
+        let Some(found) = self.lower.lookup(&link.target, Follow::Parents)? else {
+            return self.link_inside(link, &folder, &name);
+        };
+        if found.file_type() == FileType::Directory {
+            return Err(Error::invalid(format!("its target '{}' is a folder", show(&link.target))));
+        }
+        let inode = (found.stat.st_dev, found.stat.st_ino);
+        if let Some(copy) = self.copies.get(&inode) {
+            return self.link_to(copy, &folder, &name);
+        }
+        // Under the target's own name, unless this layer has something else, or nothing, to be seen there.
+        if let Some((target_name, target_parents)) = found.path.split_last() {
+            if let Some(target_folder) = self.ensure(target_parents)? {
+                let target_name = c_name(target_name)?;
+                let hidden = !target_parents.is_empty() && is_opaque(target_folder.as_fd());
+                if !hidden && Self::stat(&target_folder, &target_name)?.is_none() {
+                    self.touch(target_parents, &target_folder)?;
+                    self.copy(&found, &target_folder, &target_name)?;
+                    self.copies.insert(inode, found.path.clone());
+                    return self.link_to(&found.path, &folder, &name);
+                }
+            }
+        }
+        self.copy(&found, &folder, &name)?;
+        self.copies.insert(inode, path);
+        Ok(())
+    }
+
+    fn copy(&self, found: &super::Found, folder: &OwnedFd, name: &CString) -> Result<()> {
+        copy_up(found, folder.as_fd(), name).inspect_err(|_| {
+            // Half a copy must not pass for a whole one when this is tried again.
+            let _ = rustix::fs::unlinkat(folder, name, AtFlags::empty());
+        })
+    }
+
+    /// Link to a name of this layer.
+    fn link_to(&self, target: &[Vec<u8>], folder: &OwnedFd, name: &CString) -> Result<()> {
+        let gone = || Error::invalid("its target is gone");
+        let (target_name, target_parents) = target.split_last().ok_or_else(gone)?;
+        let target_folder = self.open(target_parents)?.ok_or_else(gone)?;
+        rustix::fs::linkat(&target_folder, c_name(target_name)?, folder, name, AtFlags::empty())
+            .map_err(|error| Error::system(format!("cannot link to '{}'", show(&join(target))), error))
+    }
+
+    /// The lower layers do not have the target. An archive may name it after its link.
+    fn link_inside(&self, link: &DeferredLink, folder: &OwnedFd, name: &CString) -> Result<()> {
+        let missing = || {
+            Error::invalid(format!("its target '{}' is in no layer", show(&link.target)))
+                .hint("The image is damaged, or its layers are in the wrong order.")
+        };
+        let target = self.current(owned(&link.target).map_err(|_| missing())?);
+        let (target_name, target_parents) = target.split_last().ok_or_else(missing)?;
+        let target_folder = self.open(target_parents)?.ok_or_else(missing)?;
+        let c_target = c_name(target_name)?;
+        match Self::stat(&target_folder, &c_target)? {
+            Some(stat)
+                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory
+                    && !is_whiteout(target_folder.as_fd(), &c_target, &stat) =>
+            {
+                self.link_to(&target, folder, name)
+            }
+            _ => Err(missing()),
+        }
+    }
+
+    /// Give an unnamed folder the attributes of the nearest lower one.
+    fn adopt(&self, path: &[u8]) -> Result<()> {
+        let Some(found) = self.lower.lookup(path, Follow::Never)? else { return Ok(()) };
+        if found.file_type() != FileType::Directory {
+            return Ok(());
+        }
+        let components = owned(path)?;
+        let Some((name, parents)) = components.split_last() else { return Ok(()) };
+        let Some(parent) = self.open(parents)? else { return Ok(()) };
+        let name = c_name(name)?;
+        if Self::stat(&parent, &name)?.is_none() {
+            return Ok(());
+        }
+        set_attributes_at(parent.as_fd(), &name, &attributes_of(&found)?)
+    }
+
+    /// Give the root the attributes of the lower root; true when they are unusual.
+    fn adopt_root(&self) -> Result<bool> {
+        let Some(lower) = self.lower.root() else { return Ok(false) };
+        let failed = |error| Error::system("cannot read the root of the lower layer", error);
+        let stat = rustix::fs::fstat(lower).map_err(failed)?;
+        let attributes = Attributes::read(&stat, read_xattrs(&Target::Descriptor(lower.as_fd()))?);
+        set_owner(self.root.as_fd(), attributes.uid, attributes.gid)?;
+        set_xattrs(&Target::Descriptor(self.root.as_fd()), &attributes.xattrs, &mut |_| {})?;
+        rustix::fs::fchmod(&self.root, mode_bits(attributes.mode))
+            .map_err(|error| Error::system("cannot set the mode of the layer folder", error))?;
+        set_times(self.root.as_fd(), attributes.atime, attributes.mtime)?;
+        let usual =
+            attributes.mode == 0o755 && attributes.uid == 0 && attributes.gid == 0 && attributes.xattrs.is_empty();
+        Ok(!usual)
+    }
+}

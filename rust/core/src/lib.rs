@@ -1,0 +1,34 @@
+//! lamella's core: what costs time, in Rust. It knows nothing of Python.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`error`] | one error type, with a kind and a hint |
+//! | [`sys`] | the only module with unsafe code: system calls that rustix does not wrap |
+//! | [`mount`] | mounts by the new mount API, or mount(2) |
+//! | [`tree`] | disk usage and removal of a tree, through directory descriptors |
+//! | [`launch`] | starts the launcher from a sealed copy in memory |
+//! | `digest`, `compression` | hashes and inflates |
+//! | `tar` | reads an archive that is not trusted |
+//! | `layer` | makes a layer folder of it, completes it with what lies beneath, looks things up in a stack of layers |
+//! | `pipeline` | all of that at once, in one pass over the blob |
+//!
+//! The last four belong to the feature `unpack` (on by default).
+
+pub mod error;
+pub mod launch;
+pub mod mount;
+pub mod sys;
+pub mod tree;
+
+#[cfg(feature = "unpack")]
+pub mod compression;
+#[cfg(feature = "unpack")]
+pub mod digest;
+#[cfg(feature = "unpack")]
+pub mod layer;
+#[cfg(feature = "unpack")]
+pub mod pipeline;
+#[cfg(feature = "unpack")]
+pub mod tar;
+
+pub use error::{Error, Kind, Result};

@@ -1,0 +1,56 @@
+//! Bind mounts by `open_tree`, and putting a mount in its place by `move_mount`.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+
+use super::create::Refusal;
+use super::{Mount, Options};
+use crate::error::{Error, Kind, Result};
+use crate::sys::{MountAttributes, mount_setattr};
+
+/// A copy of what is mounted at the source, with the attributes that the options name.
+pub fn clone(mount: &Mount, options: &Options) -> std::result::Result<OwnedFd, Refusal> {
+    let recursive = options.recursive || mount.kind == "rbind";
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    if let Some((key, _)) = options.data.first() {
+        let error = Error::new(Kind::InvalidArgument, format!("a bind mount takes no option '{key}'"));
+        return Err(Refusal::Failed(error));
+    }
+    let tree = match rustix::mount::open_tree(CWD, mount.source.as_str(), flags) {
+        Ok(tree) => tree,
+        Err(Errno::NOSYS) => return Err(Refusal::TooOld),
+        Err(error) => return Err(Refusal::Failed(Error::system("open_tree", error))),
+    };
+    let change = |attributes: MountAttributes| match mount_setattr(tree.as_fd(), attributes) {
+        Ok(()) => Ok(()),
+        Err(Errno::NOSYS) => Err(Refusal::TooOld),
+        Err(error) => Err(Refusal::Failed(Error::system("mount_setattr", error))),
+    };
+    if !options.set.is_empty() || !options.clear.is_empty() {
+        change(MountAttributes { set: options.set, clear: options.clear, ..MountAttributes::default() })?;
+    }
+    if !options.set_recursive.is_empty() {
+        change(MountAttributes { set: options.set_recursive, recursive: true, ..MountAttributes::default() })?;
+    }
+    Ok(tree)
+}
+
+/// Put a mount in its place.
+pub fn attach(made: BorrowedFd<'_>, target: BorrowedFd<'_>, options: &Options) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(made, "", target, "", flags).map_err(|error| Error::system("move_mount", error))?;
+    let Some((propagation, recursive)) = options.propagation else { return Ok(()) };
+    let attributes = MountAttributes {
+        set: MountAttrFlags::empty(),
+        clear: MountAttrFlags::empty(),
+        propagation: propagation.flag(),
+        recursive,
+    };
+    mount_setattr(made, attributes).map_err(|error| Error::system("mount_setattr (propagation)", error))
+}

@@ -1,0 +1,204 @@
+//! The only module with unsafe code: system calls that rustix does not wrap, behind safe functions.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::ptr;
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
+use rustix::process::Pid;
+use rustix::thread::UnshareFlags;
+
+/// What `mount_setattr` is to change (mount_setattr(2)).
+#[derive(Clone, Copy, Debug)]
+pub struct MountAttributes {
+    /// Attributes to set.
+    pub set: MountAttrFlags,
+    /// Attributes to clear.
+    pub clear: MountAttrFlags,
+    /// One of `libc::MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED`, `MS_UNBINDABLE`, or 0.
+    pub propagation: u64,
+    /// Also for what is mounted beneath.
+    pub recursive: bool,
+}
+
+impl Default for MountAttributes {
+    fn default() -> Self {
+        Self { set: MountAttrFlags::empty(), clear: MountAttrFlags::empty(), propagation: 0, recursive: false }
+    }
+}
+
+/// Change the attributes of the mount that `mount` is the root of.
+pub fn mount_setattr(mount: BorrowedFd<'_>, attributes: MountAttributes) -> Result<(), Errno> {
+    #[repr(C)]
+    struct Argument {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        userns_fd: u64,
+    }
+    let argument = Argument {
+        set: u64::from(attributes.set.bits()),
+        clear: u64::from(attributes.clear.bits()),
+        propagation: attributes.propagation,
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | if attributes.recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a NUL-terminated constant and the argument is the struct of that size which the call reads.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            ptr::from_ref(&argument),
+            size_of::<Argument>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// Give the calling thread a umask of its own, zero, so that files get exactly the mode they are made with.
+///
+/// The process's other threads keep theirs. False when the kernel refuses (a seccomp filter may).
+#[must_use]
+pub fn own_zero_umask() -> bool {
+    // SAFETY: with FS alone this splits the thread's umask, root and working folder from the process's. No descriptor
+    // or memory is concerned, which is what makes other flags unsafe.
+    if unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }.is_err() {
+        return false;
+    }
+    rustix::process::umask(Mode::empty());
+    true
+}
+
+/// Let the calling thread have a working folder of its own and change to it.
+pub fn own_working_folder(folder: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: see `own_zero_umask`.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+    rustix::process::fchdir(folder)
+}
+
+/// Start a program with the given descriptors as its 0, 1, 2 ..., default signal handling and nothing blocked.
+///
+/// posix_spawn shares the memory until exec (`CLONE_VFORK`), so that it costs the same however large this process is,
+/// and no code of ours runs between the two.
+pub fn spawn(
+    program: &CStr,
+    arguments: &[CString],
+    environment: &[CString],
+    descriptors: &[OwnedFd],
+) -> Result<Pid, Errno> {
+    // dup2 into the low numbers must not overwrite a source that is still needed: the caller's copies lie above them.
+    debug_assert!(descriptors.iter().all(|fd| usize::try_from(fd.as_raw_fd()).is_ok_and(|fd| fd >= descriptors.len())));
+    let argv = null_terminated(arguments);
+    let envp = null_terminated(environment);
+    let mut pid: libc::pid_t = 0;
+    let actions = FileActions::new()?;
+    for (target, descriptor) in descriptors.iter().enumerate() {
+        actions.dup2(descriptor.as_raw_fd(), RawFd::try_from(target).map_err(|_| Errno::MFILE)?)?;
+    }
+    let attributes = SpawnAttributes::clean_signals()?;
+    // SAFETY: all pointers come from live, initialised values that the call only reads; the arrays end with a null.
+    let code = unsafe {
+        libc::posix_spawn(
+            &raw mut pid,
+            program.as_ptr(),
+            &raw const actions.0,
+            &raw const attributes.0,
+            argv.as_ptr(),
+            envp.as_ptr(),
+        )
+    };
+    check(code)?;
+    Pid::from_raw(pid).ok_or(Errno::SRCH)
+}
+
+/// Pointers to the strings, and a null.
+fn null_terminated(strings: &[CString]) -> Vec<*mut libc::c_char> {
+    strings.iter().map(|text| text.as_ptr().cast_mut()).chain([ptr::null_mut()]).collect()
+}
+
+struct FileActions(libc::posix_spawn_file_actions_t);
+
+impl FileActions {
+    fn new() -> Result<Box<Self>, Errno> {
+        let mut actions = MaybeUninit::uninit();
+        // SAFETY: init makes a valid value of the uninitialised memory, or fails.
+        check(unsafe { libc::posix_spawn_file_actions_init(actions.as_mut_ptr()) })?;
+        // SAFETY: just initialised.
+        Ok(Box::new(Self(unsafe { actions.assume_init() })))
+    }
+
+    fn dup2(&self, from: RawFd, to: RawFd) -> Result<(), Errno> {
+        // SAFETY: the value is initialised. The call changes it through the pointer, and nothing else refers to it now.
+        check(unsafe { libc::posix_spawn_file_actions_adddup2((&raw const self.0).cast_mut(), from, to) })
+    }
+}
+
+impl Drop for FileActions {
+    fn drop(&mut self) {
+        // SAFETY: initialised, and not used afterwards.
+        unsafe { libc::posix_spawn_file_actions_destroy(&raw mut self.0) };
+    }
+}
+
+struct SpawnAttributes(libc::posix_spawnattr_t);
+
+impl SpawnAttributes {
+    fn clean_signals() -> Result<Box<Self>, Errno> {
+        let mut attributes = MaybeUninit::uninit();
+        // SAFETY: init makes a valid value of the uninitialised memory, or fails.
+        check(unsafe { libc::posix_spawnattr_init(attributes.as_mut_ptr()) })?;
+        // SAFETY: just initialised.
+        let mut attributes = Box::new(Self(unsafe { attributes.assume_init() }));
+        let mut none = MaybeUninit::uninit();
+        let mut all = MaybeUninit::uninit();
+        let flags = libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF;
+        // SAFETY: the sets are initialised by the first two calls before the others read them.
+        unsafe {
+            libc::sigemptyset(none.as_mut_ptr());
+            libc::sigfillset(all.as_mut_ptr());
+            check(libc::posix_spawnattr_setsigmask(&raw mut attributes.0, none.as_ptr()))?;
+            check(libc::posix_spawnattr_setsigdefault(&raw mut attributes.0, all.as_ptr()))?;
+            check(libc::posix_spawnattr_setflags(&raw mut attributes.0, flags as libc::c_short))?;
+        }
+        Ok(attributes)
+    }
+}
+
+impl Drop for SpawnAttributes {
+    fn drop(&mut self) {
+        // SAFETY: initialised, and not used afterwards.
+        unsafe { libc::posix_spawnattr_destroy(&raw mut self.0) };
+    }
+}
+
+/// The path under which any call can reach what a descriptor stands for, `O_PATH` ones too (proc(5)).
+#[must_use]
+pub fn descriptor_path(descriptor: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
+}
+
+fn check(code: libc::c_int) -> Result<(), Errno> {
+    if code == 0 { Ok(()) } else { Err(Errno::from_raw_os_error(code)) }
+}
+
+fn last_errno() -> Errno {
+    std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
+}
+
+/// A duplicate of a descriptor that is known by its number only; an error when it is not open.
+pub fn duplicate(number: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: the call takes a plain number and refuses one that is not open.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: the call just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}

@@ -1,0 +1,86 @@
+//! The module's functions.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use lamella_core::{Error, Result, layer, mount as mounts, sys, tree};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::gate::through;
+use crate::unpacked::Deferred;
+
+/// The executable that build.rs built.
+static LAUNCHER: &[u8] = include_bytes!(env!("LAMELLA_LAUNCHER"));
+
+/// Finish a layer with what lies beneath it (folders of the lower layers, nearest first).
+#[pyfunction]
+pub fn resolve(py: Python<'_>, layer: PathBuf, lowers: Vec<PathBuf>, deferred: &Deferred) -> PyResult<bool> {
+    let deferred = &deferred.inner;
+    through(py, |_| layer::resolve(&layer, &lowers, deferred))
+}
+
+/// Read a regular file from the merged view of layer folders (nearest first) without mounting it.
+#[pyfunction]
+pub fn read_file<'py>(
+    py: Python<'py>,
+    layers: Vec<PathBuf>,
+    path: OsString,
+    limit: u64,
+) -> PyResult<Option<Bound<'py, PyBytes>>> {
+    let content = through(py, |_| layer::read_file(&layers, path.as_bytes(), limit))?;
+    Ok(content.map(|content| PyBytes::new(py, &content)))
+}
+
+/// Mount a snapshot's mounts on a folder: new mount API, mount(2) on older kernels. Errors name source and options.
+#[pyfunction]
+pub fn mount(py: Python<'_>, mounts: Vec<(String, String, Vec<String>)>, target: PathBuf) -> PyResult<()> {
+    through(py, |_| {
+        let list: Vec<mounts::Mount> =
+            mounts.into_iter().map(|(kind, source, options)| mounts::Mount { kind, source, options }).collect();
+        mounts::mount(&list, &target)
+    })
+}
+
+/// Unmount everything stacked on a folder, lazily if busy. Harmless when nothing is mounted there.
+#[pyfunction]
+pub fn unmount(py: Python<'_>, target: PathBuf) -> PyResult<()> {
+    through(py, |_| mounts::unmount(&target))
+}
+
+/// Return bytes (512-byte blocks) and inodes of a tree; each hard-linked inode once. Never follows a symlink.
+#[pyfunction]
+pub fn disk_usage(py: Python<'_>, path: PathBuf) -> PyResult<(u64, u64)> {
+    through(py, |check| tree::usage(&path, check).map(|usage| (usage.bytes, usage.inodes)))
+}
+
+/// Remove a tree through directory descriptors, never following a symlink. Harmless when it is not there.
+#[pyfunction]
+pub fn remove_tree(py: Python<'_>, path: PathBuf) -> PyResult<()> {
+    through(py, |check| tree::remove(&path, check))
+}
+
+/// Set FS_TOPDIR_FL (chattr +T): ext4 then spreads child folders over block groups. False where unsupported.
+#[pyfunction]
+pub fn set_top_directory(py: Python<'_>, path: PathBuf) -> PyResult<bool> {
+    through(py, |_| tree::set_top_directory(&path))
+}
+
+/// Start the launcher (from a sealed memfd) with a request document; return its reply document.
+#[pyfunction]
+#[pyo3(signature = (request, descriptors=Vec::new()))]
+pub fn launch<'py>(py: Python<'py>, request: &[u8], descriptors: Vec<i32>) -> PyResult<Bound<'py, PyBytes>> {
+    let reply = through(py, |check| {
+        // Duplicates, so that nothing depends on the caller keeping his open meanwhile.
+        let held: Vec<OwnedFd> = descriptors.iter().map(|number| duplicate(*number)).collect::<Result<_>>()?;
+        let borrowed: Vec<BorrowedFd<'_>> = held.iter().map(AsFd::as_fd).collect();
+        lamella_core::launch::launch(LAUNCHER, request, &borrowed, check)
+    })?;
+    Ok(PyBytes::new(py, &reply))
+}
+
+fn duplicate(number: i32) -> Result<OwnedFd> {
+    sys::duplicate(number).map_err(|error| Error::system(format!("descriptor {number}"), error))
+}

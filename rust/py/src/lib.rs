@@ -1,0 +1,27 @@
+//! `lamella._core`: the core for Python. Thin: this crate registers, converts and calls; nothing is decided here.
+
+mod buffer;
+mod functions;
+mod gate;
+mod pipeline;
+mod unpacked;
+
+use pyo3::prelude::*;
+
+/// The Rust core of lamella.
+#[pymodule(gil_used = false)]
+mod _core {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::functions::{disk_usage, launch, mount, read_file, remove_tree, resolve, set_top_directory, unmount};
+    #[pymodule_export]
+    use super::pipeline::Pipeline;
+    #[pymodule_export]
+    use super::unpacked::{Deferred, Unpacked};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}
