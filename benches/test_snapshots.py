@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from lamella.registry.server import RegistryServer
 
 import lamella
+from lamella.registry.server import RegistryServer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 import machine_image

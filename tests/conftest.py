@@ -293,9 +293,8 @@ def real_image_ref(docker_registry: str, real_image_layout: Path) -> str:
 @pytest.fixture(scope="session")
 def small_image_registry() -> Iterator[Any]:
     """Serve an image of this machine's own programs from the in-process registry; give the server."""
-    from lamella.registry.server import RegistryServer
-
     import machine_image
+    from lamella.registry.server import RegistryServer
 
     with RegistryServer() as server:
         machine_image.build().push(server.address, "machine", "latest")

@@ -38,9 +38,8 @@ def test_the_command_says_its_version() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_pull_and_run_from_the_in_process_registry(tmp_path: Path) -> None:
-    from lamella.registry.server import RegistryServer
-
     import machine_image
+    from lamella.registry.server import RegistryServer
 
     with (
         RegistryServer() as server,
