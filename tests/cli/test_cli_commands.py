@@ -65,6 +65,9 @@ def test_content_can_be_labelled_and_removed(pulled: tuple[Program, str]) -> Non
     labels = lamella("--json", "content", "label", digest, "a=1", "b=2").ok().document["labels"]
     assert (labels["a"], labels["b"]) == ("1", "2")
     assert "a" not in lamella("--json", "content", "label", digest, "a=").ok().document["labels"]
+    assert lamella("content", "ls", "-q", "--filter", f"digest=={digest}").ok().out == f"{digest}\n"
+    malformed = lamella("content", "ls", "--filter", "=")
+    assert (malformed.status, malformed.err[:9]) == (1, "lamella: ")
     assert lamella("content", "rm", digest).ok().out == f"{digest}\n"
     missing = lamella("content", "rm", digest)
     assert (missing.status, missing.out) == (1, "")
@@ -107,6 +110,7 @@ def test_the_life_of_a_snapshot(pulled: tuple[Program, str]) -> None:
         "reading"
     ]
     assert lamella("snapshots", "ls", "-q", "--parent", "base").ok().out == "reading\n"
+    assert lamella("snapshots", "ls", "-q", "--filter", 'parent=="base"').ok().out == "reading\n"
     busy = lamella("snapshots", "rm", "base")
     assert busy.status == 1
     assert busy.err.startswith("lamella: ")
@@ -146,6 +150,9 @@ def test_leases(lamella: Program) -> None:
     assert rows["job"]["expires_at"]
     assert unnamed["expires_at"] is None
     assert lamella("leases", "ls").ok().out.splitlines()[0].split() == ["ID", "CREATED", "EXPIRES", "LABELS"]
+    assert [row["id"] for row in lamella("--json", "leases", "ls", "--filter", "labels.a").ok().document] == [
+        "job"
+    ]
     assert lamella("leases", "rm", "--sync", "job").ok().out == "job\n"
     assert lamella("lease", "rm", "job").status == 1
 

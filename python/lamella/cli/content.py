@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
-from lamella.cli.parser import Command, Group, Parser, UsageError
+from lamella.cli.parser import Command, Group, Parser, UsageError, add_filter
 from lamella.cli.values import argument, parse_labels, parse_pair
 
 if TYPE_CHECKING:
@@ -19,10 +19,11 @@ _PIECE = 1024 * 1024
 
 def _ls_arguments(parser: Parser) -> None:
     parser.add_argument("-q", "--quiet", dest="names_only", action="store_true", help="Print digests alone.")
+    add_filter(parser, "digest, size and labels")
 
 
 def _ls(arguments: argparse.Namespace, session: Session) -> int:
-    infos = session.client.content.walk()
+    infos = session.client.content.walk(filters=arguments.filters)
     if arguments.names_only:
         digests = [info.digest for info in infos]
         if session.json:
@@ -145,7 +146,13 @@ CONTENT = Group(
             _ls,
             _ls_arguments,
             aliases=("list",),
-            examples=[("all blobs", "lamella content ls")],
+            examples=[
+                ("all blobs", "lamella content ls"),
+                (
+                    "those of one source",
+                    "lamella content ls --filter 'labels.\"containerd.io/distribution.source.docker.io\"'",
+                ),
+            ],
         ),
         Command(
             "get",

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
-from lamella.cli.parser import Command, Group, Parser
+from lamella.cli.parser import Command, Group, Parser, add_filter
 from lamella.cli.values import argument, parse_duration, parse_labels, parse_pair
 
 if TYPE_CHECKING:
@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from lamella.leases import Lease
 
 
+def _ls_arguments(parser: Parser) -> None:
+    add_filter(parser, "id and labels")
+
+
 def _ls(arguments: argparse.Namespace, session: Session) -> int:
-    leases = session.client.leases.list()
+    leases = session.client.leases.list(filters=arguments.filters)
     if session.json:
         session.document([_document(lease) for lease in leases])
     else:
@@ -82,7 +86,14 @@ LEASES = Group(
     "leases",
     "Protect objects from garbage collection.",
     (
-        Command("ls", "List leases.", _ls, aliases=("list",), examples=[("all leases", "lamella leases ls")]),
+        Command(
+            "ls",
+            "List leases.",
+            _ls,
+            _ls_arguments,
+            aliases=("list",),
+            examples=[("all leases", "lamella leases ls")],
+        ),
         Command(
             "create",
             "Create a lease and print its id.",

@@ -78,11 +78,9 @@ def short(digest: str | None) -> str:
 
 
 def pairs(values: Mapping[str, str] | None) -> str:
-    """Show labels: ``a=1,b=2``."""
-    return (
-        ",".join(f"{key}={value}" if value else key for key, value in sorted((values or {}).items()))
-        or MISSING
-    )
+    """Show labels: ``a=1,b=2``; digests among the values are cut."""
+    shown = (f"{key}={short(value)}" if value else key for key, value in sorted((values or {}).items()))
+    return ",".join(shown) or MISSING
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -208,6 +208,18 @@ def _add_json(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="Print JSON.")
 
 
+def add_filter(parser: Parser, fields: str) -> None:
+    """Add ``--filter``; ``fields`` says what may be asked for."""
+    parser.add_argument(
+        "--filter",
+        metavar="FILTER",
+        dest="filters",
+        action="append",
+        default=[],
+        help=f"Only what matches, in containerd's language, by {fields}; of several one is enough.",
+    )
+
+
 class Invocation(NamedTuple):
     """A parsed command line: what to call with which arguments, and the global options."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
-from lamella.cli.parser import Command, Group, Parser
+from lamella.cli.parser import Command, Group, Parser, add_filter
 from lamella.cli.values import argument, parse_labels, parse_pair
 
 if TYPE_CHECKING:
@@ -21,12 +21,15 @@ def _ls_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("--kind", choices=KINDS, help="Only snapshots of this kind.")
     add("--parent", metavar="NAME", help="Only children of this snapshot.")
+    add_filter(parser, "name, parent, kind and labels")
     add("-q", "--quiet", dest="names_only", action="store_true", help="Print names alone.")
 
 
 def _ls(arguments: argparse.Namespace, session: Session) -> int:
     infos = sorted(
-        session.client.snapshots.walk(kind=arguments.kind, parent=arguments.parent),
+        session.client.snapshots.walk(
+            kind=arguments.kind, parent=arguments.parent, filters=arguments.filters
+        ),
         key=lambda info: info.name,
     )
     if arguments.names_only:
@@ -210,6 +213,7 @@ SNAPSHOTS = Group(
             examples=[
                 ("all snapshots", "lamella snapshots ls"),
                 ("the writable ones", "lamella snapshots ls --kind active"),
+                ("by label", "lamella snapshots ls --filter 'labels.stage==test'"),
             ],
         ),
         Command(
