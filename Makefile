@@ -100,5 +100,5 @@ $(STAMPS)/venv: requirements/dev.txt
 	@touch $@
 
 $(STAMPS)/extension: $(STAMPS)/venv pyproject.toml $(RUST_SOURCES)
-	$(BIN)/maturin develop --release --locked --quiet
+	PIP_QUIET=1 $(BIN)/maturin develop --release --locked
 	@touch $@
