@@ -30,7 +30,7 @@ from lamella.reference import DEFAULT_DOMAIN, DEFAULT_REGISTRY_HOST, Reference, 
 from lamella.registry.auth import Authorizer, Identity, parse_challenges
 from lamella.registry.blob import BlobStream
 from lamella.registry.credentials import Credential, CredentialStore
-from lamella.registry.failures import Timeouts, error_of, read_document, refusal, wants_tls
+from lamella.registry.failures import Timeouts, discard, error_of, read_document, refusal, wants_tls
 from lamella.registry.targets import Origin
 from lamella.registry.transport import Patience, Transport
 
@@ -160,7 +160,7 @@ class RegistryClient:
                 "GET", reference, f"blobs/{descriptor.digest}", headers, what=what, patience=patience
             )
             if response.status_code == 416:
-                response.close()
+                discard(response)
                 raise DataLoss(f"{what} ends before byte {start}, its descriptor says {descriptor.size}")
             if response.status_code not in {200, 206} or (response.status_code == 206 and not start):
                 raise self._error(response, reference, what)
@@ -175,7 +175,7 @@ class RegistryClient:
         response = self._request(
             "HEAD", reference, f"manifests/{locator}", {"Accept": MANIFEST_ACCEPT}, what=what
         )
-        response.close()
+        discard(response)
         if response.status_code in {404, 405}:
             # Some registries do not answer HEAD; a GET tells the difference, and says more.
             return None
@@ -223,7 +223,7 @@ class RegistryClient:
     ) -> requests.Response:
         """Send a request about the reference's repository, with the credentials that the registry asks for."""
         origin = self._origin(reference.domain)
-        asked = _Asked(method, f"/v2/{reference.path}/{path}", headers, patience)
+        asked = _Asked(method, f"/v2/{reference.path}/{path}", headers, what, patience)
         response = self._authorized(asked, reference, origin)
         if response.status_code != 400 or origin.scheme == "https" or self._plain_http:
             return response
@@ -245,10 +245,12 @@ class RegistryClient:
             return response
         challenges = parse_challenges(response.headers.get("WWW-Authenticate", ""))
         identity = self._identify(reference, origin)
+        said = refusal(response, self._authorizer.secrets(identity))
         answer = self._authorizer.answer(identity, scope, challenges, authorization)
         if answer is None:
-            return response
-        response.close()
+            error = error_of(response, asked.what, said)
+            error.hint = self._login_hint(reference, identity)
+            raise error
         return self._send(asked, origin, answer)
 
     def _send(self, asked: _Asked, origin: Origin, authorization: str | None) -> requests.Response:
@@ -311,6 +313,7 @@ class _Asked(NamedTuple):
     method: str
     path: str
     headers: Mapping[str, str]
+    what: str
     patience: Patience | None
 
 

@@ -13,6 +13,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -81,7 +82,7 @@ def read_document(
     size = 0
     try:
         declared = response.headers.get("Content-Length", "")
-        if declared.isdecimal() and int(declared) > limit:
+        if response.request.method != "HEAD" and declared.isdecimal() and int(declared) > limit:
             raise ResourceExhausted(f"{what} has {declared} bytes, at most {limit} are read")
         while True:
             part = response.raw.read1(64 * 1024, decode_content=True)
@@ -101,6 +102,16 @@ def read_document(
         # A body that was read whole has given its connection back already.
         response.close()
     return b"".join(parts)
+
+
+def discard(response: requests.Response) -> None:
+    """Be done with an answer whose body is of no interest; a short one is read, so that its connection can be kept."""
+    length = response.headers.get("Content-Length", "")
+    bodiless = response.request.method == "HEAD" or response.status_code in {204, 304}
+    if bodiless or (length.isdecimal() and int(length) <= ERROR_BODY_MAX):
+        with suppress(LamellaError):
+            read_document(response, ERROR_BODY_MAX, "the answer", seconds=5)
+    response.close()
 
 
 class _ServerError(msgspec.Struct, frozen=True):

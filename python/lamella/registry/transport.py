@@ -16,7 +16,6 @@ SSL_CERT_FILE, SSL_CERT_DIR), else the system's certificates are trusted, else c
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 import threading
@@ -24,6 +23,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urljoin
 
@@ -36,7 +36,14 @@ from urllib3.util.retry import Retry
 
 from lamella.errors import Cancelled, LamellaError, PermissionDenied, Unavailable
 from lamella.reference import is_loopback
-from lamella.registry.failures import RETRY_STATUSES, TRANSPORT_ERRORS, Timeouts, explain, retry_after
+from lamella.registry.failures import (
+    RETRY_STATUSES,
+    TRANSPORT_ERRORS,
+    Timeouts,
+    discard,
+    explain,
+    retry_after,
+)
 from lamella.registry.targets import Address, Origin, is_private_literal, parse_address
 
 REDIRECTS_MAX = 10
@@ -147,7 +154,7 @@ class Transport:
                 continue
             if response.status_code not in RETRY_STATUSES or not patience.spend_status(response.raw):
                 return response
-            response.close()
+            discard(response)
 
     def check_target(self, url: str, home: Origin) -> Origin:
         """Give the origin of ``url`` if a request for ``home`` may go there; PermissionDenied otherwise."""
@@ -175,12 +182,12 @@ class Transport:
             location = response.headers.get("Location")
             if response.status_code not in _REDIRECTS or not location:
                 return response
-            response.close()
+            discard(response)
             if request.form is not None:
                 raise PermissionDenied(
                     f"{target.netloc} redirects a request that carries credentials, which is refused"
                 )
-            request = request._replace(url=urljoin(request.url, location))
+            request = request._replace(url=_joined(request.url, location))
             if Origin.of(request.url) != owner:
                 # Not even if a later hop leads back: what is in between chose that hop.
                 request = request._replace(authorization=None)
@@ -197,12 +204,10 @@ class Transport:
             prepared = session.prepare_request(
                 requests.Request(request.method, request.url, headers=headers, data=request.form)
             )
-            settings = session.merge_environment_settings(request.url, {}, True, None, None)
-            return session.send(
-                prepared,
-                allow_redirects=False,
-                timeout=(self.timeouts.connect, self.timeouts.read),
-                **settings,
+            settings: Any = session.merge_environment_settings(request.url, {}, True, None, None)
+            # Not session.send: even with allow_redirects=False it reads the whole body of a redirect.
+            return session.get_adapter(request.url).send(
+                prepared, timeout=(self.timeouts.connect, self.timeouts.read), **settings
             )
         except _PrivateAddress:
             raise _private(target.netloc) from None
@@ -256,7 +261,7 @@ class Patience:
     def spend(self, error: LamellaError) -> None:
         """Wait before another attempt; raise ``error`` if there is none left."""
         try:
-            self._retry = self._retry.increment(error=urllib3.exceptions.ProtocolError())
+            self._retry = self._retry.increment("GET", error=urllib3.exceptions.ProtocolError())
         except urllib3.exceptions.MaxRetryError:
             raise error from None
         self._wait(self._retry.get_backoff_time())
@@ -276,6 +281,13 @@ class Patience:
     def _wait(self, seconds: float) -> None:
         if self._interrupted.wait(seconds):
             raise Cancelled("the transfer was stopped")
+
+
+def _joined(base: str, location: str) -> str:
+    try:
+        return urljoin(base, location)
+    except ValueError:
+        raise Unavailable(f"{Origin.of(base).netloc} redirects to a malformed address") from None
 
 
 def _private(netloc: str) -> PermissionDenied:
@@ -369,7 +381,7 @@ def _system_context() -> ssl.SSLContext:
     context = urllib3.util.ssl_.create_urllib3_context()
     context.load_default_certs()
     paths = ssl.get_default_verify_paths()
-    has_folder = paths.capath is not None and any(os.scandir(paths.capath))
+    has_folder = paths.capath is not None and any(Path(paths.capath).iterdir())
     if paths.cafile is None and not has_folder:
         context.load_verify_locations(requests.certs.where())
     return context

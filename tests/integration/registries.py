@@ -1,0 +1,205 @@
+"""Servers for the registry tests: one that answers whatever a test says, and a token server.
+
+Both listen on a free port of loopback and note what they were asked.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+from lamella import oci
+from lamella.registry.server import Access
+
+
+class Asked(NamedTuple):
+    """One request as it came in."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def authorization(self) -> str | None:
+        return self.headers.get("authorization")
+
+
+class Reply(NamedTuple):
+    """What to send. Content-Length is added unless ``headers`` say it or ``body`` is no bytes.
+
+    The connection is closed after a body that is not bytes, and after one shorter than its Content-Length.
+    """
+
+    status: int = 200
+    headers: Mapping[str, str] = {}
+    body: bytes | Iterable[bytes] = b""
+    reset: bool = False
+    """Break the connection by a reset after the body."""
+
+
+class ScriptedServer:
+    """Calls ``script`` for every request; a context manager."""
+
+    def __init__(
+        self, script: Callable[[Asked], Reply], *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    ):
+        self.script = script
+        self.asked: list[Asked] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            timeout = 20
+            disable_nagle_algorithm = True
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def __getattr__(self, name: str) -> Any:
+                if name.startswith("do_"):
+                    return self._reply
+                raise AttributeError(name)
+
+            def handle(self) -> None:
+                with suppress(OSError):
+                    super().handle()
+
+            def _reply(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                asked = Asked(self.command, self.path, headers, body)
+                outer.asked.append(asked)
+                reply = outer.script(asked)
+                self.send_response(reply.status)
+                sent = dict(reply.headers)
+                if isinstance(reply.body, bytes):
+                    sent.setdefault("Content-Length", str(len(reply.body)))
+                else:
+                    self.close_connection = True
+                for name, value in sent.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    for piece in [reply.body] if isinstance(reply.body, bytes) else reply.body:
+                        self.wfile.write(piece)
+                    if isinstance(reply.body, bytes) and sent["Content-Length"] != str(len(reply.body)):
+                        self.close_connection = True
+                if reply.reset:
+                    self.close_connection = True
+                    linger = b"\x01\0\0\0\0\0\0\0"
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    self.connection.close()
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = False
+
+            def handle_error(self, *_: object) -> None:
+                pass
+
+        self._server = Server((host, 0), Handler)
+        if tls:
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    @property
+    def address(self) -> str:
+        return f"{self._server.server_address[0]}:{self.port}"
+
+    def __enter__(self) -> ScriptedServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class TokenServer(ScriptedServer):
+    """Gives tokens as the distribution project's token server does, to ``users`` or to anybody."""
+
+    def __init__(
+        self, users: Mapping[str, str] | None = None, *, expires_in: int | None = 300, **options: Any
+    ) -> None:
+        self.users = users
+        self.identity_tokens: set[str] = set()
+        self.expires_in = expires_in
+        self.given: list[tuple[str, str]] = []
+        super().__init__(self._give, **options)
+
+    @property
+    def realm(self) -> str:
+        return f"http://{self.address}/token"
+
+    def guard(self, access: Access) -> str | None:
+        """Protect a RegistryServer: the newest token for the scope is wanted."""
+        scope = f"repository:{access.repository}:{access.action}" if access.repository else ""
+        scheme, _, token = (access.authorization or "").partition(" ")
+        if scheme == "Bearer" and (scope, token) in self.given:
+            return None
+        return f'Bearer realm="{self.realm}",service="test registry",scope="{scope}"'
+
+    def revoke(self) -> None:
+        self.given.clear()
+
+    def _give(self, asked: Asked) -> Reply:
+        if asked.method == "POST":
+            form = parse_qs(asked.body.decode())
+            allowed = (
+                form["grant_type"] == ["refresh_token"] and form["refresh_token"][0] in self.identity_tokens
+            )
+            scope = form["scope"][0]
+        else:
+            scope = parse_qs(urlsplit(asked.path).query).get("scope", [""])[0]
+            encoded = (asked.authorization or "Basic ").removeprefix("Basic ")
+            name, _, password = base64.b64decode(encoded).decode().partition(":")
+            allowed = self.users is None or (name in self.users and self.users[name] == password)
+        if not allowed:
+            return Reply(401, {}, b'{"errors":[{"code":"UNAUTHORIZED","message":"wrong password"}]}')
+        token = f"token-{len(self.asked)}"
+        self.given.append((scope, token))
+        answer: dict[str, Any] = {"token": token}
+        if self.expires_in is not None:
+            answer["expires_in"] = self.expires_in
+        return Reply(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
+
+def push_image(
+    server: Any, repository: str = "team/app", tag: str = "latest", layers: int = 2
+) -> oci.Descriptor:
+    """Put a small image of random layers into a RegistryServer."""
+    import random
+
+    source = random.Random(repository + tag)
+    pushed = [
+        server.push_blob(repository, source.randbytes(200_000 + n), oci.OCI_LAYER_GZIP) for n in range(layers)
+    ]
+    config = server.push_blob(repository, b'{"architecture":"amd64","os":"linux"}', oci.OCI_CONFIG)
+    descriptor: oci.Descriptor = server.push_manifest(
+        repository, tag, oci.Manifest(config=config, layers=pushed)
+    )
+    return descriptor
+
+
+def read_all(stream: Any, piece: int = 64 * 1024) -> bytes:
+    """Read a BlobStream to its end."""
+    buffer = bytearray(piece)
+    data = bytearray()
+    while count := stream.readinto(memoryview(buffer)):
+        data += buffer[:count]
+    return bytes(data)
