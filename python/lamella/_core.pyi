@@ -1,7 +1,9 @@
 """The Rust core: what costs time. Every call releases the GIL, maps errors to lamella.errors and polls signals."""
 
-from collections.abc import Buffer, Sequence
+from collections.abc import Sequence
 from typing import Final, Literal, final
+
+from typing_extensions import Buffer
 
 __version__: Final[str]
 DEFAULT_SECCOMP: Final[str]
