@@ -5,13 +5,29 @@ from typing import Final, Literal, final
 
 from typing_extensions import Buffer
 
+__all__ = [
+    "DEFAULT_SECCOMP",
+    "Deferred",
+    "Pipeline",
+    "Unpacked",
+    "__version__",
+    "disk_usage",
+    "launch",
+    "mount",
+    "read_file",
+    "remove_tree",
+    "resolve",
+    "set_top_directory",
+    "unmount",
+]
+
 __version__: Final[str]
 DEFAULT_SECCOMP: Final[str]
 """The default seccomp profile as the JSON of the runtime spec's ``linux.seccomp`` object."""
 
-Compression = Literal["none", "gzip", "zstd"]
-Whiteouts = Literal["overlay", "overlay-userxattr", "plain"]
-Mount = tuple[str, str, Sequence[str]]
+_Compression = Literal["none", "gzip", "zstd"]
+_Whiteouts = Literal["overlay", "overlay-userxattr", "plain"]
+_Mount = tuple[str, str, Sequence[str]]
 """Type, source, options: as in containerd's mount structure and in fstab."""
 
 @final
@@ -31,10 +47,10 @@ class Pipeline:
         size: int,
         blob: str | None = None,
         offset: int = 0,
-        compression: Compression = "none",
+        compression: _Compression = "none",
         layer: str | None = None,
         diff_id: str | None = None,
-        whiteouts: Whiteouts = "overlay",
+        whiteouts: _Whiteouts = "overlay",
         max_tar_size: int | None = None,
         max_entries: int | None = None,
     ) -> Pipeline: ...
@@ -90,8 +106,8 @@ def read_file(layers: Sequence[str], path: str, limit: int) -> bytes | None:
     no regular file. ResourceExhausted when it is longer than ``limit`` bytes.
     """
 
-def mount(mounts: Sequence[Mount], target: str) -> None:
-    """Mount a snapshot's mounts on a folder: new mount API, mount(2) on older kernels. Errors name source and options."""
+def mount(mounts: Sequence[_Mount], target: str) -> None:
+    """Put a snapshot's mounts on a folder (new mount API; the old call on older kernels). Errors name source, options."""
 
 def unmount(target: str) -> None:
     """Unmount everything stacked on a folder, lazily if busy. Harmless when nothing is mounted there."""
@@ -105,7 +121,7 @@ def remove_tree(path: str) -> None:
 def set_top_directory(path: str) -> bool:
     """Set FS_TOPDIR_FL (chattr +T): ext4 then spreads child folders over block groups. False where unsupported."""
 
-def launch(request: bytes, descriptors: Sequence[int] = ()) -> bytes:
+def launch(request: bytes, descriptors: Sequence[int] = ...) -> bytes:
     """Start the launcher (from a sealed memfd) with a request document; return its reply document.
 
     The launcher daemonizes: no child of this process remains. ``descriptors`` appear in it from 5 on, in order.
