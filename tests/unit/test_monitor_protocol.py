@@ -151,7 +151,6 @@ def test_a_socket_in_a_deep_folder_is_reached(tmp_path):
     folder = tmp_path / ("d" * 100) / ("e" * 100)
     folder.mkdir(parents=True)
     server = socket.socket(socket.AF_UNIX)
-    import os
 
     descriptor = os.open(folder, os.O_PATH)
     server.bind(f"/proc/self/fd/{descriptor}/control.sock")
