@@ -9,10 +9,13 @@ import base64
 import json
 import socket
 import ssl
+import subprocess
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -194,6 +197,32 @@ def push_image(
         repository, tag, oci.Manifest(config=config, layers=pushed)
     )
     return descriptor
+
+
+@contextmanager
+def docker_registry_process(folder: Path, settings: str) -> Iterator[str]:
+    """Run docker-registry with more ``settings`` (YAML) on a free port; give ``127.0.0.1:PORT``."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    file = folder / "docker-registry.yml"
+    file.write_text(
+        "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
+        f"storage: {{filesystem: {{rootdirectory: {folder}/docker-registry}}}}\n"
+        f"http: {{addr: '127.0.0.1:{port}'}}\n{settings}"
+    )
+    with (folder / "docker-registry.log").open("wb") as log:
+        command = ["docker-registry", "serve", str(file)]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 20
+        while process.poll() is None and time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def read_all(stream: Any, piece: int = 64 * 1024) -> bytes:
