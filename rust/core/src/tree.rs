@@ -170,11 +170,11 @@ fn enter(parent: impl AsFd, name: &CStr, path: &Path) -> Result<Option<OwnedFd>>
     match opened {
         Ok(folder) => {
             let writable = Mode::RWXU.bits();
-            if let Ok(stat) = rustix::fs::fstat(&folder) {
-                if stat.st_mode & writable != writable {
-                    // Matters to an owner who is not root; a failure shows when the first name cannot be removed.
-                    let _ = rustix::fs::fchmod(&folder, Mode::RWXU);
-                }
+            if let Ok(stat) = rustix::fs::fstat(&folder)
+                && stat.st_mode & writable != writable
+            {
+                // Matters to an owner who is not root; a failure shows when the first name cannot be removed.
+                let _ = rustix::fs::fchmod(&folder, Mode::RWXU);
             }
             Ok(Some(folder))
         }

@@ -66,10 +66,10 @@ impl Folders {
     }
 
     fn keep(&mut self, folder: FolderId, descriptor: &Rc<OwnedFd>) {
-        if self.order.len() >= KEPT {
-            if let Some(oldest) = self.order.pop_front() {
-                self.open.remove(&oldest);
-            }
+        if self.order.len() >= KEPT
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.open.remove(&oldest);
         }
         self.open.insert(folder, Rc::clone(descriptor));
         self.order.push_back(folder);

@@ -9,6 +9,8 @@
 //! link to a file of a lower layer) the applier says so in [`Deferred`], and [`resolve`] finishes the folder with the
 //! layers beneath it. [`Merged`] is the view that both a mount and `resolve` give of a stack of layers.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 mod apply;
 mod attributes;
 mod copy;

@@ -56,26 +56,29 @@ pub fn resolve<P: AsRef<Path>>(layer: &Path, lowers: &[P], deferred: &Deferred) 
     Ok(depends)
 }
 
+/// A path of the layer, taken apart.
+type Components = Vec<Vec<u8>>;
+
 struct Resolver<'a> {
     root: OwnedFd,
     layer: &'a Path,
     lower: Merged,
     format: WhiteoutFormat,
     /// Folders whose content was moved: from, to.
-    moved: Vec<(Vec<Vec<u8>>, Vec<Vec<u8>>)>,
+    moved: Vec<(Components, Components)>,
     /// Lower inodes that were copied up, and where to.
-    copies: HashMap<(u64, u64), Vec<Vec<u8>>>,
+    copies: HashMap<(u64, u64), Components>,
     /// Folders of the layer that were changed, with their times before.
-    touched: Vec<(Vec<Vec<u8>>, Stat)>,
+    touched: Vec<(Components, Stat)>,
 }
 
-fn owned(path: &[u8]) -> Result<Vec<Vec<u8>>> {
+fn owned(path: &[u8]) -> Result<Components> {
     Ok(components(path)?.into_iter().map(<[u8]>::to_vec).collect())
 }
 
 impl Resolver<'_> {
     /// Where a path of the layer is now.
-    fn current(&self, mut path: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    fn current(&self, mut path: Components) -> Components {
         for (from, to) in &self.moved {
             if path.len() >= from.len() && path[..from.len()] == from[..] {
                 path = [to.as_slice(), &path[from.len()..]].concat();
@@ -148,10 +151,10 @@ impl Resolver<'_> {
                     show(&joined)
                 )));
             }
-            if let Some(found) = self.lower.lookup(&join(&target), Follow::Never)? {
-                if found.file_type() != FileType::Directory {
-                    return Err(Error::invalid(format!("'{}' leads to a file of a lower layer", show(&joined))));
-                }
+            if let Some(found) = self.lower.lookup(&join(&target), Follow::Never)?
+                && found.file_type() != FileType::Directory
+            {
+                return Err(Error::invalid(format!("'{}' leads to a file of a lower layer", show(&joined))));
             }
             self.move_folder(&path, &target)?;
             self.moved.push((path, target));
@@ -264,16 +267,16 @@ impl Resolver<'_> {
             return self.link_to(copy, &folder, &name);
         }
         // Under the target's own name, unless this layer has something else, or nothing, to be seen there.
-        if let Some((target_name, target_parents)) = found.path.split_last() {
-            if let Some(target_folder) = self.ensure(target_parents)? {
-                let target_name = c_name(target_name)?;
-                let hidden = !target_parents.is_empty() && is_opaque(target_folder.as_fd());
-                if !hidden && Self::stat(&target_folder, &target_name)?.is_none() {
-                    self.touch(target_parents, &target_folder)?;
-                    self.copy(&found, &target_folder, &target_name)?;
-                    self.copies.insert(inode, found.path.clone());
-                    return self.link_to(&found.path, &folder, &name);
-                }
+        if let Some((target_name, target_parents)) = found.path.split_last()
+            && let Some(target_folder) = self.ensure(target_parents)?
+        {
+            let target_name = c_name(target_name)?;
+            let hidden = !target_parents.is_empty() && is_opaque(target_folder.as_fd());
+            if !hidden && Self::stat(&target_folder, &target_name)?.is_none() {
+                self.touch(target_parents, &target_folder)?;
+                self.copy(&found, &target_folder, &target_name)?;
+                self.copies.insert(inode, found.path.clone());
+                return self.link_to(&found.path, &folder, &name);
             }
         }
         self.copy(&found, &folder, &name)?;

@@ -15,8 +15,8 @@ pub const CHUNK: usize = 256 * 1024;
 pub struct Chunk {
     memory: Box<[u8]>,
     length: usize,
-    /// The blob's file holds these bytes already.
-    pub stored: bool,
+    /// How many of its first bytes the blob's file holds already.
+    pub stored: usize,
     home: Sender<Box<[u8]>>,
 }
 
@@ -77,7 +77,7 @@ impl Pool {
                 if made.is_ok() { vec![0; CHUNK].into_boxed_slice() } else { self.free.recv_timeout(patience).ok()? }
             }
         };
-        Some(Chunk { memory, length: 0, stored: false, home: self.home.clone() })
+        Some(Chunk { memory, length: 0, stored: 0, home: self.home.clone() })
     }
 }
 

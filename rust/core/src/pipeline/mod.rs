@@ -331,7 +331,6 @@ impl Inner {
         while left != Some(0) {
             check()?;
             let chunk = self.chunk(feed, check)?;
-            chunk.stored = stored;
             let room = chunk.room();
             let most = left.map_or(room.len(), |left| room.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
             let count = match file.read(&mut room[..most]) {
@@ -347,15 +346,10 @@ impl Inner {
             }
             if let Some(chunk) = &mut feed.current {
                 chunk.advance(count);
+                chunk.stored += if stored { count } else { 0 };
             }
             left = left.map(|left| left - count as u64);
             self.send_if_full(feed)?;
-        }
-        // Bytes that are stored and bytes that are not do not share a chunk.
-        if stored {
-            if let Some(chunk) = feed.current.take().filter(|chunk| !chunk.is_empty()) {
-                self.send(feed, chunk)?;
-            }
         }
         Ok(())
     }
@@ -466,7 +460,7 @@ fn start_layer(
 }
 
 /// Open the blob's file at its offset, and once more to read back what it holds.
-fn open_blob(options: &Options) -> Result<(Option<(File, PathBuf)>, Option<File>)> {
+fn open_blob(options: &Options) -> Result<(Option<stage::BlobFile>, Option<File>)> {
     let Some(path) = &options.blob else {
         if options.offset > 0 {
             return Err(Error::invalid("an offset without a file"));

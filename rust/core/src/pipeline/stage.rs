@@ -159,13 +159,16 @@ impl BufRead for BlobSource<'_> {
     }
 }
 
+/// The blob's file, open where its next bytes belong, and its path for messages.
+pub type BlobFile = (File, PathBuf);
+
 /// Hash the blob and write it.
-pub fn store(mut chunks: Incoming, algorithm: Algorithm, file: Option<(File, PathBuf)>) -> Result<Digest> {
+pub fn store(mut chunks: Incoming, algorithm: Algorithm, file: Option<BlobFile>) -> Result<Digest> {
     let mut hasher = Hasher::new(algorithm);
     while let Some(chunk) = chunks.next_chunk()? {
-        if let (Some((file, path)), false) = (&file, chunk.stored) {
+        if let Some((file, path)) = &file {
             let mut file = file;
-            file.write_all(chunk.bytes())
+            file.write_all(&chunk.bytes()[chunk.stored..])
                 .map_err(|error| Error::system(format!("cannot write {}", path.display()), error))?;
         }
         hasher.update(chunk.bytes());

@@ -46,7 +46,7 @@ impl PaxSparse {
                 self.name = Some(value.to_vec());
             }
             // Format 0.0 repeats this pair.
-            b"offset" if self.numbers.len() % 2 == 0 => self.push(value, max_segments)?,
+            b"offset" if self.numbers.len().is_multiple_of(2) => self.push(value, max_segments)?,
             b"numbytes" if self.numbers.len() % 2 == 1 => self.push(value, max_segments)?,
             b"offset" | b"numbytes" => return Err(Error::invalid("offset and numbytes do not alternate")),
             b"map" => {
@@ -80,7 +80,7 @@ impl PaxSparse {
             }
             (0, _) => {
                 let Some(size) = self.real_size else { return Ok(None) };
-                if self.numbers.len() % 2 != 0 {
+                if !self.numbers.len().is_multiple_of(2) {
                     return Err(Error::invalid("a sparse map has an odd count of numbers"));
                 }
                 Ok(Some((size, PaxMap::Here(pairs(&self.numbers)))))

@@ -1,0 +1,226 @@
+//! Finishing a layer with the layers beneath it.
+
+use std::path::PathBuf;
+
+use lamella_core::layer::{Deferred, resolve};
+use lamella_core::{Kind, Result};
+
+use crate::archive::{Archive, Header};
+use crate::{Place, privileged, tree};
+
+/// Apply layers from the bottom up and resolve the top one.
+struct Stack {
+    lowers: Vec<Place>,
+    top: Place,
+    deferred: Deferred,
+}
+
+fn stack(layers: &[Archive], top: Archive) -> Stack {
+    let lowers = layers
+        .iter()
+        .rev()
+        .map(|archive| {
+            let place = Place::new();
+            place.apply(&archive.clone().end()).unwrap();
+            place
+        })
+        .collect();
+    let place = Place::new();
+    let deferred = place.apply(&top.end()).unwrap().deferred;
+    Stack { lowers, top: place, deferred }
+}
+
+impl Stack {
+    fn resolve(&self) -> Result<bool> {
+        let lowers: Vec<PathBuf> = self.lowers.iter().map(|place| place.layer.clone()).collect();
+        let first = resolve(&self.top.layer, &lowers, &self.deferred)?;
+        let before = tree::items(&self.top.layer);
+        let second = resolve(&self.top.layer, &lowers, &self.deferred)?;
+        assert_eq!(tree::items(&self.top.layer), before, "doing it twice is harmless");
+        assert_eq!(first, second);
+        Ok(first)
+    }
+}
+
+#[test]
+fn unnamed_folders_get_the_attributes_of_the_nearest_lower_one() {
+    if !privileged() {
+        return;
+    }
+    let header = Header { path: b"a", kind: b'5', mode: 0o1777, uid: 3, gid: 4, mtime: 99, ..Header::default() };
+    let lower = Archive::new().pax(&[("SCHILY.xattr.user.x", b"y")]).entry(&header, b"").folder_of_mode("a/b", 0o700);
+    let stack = stack(&[Archive::new().folder_of_mode("a", 0o600), lower], Archive::new().file("a/b/c/d", b""));
+    assert!(stack.resolve().unwrap());
+    let items = tree::items(&stack.top.layer);
+    let folder = &items["a"];
+    assert_eq!((folder.mode, folder.owner, folder.mtime), (0o1777, (3, 4), (99, 0)));
+    assert_eq!(folder.xattrs, [("user.x".to_owned(), b"y".to_vec())]);
+    assert_eq!(items["a/b"].mode, 0o700);
+    assert_eq!((items["a/b/c"].mode, items["a/b/c"].mtime), (0o755, (0, 0)));
+}
+
+#[test]
+fn the_root_counts_only_when_the_lower_one_is_unusual() {
+    let usual = stack(&[Archive::new().folder("./")], Archive::new().folder("a"));
+    assert!(!usual.resolve().unwrap());
+    let unusual = stack(&[Archive::new().folder_of_mode("./", 0o700)], Archive::new().folder("a"));
+    assert!(unusual.resolve().unwrap());
+    assert_eq!(tree::items(&unusual.top.layer)["."].mode, 0o700);
+    let alone = stack(&[], Archive::new().folder("a"));
+    assert!(!alone.resolve().unwrap());
+}
+
+#[test]
+fn a_layer_that_names_everything_depends_on_nothing() {
+    let stack = stack(&[Archive::new().folder_of_mode("a", 0o700)], Archive::new().folder("./").folder("a"));
+    assert!(!stack.resolve().unwrap());
+    assert_eq!(tree::items(&stack.top.layer)["a"].mode, 0o755);
+}
+
+#[test]
+fn linked_files_are_copied_up_under_their_own_name_too_and_stay_one_inode() {
+    if !privileged() {
+        return;
+    }
+    let header = Header { path: b"d/f", mode: 0o4755, uid: 9, mtime: 77, ..Header::default() };
+    let lower = Archive::new()
+        .folder_of_mode("d", 0o711)
+        .pax(&[("SCHILY.xattr.user.x", b"y")])
+        .entry(&header, b"content")
+        .hard_link("g", "d/f");
+    let top = Archive::new().folder("./").folder("new").hard_link("new/a", "d/f").hard_link("new/b", "g");
+    let stack = stack(&[lower], top);
+    assert!(stack.resolve().unwrap());
+    assert_eq!(stack.top.listing(), ["d d", "d/f f", "new d", "new/a f", "new/b f"]);
+    let items = tree::items(&stack.top.layer);
+    let file = &items["new/a"];
+    assert_eq!((file.mode, file.owner.0, file.mtime, file.content.as_slice()), (0o4755, 9, (77, 0), &b"content"[..]));
+    assert_eq!(file.xattrs.len(), 1);
+    assert!(items.values().filter(|item| item.kind == 'f').all(|item| item.first_name.as_deref() == Some("d/f")));
+    assert_eq!((items["d"].mode, items["d"].mtime.0), (0o711, 1_500_000_000));
+    assert_eq!(items["new"].mtime.0, 1_500_000_000);
+}
+
+#[test]
+fn a_deleted_target_is_linked_but_not_shown_again() {
+    let lower = || Archive::new().file("old", b"content").file("d/old", b"content");
+    let renamed = stack(&[lower()], Archive::new().folder("./").hard_link("new", "old").file(".wh.old", b""));
+    assert!(renamed.resolve().unwrap());
+    assert_eq!(renamed.top.listing(), ["new f", "old w"]);
+    let opaque = stack(
+        &[lower()],
+        Archive::new().folder("./").hard_link("new", "d/old").folder("d").file("d/.wh..wh..opq", b""),
+    );
+    assert!(opaque.resolve().unwrap());
+    assert_eq!(opaque.top.listing(), ["d d!", "new f"]);
+}
+
+#[test]
+fn symlinks_of_lower_layers_are_followed_to_a_target() {
+    let lower = Archive::new().file("usr/bin/tool", b"t").symlink("bin", "usr/bin");
+    let stack = stack(&[lower], Archive::new().folder("./").hard_link("alias", "bin/tool"));
+    assert!(stack.resolve().unwrap());
+    assert_eq!(stack.top.listing(), ["alias f", "usr d", "usr/bin d", "usr/bin/tool f"]);
+}
+
+#[test]
+fn links_to_symlinks_and_devices_copy_those() {
+    if !privileged() {
+        return;
+    }
+    let device = Header { path: b"null", kind: b'3', device: (1, 3), mode: 0o666, ..Header::default() };
+    let lower = Archive::new().symlink("s", "nowhere").entry(&device, b"");
+    let stack = stack(&[lower], Archive::new().folder("./").hard_link("a", "s").hard_link("b", "null"));
+    stack.resolve().unwrap();
+    let items = tree::items(&stack.top.layer);
+    assert_eq!((items["a"].kind, items["a"].content.as_slice()), ('l', &b"nowhere"[..]));
+    assert_eq!((items["b"].kind, items["b"].device, items["b"].mode), ('c', 0x103, 0o666));
+}
+
+#[test]
+fn a_target_that_is_nowhere_is_an_error() {
+    for top in [Archive::new().hard_link("a", "missing"), Archive::new().hard_link("a", "../etc/passwd/../x")] {
+        let place = Place::new();
+        let Ok(applied) = place.apply(&top.end()) else { continue };
+        let error = resolve::<PathBuf>(&place.layer, &[], &applied.deferred).unwrap_err();
+        assert_eq!(error.kind, Kind::InvalidArgument);
+        assert!(error.message.contains("missing"), "{error}");
+    }
+    let folder = stack(&[Archive::new().folder("d")], Archive::new().hard_link("a", "d"));
+    assert_eq!(folder.resolve().unwrap_err().kind, Kind::InvalidArgument);
+    let deleted =
+        stack(&[Archive::new().file("f", b""), Archive::new().file(".wh.f", b"")], Archive::new().hard_link("a", "f"));
+    assert_eq!(deleted.resolve().unwrap_err().kind, Kind::InvalidArgument);
+}
+
+#[test]
+fn a_target_that_the_layer_names_after_its_link_is_found() {
+    let stack = stack(&[], Archive::new().folder("./").hard_link("a", "b").file("b", b"late"));
+    stack.resolve().unwrap();
+    assert_eq!(tree::items(&stack.top.layer)["a"].content, b"late");
+}
+
+#[test]
+fn unnamed_folders_that_are_symlinks_below_lead_where_those_lead() {
+    let lower = Archive::new().folder_of_mode("usr/lib", 0o711).file("usr/lib/old", b"").symlink("lib", "usr/lib");
+    let top = Archive::new().folder("./").file("lib/new", b"n").file("lib/sub/deep", b"d").file("lib/.wh.old", b"");
+    let stack = stack(&[lower], top);
+    assert!(stack.resolve().unwrap());
+    let expected = ["usr d", "usr/lib d", "usr/lib/new f", "usr/lib/old w", "usr/lib/sub d", "usr/lib/sub/deep f"];
+    assert_eq!(stack.top.listing(), expected);
+    assert_eq!(tree::items(&stack.top.layer)["usr/lib"].mode, 0o711);
+}
+
+#[test]
+fn what_moves_merges_with_what_is_there() {
+    let lower = Archive::new().folder("usr/lib/d").symlink("lib", "/usr/lib");
+    let top = Archive::new()
+        .folder("./")
+        .folder("usr/lib")
+        .file("usr/lib/same", b"own")
+        .folder("usr/lib/d")
+        .file("usr/lib/d/one", b"")
+        .file("lib/same", b"moved")
+        .file("lib/d/two", b"")
+        .file("lib/three", b"");
+    let stack = stack(&[lower], top);
+    assert!(stack.resolve().unwrap());
+    let items = tree::items(&stack.top.layer);
+    let names: Vec<&str> = items.keys().map(String::as_str).collect();
+    let expected =
+        [".", "usr", "usr/lib", "usr/lib/d", "usr/lib/d/one", "usr/lib/d/two", "usr/lib/same", "usr/lib/three"];
+    assert_eq!(names, expected);
+    assert_eq!(items["usr/lib/same"].content, b"own");
+    assert_eq!(items["usr/lib"].mtime.0, 1_500_000_000);
+}
+
+#[test]
+fn a_named_folder_takes_the_place_of_a_lower_symlink() {
+    let lower = Archive::new().file("usr/lib/old", b"").symlink("lib", "usr/lib");
+    let stack = stack(&[lower], Archive::new().folder("./").folder("lib").file("lib/x/new", b""));
+    stack.resolve().unwrap();
+    assert_eq!(stack.top.listing(), ["lib d", "lib/x d", "lib/x/new f"]);
+}
+
+#[test]
+fn lower_symlinks_never_lead_out_of_the_layer() {
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("secret"), b"secret").unwrap();
+    let target = outside.path().to_str().unwrap();
+    let lower = || Archive::new().symlink("out", target).symlink("up", &format!("../../../../../../..{target}"));
+    for name in ["out", "up"] {
+        let linked = stack(&[lower()], Archive::new().hard_link("a", &format!("{name}/secret")));
+        assert_eq!(linked.resolve().unwrap_err().kind, Kind::InvalidArgument);
+        let moved = stack(&[lower()], Archive::new().file(&format!("{name}/secret"), b"evil"));
+        moved.resolve().unwrap();
+    }
+    assert_eq!(std::fs::read(outside.path().join("secret")).unwrap(), b"secret");
+}
+
+#[test]
+fn a_lower_symlink_to_a_file_or_to_itself_is_no_parent() {
+    let file = stack(&[Archive::new().file("f", b"").symlink("l", "f")], Archive::new().file("l/x", b""));
+    assert_eq!(file.resolve().unwrap_err().kind, Kind::InvalidArgument);
+    let own = stack(&[Archive::new().symlink("l", "l/sub")], Archive::new().file("l/x", b""));
+    assert_eq!(own.resolve().unwrap_err().kind, Kind::InvalidArgument);
+}
