@@ -1,2 +1,30 @@
 //! The container's parent process: the launcher sets a container up from an OCI runtime-spec bundle and stays as its
 //! monitor.
+//!
+//! ```text
+//! caller ──posix_spawn──> launcher ──fork──> monitor ──clone3──> first process ──execve──> program
+//!   │ request on fd 3        └ ends            │  <──channel──     namespaces, mounts, cgroup, identity, filter
+//!   └ reply from fd 4 <────────────────────────┘
+//! ```
+//! The request and the spec are checked whole before anything is made ([`request`], [`spec`]); what the launcher does
+//! not implement is refused by name. Then [`launch`] makes the [`cgroup`] and the first process, which builds its
+//! [`rootfs`] and applies its [`process`] plan in [`container`], and [`monitor`] serves until the container is gone.
+//!
+//! Everything that is not kept in files of the bundle dies with the processes: mounts exist in the container's mount
+//! namespace only, and the cgroup's folders are removed by the monitor.
+
+pub mod cgroup;
+pub mod channel;
+pub mod container;
+pub mod error;
+pub mod launch;
+pub mod monitor;
+pub mod namespaces;
+pub mod process;
+pub mod request;
+pub mod rootfs;
+pub mod spec;
+mod sys;
+pub mod time;
+
+pub use process::seccomp::{DEFAULT_SECCOMP, default_seccomp};

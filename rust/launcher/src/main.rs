@@ -1,3 +1,5 @@
-//! Entry of the launcher executable.
+//! Entry of the launcher executable; see the library.
 
-fn main() {}
+fn main() {
+    std::process::exit(lamella_launcher::launch::run());
+}

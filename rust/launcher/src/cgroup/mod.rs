@@ -1,0 +1,361 @@
+//! The container's cgroup: limits, the device allow-list, the freezer, and who is in it.
+//!
+//! On disk, with the hierarchies at /sys/fs/cgroup:
+//! ```text
+//! v1 (also hybrid)  <root>/<controller>/<cgroupsPath>/...   memory, pids, devices, freezer and cpuacct always, the others
+//!                                                           where a limit needs them
+//! v2                <root>/<cgroupsPath>/...
+//! ```
+//! The monitor makes the folders before the container's first process exists and removes them, with parents that are
+//! empty then, after its last is gone. The bundle's lock guards them: two monitors never share a cgroupsPath.
+//!
+//! On v1 a process joins by writing 0 to an already open `tasks` file: a parent that writes a child's id waits for an
+//! RCU grace period (12-29 ms when cold). On v2 clone3 makes the process right in the cgroup.
+
+pub mod devices;
+mod settings;
+mod v1;
+mod v2;
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Failure, Kind, describe};
+use crate::spec::{Resources, Spec};
+use crate::sys;
+use settings::Setting;
+
+/// Where the hierarchies are mounted.
+pub const ROOT: &str = "/sys/fs/cgroup";
+const CGROUP2_MAGIC: u64 = 0x6367_7270;
+/// How often to try again what the kernel refuses for a moment, and how long to wait in between.
+const ATTEMPTS: u32 = 400;
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// What a container asks of its cgroup, checked.
+#[derive(Debug)]
+pub struct CgroupPlan {
+    /// From the root of each hierarchy, without a slash in front; None when the container has no cgroup of its own.
+    path: Option<String>,
+    resources: Resources,
+}
+
+impl CgroupPlan {
+    /// Take the cgroup part out of a checked spec.
+    pub fn new(spec: &mut Spec) -> Self {
+        let path = spec.linux.cgroups_path.take();
+        let clean = |path: String| path.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
+        Self { path: path.map(clean), resources: spec.linux.resources.take().unwrap_or_default() }
+    }
+
+    /// Make the cgroup below `root` and set the limits. On failure nothing is left. What could not be had and was not
+    /// asked for is said in `warnings`.
+    pub fn create(&self, root: &Path, warnings: &mut Vec<String>) -> Result<Cgroup, Failure> {
+        let Some(path) = &self.path else {
+            if self.resources.ask_for_limits() {
+                return Err(Failure::invalid("linux.resources", "limits need a linux.cgroupsPath"));
+            }
+            return Ok(Cgroup::default());
+        };
+        let unified = is_unified(root);
+        let settings = if unified {
+            settings::unified(&self.resources)?
+        } else {
+            settings::legacy(&self.resources)?
+        };
+        let mut cgroup = Cgroup { root: root.to_owned(), folders: Vec::new(), unified: None };
+        let made = if unified {
+            v2::create(&mut cgroup, path, &settings)
+        } else {
+            v1::create(&mut cgroup, path, &settings)
+        };
+        match made {
+            Ok(()) => {}
+            // A user without the right to make cgroups, or a machine without them: fine, unless limits were asked for.
+            Err(failure)
+                if !self.resources.ask_for_limits()
+                    && matches!(failure.kind, Kind::PermissionDenied | Kind::NotFound) =>
+            {
+                cgroup.remove();
+                warnings.push(format!("the container has no cgroup: {}", failure.message));
+                return Ok(Cgroup::default());
+            }
+            Err(failure) => {
+                cgroup.remove();
+                return Err(failure);
+            }
+        }
+        let done = cgroup.apply(&settings, warnings).and_then(|()| {
+            let rules = devices::rules(&self.resources.devices);
+            if unified { cgroup.filter_devices_by_program(&rules, warnings) } else { cgroup.list_devices(&rules) }
+        });
+        if let Err(failure) = done {
+            cgroup.remove();
+            return Err(failure);
+        }
+        Ok(cgroup)
+    }
+}
+
+/// Whether `root` is a v2 hierarchy; a faked tree is one when it has `cgroup.controllers`.
+fn is_unified(root: &Path) -> bool {
+    rustix::fs::statfs(root).is_ok_and(|status| status.f_type as u64 == CGROUP2_MAGIC)
+        || root.join("cgroup.controllers").exists()
+}
+
+/// One controller's folder of a v1 hierarchy, or the only one of v2.
+#[derive(Debug)]
+struct Folder {
+    /// Name of the hierarchy's mount point: `memory`, `cpu,cpuacct`; empty for v2.
+    hierarchy: String,
+    path: PathBuf,
+    /// v1: the `tasks` file; v2: the folder itself.
+    joining: std::os::fd::OwnedFd,
+}
+
+/// A container's cgroup. The default one is none at all.
+#[derive(Debug, Default)]
+pub struct Cgroup {
+    root: PathBuf,
+    folders: Vec<Folder>,
+    unified: Option<PathBuf>,
+}
+
+impl Cgroup {
+    /// The folder that clone3 shall make the first process in (v2).
+    pub fn clone_target(&self) -> Option<BorrowedFd<'_>> {
+        self.unified.as_ref()?;
+        self.folders.first().map(|folder| folder.joining.as_fd())
+    }
+
+    /// Join the cgroup (v1): for the container's first process, and those that an exec adds.
+    pub fn join(&self) -> Result<(), Failure> {
+        if self.unified.is_some() {
+            return Ok(());
+        }
+        for folder in &self.folders {
+            rustix::io::write(&folder.joining, b"0")
+                .map_err(|error| Failure::system(format!("join the cgroup {}", folder.path.display()), &error.into()))?;
+        }
+        Ok(())
+    }
+
+    /// The v2 folder.
+    pub fn unified_folder(&self) -> Option<String> {
+        self.unified.as_ref().map(|path| path.to_string_lossy().into_owned())
+    }
+
+    /// The v1 folders by hierarchy.
+    pub fn legacy_folders(&self) -> impl Iterator<Item = (&str, String)> {
+        self.folders
+            .iter()
+            .filter(|folder| !folder.hierarchy.is_empty())
+            .map(|folder| (folder.hierarchy.as_str(), folder.path.to_string_lossy().into_owned()))
+    }
+
+    /// A controller's folder.
+    fn folder(&self, controller: &str) -> Option<&Path> {
+        self.unified.as_deref().or_else(|| {
+            self.folders
+                .iter()
+                .find(|folder| folder.hierarchy.split(',').any(|name| name == controller))
+                .map(|folder| folder.path.as_path())
+        })
+    }
+
+    /// Write limits.
+    fn apply(&self, settings: &[Setting], warnings: &mut Vec<String>) -> Result<(), Failure> {
+        for setting in settings {
+            let Some(folder) = self.folder(setting.controller) else {
+                return Err(missing_controller(setting));
+            };
+            let file = folder.join(&setting.file);
+            match write_file(&file, &setting.value) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let message = format!("{} is not set: the kernel has no {}", setting.field, setting.file);
+                    if !setting.optional {
+                        return Err(Failure::new(Kind::Unsupported, message));
+                    }
+                    warnings.push(message);
+                }
+                Err(error) => {
+                    let value = &setting.value;
+                    return Err(Failure::system(format!("{}: write {value} to {}", setting.field, file.display()), &error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Change limits of a running container. Devices cannot be changed.
+    pub fn update(&self, resources: &Resources, warnings: &mut Vec<String>) -> Result<(), Failure> {
+        if !resources.devices.is_empty() {
+            return Err(Failure::unsupported("a change of resources.devices"));
+        }
+        let settings =
+            if self.unified.is_some() { settings::unified(resources)? } else { settings::legacy(resources)? };
+        self.apply(&settings, warnings)
+    }
+
+    /// Ids of all processes in the cgroup, as the host sees them.
+    pub fn processes(&self) -> Vec<i32> {
+        let folder = self.folder("pids").or_else(|| self.folders.first().map(|folder| folder.path.as_path()));
+        let mut found = Vec::new();
+        if let Some(folder) = folder {
+            collect_processes(folder, &mut found);
+        }
+        found
+    }
+
+    /// Send a signal to every process, again and again until no new one shows up.
+    pub fn signal_all(&self, signal: i32) {
+        if signal == libc::SIGKILL
+            && let Some(folder) = &self.unified
+            && write_file(&folder.join("cgroup.kill"), "1").is_ok()
+        {
+            return;
+        }
+        let mut done = Vec::new();
+        loop {
+            let fresh: Vec<i32> = self.processes().into_iter().filter(|pid| !done.contains(pid)).collect();
+            if fresh.is_empty() {
+                return;
+            }
+            for pid in &fresh {
+                let _ = sys::kill(*pid, signal);
+            }
+            done.extend(fresh);
+        }
+    }
+
+    /// How many processes the kernel killed because a memory limit was reached.
+    pub fn oom_kills(&self) -> u64 {
+        let Some(folder) = self.folder("memory") else { return 0 };
+        let file = if self.unified.is_some() { "memory.events" } else { "memory.oom_control" };
+        let text = std::fs::read_to_string(folder.join(file)).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Stop (or let go on) every process; returns when the kernel says so.
+    pub fn set_frozen(&self, frozen: bool) -> Result<(), Failure> {
+        if self.unified.is_some() { self.freeze_unified(frozen) } else { self.freeze_legacy(frozen) }
+    }
+
+    /// Remove the folders, those that the container made in them, and parents that are empty then. Harmless twice.
+    pub fn remove(&mut self) {
+        for folder in std::mem::take(&mut self.folders) {
+            drop(folder.joining);
+            let top = self.root.join(&folder.hierarchy);
+            for attempt in 0..ATTEMPTS {
+                match remove_folder(&folder.path) {
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempt + 1 < ATTEMPTS => {
+                        std::thread::sleep(PAUSE);
+                    }
+                    _ => break,
+                }
+            }
+            let mut parent = folder.path.parent();
+            while let Some(path) = parent.filter(|path| path.starts_with(&top) && *path != top) {
+                if std::fs::remove_dir(path).is_err() {
+                    break;
+                }
+                parent = path.parent();
+            }
+        }
+        self.unified = None;
+    }
+}
+
+fn missing_controller(setting: &Setting) -> Failure {
+    Failure::new(
+        Kind::FailedPrecondition,
+        format!("{}: this machine has no cgroup controller {}", setting.field, setting.controller),
+    )
+    .with_hint("drop the limit, or enable the controller (cgroup.subtree_control, kernel command line)")
+}
+
+fn collect_processes(folder: &Path, found: &mut Vec<i32>) {
+    let text = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    found.extend(text.lines().filter_map(|line| line.trim().parse::<i32>().ok()).filter(|pid| *pid > 0));
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect_processes(&entry.path(), found);
+        }
+    }
+}
+
+/// Remove a cgroup; when that is refused, first those beneath it.
+fn remove_folder(folder: &Path) -> io::Result<()> {
+    // A faked tree holds real files, which a cgroup's folder does not.
+    let remove = |folder: &Path| if cfg!(test) { std::fs::remove_dir_all(folder) } else { std::fs::remove_dir(folder) };
+    match remove(folder) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::ENOTEMPTY)) => {
+            for entry in std::fs::read_dir(folder)?.flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    remove_folder(&entry.path())?;
+                }
+            }
+            remove(folder)
+        }
+        result => result,
+    }
+}
+
+/// Make a folder that is ours alone, and its parents; `each` is called for every one that was made. A folder that a
+/// killed monitor left is made anew, so that its counters start from zero.
+fn make_folder(top: &Path, path: &str, each: &mut dyn FnMut(&Path) -> Result<(), Failure>) -> Result<PathBuf, Failure> {
+    let leaf = top.join(path);
+    let fail = |folder: &Path, error: &io::Error| Failure::system(format!("make the cgroup {}", folder.display()), error);
+    // A container that ends at the same moment may remove a parent that was just found.
+    for _ in 0..ATTEMPTS {
+        match std::fs::create_dir(&leaf) {
+            Ok(()) => {
+                each(&leaf)?;
+                return Ok(leaf);
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let mut busy = Vec::new();
+                collect_processes(&leaf, &mut busy);
+                if !busy.is_empty() {
+                    return Err(Failure::new(
+                        Kind::FailedPrecondition,
+                        format!("the cgroup {} is in use by {} processes", leaf.display(), busy.len()),
+                    )
+                    .with_hint("another container has the same linux.cgroupsPath"));
+                }
+                remove_folder(&leaf).map_err(|error| fail(&leaf, &error))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && top.is_dir() => {
+                let mut parent = top.to_owned();
+                let parts: Vec<&str> = path.split('/').collect();
+                for part in parts.iter().take(parts.len().saturating_sub(1)) {
+                    parent.push(part);
+                    match std::fs::create_dir(&parent) {
+                        Ok(()) => each(&parent)?,
+                        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                        Err(error) => return Err(fail(&parent, &error)),
+                    }
+                }
+            }
+            Err(error) => return Err(fail(&leaf, &error)),
+        }
+    }
+    Err(Failure::new(Kind::Unavailable, format!("make the cgroup {}: its parents come and go", leaf.display())))
+}
+
+/// Write a control file in one write, as the kernel wants it. Control files are never made, but in a test's tree.
+fn write_file(file: &Path, value: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).create(cfg!(test)).truncate(cfg!(test)).open(file)?.write_all(value.as_bytes())
+}
+
+fn warn_devices(warnings: &mut Vec<String>, error: &io::Error) {
+    warnings.push(format!("no device filter: {}; nodes other than the container's own stay unusable", describe(error)));
+}
+
+#[cfg(test)]
+mod tests;

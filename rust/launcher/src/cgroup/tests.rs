@@ -1,0 +1,140 @@
+//! Cgroups on a faked tree: plain folders and files, which stand for the kernel's.
+
+use std::fs;
+
+use super::*;
+
+fn legacy_tree() -> tempfile::TempDir {
+    let root = tempfile::tempdir().expect("a folder");
+    for name in ["memory", "pids", "devices", "freezer", "cpu,cpuacct", "cpuset"] {
+        fs::create_dir(root.path().join(name)).expect("made");
+    }
+    for name in ["cpu", "cpuacct"] {
+        std::os::unix::fs::symlink("cpu,cpuacct", root.path().join(name)).expect("linked");
+    }
+    fs::write(root.path().join("cpuset/cpuset.cpus"), "0-3\n").expect("written");
+    fs::write(root.path().join("cpuset/cpuset.mems"), "0\n").expect("written");
+    root
+}
+
+fn unified_tree() -> tempfile::TempDir {
+    let root = tempfile::tempdir().expect("a folder");
+    fs::write(root.path().join("cgroup.controllers"), "cpu memory pids io\n").expect("written");
+    fs::write(root.path().join("cgroup.subtree_control"), "\n").expect("written");
+    root
+}
+
+fn plan(resources: &str) -> CgroupPlan {
+    CgroupPlan {
+        path: Some("lamella/default/box".into()),
+        resources: serde_json::from_str(resources).expect("valid"),
+    }
+}
+
+fn read(root: &Path, file: &str) -> String {
+    fs::read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+#[test]
+fn v1_gets_a_folder_a_hierarchy_with_its_limits_and_leaves_nothing() {
+    let root = legacy_tree();
+    let before = tree(root.path());
+    let mut warnings = Vec::new();
+    let resources = r#"{"memory":{"limit":4096},"cpu":{"quota":5000,"cpus":"1"},"pids":{"limit":5}}"#;
+    let mut cgroup = plan(resources).create(root.path(), &mut warnings).expect("created");
+    assert_eq!(read(root.path(), "memory/lamella/default/box/memory.limit_in_bytes"), "4096");
+    assert_eq!(read(root.path(), "cpu,cpuacct/lamella/default/box/cpu.cfs_quota_us"), "5000");
+    assert_eq!(read(root.path(), "cpuset/lamella/default/box/cpuset.cpus"), "1");
+    assert_eq!(read(root.path(), "cpuset/lamella/default/box/cpuset.mems"), "0");
+    assert_eq!(read(root.path(), "cpuset/lamella/cpuset.cpus"), "0-3");
+    assert_eq!(read(root.path(), "pids/lamella/default/box/pids.max"), "5");
+    assert_eq!(read(root.path(), "devices/lamella/default/box/devices.deny"), "a");
+    assert!(root.path().join("freezer/lamella/default/box").is_dir());
+    assert!(cgroup.clone_target().is_none());
+    cgroup.join().expect("joined");
+    assert_eq!(read(root.path(), "memory/lamella/default/box/tasks"), "0");
+    assert!(warnings.is_empty());
+    fs::remove_file(root.path().join("cpuset/lamella/cpuset.cpus")).expect("a file that no cgroup has");
+    fs::remove_file(root.path().join("cpuset/lamella/cpuset.mems")).expect("a file that no cgroup has");
+    fs::remove_file(root.path().join("cpuset/lamella/default/cpuset.cpus")).expect("a file that no cgroup has");
+    fs::remove_file(root.path().join("cpuset/lamella/default/cpuset.mems")).expect("a file that no cgroup has");
+    cgroup.remove();
+    assert_eq!(tree(root.path()), before);
+}
+
+#[test]
+fn v2_gets_one_folder_and_the_controllers_it_needs() {
+    let root = unified_tree();
+    let mut warnings = Vec::new();
+    let resources = r#"{"memory":{"limit":4096},"cpu":{"shares":2},"unified":{"memory.high":"2048"}}"#;
+    let mut cgroup = plan(resources).create(root.path(), &mut warnings).expect("created");
+    assert_eq!(read(root.path(), "lamella/default/box/memory.max"), "4096");
+    assert_eq!(read(root.path(), "lamella/default/box/memory.high"), "2048");
+    assert_eq!(read(root.path(), "lamella/default/box/cpu.weight"), "1");
+    assert!(read(root.path(), "cgroup.subtree_control").starts_with('+'));
+    assert!(cgroup.clone_target().is_some());
+    assert!(!root.path().join("lamella/default/box/cgroup.subtree_control").exists());
+    fs::write(root.path().join("lamella/default/box/memory.events"), "low 0\noom 3\noom_kill 2\n").expect("written");
+    assert_eq!(cgroup.oom_kills(), 2);
+    fs::write(root.path().join("lamella/default/box/cgroup.procs"), "17\n18\n").expect("written");
+    assert_eq!(cgroup.processes(), [17, 18]);
+    cgroup.remove();
+    assert!(!root.path().join("lamella/default/box").exists());
+}
+
+#[test]
+fn a_controller_that_is_missing_is_an_error_when_a_limit_needs_it() {
+    let failure = plan(r#"{"hugepageLimits":[{"pageSize":"2MB","limit":1}]}"#)
+        .create(unified_tree().path(), &mut Vec::new())
+        .expect_err("refused");
+    assert_eq!(failure.kind, Kind::FailedPrecondition);
+    let root = legacy_tree();
+    let failure = plan(r#"{"hugepageLimits":[{"pageSize":"2MB","limit":1}]}"#)
+        .create(root.path(), &mut Vec::new())
+        .expect_err("refused");
+    assert!(failure.message.contains("hugetlb"), "{}", failure.message);
+    assert!(!root.path().join("memory/lamella").exists(), "nothing is left");
+}
+
+#[test]
+fn a_machine_without_cgroups_is_fine_unless_limits_are_asked_for() {
+    let root = tempfile::tempdir().expect("a folder");
+    let mut warnings = Vec::new();
+    plan("{}").create(root.path(), &mut warnings).expect("without");
+    assert_eq!(warnings.len(), 1);
+    plan(r#"{"pids":{"limit":3}}"#).create(root.path(), &mut warnings).expect_err("refused");
+}
+
+#[test]
+fn a_cgroup_that_a_killed_monitor_left_is_made_anew_and_one_in_use_is_refused() {
+    let root = legacy_tree();
+    let leaf = root.path().join("memory/lamella/default/box");
+    fs::create_dir_all(&leaf).expect("made");
+    fs::write(leaf.join("memory.oom_control"), "oom_kill 9\n").expect("written");
+    let cgroup = plan("{}").create(root.path(), &mut Vec::new()).expect("made anew");
+    assert_eq!(cgroup.oom_kills(), 0);
+    fs::write(leaf.join("cgroup.procs"), "1\n").expect("written");
+    let failure = plan("{}").create(root.path(), &mut Vec::new()).expect_err("in use");
+    assert_eq!(failure.kind, Kind::FailedPrecondition);
+}
+
+#[test]
+fn limits_without_a_cgroup_path_are_refused() {
+    let plan = CgroupPlan {
+        path: None,
+        resources: serde_json::from_str(r#"{"pids":{"limit":3}}"#).expect("valid"),
+    };
+    plan.create(legacy_tree().path(), &mut Vec::new()).expect_err("refused");
+}
+
+fn tree(root: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root).expect("readable").flatten() {
+        found.push(entry.path());
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(tree(&entry.path()));
+        }
+    }
+    found.sort();
+    found
+}

@@ -1,0 +1,93 @@
+//! cgroup v1: one hierarchy a controller, also on hybrid machines.
+
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use super::settings::Setting;
+use super::{ATTEMPTS, Cgroup, Folder, PAUSE, devices, make_folder, write_file};
+use crate::error::{Failure, Kind, Step};
+
+/// Every container has these (35 microseconds each, from making to removing), where the machine has them: memory for
+/// out-of-memory kills, pids for who is in it, devices for safety, freezer for pause, cpuacct for statistics.
+const ALWAYS: [&str; 5] = ["memory", "pids", "devices", "freezer", "cpuacct"];
+
+/// Make the folders.
+pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> Result<(), Failure> {
+    let needed = settings.iter().map(|setting| setting.controller);
+    for controller in ALWAYS.into_iter().chain(needed) {
+        if cgroup.folder(controller).is_some() {
+            continue;
+        }
+        // Hierarchies of several controllers are mounted under both names: cpu -> cpu,cpuacct.
+        let mount = cgroup.root.join(controller);
+        let hierarchy = match std::fs::read_link(&mount) {
+            Ok(link) => link.file_name().map_or_else(|| controller.to_owned(), |name| name.to_string_lossy().into_owned()),
+            Err(_) => controller.to_owned(),
+        };
+        let top = cgroup.root.join(&hierarchy);
+        if !top.is_dir() {
+            match settings.iter().find(|setting| setting.controller == controller) {
+                Some(setting) => return Err(super::missing_controller(setting)),
+                None => continue,
+            }
+        }
+        let cpuset = hierarchy.split(',').any(|name| name == "cpuset");
+        let leaf = make_folder(&top, path, &mut |folder| if cpuset { inherit_cpuset(folder) } else { Ok(()) })?;
+        let tasks = OpenOptions::new().write(true).create(cfg!(test)).truncate(cfg!(test)).open(leaf.join("tasks"));
+        match tasks {
+            Ok(tasks) => cgroup.folders.push(Folder { hierarchy, path: leaf, joining: OwnedFd::from(tasks) }),
+            Err(error) => {
+                let _ = std::fs::remove_dir(&leaf);
+                return Err(Failure::system(format!("open {}/tasks", leaf.display()), &error));
+            }
+        }
+    }
+    if cgroup.folders.is_empty() {
+        return Err(Failure::new(Kind::NotFound, format!("no cgroup hierarchy is mounted at {}", cgroup.root.display())));
+    }
+    Ok(())
+}
+
+/// A new cpuset is empty, and nothing can join it then.
+fn inherit_cpuset(folder: &Path) -> Result<(), Failure> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let step = || format!("set {}/{file}", folder.display());
+        let Some(parent) = folder.parent() else { continue };
+        let value = std::fs::read_to_string(parent.join(file)).step(step)?;
+        write_file(&folder.join(file), value.trim()).step(step)?;
+    }
+    Ok(())
+}
+
+impl Cgroup {
+    /// Set the device allow-list.
+    pub(super) fn list_devices(&self, rules: &[devices::Rule]) -> Result<(), Failure> {
+        let Some(folder) = self.folder("devices") else { return Ok(()) };
+        for rule in rules {
+            let file = if rule.allow { "devices.allow" } else { "devices.deny" };
+            let line = rule.line();
+            write_file(&folder.join(file), &line).step(|| format!("write {line:?} to {}/{file}", folder.display()))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn freeze_legacy(&self, frozen: bool) -> Result<(), Failure> {
+        let Some(folder) = self.folder("freezer") else {
+            return Err(Failure::new(Kind::FailedPrecondition, "the container has no freezer cgroup"));
+        };
+        let file = folder.join("freezer.state");
+        let wanted = if frozen { "FROZEN" } else { "THAWED" };
+        let step = || format!("write {wanted} to {}", file.display());
+        for _ in 0..ATTEMPTS {
+            // Written again while FREEZING: a process that was forking meanwhile is caught then.
+            write_file(&file, wanted).step(step)?;
+            if std::fs::read_to_string(&file).step(step)?.trim() == wanted {
+                return Ok(());
+            }
+            std::thread::sleep(PAUSE);
+        }
+        let _ = write_file(&file, "THAWED");
+        Err(Failure::new(Kind::Unavailable, format!("{}: it takes too long", step())))
+    }
+}

@@ -1,0 +1,115 @@
+//! cgroup v2: one hierarchy for all controllers.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+use super::settings::Setting;
+use super::{ATTEMPTS, Cgroup, Folder, PAUSE, devices, make_folder, missing_controller, warn_devices, write_file};
+use crate::error::{Failure, Kind, Step};
+use crate::sys;
+
+/// Enabled for every container where the machine has them; the others where a limit needs them.
+const ALWAYS: [&str; 4] = ["memory", "pids", "cpu", "io"];
+
+/// Make the folder, with the controllers that are needed enabled on the way to it.
+pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> Result<(), Failure> {
+    let needed: BTreeSet<&str> = settings.iter().map(|setting| setting.controller).filter(|it| !it.is_empty()).collect();
+    let available = controllers(&cgroup.root, "cgroup.controllers");
+    if let Some(setting) = settings
+        .iter()
+        .find(|setting| !setting.controller.is_empty() && !available.iter().any(|name| name == setting.controller))
+    {
+        return Err(missing_controller(setting));
+    }
+    let root = cgroup.root.clone();
+    enable(&root, &needed)?;
+    let leaf_path = root.join(path);
+    let leaf = make_folder(&root, path, &mut |folder| {
+        // The leaf holds processes: a folder with controllers for its children must not.
+        if folder == leaf_path { Ok(()) } else { enable(folder, &needed) }
+    })?;
+    // Parents that were there already may lack a controller.
+    for folder in leaf.ancestors().skip(1).take_while(|folder| *folder != root) {
+        enable(folder, &needed)?;
+    }
+    let folder = rustix::fs::openat(CWD, &leaf, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    match folder {
+        Ok(joining) => {
+            cgroup.folders.push(Folder { hierarchy: String::new(), path: leaf.clone(), joining });
+            cgroup.unified = Some(leaf);
+            Ok(())
+        }
+        Err(error) => {
+            let _ = std::fs::remove_dir(&leaf);
+            Err(Failure::system(format!("open the cgroup {}", leaf.display()), &error.into()))
+        }
+    }
+}
+
+fn controllers(folder: &Path, file: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(folder.join(file)).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Enable controllers for a folder's children: those in `needed` must work, the usual ones may.
+fn enable(folder: &Path, needed: &BTreeSet<&str>) -> Result<(), Failure> {
+    let available = controllers(folder, "cgroup.controllers");
+    let enabled = controllers(folder, "cgroup.subtree_control");
+    let wanted: BTreeSet<&str> = needed.iter().copied().chain(ALWAYS).collect();
+    let file = folder.join("cgroup.subtree_control");
+    for controller in wanted {
+        let offered = available.iter().any(|name| name == controller);
+        if !offered || enabled.iter().any(|name| name == controller) {
+            continue;
+        }
+        let result = write_file(&file, &format!("+{controller}"));
+        if needed.contains(controller) {
+            result.step(|| format!("enable the controller {controller} in {}", folder.display()))?;
+        }
+    }
+    Ok(())
+}
+
+impl Cgroup {
+    /// Attach the device filter. Without the right to load one (in a user namespace, where device nodes cannot be made
+    /// anyway) the container goes without.
+    pub(super) fn filter_devices_by_program(
+        &self,
+        rules: &[devices::Rule],
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Failure> {
+        let Some(folder) = self.folders.first() else { return Ok(()) };
+        if cfg!(test) {
+            return Ok(());
+        }
+        match sys::attach_device_program(folder.joining.as_fd(), &devices::program(rules)) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) && !rustix::process::geteuid().is_root() => {
+                warn_devices(warnings, &error);
+                Ok(())
+            }
+            result => result.step(|| format!("attach the device filter to {}", folder.path.display())),
+        }
+    }
+
+    pub(super) fn freeze_unified(&self, frozen: bool) -> Result<(), Failure> {
+        let Some(folder) = &self.unified else {
+            return Err(Failure::new(Kind::FailedPrecondition, "the container has no cgroup"));
+        };
+        let value = if frozen { "1" } else { "0" };
+        let step = || format!("write {value} to {}/cgroup.freeze", folder.display());
+        write_file(&folder.join("cgroup.freeze"), value).step(step)?;
+        let wanted = format!("frozen {value}");
+        for _ in 0..ATTEMPTS {
+            let events = std::fs::read_to_string(folder.join("cgroup.events")).step(step)?;
+            if events.lines().any(|line| line == wanted) {
+                return Ok(());
+            }
+            std::thread::sleep(PAUSE);
+        }
+        let _ = write_file(&folder.join("cgroup.freeze"), "0");
+        Err(Failure::new(Kind::Unavailable, format!("{}: it takes too long", step())))
+    }
+}

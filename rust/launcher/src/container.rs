@@ -1,0 +1,144 @@
+//! The container's first process, from clone to exec.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::cgroup::Cgroup;
+use crate::channel::{Channel, Message};
+use crate::error::{Failure, Kind, Step};
+use crate::namespaces::Namespaces;
+use crate::process;
+use crate::rootfs::{Console, RootfsPlan};
+use crate::spec::Size;
+use crate::sys;
+
+/// A whole container, checked and ready to be made.
+#[derive(Debug)]
+pub struct Plan {
+    /// Its namespaces.
+    pub namespaces: Namespaces,
+    /// Its file systems.
+    pub rootfs: RootfsPlan,
+    /// Its program.
+    pub process: process::Plan,
+    /// Host name; empty to leave it.
+    pub hostname: String,
+    /// NIS domain name; empty to leave it.
+    pub domainname: String,
+    /// The program gets a terminal, of this size if one is given.
+    pub terminal: Option<Option<Size>>,
+    /// Wait before the program is run.
+    pub hold: bool,
+}
+
+/// The program's ends of its standard streams; none with a terminal.
+#[derive(Debug)]
+pub struct Streams {
+    /// Standard input; /dev/null of the host when there is none.
+    pub input: OwnedFd,
+    /// Standard output.
+    pub output: OwnedFd,
+    /// Standard error.
+    pub error: OwnedFd,
+}
+
+/// Become the container's program, in the process that clone made. Says what failed and ends the process otherwise.
+pub fn become_container(plan: &Plan, channel: &Channel, cgroup: &Cgroup, streams: Option<Streams>) -> ! {
+    let failure = match set_up(plan, channel, cgroup, streams) {
+        Ok(()) => run(&plan.process, channel, plan.hold),
+        Err(failure) => failure,
+    };
+    let _ = channel.send(&Message::Failed(failure));
+    sys::exit_now(1)
+}
+
+fn set_up(plan: &Plan, channel: &Channel, cgroup: &Cgroup, streams: Option<Streams>) -> Result<(), Failure> {
+    // Again after the change of identity, which clears it; until then a killed monitor must not leave us behind.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .step(|| "set the parent death signal")?;
+    if plan.namespaces.mappings.is_some() {
+        expect(channel, |message| matches!(message, Message::Mapped))?;
+        let (uid, gid) = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);
+        rustix::thread::set_thread_res_gid(gid, gid, gid).step(|| "become group 0 of the user namespace")?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid).step(|| "become user 0 of the user namespace")?;
+    }
+    rustix::process::umask(rustix::fs::Mode::empty());
+    rustix::process::setsid().step(|| "start a session")?;
+    plan.namespaces.join_others()?;
+    cgroup.join()?;
+    if plan.namespaces.new_cgroup {
+        sys::unshare(libc::CLONE_NEWCGROUP).step(|| "make a cgroup namespace")?;
+    }
+    if !plan.hostname.is_empty() {
+        rustix::system::sethostname(plan.hostname.as_bytes())
+            .step(|| format!("set the host name {:?}", plan.hostname))?;
+    }
+    if !plan.domainname.is_empty() {
+        rustix::system::setdomainname(plan.domainname.as_bytes())
+            .step(|| format!("set the domain name {:?}", plan.domainname))?;
+    }
+    if plan.namespaces.new_network {
+        sys::bring_loopback_up().step(|| "set the loopback device up")?;
+    }
+    let root = plan.rootfs.mount(cgroup)?;
+    root.make_working_folder(&plan.process.folder);
+    let streams = match (plan.terminal, streams) {
+        (Some(size), _) => {
+            let console = Console::open(&root, size, true)?;
+            channel.send(&Message::Terminal(console.master))?;
+            take_terminal(&console.slave)?;
+            None
+        }
+        (None, streams) => streams,
+    };
+    plan.rootfs.enter(&root)?;
+    if let Some(streams) = streams {
+        take_streams(streams)?;
+    }
+    Ok(())
+}
+
+/// Make a terminal the controlling one and all three standard streams.
+pub fn take_terminal(slave: &OwnedFd) -> Result<(), Failure> {
+    let step = || "take the terminal as standard streams";
+    rustix::process::ioctl_tiocsctty(slave).step(|| "take the terminal as controlling terminal")?;
+    rustix::stdio::dup2_stdin(slave).step(step)?;
+    rustix::stdio::dup2_stdout(slave).step(step)?;
+    rustix::stdio::dup2_stderr(slave).step(step)
+}
+
+/// Make pipes the standard streams.
+pub fn take_streams(streams: Streams) -> Result<(), Failure> {
+    let step = || "take the standard streams";
+    rustix::stdio::dup2_stdin(&streams.input).step(step)?;
+    rustix::stdio::dup2_stdout(&streams.output).step(step)?;
+    rustix::stdio::dup2_stderr(&streams.error).step(step)
+}
+
+/// Apply the process and become its program; returns what failed.
+pub fn run(process: &process::Plan, channel: &Channel, hold: bool) -> Failure {
+    // Everything that was open for the set-up goes now: a descriptor of a host folder would be a way out
+    // (CVE-2024-21626). The owners of those descriptors live in our caller and are never dropped.
+    sys::close_all_but(channel.as_fd());
+    let mut warn = |text| {
+        let _ = channel.send(&Message::Warning(text));
+    };
+    let mut before_exec = || {
+        if hold {
+            channel.send(&Message::Ready)?;
+            expect(channel, |message| matches!(message, Message::Go))?;
+        }
+        // A filter may forbid it already; then it is seen from whether the process lives.
+        let _ = channel.send(&Message::Running);
+        Ok(())
+    };
+    process.apply(&mut warn, &mut before_exec)
+}
+
+fn expect(channel: &Channel, wanted: impl Fn(&Message) -> bool) -> Result<(), Failure> {
+    match channel.receive()? {
+        Some(message) if wanted(&message) => Ok(()),
+        Some(_) => Err(Failure::new(Kind::Internal, "the monitor spoke out of turn")),
+        // The monitor is gone: nobody listens, and nothing may run without it.
+        None => sys::exit_now(1),
+    }
+}

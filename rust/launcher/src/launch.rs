@@ -1,0 +1,312 @@
+//! From the request to a running container and its monitor.
+//!
+//! The first process reads and checks everything, takes the bundle's lock, forks the monitor and ends, so that its
+//! parent has no child to mind. The monitor makes the cgroup, the streams and the container's first process, hears from
+//! that whether the program runs, and replies.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions, waitid};
+
+use crate::cgroup::{self, Cgroup, CgroupPlan};
+use crate::channel::{Channel, Message};
+use crate::container::{Plan, become_container};
+use crate::error::{Failure, Kind, Step};
+use crate::monitor::{self, Monitor, Start, Stdio};
+use crate::namespaces::{self, Namespaces};
+use crate::process::{self, seccomp};
+use crate::request::{Reply, Request};
+use crate::rootfs::RootfsPlan;
+use crate::spec::Spec;
+use crate::sys::{self, Forked};
+use crate::time;
+
+const REQUEST: i32 = 3;
+const REPLY: i32 = 4;
+const FIRST_CLIENT: i32 = 5;
+const CONFIG: &str = "config.json";
+const SOCKET: &str = "control.sock";
+/// A config.json longer than this is no config.json.
+const LONGEST_DOCUMENT: u64 = 16 << 20;
+
+/// Everything that is needed to make a container, checked.
+struct Job {
+    plan: Plan,
+    cgroup: CgroupPlan,
+    request: Request,
+    bundle: OwnedFd,
+    client: Option<OwnedFd>,
+    warnings: Vec<String>,
+    /// Held until the monitor ends.
+    _lock: OwnedFd,
+}
+
+/// The whole life of the launcher process; the result is its exit status.
+pub fn run() -> i32 {
+    let (Some(request), Some(reply)) = (sys::inherited(REQUEST), sys::inherited(REPLY)) else { return 2 };
+    let mut reply = File::from(reply);
+    let job = match prepare(File::from(request)) {
+        Ok(job) => job,
+        Err(error) => return answer(&mut reply, &Reply::Failed { error }),
+    };
+    match sys::fork() {
+        Ok(Forked::Parent(_)) => 0,
+        Ok(Forked::Child) => {
+            supervise(job, reply);
+            0
+        }
+        Err(error) => {
+            answer(&mut reply, &Reply::Failed { error: Failure::system("start the monitor", &error) })
+        }
+    }
+}
+
+fn answer(reply: &mut File, document: &Reply) -> i32 {
+    let text = serde_json::to_vec(document).unwrap_or_default();
+    i32::from(reply.write_all(&text).is_err())
+}
+
+/// Read and check everything; nothing is made yet.
+fn prepare(request: File) -> Result<Job, Failure> {
+    let mut text = String::new();
+    // The parent may have written it through the same open file: its offset is at the end then.
+    let _ = rustix::fs::seek(&request, rustix::fs::SeekFrom::Start(0));
+    request.take(LONGEST_DOCUMENT).read_to_string(&mut text).step(|| "read the request")?;
+    let request = Request::parse(&text)?;
+    let client = if request.attach {
+        let missing = || Failure::invalid("attach", "descriptor 5 is not open");
+        Some(sys::inherited(FIRST_CLIENT).ok_or_else(missing)?)
+    } else {
+        None
+    };
+    sys::close_from(FIRST_CLIENT + i32::from(request.attach));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let bundle = rustix::fs::openat(CWD, request.bundle.as_str(), flags, Mode::empty())
+        .step(|| format!("open the bundle {}", request.bundle))?;
+    let mut text = String::new();
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let config = rustix::fs::openat(&bundle, CONFIG, flags, Mode::empty())
+        .step(|| format!("open {}/{CONFIG}", request.bundle))?;
+    File::from(config)
+        .take(LONGEST_DOCUMENT)
+        .read_to_string(&mut text)
+        .step(|| format!("read {}/{CONFIG}", request.bundle))?;
+    let mut spec = Spec::parse(&text)?;
+    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let mut process = process::Plan::new(&spec.process, filter, spec.linux.personality.as_ref())?;
+    let namespaces = Namespaces::new(&spec.linux)?;
+    let rootfs = RootfsPlan::new(&request.bundle, &request.rootfs, &spec)?;
+    let mut warnings = Vec::new();
+    if namespaces.mappings.is_none() {
+        let missing = process.limit_capabilities()?;
+        if !missing.is_empty() {
+            warnings.push(format!("the launcher itself lacks {}", missing.join(", ")));
+        }
+    }
+    let plan = Plan {
+        namespaces,
+        rootfs,
+        process,
+        hostname: spec.hostname.take().unwrap_or_default(),
+        domainname: spec.domainname.take().unwrap_or_default(),
+        terminal: spec.process.terminal.then_some(spec.process.console_size),
+        hold: request.hold,
+    };
+    let lock = lock(bundle.as_fd(), &request.bundle)?;
+    let cgroup = CgroupPlan::new(&mut spec);
+    Ok(Job { plan, cgroup, request, bundle, client, warnings, _lock: lock })
+}
+
+/// Take the bundle's lock: a task has one monitor.
+fn lock(bundle: std::os::fd::BorrowedFd<'_>, shown: &str) -> Result<OwnedFd, Failure> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let lock = rustix::fs::openat(bundle, "lock", flags, Mode::from_raw_mode(0o600))
+        .step(|| format!("open {shown}/lock"))?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => {
+            Err(Failure::new(Kind::FailedPrecondition, format!("the task {shown} has a monitor already"))
+                .with_hint("stop the container first, or give the new one another id"))
+        }
+        result => result.step(|| format!("lock {shown}/lock")).map(|()| lock),
+    }
+}
+
+/// Be the monitor: make the container, reply, serve.
+fn supervise(job: Job, mut reply: File) {
+    let bundle = job.request.bundle.clone();
+    let made = make(job, &mut reply);
+    match made {
+        Ok(Some(mut monitor)) => {
+            drop(reply);
+            monitor.run();
+        }
+        Ok(None) => {}
+        Err(error) => {
+            answer(&mut reply, &Reply::Failed { error });
+        }
+    }
+    // Last of all, so that it stands for "there is a monitor" as long as there is one.
+    let _ = rustix::fs::unlink(format!("{bundle}/{SOCKET}"));
+}
+
+fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
+    let Job { plan, cgroup, request, bundle, client, mut warnings, _lock } = job;
+    // The lock lives as long as this process: it is never closed.
+    std::mem::forget(_lock);
+    sys::block_all();
+    rustix::process::setsid().step(|| "start the monitor's session")?;
+    monitor::forget_exit(bundle.as_fd());
+    let listener = listen(&request.bundle, &bundle)?;
+    let mut cgroup = cgroup.create(Path::new(cgroup::ROOT), &mut warnings)?;
+    let own_pids = plan.namespaces.own_pids;
+    if !own_pids {
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .step(|| "become the reaper of the container's orphans")?;
+    }
+    let hold = plan.hold;
+    let begun = match begin(plan, &request, &cgroup, &mut warnings) {
+        Ok(begun) => begun,
+        Err(failure) => {
+            cgroup.remove();
+            return Err(failure);
+        }
+    };
+    let started_at = time::now();
+    let _ = std::fs::write(format!("{}/pid", request.bundle), begun.pid.to_string());
+    let document = Reply::Started {
+        pid: begun.pid,
+        monitor_pid: rustix::process::getpid().as_raw_nonzero().get(),
+        started_at: started_at.clone(),
+        warnings,
+    };
+    let monitor = Monitor::new(Start {
+        pid: begun.pid,
+        started_at: (!hold).then_some(started_at),
+        channel: hold.then_some(begun.channel),
+        stdio: begun.stdio,
+        cgroup,
+        own_pids,
+        bundle,
+        listener,
+        log: request.log,
+        client: client.map(|socket| (socket, request.stdin, request.stdin_once)),
+    });
+    let monitor = match monitor {
+        Ok(monitor) => monitor,
+        Err(failure) => {
+            end(begun.pid);
+            return Err(failure);
+        }
+    };
+    // When nobody reads the reply the container goes on all the same: it outlives its caller.
+    answer(reply, &document);
+    Ok(Some(monitor))
+}
+
+/// Bind the control socket. Its name may be longer than a socket's address takes, so it is bound from within.
+fn listen(shown: &str, bundle: &OwnedFd) -> Result<OwnedFd, Failure> {
+    let step = || format!("make the control socket {shown}/{SOCKET}");
+    rustix::process::fchdir(bundle).step(step)?;
+    let _ = rustix::fs::unlink(SOCKET);
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).step(step)?;
+    let mask = rustix::process::umask(Mode::from_raw_mode(0o117));
+    let bound = rustix::net::bind(&socket, &SocketAddrUnix::new(SOCKET).step(step)?);
+    rustix::process::umask(mask);
+    bound.step(step)?;
+    rustix::net::listen(&socket, 64).step(step)?;
+    rustix::process::chdir("/").step(|| "change to /")?;
+    Ok(socket)
+}
+
+/// What `begin` leaves to the monitor.
+struct Begun {
+    pid: i32,
+    channel: Channel,
+    stdio: Stdio,
+}
+
+/// Make the container's first process and follow it until its program runs, or waits to be run.
+fn begin(plan: Plan, request: &Request, cgroup: &Cgroup, warnings: &mut Vec<String>) -> Result<Begun, Failure> {
+    plan.namespaces.join_pids()?;
+    let (ours, theirs) = Channel::pair()?;
+    let (mut stdio, streams) = if plan.terminal.is_some() {
+        (Stdio::default(), None)
+    } else {
+        let (stdio, streams) = Stdio::pipes(request.stdin)?;
+        (stdio, Some(streams))
+    };
+    let flags = plan.namespaces.made_by_clone as u64;
+    let pid = match sys::clone_process(flags, cgroup.clone_target()).step(|| "make the container's namespaces")? {
+        Forked::Parent(pid) => pid,
+        Forked::Child => {
+            drop(ours);
+            become_container(&plan, &theirs, cgroup, streams);
+        }
+    };
+    drop((theirs, streams));
+    let followed = follow(pid, &plan, &ours, warnings);
+    match followed {
+        Ok(terminal) => {
+            if let Some(master) = terminal {
+                stdio = Stdio::of_terminal(master).inspect_err(|_| end(pid))?;
+            }
+            Ok(Begun { pid, channel: ours, stdio })
+        }
+        Err(failure) => {
+            end(pid);
+            Err(failure)
+        }
+    }
+}
+
+/// Hear what the first process says. Returns the monitor's end of its terminal.
+fn follow(pid: i32, plan: &Plan, channel: &Channel, warnings: &mut Vec<String>) -> Result<Option<OwnedFd>, Failure> {
+    if let Some(score) = plan.process.oom_score_adjustment {
+        // Lowering it below the present one takes CAP_SYS_RESOURCE.
+        if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
+            warnings.push(Failure::system(format!("set oom_score_adj to {score}"), &error).message);
+        }
+    }
+    if let Some((uids, gids)) = &plan.namespaces.mappings {
+        namespaces::write_mappings(pid, uids, gids)?;
+        channel.send(&Message::Mapped)?;
+    }
+    let (mut terminal, mut running) = (None, false);
+    loop {
+        match channel.receive()? {
+            Some(Message::Warning(text)) => warnings.push(text),
+            Some(Message::Terminal(master)) => terminal = Some(master),
+            Some(Message::Failed(failure)) => return Err(failure),
+            Some(Message::Ready) => return Ok(terminal),
+            Some(Message::Running) => running = true,
+            Some(Message::Mapped | Message::Go) => {}
+            None if running || is_alive(pid) => return Ok(terminal),
+            None => {
+                return Err(Failure::new(
+                    Kind::FailedPrecondition,
+                    "the container's first process was killed before its program started",
+                )
+                .with_hint("a memory limit that is too small, or a seccomp profile that kills ordinary calls"));
+            }
+        }
+    }
+}
+
+/// Whether a child has not ended yet.
+fn is_alive(pid: i32) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    Pid::from_raw(pid).is_some_and(|pid| matches!(waitid(WaitId::Pid(pid), options), Ok(None)))
+}
+
+/// End a process that is of no use, and reap it.
+fn end(pid: i32) {
+    let _ = sys::kill(pid, libc::SIGKILL);
+    let _ = rustix::process::waitpid(Pid::from_raw(pid), WaitOptions::empty());
+}

@@ -1,0 +1,177 @@
+//! What clients can ask for on the control socket.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{INIT, Monitor};
+use crate::channel::Message;
+use crate::error::{Failure, Kind, Step};
+use crate::rootfs;
+use crate::spec::{Resources, Size};
+use crate::sys;
+
+const LAST_SIGNAL: i32 = 64;
+
+#[derive(Debug, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+enum Operation {
+    /// How the container is.
+    State,
+    /// Run the program of a held container.
+    Start,
+    /// Tell how the container ended, when it has.
+    Wait,
+    /// Send a signal to the first process, or to all.
+    Kill {
+        signal: i32,
+        #[serde(default)]
+        all: bool,
+    },
+    /// Get the container's output from now on, and maybe give it input.
+    Attach {
+        #[serde(default)]
+        stdin: bool,
+    },
+    /// Change the terminal's size.
+    Resize { rows: u16, cols: u16 },
+    /// Freeze all processes.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Change limits; only those that are given.
+    Update { resources: Box<Resources> },
+}
+
+/// Do what a client asks for and answer it. A document that is no operation is answered with an error.
+pub(super) fn obey(monitor: &mut Monitor, client: u32, document: &[u8]) {
+    let operation: Result<Operation, Failure> = serde_json::from_slice(document)
+        .map_err(|error| Failure::new(Kind::InvalidArgument, format!("control operation: {error}")));
+    let answer = operation.and_then(|operation| monitor.operate(client, operation));
+    let answer = match answer {
+        Ok(Some(answer)) => answer,
+        Ok(None) => return,
+        Err(failure) => json!({"error": failure}),
+    };
+    monitor.tell(client, |client| client.send_document(&answer));
+}
+
+impl Monitor {
+    /// The answer, or None when it comes later.
+    fn operate(&mut self, client: u32, operation: Operation) -> Result<Option<Value>, Failure> {
+        match operation {
+            Operation::State => return Ok(Some(self.describe())),
+            Operation::Start => {
+                self.start(client)?;
+                return Ok(None);
+            }
+            Operation::Wait => return Ok(self.wait(client)),
+            Operation::Kill { signal, all } => self.kill(signal, all)?,
+            Operation::Attach { stdin } => self.attach(client, stdin)?,
+            Operation::Resize { rows, cols } => self.resize(client, Size { height: rows, width: cols })?,
+            Operation::Pause => self.pause()?,
+            Operation::Resume => self.resume()?,
+            Operation::Update { resources } => {
+                self.running()?;
+                resources.validate()?;
+                let mut warnings = Vec::new();
+                self.cgroup.update(&resources, &mut warnings)?;
+                return Ok(Some(json!({"ok": true, "warnings": warnings})));
+            }
+        }
+        Ok(Some(json!({"ok": true})))
+    }
+
+    fn describe(&self) -> Value {
+        let status = match (&self.exit, &self.channel, self.paused) {
+            (Some(_), ..) => "stopped",
+            (None, Some(_), _) => "created",
+            (None, None, true) => "paused",
+            (None, None, false) => "running",
+        };
+        let mut state = json!({
+            "ok": true,
+            "status": status,
+            "pid": self.processes.get(&INIT).map(|process| process.pid),
+            "monitor_pid": rustix::process::getpid().as_raw_nonzero(),
+            "started_at": &self.started_at,
+            "log_lost": self.log.as_ref().map_or(0, super::log::Log::lost),
+        });
+        if let (Some(exit), Some(state)) = (&self.exit, state.as_object_mut()) {
+            state.insert("exit".to_owned(), json!(exit));
+        }
+        state
+    }
+
+    fn start(&mut self, client: u32) -> Result<(), Failure> {
+        self.running()?;
+        let Some(channel) = self.channel.as_ref().filter(|_| self.starter.is_none()) else {
+            return Err(Failure::new(Kind::FailedPrecondition, "the container has been started"));
+        };
+        channel.send(&Message::Go)?;
+        self.starter = Some(client);
+        Ok(())
+    }
+
+    fn wait(&mut self, client: u32) -> Option<Value> {
+        if self.exit.is_some() {
+            return Some(json!({"exit": &self.exit}));
+        }
+        if let Some(client) = self.clients.get_mut(&client) {
+            client.waiting = true;
+        }
+        None
+    }
+
+    fn kill(&mut self, signal: i32, all: bool) -> Result<(), Failure> {
+        if !(1..=LAST_SIGNAL).contains(&signal) {
+            return Err(Failure::new(Kind::InvalidArgument, format!("{signal} is no signal")));
+        }
+        let pid = self.running()?.pid;
+        if all {
+            self.cgroup.signal_all(signal);
+        }
+        sys::kill(pid, signal).step(|| format!("send signal {signal} to the container"))?;
+        if signal == libc::SIGKILL && self.paused {
+            // A frozen process takes even this one only when it goes on.
+            self.resume()?;
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, client: u32, stdin: bool) -> Result<(), Failure> {
+        let process = self.running()?;
+        if stdin && process.stdio.input.is_none() {
+            return Err(Failure::new(Kind::FailedPrecondition, "the container has no open standard input")
+                .with_hint("create it with stdin=True"));
+        }
+        if let Some(client) = self.clients.get_mut(&client) {
+            client.attached = Some(INIT);
+            client.gives_input = stdin;
+        }
+        Ok(())
+    }
+
+    fn resize(&mut self, client: u32, size: Size) -> Result<(), Failure> {
+        self.running()?;
+        let process = self.clients.get(&client).and_then(|client| client.attached).unwrap_or(INIT);
+        let terminal = self.processes.get(&process).and_then(|process| process.stdio.terminal.as_ref());
+        let Some(terminal) = terminal else {
+            return Err(Failure::new(Kind::FailedPrecondition, "the process has no terminal"));
+        };
+        rootfs::set_terminal_size(terminal, size).step(|| "set the terminal's size")
+    }
+
+    fn pause(&mut self) -> Result<(), Failure> {
+        self.running()?;
+        self.cgroup.set_frozen(true)?;
+        self.paused = true;
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), Failure> {
+        self.running()?;
+        self.cgroup.set_frozen(false)?;
+        self.paused = false;
+        Ok(())
+    }
+}

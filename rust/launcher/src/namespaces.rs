@@ -1,0 +1,146 @@
+//! Which namespaces a container gets new, and which existing ones it joins: namespaces(7).
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::Command;
+
+use crate::error::{Failure, Kind, Step};
+use crate::spec::{IdMapping, Linux};
+use crate::sys;
+
+/// `statfs` magic of a namespace file.
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+/// A namespace to join.
+#[derive(Debug)]
+struct Joined {
+    kind: String,
+    path: String,
+    flag: i32,
+    file: OwnedFd,
+}
+
+/// The container's namespaces; files of those to join are open.
+#[derive(Debug)]
+pub struct Namespaces {
+    /// `CLONE_NEW*` flags of the ones that come with the first process.
+    pub made_by_clone: i32,
+    /// The cgroup namespace's root is where the process is when it is made: after it has joined its cgroup.
+    pub new_cgroup: bool,
+    /// A new network namespace, whose loopback device must be set up.
+    pub new_network: bool,
+    /// A new user namespace, with its mappings.
+    pub mappings: Option<(Vec<IdMapping>, Vec<IdMapping>)>,
+    /// Processes of the container are in a PID namespace of their own.
+    pub own_pids: bool,
+    joined: Vec<Joined>,
+}
+
+fn flag(kind: &str) -> i32 {
+    match kind {
+        "mount" => libc::CLONE_NEWNS,
+        "pid" => libc::CLONE_NEWPID,
+        "uts" => libc::CLONE_NEWUTS,
+        "ipc" => libc::CLONE_NEWIPC,
+        "network" => libc::CLONE_NEWNET,
+        "user" => libc::CLONE_NEWUSER,
+        "cgroup" => libc::CLONE_NEWCGROUP,
+        _ => 0,
+    }
+}
+
+impl Namespaces {
+    /// Prepare the (checked) namespaces of a spec. A path that is not a namespace is refused.
+    pub fn new(linux: &Linux) -> Result<Self, Failure> {
+        let mut made_by_clone = 0;
+        let mut joined = Vec::new();
+        for namespace in &linux.namespaces {
+            let flag = flag(&namespace.kind);
+            if namespace.path.is_empty() {
+                made_by_clone |= flag & !libc::CLONE_NEWCGROUP;
+                continue;
+            }
+            let step = || format!("open the {} namespace {}", namespace.kind, namespace.path);
+            let file = OwnedFd::from(File::open(&namespace.path).step(step)?);
+            let magic = rustix::fs::fstatfs(&file).step(step)?.f_type as u64;
+            if magic != NSFS_MAGIC {
+                return Err(Failure::new(Kind::InvalidArgument, format!("{}: it is no namespace", step())));
+            }
+            joined.push(Joined { kind: namespace.kind.clone(), path: namespace.path.clone(), flag, file });
+        }
+        // A joined user namespace first: it gives the right to join those that belong to it.
+        joined.sort_by_key(|namespace| namespace.flag != libc::CLONE_NEWUSER);
+        Ok(Self {
+            made_by_clone,
+            new_cgroup: linux.makes_namespace("cgroup"),
+            new_network: linux.makes_namespace("network"),
+            mappings: linux
+                .makes_namespace("user")
+                .then(|| (linux.uid_mappings.clone(), linux.gid_mappings.clone())),
+            own_pids: linux.has_namespace("pid"),
+            joined,
+        })
+    }
+
+    /// Join the PID namespace, which takes effect for processes made afterwards: for the monitor, before its first.
+    pub fn join_pids(&self) -> Result<(), Failure> {
+        self.join(|namespace| namespace.flag == libc::CLONE_NEWPID)
+    }
+
+    /// Join the others: for the container's first process.
+    pub fn join_others(&self) -> Result<(), Failure> {
+        self.join(|namespace| namespace.flag != libc::CLONE_NEWPID)
+    }
+
+    fn join(&self, wanted: impl Fn(&Joined) -> bool) -> Result<(), Failure> {
+        for namespace in self.joined.iter().filter(|namespace| wanted(namespace)) {
+            sys::move_into(namespace.file.as_fd(), namespace.flag)
+                .step(|| format!("join the {} namespace {}", namespace.kind, namespace.path))?;
+        }
+        Ok(())
+    }
+}
+
+/// Write a new user namespace's mappings, from outside. Without privilege over the outer namespace only one's own id
+/// can be mapped directly; the set-uid programs of Debian's uidmap do the rest, within /etc/subuid and /etc/subgid.
+pub fn write_mappings(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<(), Failure> {
+    let text = |mappings: &[IdMapping]| {
+        mappings
+            .iter()
+            .map(|mapping| format!("{} {} {}\n", mapping.container_id, mapping.host_id, mapping.size))
+            .collect::<String>()
+    };
+    let folder = Path::new("/proc").join(pid.to_string());
+    let single = |mappings: &[IdMapping], own: u32| {
+        matches!(mappings, [only] if only.host_id == own && only.size == 1)
+    };
+    let root = rustix::process::geteuid().is_root();
+    if !root && single(gids, rustix::process::getegid().as_raw()) {
+        std::fs::write(folder.join("setgroups"), "deny").step(|| "forbid setgroups in the user namespace")?;
+    }
+    for (file, program, mappings, own) in [
+        ("uid_map", "newuidmap", uids, rustix::process::geteuid().as_raw()),
+        ("gid_map", "newgidmap", gids, rustix::process::getegid().as_raw()),
+    ] {
+        if root || single(mappings, own) {
+            std::fs::write(folder.join(file), text(mappings))
+                .step(|| format!("write the {file} {:?} of the user namespace", text(mappings)))?;
+            continue;
+        }
+        let output = Command::new(program)
+            .arg(pid.to_string())
+            .args(text(mappings).split_whitespace())
+            .output()
+            .map_err(|error| {
+                Failure::system(format!("run {program}"), &error)
+                    .with_hint("install the package uidmap, and give the user ranges in /etc/subuid and /etc/subgid")
+            })?;
+        if !output.status.success() {
+            let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(Failure::new(Kind::PermissionDenied, format!("{program}: {why}"))
+                .with_hint("the ranges must lie within those of /etc/subuid and /etc/subgid"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! What a process of a container is before its program starts: identity, privileges, limits, filter.
+//!
+//! The launcher prepares a [`Plan`] from the spec before anything is made; the container's first process, or one that
+//! an exec adds, applies it and becomes the program.
+
+pub mod capabilities;
+mod exec;
+pub mod rlimits;
+pub mod seccomp;
+mod user;
+
+use std::ffi::CString;
+use std::io;
+
+use crate::error::{Failure, Kind, Step, describe};
+use crate::spec;
+use crate::sys;
+use capabilities::Sets;
+pub use exec::resolve;
+use seccomp::Filter;
+
+const DEFAULT_UMASK: u32 = 0o022;
+/// From linux/personality.h.
+const PER_LINUX32: u64 = 8;
+
+/// A process, ready to be applied.
+#[derive(Debug)]
+pub struct Plan {
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+    /// Working folder.
+    pub folder: String,
+    /// Who it runs as.
+    pub uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+    umask: u32,
+    capabilities: Sets,
+    limits: Vec<rlimits::Limit>,
+    no_new_privileges: bool,
+    filter: Option<Filter>,
+    personality: Option<u64>,
+    /// Set by the monitor, which sees the host's /proc.
+    pub oom_score_adjustment: Option<i32>,
+}
+
+impl Plan {
+    /// Prepare a checked process of the spec.
+    pub fn new(
+        process: &spec::Process,
+        filter: Option<Filter>,
+        personality: Option<&spec::Personality>,
+    ) -> Result<Self, Failure> {
+        let strings = |field: &str, texts: &[String]| {
+            texts
+                .iter()
+                .map(|text| CString::new(text.as_str()).map_err(|_| Failure::invalid(field, "contains a NUL byte")))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Self {
+            arguments: strings("process.args", &process.args)?,
+            environment: strings("process.env", &process.env)?,
+            folder: process.cwd.clone(),
+            uid: process.user.uid,
+            gid: process.user.gid,
+            groups: process.user.additional_gids.clone(),
+            umask: process.user.umask.unwrap_or(DEFAULT_UMASK),
+            capabilities: Sets::parse(process.capabilities.as_ref())?,
+            limits: rlimits::parse(&process.rlimits)?,
+            no_new_privileges: process.no_new_privileges,
+            filter,
+            personality: personality.map(|it| if it.domain == "LINUX32" { PER_LINUX32 } else { 0 }),
+            oom_score_adjustment: process.oom_score_adj,
+        })
+    }
+
+    /// Drop the capabilities that this process does not have itself; returns their names.
+    pub fn limit_capabilities(&mut self) -> Result<Vec<String>, Failure> {
+        self.capabilities.limit_to_own()
+    }
+
+    /// Become the process: called inside the container's root, with no descriptor open but the standard ones and those
+    /// that exec closes and `before_exec` needs. Returns only when something failed. `warn` is told what could not be
+    /// had; `before_exec` is called when all is done but exec itself, with the resolved program.
+    pub fn apply(
+        &self,
+        warn: &mut dyn FnMut(String),
+        before_exec: &mut dyn FnMut() -> Result<(), Failure>,
+    ) -> Failure {
+        match self.prepare(warn) {
+            Err(failure) => failure,
+            Ok(program) => {
+                if let Err(failure) = before_exec() {
+                    return failure;
+                }
+                // As late as can be, so that the profile need not allow what happened until here.
+                if self.no_new_privileges
+                    && let Err(failure) = self.install_filter()
+                {
+                    return failure;
+                }
+                exec::failure(&program, &sys::execute(&program, &self.arguments, &self.environment))
+            }
+        }
+    }
+
+    fn prepare(&self, warn: &mut dyn FnMut(String)) -> Result<CString, Failure> {
+        if let Err(error) = sys::join_session_keyring() {
+            // Without keyrings in the kernel there is nothing to hide; a full quota must not stop a container.
+            if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
+                warn(format!("the session keyring is shared: {}", describe(&error)));
+            }
+        }
+        for limit in &self.limits {
+            if let Some(warning) = limit.apply()? {
+                warn(warning);
+            }
+        }
+        if let Some(personality) = self.personality {
+            sys::set_personality(personality).step(|| "set the personality")?;
+        }
+        let entered = self.enter_folder();
+        // Afterwards it would fail silently: it needs CAP_SETPCAP.
+        self.capabilities.drop_bounding()?;
+        if self.no_new_privileges {
+            rustix::thread::set_no_new_privs(true).step(|| "set no_new_privs")?;
+        } else {
+            // Needs CAP_SYS_ADMIN, which is about to go.
+            self.install_filter()?;
+        }
+        user::own_standard_streams(self.uid);
+        user::become_user(self.uid, self.gid, &self.groups)?;
+        self.capabilities.apply()?;
+        if let Err(failure) = entered {
+            // A folder that only the user may enter (a network file system that maps root to nobody).
+            self.enter_folder().map_err(|_| failure)?;
+        }
+        // A change of identity clears it, so not earlier: without the monitor nothing may run on unobserved.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .step(|| "set the parent death signal")?;
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.umask));
+        let program = exec::resolve(&self.arguments[0], &self.environment)?;
+        sys::reset_all();
+        Ok(program)
+    }
+
+    fn install_filter(&self) -> Result<(), Failure> {
+        self.filter.as_ref().map_or(Ok(()), |filter| {
+            sys::install_seccomp(&filter.program, filter.flags).step(|| "install the seccomp filter")
+        })
+    }
+
+    /// Change to the working folder and make sure that it lies inside the container (CVE-2024-21626).
+    fn enter_folder(&self) -> Result<(), Failure> {
+        let step = || format!("change to the working folder {:?}", self.folder);
+        rustix::process::chdir(self.folder.as_str()).step(step)?;
+        let folder = rustix::process::getcwd(Vec::new()).map_err(io::Error::from).step(step)?;
+        if folder.to_bytes().first() == Some(&b'/') {
+            return Ok(());
+        }
+        let _ = rustix::process::chdir("/");
+        Err(Failure::new(Kind::InvalidArgument, format!("{}: it lies outside the container's root", step())))
+    }
+}

@@ -1,0 +1,113 @@
+//! What the launcher is asked to do, and its one answer.
+//!
+//! The request comes as a JSON document on descriptor 3; the reply leaves on descriptor 4.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Failure;
+use crate::spec;
+
+/// The version of the protocol that this launcher speaks.
+pub const VERSION: u32 = 1;
+
+/// A container to start.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// Must be [`VERSION`].
+    pub version: u32,
+    /// The OCI bundle: a folder with `config.json`; `rootfs`, `lock`, `control.sock`, `pid` and `exit.json` go there.
+    pub bundle: String,
+    /// The snapshot's mounts, made on `<bundle>/rootfs` inside the container's mount namespace; empty when the spec's
+    /// root is ready as it is.
+    #[serde(default)]
+    pub rootfs: Vec<SnapshotMount>,
+    /// Where output is recorded; made at the first output.
+    #[serde(default)]
+    pub log: Option<String>,
+    /// Descriptor 5 is a stream socket: the first attached client.
+    #[serde(default)]
+    pub attach: bool,
+    /// The container has a standard input; otherwise it reads /dev/null.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Standard input ends when the first attached client goes away.
+    #[serde(default)]
+    pub stdin_once: bool,
+    /// Set everything up and wait for the `start` operation before the program is run.
+    #[serde(default)]
+    pub hold: bool,
+}
+
+/// One mount of a snapshot, as containerd's mount structure has it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotMount {
+    /// `overlay`, `bind`, or a file system's name.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Device or folder.
+    pub source: String,
+    /// Options as fstab has them.
+    #[serde(default)]
+    pub options: Vec<String>,
+}
+
+impl Request {
+    /// Parse and check a request.
+    pub fn parse(document: &str) -> Result<Self, Failure> {
+        let request: Self = spec::parse_document(document, "request")?;
+        if request.version != VERSION {
+            return Err(Failure::unsupported(format!("request version {}", request.version))
+                .with_hint("the launcher and the library come from different releases; install lamella again"));
+        }
+        if !request.bundle.starts_with('/') {
+            return Err(Failure::invalid("bundle", format!("{:?} is not absolute", request.bundle)));
+        }
+        if request.log.as_ref().is_some_and(|path| !path.starts_with('/')) {
+            return Err(Failure::invalid("log", "is not an absolute path"));
+        }
+        Ok(request)
+    }
+}
+
+/// The answer to a request.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Reply {
+    /// The container's first process runs, or is held.
+    Started {
+        /// Its id, as the host sees it.
+        pid: i32,
+        /// The monitor's id.
+        monitor_pid: i32,
+        /// RFC 3339 with nanoseconds.
+        started_at: String,
+        /// What was asked for and could not be had, though it did not stop the start.
+        warnings: Vec<String>,
+    },
+    /// Nothing runs, nothing is left.
+    Failed {
+        /// Why.
+        error: Failure,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_has_few_required_fields() {
+        let request = Request::parse(r#"{"version":1,"bundle":"/b"}"#).expect("valid");
+        assert!(!request.attach && !request.hold && request.log.is_none() && request.rootfs.is_empty());
+    }
+
+    #[test]
+    fn another_version_or_an_unknown_field_is_refused() {
+        for document in [r#"{"version":2,"bundle":"/b"}"#, r#"{"version":1,"bundle":"/b","x":1}"#] {
+            assert_eq!(Request::parse(document).expect_err(document).kind, crate::error::Kind::Unsupported);
+        }
+        Request::parse(r#"{"version":1,"bundle":"b"}"#).expect_err("relative");
+    }
+}

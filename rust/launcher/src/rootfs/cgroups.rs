@@ -1,0 +1,37 @@
+//! The container's view of its cgroups.
+
+use rustix::fs::OFlags;
+
+use super::filesystem::{attach, copy_of_path, create, set_attributes};
+use super::options::MountOptions;
+use super::path::{Root, Target};
+use crate::cgroup::Cgroup;
+use crate::error::{Failure, Step};
+
+/// Mount the cgroups on a folder. v2: the hierarchy as the container's cgroup namespace shows it, or the container's
+/// folder of it. v1: a small file system with one folder a hierarchy, which shows the container's part.
+pub(super) fn mount(
+    root: &Root,
+    destination: &str,
+    options: &MountOptions,
+    cgroup: &Cgroup,
+    what: &str,
+) -> Result<(), Failure> {
+    let target = root.mount_point(destination, Target::Folder)?;
+    if let Some(folder) = cgroup.unified_folder() {
+        let copy = copy_of_path(&folder, false).step(|| what)?;
+        set_attributes(&copy, false, options.set, options.clear).step(|| what)?;
+        return attach(&copy, &target).step(|| what);
+    }
+    let frame = MountOptions::parse(["nosuid", "nodev", "noexec", "mode=755", "size=64k"]);
+    let frame = create("tmpfs", "tmpfs", &frame, what)?;
+    attach(&frame, &target).step(|| what)?;
+    for (name, folder) in cgroup.legacy_folders() {
+        let point = root.mount_point(&format!("{destination}/{name}"), Target::Folder)?;
+        let copy = copy_of_path(&folder, false).step(|| what)?;
+        set_attributes(&copy, false, options.set, options.clear).step(|| what)?;
+        attach(&copy, &point).step(|| what)?;
+    }
+    let frame = root.open(destination, OFlags::PATH | OFlags::DIRECTORY).step(|| what)?;
+    set_attributes(&frame, false, options.set & libc::MOUNT_ATTR_RDONLY, 0).step(|| what)
+}

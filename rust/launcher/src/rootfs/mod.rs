@@ -1,0 +1,179 @@
+//! The container's view of the file system: root, mounts, devices, paths hidden or made read-only.
+//!
+//! Everything happens in the container's own mount namespace, so nothing is left on the host whatever happens. Paths
+//! inside the root are opened with openat2(RESOLVE_IN_ROOT), without magic links, and mounts go onto the descriptors
+//! that come of it: no symlink of the image leads a mount or a file out of the root, however it changes meanwhile.
+
+mod cgroups;
+mod console;
+mod devices;
+mod filesystem;
+mod masks;
+mod mounts;
+mod options;
+mod path;
+mod snapshot;
+mod sysctl;
+
+pub use console::{Console, set_size as set_terminal_size};
+pub use devices::DevicePlan;
+pub use mounts::MountPlan;
+pub use options::MountOptions;
+pub use path::Root;
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::cgroup::Cgroup;
+use crate::error::{Failure, Kind, Step};
+use crate::request::SnapshotMount;
+use crate::spec::Spec;
+use crate::sys::{self, MountAttributes, Propagation};
+
+/// The file-system part of a container, checked and ready to be made.
+#[derive(Debug)]
+pub struct RootfsPlan {
+    root: String,
+    readonly: bool,
+    snapshot: Vec<SnapshotMount>,
+    mounts: Vec<MountPlan>,
+    devices: Vec<DevicePlan>,
+    /// A bind mount on /dev brings its own nodes.
+    own_devices: bool,
+    masked: Vec<String>,
+    readonly_paths: Vec<String>,
+    sysctl: Vec<(String, String)>,
+    propagation: Option<(Propagation, bool)>,
+}
+
+impl RootfsPlan {
+    /// Prepare a checked spec.
+    pub fn new(bundle: &str, snapshot: &[SnapshotMount], spec: &Spec) -> Result<Self, Failure> {
+        let mounts = spec
+            .mounts
+            .iter()
+            .enumerate()
+            .map(|(index, mount)| MountPlan::new(index, mount, bundle))
+            .collect::<Result<Vec<_>, _>>()?;
+        let own_devices = !spec.mounts.iter().any(|mount| {
+            mount.is_bind() && mount.destination.split('/').filter(|part| !part.is_empty()).eq(["dev"])
+        });
+        Ok(Self {
+            root: path::from_bundle(bundle, &spec.root.path),
+            readonly: spec.root.readonly,
+            snapshot: snapshot.to_vec(),
+            mounts,
+            devices: devices::plan(&spec.linux.devices),
+            own_devices,
+            masked: spec.linux.masked_paths.clone(),
+            readonly_paths: spec.linux.readonly_paths.clone(),
+            sysctl: spec.linux.sysctl.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            propagation: propagation(spec.linux.rootfs_propagation.as_deref())?,
+        })
+    }
+
+    /// Whether a mount shows the container's cgroups, so that they must be joined before mounts are made.
+    pub fn shows_cgroups(&self) -> bool {
+        self.mounts.iter().any(MountPlan::is_cgroup)
+    }
+
+    /// Make the root and all mounts in this process's mount namespace, which must be its own. The root of the process
+    /// is still the host's afterwards.
+    pub fn mount(&self, cgroup: &Cgroup) -> Result<Root, Failure> {
+        self.detach_from_host()?;
+        let root = if self.snapshot.is_empty() {
+            snapshot::bind_root(&self.root)?
+        } else {
+            snapshot::mount(&self.snapshot, &self.root)?
+        };
+        let root = Root::new(root, &self.root);
+        for mount in &self.mounts {
+            mount.make(&root, cgroup)?;
+        }
+        if self.own_devices {
+            devices::make(&root, &self.devices)?;
+        }
+        Ok(root)
+    }
+
+    /// Hide what is to be hidden, then make the root the process's root and let go of the host's.
+    pub fn enter(&self, root: &Root) -> Result<(), Failure> {
+        sysctl::write(&self.sysctl)?;
+        masks::mask(root, &self.masked)?;
+        masks::make_readonly(root, &self.readonly_paths)?;
+        pivot(root)?;
+        if let Some((propagation, recursive)) = self.propagation {
+            let attributes = MountAttributes { propagation: Some(propagation), ..MountAttributes::default() };
+            sys::mount_setattr(root, recursive, attributes).step(|| "set the root's propagation")?;
+        }
+        if self.readonly {
+            let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..MountAttributes::default() };
+            sys::mount_setattr(root, false, attributes).step(|| "make the root read-only")?;
+        }
+        Ok(())
+    }
+
+    /// Keep our mounts from travelling to the host. Mounts of the host go on arriving (slave), unless the root is to be
+    /// private; with a shared root the volumes stay peers of the host's mounts, and only the mount that the root is made
+    /// on becomes private.
+    fn detach_from_host(&self) -> Result<(), Failure> {
+        let open = |path: &str| {
+            rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .step(|| format!("open {path}"))
+        };
+        let (path, recursive, propagation) = match self.propagation.map(|(propagation, _)| propagation) {
+            None | Some(Propagation::Slave) => ("/".to_owned(), true, Propagation::Slave),
+            Some(Propagation::Private | Propagation::Unbindable) => ("/".to_owned(), true, Propagation::Private),
+            Some(Propagation::Shared) => (mount_point_of(&self.root)?, false, Propagation::Private),
+        };
+        let attributes = MountAttributes { propagation: Some(propagation), ..MountAttributes::default() };
+        sys::mount_setattr(open(&path)?, recursive, attributes).step(|| "detach the mounts from the host's")
+    }
+}
+
+/// Exchange the root, by descriptors: the old root is stacked on the new one for a moment, then detached.
+fn pivot(root: &Root) -> Result<(), Failure> {
+    let old = rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .step(|| "open the host's root")?;
+    rustix::process::fchdir(root.as_fd()).step(|| "change to the new root")?;
+    rustix::process::pivot_root(".", ".").step(|| "make the container's root the root")?;
+    rustix::process::fchdir(&old).step(|| "change to the old root")?;
+    // Nothing that is detached may travel to the host.
+    let attributes = MountAttributes { propagation: Some(Propagation::Slave), ..MountAttributes::default() };
+    sys::mount_setattr(&old, true, attributes).step(|| "detach the old root from the host's mounts")?;
+    rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH).step(|| "let go of the host's root")?;
+    rustix::process::chdir("/").step(|| "change to /")
+}
+
+/// The mount point that a path of the host lies beneath.
+fn mount_point_of(path: &str) -> Result<String, Failure> {
+    let step = || format!("find the mount that {path} lies on");
+    let path = std::fs::canonicalize(path).step(step)?;
+    let table = std::fs::read_to_string("/proc/self/mountinfo").step(step)?;
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
+    let found = points.filter(|point| path.starts_with(point)).max_by_key(String::len);
+    found.ok_or_else(|| Failure::new(Kind::Internal, step()))
+}
+
+/// Undo the octal escapes of /proc/self/mountinfo.
+fn unescape(text: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(text.to_owned(), |text, (code, character)| text.replace(code, character))
+}
+
+fn propagation(text: Option<&str>) -> Result<Option<(Propagation, bool)>, Failure> {
+    Ok(Some(match text.unwrap_or_default() {
+        "" => return Ok(None),
+        "private" => (Propagation::Private, false),
+        "rprivate" => (Propagation::Private, true),
+        "slave" => (Propagation::Slave, false),
+        "rslave" => (Propagation::Slave, true),
+        "shared" => (Propagation::Shared, false),
+        "rshared" => (Propagation::Shared, true),
+        "unbindable" => (Propagation::Unbindable, false),
+        "runbindable" => (Propagation::Unbindable, true),
+        other => return Err(Failure::invalid("linux.rootfsPropagation", format!("{other:?} is no propagation"))),
+    }))
+}

@@ -1,0 +1,25 @@
+//! System calls that rustix does not wrap. The only module of the crate with unsafe code.
+
+#![allow(unsafe_code)]
+
+mod mount;
+mod network;
+mod process;
+mod program;
+mod signal;
+
+use std::io;
+
+pub use mount::{MountAttributes, Propagation, mount_setattr};
+pub use network::bring_loopback_up;
+pub use process::{
+    Forked, child_groups_denied, clone_process, close_all_but, close_from, execute, exit_now, fork, inherited,
+    join_session_keyring, kill, move_into, set_personality, set_rlimit, unshare,
+};
+pub use program::{SeccompInstruction, attach_device_program, install_seccomp};
+pub use signal::{block_all, reset_all, signal_descriptor, read_signals};
+
+/// Turn the result of a libc call into a Result.
+fn checked(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
