@@ -63,7 +63,7 @@ fn present(root: &Root, path: &str) -> Result<Option<OwnedFd>, Failure> {
 }
 
 fn empty_folder() -> Result<OwnedFd, Failure> {
-    let options = MountOptions::parse(["ro", "nosuid", "nodev", "noexec", "mode=555", "size=0", "nr_inodes=1"]);
+    let options = MountOptions::parse(["ro", "nosuid", "nodev", "noexec", "mode=555", "size=4k", "nr_inodes=1"]);
     create("tmpfs", "tmpfs", &options, "make an empty folder to mask with")
 }
 
