@@ -111,9 +111,9 @@ impl Channel {
             (b'X', _) => Message::Running,
             (b'W', _) => Message::Warning(text),
             (b'T', Some(terminal)) => Message::Terminal(terminal),
-            (b'E', _) => Message::Failed(
-                serde_json::from_str(&text).unwrap_or_else(|_| Failure::new(Kind::Internal, text)),
-            ),
+            (b'E', _) => {
+                Message::Failed(serde_json::from_str(&text).unwrap_or_else(|_| Failure::new(Kind::Internal, text)))
+            }
             _ => return Err(Failure::new(Kind::Internal, format!("{}: unknown message", step()))),
         }))
     }

@@ -65,6 +65,15 @@ impl Failure {
     }
 }
 
+/// What the core could not do, such as a mount.
+impl From<lamella_core::Error> for Failure {
+    fn from(error: lamella_core::Error) -> Self {
+        // Both are spelled like the classes in Python; one that the launcher never gives is a defect.
+        let kind = serde_json::from_value(error.kind.name().into()).unwrap_or(Kind::Internal);
+        Self { kind, message: error.message, hint: error.hint.map(String::from), exit_code: None }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.message)
@@ -84,8 +93,14 @@ fn kind_of(error: &io::Error) -> Kind {
         }
         Some(libc::EBUSY | libc::ETXTBSY) => Kind::Unavailable,
         Some(
-            libc::EINVAL | libc::ENOTDIR | libc::EISDIR | libc::ELOOP | libc::ENAMETOOLONG | libc::ERANGE
-            | libc::E2BIG | libc::EXDEV,
+            libc::EINVAL
+            | libc::ENOTDIR
+            | libc::EISDIR
+            | libc::ELOOP
+            | libc::ENAMETOOLONG
+            | libc::ERANGE
+            | libc::E2BIG
+            | libc::EXDEV,
         ) => Kind::InvalidArgument,
         Some(libc::ENOSYS | libc::EOPNOTSUPP) => Kind::Unsupported,
         _ => Kind::Internal,

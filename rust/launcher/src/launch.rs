@@ -21,7 +21,7 @@ use crate::error::{Failure, Kind, Step};
 use crate::monitor::{self, Monitor, Start, Stdio};
 use crate::namespaces::{self, Namespaces};
 use crate::process::{self, seccomp};
-use crate::request::{Reply, Request};
+use crate::request::{Reply, Request, SnapshotMount};
 use crate::rootfs::RootfsPlan;
 use crate::spec::Spec;
 use crate::sys::{self, Forked};
@@ -61,9 +61,7 @@ pub fn run() -> i32 {
             supervise(job, reply);
             0
         }
-        Err(error) => {
-            answer(&mut reply, &Reply::Failed { error: Failure::system("start the monitor", &error) })
-        }
+        Err(error) => answer(&mut reply, &Reply::Failed { error: Failure::system("start the monitor", &error) }),
     }
 }
 
@@ -78,7 +76,7 @@ fn prepare(request: File) -> Result<Job, Failure> {
     // The parent may have written it through the same open file: its offset is at the end then.
     let _ = rustix::fs::seek(&request, rustix::fs::SeekFrom::Start(0));
     request.take(LONGEST_DOCUMENT).read_to_string(&mut text).step(|| "read the request")?;
-    let request = Request::parse(&text)?;
+    let mut request = Request::parse(&text)?;
     let client = if request.attach {
         let missing = || Failure::invalid("attach", "descriptor 5 is not open");
         Some(sys::inherited(FIRST_CLIENT).ok_or_else(missing)?)
@@ -101,7 +99,8 @@ fn prepare(request: File) -> Result<Job, Failure> {
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let mut process = process::Plan::new(&spec.process, filter, spec.linux.personality.as_ref())?;
     let namespaces = Namespaces::new(&spec.linux)?;
-    let rootfs = RootfsPlan::new(&request.bundle, &request.rootfs, &spec)?;
+    let snapshot = std::mem::take(&mut request.rootfs).into_iter().map(SnapshotMount::into).collect();
+    let rootfs = RootfsPlan::new(&request.bundle, snapshot, &spec)?;
     let mut warnings = Vec::new();
     if namespaces.mappings.is_none() {
         let missing = process.limit_capabilities()?;
@@ -126,8 +125,8 @@ fn prepare(request: File) -> Result<Job, Failure> {
 /// Take the bundle's lock: a task has one monitor.
 fn lock(bundle: std::os::fd::BorrowedFd<'_>, shown: &str) -> Result<OwnedFd, Failure> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let lock = rustix::fs::openat(bundle, "lock", flags, Mode::from_raw_mode(0o600))
-        .step(|| format!("open {shown}/lock"))?;
+    let lock =
+        rustix::fs::openat(bundle, "lock", flags, Mode::from_raw_mode(0o600)).step(|| format!("open {shown}/lock"))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => {
             Err(Failure::new(Kind::FailedPrecondition, format!("the task {shown} has a monitor already"))

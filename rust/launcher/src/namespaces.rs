@@ -75,9 +75,7 @@ impl Namespaces {
             made_by_clone,
             new_cgroup: linux.makes_namespace("cgroup"),
             new_network: linux.makes_namespace("network"),
-            mappings: linux
-                .makes_namespace("user")
-                .then(|| (linux.uid_mappings.clone(), linux.gid_mappings.clone())),
+            mappings: linux.makes_namespace("user").then(|| (linux.uid_mappings.clone(), linux.gid_mappings.clone())),
             own_pids: linux.has_namespace("pid"),
             joined,
         })
@@ -112,9 +110,7 @@ pub fn write_mappings(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Resul
             .collect::<String>()
     };
     let folder = Path::new("/proc").join(pid.to_string());
-    let single = |mappings: &[IdMapping], own: u32| {
-        matches!(mappings, [only] if only.host_id == own && only.size == 1)
-    };
+    let single = |mappings: &[IdMapping], own: u32| matches!(mappings, [only] if only.host_id == own && only.size == 1);
     let root = rustix::process::geteuid().is_root();
     if !root && single(gids, rustix::process::getegid().as_raw()) {
         std::fs::write(folder.join("setgroups"), "deny").step(|| "forbid setgroups in the user namespace")?;

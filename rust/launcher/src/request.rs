@@ -53,6 +53,12 @@ pub struct SnapshotMount {
     pub options: Vec<String>,
 }
 
+impl From<SnapshotMount> for lamella_core::mount::Mount {
+    fn from(mount: SnapshotMount) -> Self {
+        Self { kind: mount.kind, source: mount.source, options: mount.options }
+    }
+}
+
 impl Request {
     /// Parse and check a request.
     pub fn parse(document: &str) -> Result<Self, Failure> {

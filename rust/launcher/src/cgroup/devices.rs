@@ -34,7 +34,10 @@ pub struct Rule {
 impl Rule {
     /// Whether it concerns every device in every way.
     fn is_all(&self) -> bool {
-        self.kind == 'a' && self.major.is_none() && self.minor.is_none() && "rwm".chars().all(|it| self.access.contains(it))
+        self.kind == 'a'
+            && self.major.is_none()
+            && self.minor.is_none()
+            && "rwm".chars().all(|it| self.access.contains(it))
     }
 
     /// The line for `devices.allow` or `devices.deny` of cgroup v1.
@@ -59,8 +62,13 @@ pub(super) fn rules(given: &[DeviceRule]) -> Vec<Rule> {
             _ => 'a',
         };
         let access = rule.access.as_deref().filter(|access| !access.is_empty()).unwrap_or(READ_WRITE_MAKE);
-        let rule =
-            Rule { allow: rule.allow, kind, major: number(rule.major), minor: number(rule.minor), access: access.into() };
+        let rule = Rule {
+            allow: rule.allow,
+            kind,
+            major: number(rule.major),
+            minor: number(rule.minor),
+            access: access.into(),
+        };
         if rule.is_all() {
             rules.clear();
         }
@@ -130,10 +138,9 @@ pub(super) fn program(rules: &[Rule]) -> Vec<u64> {
             .iter()
             .filter(|(letter, _)| rule.access.contains(*letter))
             .fold(0u32, |access, (_, bit)| access | bit);
-        let access_test = (access != 7).then(|| {
-            // Allowed: nothing beyond what the rule allows is asked for. Denied: anything that it denies is.
-            if rule.allow { (!access & 7, code::IF_NOT_EQUAL) } else { (access, code::IF_EQUAL) }
-        });
+        // Allowed: nothing beyond what the rule allows is asked for. Denied: anything that it denies is.
+        let test = if rule.allow { (!access & 7, code::IF_NOT_EQUAL) } else { (access, code::IF_EQUAL) };
+        let access_test = (access != 7).then_some(test);
         tests.extend(rule.major.map(|major| (code::IF_NOT_EQUAL, MAJOR, major)));
         tests.extend(rule.minor.map(|minor| (code::IF_NOT_EQUAL, MINOR, minor)));
         let mut remaining = tests.len() + access_test.map_or(0, |_| 3) + 2;

@@ -61,17 +61,10 @@ impl CgroupPlan {
             return Ok(Cgroup::default());
         };
         let unified = is_unified(root);
-        let settings = if unified {
-            settings::unified(&self.resources)?
-        } else {
-            settings::legacy(&self.resources)?
-        };
+        let settings = if unified { settings::unified(&self.resources)? } else { settings::legacy(&self.resources)? };
         let mut cgroup = Cgroup { root: root.to_owned(), folders: Vec::new(), unified: None };
-        let made = if unified {
-            v2::create(&mut cgroup, path, &settings)
-        } else {
-            v1::create(&mut cgroup, path, &settings)
-        };
+        let made =
+            if unified { v2::create(&mut cgroup, path, &settings) } else { v1::create(&mut cgroup, path, &settings) };
         match made {
             Ok(()) => {}
             // A user without the right to make cgroups, or a machine without them: fine, unless limits were asked for.
@@ -137,8 +130,9 @@ impl Cgroup {
             return Ok(());
         }
         for folder in &self.folders {
-            rustix::io::write(&folder.joining, b"0")
-                .map_err(|error| Failure::system(format!("join the cgroup {}", folder.path.display()), &error.into()))?;
+            rustix::io::write(&folder.joining, b"0").map_err(|error| {
+                Failure::system(format!("join the cgroup {}", folder.path.display()), &error.into())
+            })?;
         }
         Ok(())
     }
@@ -184,7 +178,10 @@ impl Cgroup {
                 }
                 Err(error) => {
                     let value = &setting.value;
-                    return Err(Failure::system(format!("{}: write {value} to {}", setting.field, file.display()), &error));
+                    return Err(Failure::system(
+                        format!("{}: write {value} to {}", setting.field, file.display()),
+                        &error,
+                    ));
                 }
             }
         }
@@ -309,7 +306,8 @@ fn remove_folder(folder: &Path) -> io::Result<()> {
 /// killed monitor left is made anew, so that its counters start from zero.
 fn make_folder(top: &Path, path: &str, each: &mut dyn FnMut(&Path) -> Result<(), Failure>) -> Result<PathBuf, Failure> {
     let leaf = top.join(path);
-    let fail = |folder: &Path, error: &io::Error| Failure::system(format!("make the cgroup {}", folder.display()), error);
+    let fail =
+        |folder: &Path, error: &io::Error| Failure::system(format!("make the cgroup {}", folder.display()), error);
     // A container that ends at the same moment may remove a parent that was just found.
     for _ in 0..ATTEMPTS {
         match std::fs::create_dir(&leaf) {

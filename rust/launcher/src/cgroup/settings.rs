@@ -125,24 +125,9 @@ fn cpuset(cpus: Option<&str>, mems: Option<&str>, all: &mut Vec<Setting>) {
 /// The four throttles: field, v1 file, v2 key.
 fn throttles(io: &BlockIo) -> [(&'static str, &'static str, &'static str, &[ThrottleDevice]); 4] {
     [
-        (
-            "blockIO.throttleReadBpsDevice",
-            "blkio.throttle.read_bps_device",
-            "rbps",
-            &io.throttle_read_bps_device,
-        ),
-        (
-            "blockIO.throttleWriteBpsDevice",
-            "blkio.throttle.write_bps_device",
-            "wbps",
-            &io.throttle_write_bps_device,
-        ),
-        (
-            "blockIO.throttleReadIOPSDevice",
-            "blkio.throttle.read_iops_device",
-            "riops",
-            &io.throttle_read_iops_device,
-        ),
+        ("blockIO.throttleReadBpsDevice", "blkio.throttle.read_bps_device", "rbps", &io.throttle_read_bps_device),
+        ("blockIO.throttleWriteBpsDevice", "blkio.throttle.write_bps_device", "wbps", &io.throttle_write_bps_device),
+        ("blockIO.throttleReadIOPSDevice", "blkio.throttle.read_iops_device", "riops", &io.throttle_read_iops_device),
         (
             "blockIO.throttleWriteIOPSDevice",
             "blkio.throttle.write_iops_device",

@@ -25,10 +25,7 @@ fn unified_tree() -> tempfile::TempDir {
 }
 
 fn plan(resources: &str) -> CgroupPlan {
-    CgroupPlan {
-        path: Some("lamella/default/box".into()),
-        resources: serde_json::from_str(resources).expect("valid"),
-    }
+    CgroupPlan { path: Some("lamella/default/box".into()), resources: serde_json::from_str(resources).expect("valid") }
 }
 
 fn read(root: &Path, file: &str) -> String {
@@ -120,10 +117,7 @@ fn a_cgroup_that_a_killed_monitor_left_is_made_anew_and_one_in_use_is_refused() 
 
 #[test]
 fn limits_without_a_cgroup_path_are_refused() {
-    let plan = CgroupPlan {
-        path: None,
-        resources: serde_json::from_str(r#"{"pids":{"limit":3}}"#).expect("valid"),
-    };
+    let plan = CgroupPlan { path: None, resources: serde_json::from_str(r#"{"pids":{"limit":3}}"#).expect("valid") };
     plan.create(legacy_tree().path(), &mut Vec::new()).expect_err("refused");
 }
 

@@ -22,7 +22,9 @@ pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> R
         // Hierarchies of several controllers are mounted under both names: cpu -> cpu,cpuacct.
         let mount = cgroup.root.join(controller);
         let hierarchy = match std::fs::read_link(&mount) {
-            Ok(link) => link.file_name().map_or_else(|| controller.to_owned(), |name| name.to_string_lossy().into_owned()),
+            Ok(link) => {
+                link.file_name().map_or_else(|| controller.to_owned(), |name| name.to_string_lossy().into_owned())
+            }
             Err(_) => controller.to_owned(),
         };
         let top = cgroup.root.join(&hierarchy);
@@ -44,7 +46,10 @@ pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> R
         }
     }
     if cgroup.folders.is_empty() {
-        return Err(Failure::new(Kind::NotFound, format!("no cgroup hierarchy is mounted at {}", cgroup.root.display())));
+        return Err(Failure::new(
+            Kind::NotFound,
+            format!("no cgroup hierarchy is mounted at {}", cgroup.root.display()),
+        ));
     }
     Ok(())
 }

@@ -16,7 +16,8 @@ const ALWAYS: [&str; 4] = ["memory", "pids", "cpu", "io"];
 
 /// Make the folder, with the controllers that are needed enabled on the way to it.
 pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> Result<(), Failure> {
-    let needed: BTreeSet<&str> = settings.iter().map(|setting| setting.controller).filter(|it| !it.is_empty()).collect();
+    let needed: BTreeSet<&str> =
+        settings.iter().map(|setting| setting.controller).filter(|it| !it.is_empty()).collect();
     let available = controllers(&cgroup.root, "cgroup.controllers");
     if let Some(setting) = settings
         .iter()

@@ -137,9 +137,7 @@ impl Client {
 /// Whether the other side may command this container: root, or the user or group that the monitor runs as.
 pub(super) fn may_command(socket: BorrowedFd<'_>) -> bool {
     let Ok(peer) = rustix::net::sockopt::socket_peercred(socket) else { return false };
-    peer.uid.is_root()
-        || peer.uid == rustix::process::geteuid()
-        || peer.gid == rustix::process::getegid()
+    peer.uid.is_root() || peer.uid == rustix::process::geteuid() || peer.gid == rustix::process::getegid()
 }
 
 #[cfg(test)]

@@ -59,8 +59,8 @@ mod tests {
 
     #[test]
     fn frames_come_out_as_they_went_in_however_they_are_cut() {
-        let sent = [frame(FrameKind::Control, b"{}"), frame(FrameKind::Input, b""), frame(FrameKind::Input, b"abc")]
-            .concat();
+        let sent =
+            [frame(FrameKind::Control, b"{}"), frame(FrameKind::Input, b""), frame(FrameKind::Input, b"abc")].concat();
         for cut in 0..=sent.len() {
             let mut received = sent[..cut].to_vec();
             let mut frames = Vec::new();

@@ -33,8 +33,8 @@ use crate::time;
 use clients::{Client, Gone, HIGH_WATER, LOW_WATER};
 use frames::FrameKind;
 use log::{Log, Stream};
-pub use record::forget as forget_exit;
 use record::ExitRecord;
+pub use record::forget as forget_exit;
 pub use stdio::Stdio;
 
 /// The container's first process in the table of processes.
@@ -217,18 +217,14 @@ impl Monitor {
             }
             let waits_for_strays =
                 self.exit.is_some() && self.processes.values().any(|it| it.stdio.has_output() && !it.stalled);
-            let timeout = waits_for_strays.then(|| Timespec {
-                tv_sec: STRAY_OUTPUT.as_secs() as i64,
-                tv_nsec: 0,
-            });
-            let events: Vec<(Source, epoll::EventFlags)> =
-                match epoll::wait(&self.epoll, &mut space, timeout.as_ref()) {
-                    Ok((events, _)) => events
-                        .iter()
-                        .filter_map(|event| Some((Source::decode(event.data)?, event.flags)))
-                        .collect(),
-                    Err(_) => Vec::new(),
-                };
+            let timeout = waits_for_strays.then(|| Timespec { tv_sec: STRAY_OUTPUT.as_secs() as i64, tv_nsec: 0 });
+            let events: Vec<(Source, epoll::EventFlags)> = match epoll::wait(&self.epoll, &mut space, timeout.as_ref())
+            {
+                Ok((events, _)) => {
+                    events.iter().filter_map(|event| Some((Source::decode(event.data)?, event.flags))).collect()
+                }
+                Err(_) => Vec::new(),
+            };
             if events.is_empty() && waits_for_strays {
                 self.close_outputs();
             }
@@ -421,8 +417,7 @@ impl Monitor {
             let _ = epoll::delete(&self.epoll, &input.target);
             process.stdio.input = None;
         } else {
-            let events =
-                if input.queued() > 0 { epoll::EventFlags::OUT } else { epoll::EventFlags::empty() };
+            let events = if input.queued() > 0 { epoll::EventFlags::OUT } else { epoll::EventFlags::empty() };
             let _ = epoll::modify(&self.epoll, &input.target, Source::Input(id).encode(), events);
             if input.queued() > stdio::INPUT_LIMIT {
                 return;

@@ -141,7 +141,10 @@ mod tests {
         loop {
             if open && !input.flush() {
                 open = false;
-                drop(std::mem::replace(&mut input.target, rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).expect("made")));
+                drop(std::mem::replace(
+                    &mut input.target,
+                    rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).expect("made"),
+                ));
             }
             match rustix::io::read(&streams.input, &mut buffer).expect("read") {
                 0 => break,

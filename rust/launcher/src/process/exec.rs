@@ -39,9 +39,7 @@ pub fn resolve(name: &CString, environment: &[CString]) -> Result<CString, Failu
         }
     }
     match refused {
-        Some(candidate) => {
-            Err(not_executable(format!("exec: {:?}: permission denied", candidate.to_string_lossy())))
-        }
+        Some(candidate) => Err(not_executable(format!("exec: {:?}: permission denied", candidate.to_string_lossy()))),
         None => Err(not_found(format!("exec: {shown:?}: executable file not found in $PATH"))),
     }
 }

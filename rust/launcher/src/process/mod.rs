@@ -82,11 +82,7 @@ impl Plan {
     /// Become the process: called inside the container's root, with no descriptor open but the standard ones and those
     /// that exec closes and `before_exec` needs. Returns only when something failed. `warn` is told what could not be
     /// had; `before_exec` is called when all is done but exec itself, with the resolved program.
-    pub fn apply(
-        &self,
-        warn: &mut dyn FnMut(String),
-        before_exec: &mut dyn FnMut() -> Result<(), Failure>,
-    ) -> Failure {
+    pub fn apply(&self, warn: &mut dyn FnMut(String), before_exec: &mut dyn FnMut() -> Result<(), Failure>) -> Failure {
         match self.prepare(warn) {
             Err(failure) => failure,
             Ok(program) => {

@@ -1,9 +1,10 @@
 //! The container's view of its cgroups.
 
+use lamella_core::mount::Options;
 use rustix::fs::OFlags;
+use rustix::mount::MountAttrFlags;
 
-use super::filesystem::{attach, copy_of_path, create, set_attributes};
-use super::options::MountOptions;
+use super::detached::{attach, change_attributes, copy_of_path, file_system, set_attributes};
 use super::path::{Root, Target};
 use crate::cgroup::Cgroup;
 use crate::error::{Failure, Step};
@@ -13,25 +14,24 @@ use crate::error::{Failure, Step};
 pub(super) fn mount(
     root: &Root,
     destination: &str,
-    options: &MountOptions,
+    options: &Options,
     cgroup: &Cgroup,
     what: &str,
 ) -> Result<(), Failure> {
     let target = root.mount_point(destination, Target::Folder)?;
     if let Some(folder) = cgroup.unified_folder() {
         let copy = copy_of_path(&folder, false).step(|| what)?;
-        set_attributes(&copy, false, options.set, options.clear).step(|| what)?;
+        change_attributes(&copy, false, options.set, options.clear).step(|| what)?;
         return attach(&copy, &target).step(|| what);
     }
-    let frame = MountOptions::parse(["nosuid", "nodev", "noexec", "mode=755", "size=64k"]);
-    let frame = create("tmpfs", "tmpfs", &frame, what)?;
+    let frame = file_system("tmpfs", &["nosuid", "nodev", "noexec", "mode=755", "size=64k"], what)?;
     attach(&frame, &target).step(|| what)?;
     for (name, folder) in cgroup.legacy_folders() {
         let point = root.mount_point(&format!("{destination}/{name}"), Target::Folder)?;
         let copy = copy_of_path(&folder, false).step(|| what)?;
-        set_attributes(&copy, false, options.set, options.clear).step(|| what)?;
+        change_attributes(&copy, false, options.set, options.clear).step(|| what)?;
         attach(&copy, &point).step(|| what)?;
     }
     let frame = root.open(destination, OFlags::PATH | OFlags::DIRECTORY).step(|| what)?;
-    set_attributes(&frame, false, options.set & libc::MOUNT_ATTR_RDONLY, 0).step(|| what)
+    set_attributes(&frame, false, options.set & MountAttrFlags::MOUNT_ATTR_RDONLY).step(|| what)
 }

@@ -3,10 +3,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::mount::MountAttrFlags;
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
-use super::filesystem::{attach, copy_of, set_attributes};
+use super::detached::{attach, copy_of, set_attributes};
 use super::path::{Root, make_file};
 use crate::error::{Failure, Kind, Step};
 use crate::spec::Size;
@@ -44,8 +45,9 @@ impl Console {
         }
         if bind {
             let what = || "make the terminal /dev/console";
+            let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
             let copy = copy_of(&slave, false).step(what)?;
-            set_attributes(&copy, false, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC, 0).step(what)?;
+            set_attributes(&copy, false, attributes).step(what)?;
             let dev = root.folder("/dev")?;
             let target = make_file(dev.as_fd(), "console").step(what)?;
             attach(&copy, &target).step(what)?;

@@ -9,13 +9,17 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
 
-use super::filesystem::{attach, create, set_attributes};
+use super::detached::{attach, change_attributes, copy_of, file_system};
 use super::masks::device_copy;
-use super::options::MountOptions;
 use super::path::{self, Root, make_file};
 use crate::error::{Failure, Step};
 use crate::spec::Device;
+
+/// What every bind mount of a device node has.
+pub(super) const NODE_ATTRIBUTES: MountAttrFlags =
+    MountAttrFlags::MOUNT_ATTR_RDONLY.union(MountAttrFlags::MOUNT_ATTR_NOSUID).union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
 
 const DEFAULTS: [(&str, u32, u32); 6] = [
     ("/dev/null", 1, 3),
@@ -97,8 +101,7 @@ pub(super) fn make(root: &Root, plans: &[DevicePlan]) -> Result<(), Failure> {
             Some(node) => node,
             None => plan.made_node(&mut workshop)?,
         };
-        let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
-        set_attributes(&node, false, attributes, libc::MOUNT_ATTR_NODEV).step(what)?;
+        change_attributes(&node, false, NODE_ATTRIBUTES, MountAttrFlags::MOUNT_ATTR_NODEV).step(what)?;
         let target = match plan.path.strip_prefix("/dev/") {
             Some(name) if !name.contains('/') => make_file(dev.as_fd(), name).step(what)?,
             _ => {
@@ -130,8 +133,8 @@ impl DevicePlan {
         let (folder, count) = match workshop {
             Some(workshop) => workshop,
             None => {
-                let options = MountOptions::parse(["nosuid", "noexec", "mode=700", "size=64k"]);
-                workshop.insert((create("tmpfs", "tmpfs", &options, "make a place for device nodes")?, 0))
+                let options = ["nosuid", "noexec", "mode=700", "size=64k"];
+                workshop.insert((file_system("tmpfs", &options, "make a place for device nodes")?, 0))
             }
         };
         *count += 1;
@@ -154,7 +157,7 @@ impl DevicePlan {
         .step(what)?;
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
         let node = rustix::fs::openat(&*folder, name.as_str(), flags, Mode::empty()).step(what)?;
-        super::filesystem::copy_of(&node, false).step(what)
+        copy_of(&node, false).step(what)
     }
 }
 

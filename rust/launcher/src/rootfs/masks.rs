@@ -4,9 +4,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
 
-use super::filesystem::{attach, copy_of, copy_of_path, create, set_attributes};
-use super::options::MountOptions;
+use super::detached::{attach, copy_of, copy_of_path, file_system, set_attributes};
 use super::path::Root;
 use crate::error::{Failure, Kind, Step};
 
@@ -48,7 +48,7 @@ pub(super) fn make_readonly(root: &Root, paths: &[String]) -> Result<(), Failure
         let what = || format!("make {path} read-only");
         let Some(target) = present(root, path)? else { continue };
         let copy = copy_of(&target, true).step(what)?;
-        set_attributes(&copy, true, libc::MOUNT_ATTR_RDONLY, 0).step(what)?;
+        set_attributes(&copy, true, MountAttrFlags::MOUNT_ATTR_RDONLY).step(what)?;
         attach(&copy, &target).step(what)?;
     }
     Ok(())
@@ -63,8 +63,8 @@ fn present(root: &Root, path: &str) -> Result<Option<OwnedFd>, Failure> {
 }
 
 fn empty_folder() -> Result<OwnedFd, Failure> {
-    let options = MountOptions::parse(["ro", "nosuid", "nodev", "noexec", "mode=555", "size=4k", "nr_inodes=1"]);
-    create("tmpfs", "tmpfs", &options, "make an empty folder to mask with")
+    let options = ["ro", "nosuid", "nodev", "noexec", "mode=555", "size=4k", "nr_inodes=1"];
+    file_system("tmpfs", &options, "make an empty folder to mask with")
 }
 
 fn null_device() -> Result<OwnedFd, Failure> {
@@ -77,13 +77,16 @@ fn null_device() -> Result<OwnedFd, Failure> {
     }
     let mount = copy_of(&device, false).step(|| "copy the mount of the host's /dev/null")?;
     // Read-only keeps the node's owner and mode, which are the host's, from being changed through the mask.
-    let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
-    set_attributes(&mount, false, attributes, 0).step(|| "make the mask read-only")?;
+    set_attributes(&mount, false, super::devices::NODE_ATTRIBUTES).step(|| "make the mask read-only")?;
     Ok(mount)
 }
 
 /// A host path that is a device, as a detached mount; None when it is not there.
-pub(super) fn device_copy(path: &str, kind: FileType, number: (u32, u32)) -> Result<Option<(OwnedFd, rustix::fs::Stat)>, Errno> {
+pub(super) fn device_copy(
+    path: &str,
+    kind: FileType,
+    number: (u32, u32),
+) -> Result<Option<(OwnedFd, rustix::fs::Stat)>, Errno> {
     let mount = match copy_of_path(path, false) {
         Ok(mount) => mount,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),

@@ -6,11 +6,10 @@
 
 mod cgroups;
 mod console;
+mod detached;
 mod devices;
-mod filesystem;
 mod masks;
 mod mounts;
-mod options;
 mod path;
 mod snapshot;
 mod sysctl;
@@ -18,25 +17,25 @@ mod sysctl;
 pub use console::{Console, set_size as set_terminal_size};
 pub use devices::DevicePlan;
 pub use mounts::MountPlan;
-pub use options::MountOptions;
 pub use path::Root;
 
 use std::os::fd::AsFd;
 
+use lamella_core::mount::{Mount, Propagation};
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::MountAttrFlags;
 
 use crate::cgroup::Cgroup;
 use crate::error::{Failure, Kind, Step};
-use crate::request::SnapshotMount;
 use crate::spec::Spec;
-use crate::sys::{self, MountAttributes, Propagation};
+use detached::{set_attributes, set_propagation};
 
 /// The file-system part of a container, checked and ready to be made.
 #[derive(Debug)]
 pub struct RootfsPlan {
     root: String,
     readonly: bool,
-    snapshot: Vec<SnapshotMount>,
+    snapshot: Vec<Mount>,
     mounts: Vec<MountPlan>,
     devices: Vec<DevicePlan>,
     /// A bind mount on /dev brings its own nodes.
@@ -49,20 +48,21 @@ pub struct RootfsPlan {
 
 impl RootfsPlan {
     /// Prepare a checked spec.
-    pub fn new(bundle: &str, snapshot: &[SnapshotMount], spec: &Spec) -> Result<Self, Failure> {
+    pub fn new(bundle: &str, snapshot: Vec<Mount>, spec: &Spec) -> Result<Self, Failure> {
         let mounts = spec
             .mounts
             .iter()
             .enumerate()
             .map(|(index, mount)| MountPlan::new(index, mount, bundle))
             .collect::<Result<Vec<_>, _>>()?;
-        let own_devices = !spec.mounts.iter().any(|mount| {
-            mount.is_bind() && mount.destination.split('/').filter(|part| !part.is_empty()).eq(["dev"])
-        });
+        let own_devices = !spec
+            .mounts
+            .iter()
+            .any(|mount| mount.is_bind() && mount.destination.split('/').filter(|part| !part.is_empty()).eq(["dev"]));
         Ok(Self {
             root: path::from_bundle(bundle, &spec.root.path),
             readonly: spec.root.readonly,
-            snapshot: snapshot.to_vec(),
+            snapshot,
             mounts,
             devices: devices::plan(&spec.linux.devices),
             own_devices,
@@ -71,11 +71,6 @@ impl RootfsPlan {
             sysctl: spec.linux.sysctl.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
             propagation: propagation(spec.linux.rootfs_propagation.as_deref())?,
         })
-    }
-
-    /// Whether a mount shows the container's cgroups, so that they must be joined before mounts are made.
-    pub fn shows_cgroups(&self) -> bool {
-        self.mounts.iter().any(MountPlan::is_cgroup)
     }
 
     /// Make the root and all mounts in this process's mount namespace, which must be its own. The root of the process
@@ -104,12 +99,10 @@ impl RootfsPlan {
         masks::make_readonly(root, &self.readonly_paths)?;
         pivot(root)?;
         if let Some((propagation, recursive)) = self.propagation {
-            let attributes = MountAttributes { propagation: Some(propagation), ..MountAttributes::default() };
-            sys::mount_setattr(root, recursive, attributes).step(|| "set the root's propagation")?;
+            set_propagation(root, recursive, flag(propagation)).step(|| "set the root's propagation")?;
         }
         if self.readonly {
-            let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..MountAttributes::default() };
-            sys::mount_setattr(root, false, attributes).step(|| "make the root read-only")?;
+            set_attributes(root, false, MountAttrFlags::MOUNT_ATTR_RDONLY).step(|| "make the root read-only")?;
         }
         Ok(())
     }
@@ -127,8 +120,7 @@ impl RootfsPlan {
             Some(Propagation::Private | Propagation::Unbindable) => ("/".to_owned(), true, Propagation::Private),
             Some(Propagation::Shared) => (mount_point_of(&self.root)?, false, Propagation::Private),
         };
-        let attributes = MountAttributes { propagation: Some(propagation), ..MountAttributes::default() };
-        sys::mount_setattr(open(&path)?, recursive, attributes).step(|| "detach the mounts from the host's")
+        set_propagation(open(&path)?, recursive, flag(propagation)).step(|| "detach the mounts from the host's")
     }
 }
 
@@ -140,8 +132,7 @@ fn pivot(root: &Root) -> Result<(), Failure> {
     rustix::process::pivot_root(".", ".").step(|| "make the container's root the root")?;
     rustix::process::fchdir(&old).step(|| "change to the old root")?;
     // Nothing that is detached may travel to the host.
-    let attributes = MountAttributes { propagation: Some(Propagation::Slave), ..MountAttributes::default() };
-    sys::mount_setattr(&old, true, attributes).step(|| "detach the old root from the host's mounts")?;
+    set_propagation(&old, true, libc::MS_SLAVE).step(|| "detach the old root from the host's mounts")?;
     rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH).step(|| "let go of the host's root")?;
     rustix::process::chdir("/").step(|| "change to /")
 }
@@ -161,6 +152,15 @@ fn unescape(text: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()
         .fold(text.to_owned(), |text, (code, character)| text.replace(code, character))
+}
+
+fn flag(propagation: Propagation) -> u64 {
+    match propagation {
+        Propagation::Private => libc::MS_PRIVATE,
+        Propagation::Slave => libc::MS_SLAVE,
+        Propagation::Shared => libc::MS_SHARED,
+        Propagation::Unbindable => libc::MS_UNBINDABLE,
+    }
 }
 
 fn propagation(text: Option<&str>) -> Result<Option<(Propagation, bool)>, Failure> {

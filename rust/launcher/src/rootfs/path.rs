@@ -9,6 +9,8 @@ use crate::error::{Failure, Step};
 
 /// openat2 gives EAGAIN when something is renamed or mounted while it walks; give up after this many.
 const ATTEMPTS: u32 = 128;
+/// As many symlinks in a row as the kernel follows.
+const LINKS_MAX: u32 = 40;
 const FOLDER_MODE: Mode = Mode::from_raw_mode(0o755);
 
 /// The container's root folder, by descriptor.
@@ -65,6 +67,7 @@ impl Root {
             Err(Errno::NOENT) => {}
             Err(error) => return Err(error).step(|| format!("open {path} in {}", self.shown)),
         }
+        let path = self.end_of_links(&path).step(|| format!("follow {path} in {}", self.shown))?;
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", &path));
         let parent = self.folder(parent)?;
         let made = match target {
@@ -79,6 +82,28 @@ impl Root {
         // Opened as a plain name of the folder that was made or found: what appeared since is no symlink.
         open_beneath(parent.as_fd(), name, OFlags::PATH, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
             .step(|| format!("open the mount point {path} in {}", self.shown))
+    }
+
+    /// Where the symlinks at the end of a path lead to, inside the root, whether anything is there or not: many images
+    /// have `/etc/resolv.conf` as a link into `/run`, which is empty until a system has started.
+    fn end_of_links(&self, path: &str) -> Result<String, Errno> {
+        let mut path = path.to_owned();
+        for _ in 0..LINKS_MAX {
+            let link = match self.open(&path, OFlags::PATH | OFlags::NOFOLLOW) {
+                Ok(found) => found,
+                Err(Errno::NOENT) => return Ok(path),
+                Err(error) => return Err(error),
+            };
+            // What a descriptor of a symlink with an empty name gives; ENOENT: it is something else.
+            let text = match rustix::fs::readlinkat(&link, "", Vec::new()) {
+                Ok(text) => text.into_string().map_err(|_| Errno::ILSEQ)?,
+                Err(Errno::NOENT | Errno::INVAL) => return Ok(path),
+                Err(error) => return Err(error),
+            };
+            let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+            path = if text.starts_with('/') { clean(&text) } else { clean(&format!("{folder}/{text}")) };
+        }
+        Err(Errno::LOOP)
     }
 
     /// Open a folder, making what is missing of its path.
@@ -119,12 +144,7 @@ impl Root {
     }
 }
 
-fn open_beneath(
-    folder: BorrowedFd<'_>,
-    path: &str,
-    flags: OFlags,
-    resolve: ResolveFlags,
-) -> Result<OwnedFd, Errno> {
+fn open_beneath(folder: BorrowedFd<'_>, path: &str, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
     let path = if path.is_empty() { "." } else { path };
     let mut attempts = 0;
     loop {
@@ -217,6 +237,26 @@ mod tests {
         // The absolute target is looked for inside the root, where it is missing: a dangling link is not filled in.
         root.mount_point("/absolute/made", Target::Folder).expect_err("a dangling link");
         assert_eq!(std::fs::read_dir(outside.path()).expect("readable").count(), 0);
+    }
+
+    #[test]
+    fn a_dangling_symlink_is_a_mount_point_where_it_leads_to_inside_the_root() {
+        let outside = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(folder.path().join("etc")).expect("made");
+        symlink("../run/systemd/resolv.conf", folder.path().join("etc/resolv.conf")).expect("linked");
+        symlink("../../../../out", folder.path().join("etc/up")).expect("linked");
+        symlink(outside.path().join("made"), folder.path().join("etc/absolute")).expect("linked");
+        symlink("round", folder.path().join("etc/round")).expect("linked");
+        let root = root(folder.path());
+        root.mount_point("/etc/resolv.conf", Target::File).expect("made");
+        assert!(folder.path().join("run/systemd/resolv.conf").is_file());
+        root.mount_point("/etc/up", Target::File).expect("made");
+        assert!(folder.path().join("out").is_file());
+        root.mount_point("/etc/absolute", Target::File).expect("made");
+        assert!(folder.path().join(outside.path().strip_prefix("/").expect("absolute")).join("made").is_file());
+        assert_eq!(std::fs::read_dir(outside.path()).expect("readable").count(), 0);
+        root.mount_point("/etc/round", Target::File).expect_err("links in a circle");
     }
 
     #[test]

@@ -2,8 +2,7 @@
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use super::filesystem::create;
-use super::options::MountOptions;
+use super::detached::file_system;
 use crate::error::{Failure, Step};
 
 /// Write (checked) parameters through a /proc of our own that hangs nowhere, so that no mount or symlink of the
@@ -12,7 +11,7 @@ pub(super) fn write(parameters: &[(String, String)]) -> Result<(), Failure> {
     if parameters.is_empty() {
         return Ok(());
     }
-    let proc = create("proc", "proc", &MountOptions::default(), "mount proc to set kernel parameters")?;
+    let proc = file_system("proc", &[], "mount proc to set kernel parameters")?;
     for (name, value) in parameters {
         let what = || format!("set the kernel parameter {name} to {value:?}");
         // A slash in a name stands for itself, as sysctl(8) has it: the first separator decides.

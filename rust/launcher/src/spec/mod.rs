@@ -19,9 +19,7 @@ use serde::de::IgnoredAny;
 pub use linux::{Device, IdMapping, Linux, Namespace, Personality, Seccomp, SeccompArgument, SeccompRule};
 pub use mount::Mount;
 pub use process::{Capabilities, Process, Rlimit, Size, User};
-pub use resources::{
-    BlockIo, Cpu, DeviceRule, HugepageLimit, Memory, Pids, Resources, ThrottleDevice, WeightDevice,
-};
+pub use resources::{BlockIo, Cpu, DeviceRule, HugepageLimit, Memory, Pids, Resources, ThrottleDevice, WeightDevice};
 
 use crate::error::Failure;
 

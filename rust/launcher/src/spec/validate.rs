@@ -144,12 +144,11 @@ impl Linux {
         if new_user && (self.uid_mappings.is_empty() || self.gid_mappings.is_empty()) {
             return Err(Failure::invalid("linux.uidMappings", "a new user namespace needs id mappings"));
         }
-        if !new_user && !(self.uid_mappings.is_empty() && self.gid_mappings.is_empty()) {
+        let mapped = !self.uid_mappings.is_empty() || !self.gid_mappings.is_empty();
+        if mapped && !new_user {
             return Err(Failure::invalid("linux.uidMappings", "mappings need a new user namespace"));
         }
-        if new_user
-            && let Some(joined) = self.namespaces.iter().find(|namespace| !namespace.path.is_empty())
-        {
+        if new_user && let Some(joined) = self.namespaces.iter().find(|namespace| !namespace.path.is_empty()) {
             return Err(Failure::unsupported(format!(
                 "linux.namespaces: joining a {} namespace from a new user namespace",
                 joined.kind
@@ -203,8 +202,15 @@ impl Linux {
     /// A kernel parameter must belong to a namespace of the container, else it would change the host's.
     fn check_sysctl(&self, name: &str) -> Result<(), Failure> {
         const IPC: [&str; 9] = [
-            "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
-            "kernel.shmmni", "kernel.shm_rmid_forced", "fs.mqueue",
+            "kernel.msgmax",
+            "kernel.msgmnb",
+            "kernel.msgmni",
+            "kernel.sem",
+            "kernel.shmall",
+            "kernel.shmmax",
+            "kernel.shmmni",
+            "kernel.shm_rmid_forced",
+            "fs.mqueue",
         ];
         let dotted = name.replace('/', ".");
         let refuse = |why: &str| Err(Failure::invalid(format!("linux.sysctl {name:?}"), why));

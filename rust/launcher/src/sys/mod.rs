@@ -1,8 +1,7 @@
-//! System calls that rustix does not wrap. The only module of the crate with unsafe code.
+//! System calls that neither rustix nor the core wraps. The only module of the crate with unsafe code.
 
 #![allow(unsafe_code)]
 
-mod mount;
 mod network;
 mod process;
 mod program;
@@ -10,14 +9,13 @@ mod signal;
 
 use std::io;
 
-pub use mount::{MountAttributes, Propagation, mount_setattr};
 pub use network::bring_loopback_up;
 pub use process::{
     Forked, child_groups_denied, clone_process, close_all_but, close_from, execute, exit_now, fork, inherited,
     join_session_keyring, kill, move_into, set_personality, set_rlimit, unshare,
 };
 pub use program::{SeccompInstruction, attach_device_program, install_seccomp};
-pub use signal::{block_all, reset_all, signal_descriptor, read_signals};
+pub use signal::{block_all, read_signals, reset_all, signal_descriptor};
 
 /// Turn the result of a libc call into a Result.
 fn checked(result: libc::c_long) -> io::Result<libc::c_long> {

@@ -38,9 +38,7 @@ pub fn clone_process(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<F
     }
     // SAFETY: the arguments have the size that is passed along. Without CLONE_VM the child gets its own copy of this
     // process, which has one thread, so no lock can be held by a thread that the child lacks.
-    let pid = checked(unsafe {
-        libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>())
-    })?;
+    let pid = checked(unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) })?;
     Ok(if pid == 0 { Forked::Child } else { Forked::Parent(pid as i32) })
 }
 
@@ -113,9 +111,7 @@ pub fn move_into(namespace: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
 pub fn join_session_keyring() -> io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
     // SAFETY: a null name asks for an anonymous keyring.
-    checked(unsafe {
-        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
-    })?;
+    checked(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) })?;
     Ok(())
 }
 

@@ -72,12 +72,52 @@ fn the_table_is_sorted_and_right() {
 fn the_default_profile_refuses_what_docker_refuses() {
     let filter = default();
     for name in [
-        "acct", "add_key", "bpf", "clock_settime", "create_module", "delete_module", "finit_module", "fsopen",
-        "get_mempolicy", "init_module", "io_uring_setup", "ioperm", "iopl", "kcmp", "kexec_file_load", "kexec_load",
-        "keyctl", "lookup_dcookie", "mbind", "mount", "move_mount", "move_pages", "nfsservctl",
-        "open_by_handle_at", "open_tree", "perf_event_open", "pivot_root", "process_madvise", "quotactl", "reboot",
-        "request_key", "set_mempolicy", "setdomainname", "sethostname", "setns", "settimeofday", "swapoff", "swapon",
-        "sysfs", "syslog", "umount2", "unshare", "uselib", "userfaultfd", "ustat", "vhangup",
+        "acct",
+        "add_key",
+        "bpf",
+        "clock_settime",
+        "create_module",
+        "delete_module",
+        "finit_module",
+        "fsopen",
+        "get_mempolicy",
+        "init_module",
+        "io_uring_setup",
+        "ioperm",
+        "iopl",
+        "kcmp",
+        "kexec_file_load",
+        "kexec_load",
+        "keyctl",
+        "lookup_dcookie",
+        "mbind",
+        "mount",
+        "move_mount",
+        "move_pages",
+        "nfsservctl",
+        "open_by_handle_at",
+        "open_tree",
+        "perf_event_open",
+        "pivot_root",
+        "process_madvise",
+        "quotactl",
+        "reboot",
+        "request_key",
+        "set_mempolicy",
+        "setdomainname",
+        "sethostname",
+        "setns",
+        "settimeofday",
+        "swapoff",
+        "swapon",
+        "sysfs",
+        "syslog",
+        "umount2",
+        "unshare",
+        "uselib",
+        "userfaultfd",
+        "ustat",
+        "vhangup",
     ] {
         assert_eq!(call(&filter, name), EPERM, "{name}");
     }
@@ -141,8 +181,8 @@ fn architectures_that_the_profile_does_not_name_are_killed() {
 
 #[test]
 fn a_capability_opens_its_calls_and_no_others() {
-    let filter = compile(&serde_json::from_str(&default_seccomp(&["CAP_SYS_ADMIN"])).expect("parses"))
-        .expect("compiles");
+    let filter =
+        compile(&serde_json::from_str(&default_seccomp(&["CAP_SYS_ADMIN"])).expect("parses")).expect("compiles");
     for name in ["mount", "unshare", "setns", "clone3", "clone"] {
         assert_eq!(call(&filter, name), ALLOW, "{name}");
     }
@@ -219,7 +259,9 @@ fn a_program_with_far_jumps_decides_like_its_rules() {
     // Every second number refused with another errno: nothing merges, the tree is as large as it can be.
     let known: Vec<(u32, &str)> = (0..400)
         .filter_map(|wanted| {
-            ["read", "write", "open", "close", "stat", "fstat"].into_iter().find(|name| number(name) == wanted)
+            ["read", "write", "open", "close", "stat", "fstat"]
+                .into_iter()
+                .find(|name| number(name) == wanted)
                 .map(|name| (wanted, name))
         })
         .collect();
