@@ -1,20 +1,14 @@
-"""The content store: blobs by digest, immutable, and ingests, which are writes in progress.
+"""The content store: blobs by digest, immutable. What is being written is an ingest (:mod:`lamella.ingest`).
 
 On disk::
 
     <root>/blobs/<algorithm>/<hex>   0444  a blob; the layout of an OCI image layout's blobs
-    <root>/ingest/<id>/              0700  one ingest; id = SHA-256 of namespace, NUL, ref
-        data                               what has been written so far
-        ref.json                           namespace, ref, expected total and digest, when it was started
-        lock                               flock: held by whoever writes
+    <root>/ingest/trash-<id>               a blob that is being removed
 
 A blob is one file and one row in ``blobs``, shared by all namespaces, and a row in ``content`` for each namespace that sees it,
-with that namespace's labels. Who may touch what:
-
-- An ingest's folder belongs to the holder of its lock. Everything in it may be looked at without.
-- A file under blobs/ is put there, replaced or removed only inside a metadata write transaction, which puts in or
-  looks for its row: so a blob that comes back while its old self is being deleted is never lost.
-- Readers take no lock. A file that was opened stays readable when its blob is deleted.
+with that namespace's labels. A file under blobs/ is put there, replaced or removed only inside a metadata write
+transaction, which puts in or looks for its row: so a blob that comes back while its old self is being deleted is never
+lost. Readers take no lock; a file that was opened stays readable when its blob is deleted.
 
 Durability: a commit is one rename and one transaction. After the death of any process what was committed is complete, and an
 ingest keeps what was written. Nothing waits for the disk: ``boot_id`` and ``synced`` of a blob's row say under which boot
@@ -24,13 +18,11 @@ earlier one without the mark a power cut may have taken the file's bytes, and on
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import msgspec
@@ -47,15 +39,26 @@ from lamella.errors import (
     NotFound,
 )
 from lamella.filters import compile_filters
+from lamella.ingest import (
+    Ingest,
+    IngestRecord,
+    IngestStatus,
+    check_ref,
+    file_length,
+    ingest_folders,
+    ingest_status,
+    read_ingest,
+    remove_ingest,
+    write_record,
+)
 from lamella.labels import check_labels, decode_labels, encode_labels, merge_labels
 from lamella.locks import FileLock
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.boot import boot_id
-from lamella.metadata.clock import format_time
 
-REF_MAX = 4096
-"""Bytes of a ref."""
-_CHUNK = 1024 * 1024
+__all__ = ["ContentInfo", "ContentStore", "Ingest", "IngestStatus", "unlink_blobs"]
+
+_READ_MAX = 64 * 1024 * 1024
 _PAGE = 1000
 _INFO = (
     "SELECT c.digest, b.size, c.labels, c.created_at, c.updated_at FROM content c JOIN blobs b USING (digest)"
@@ -70,30 +73,6 @@ class ContentInfo(msgspec.Struct, frozen=True):
     labels: dict[str, str]
     created_at: str
     updated_at: str
-
-
-class IngestStatus(msgspec.Struct, frozen=True):
-    """How far an ingest is: ``offset`` bytes of ``total`` (0 when unknown), ``expected`` digest or empty."""
-
-    ref: str
-    offset: int
-    total: int
-    expected: str
-    started_at: str
-    updated_at: str
-
-
-class IngestRecord(msgspec.Struct, frozen=True):
-    """What ``ref.json`` holds."""
-
-    namespace: str
-    ref: str
-    total: int
-    expected: str
-    started_at: str
-
-
-_record_decoder = msgspec.json.Decoder(IngestRecord)
 
 
 class ContentStore:
@@ -125,7 +104,7 @@ class ContentStore:
         parsed = parse_digest(digest)
         with self._database.read() as db:
             row = db.execute("SELECT size FROM blobs WHERE digest = ?", (parsed,)).fetchone()
-        return row is not None and _length(self._file(parsed)) == row[0]
+        return row is not None and file_length(self._file(parsed)) == row[0]
 
     def path(self, digest: str) -> Path:
         """Return where a blob's file is. It is not to be written. Errors as :meth:`info`."""
@@ -158,7 +137,7 @@ class ContentStore:
             try:
                 parts = []
                 while wanted:
-                    part = os.pread(descriptor, min(wanted, 64 * _CHUNK), offset)
+                    part = os.pread(descriptor, min(wanted, _READ_MAX), offset)
                     if not part:
                         raise DataLoss(
                             f"the blob {digest} is shorter than it was when it was stored",
@@ -274,7 +253,7 @@ class ContentStore:
         writes to it, unless ``wait``; Cancelled when ``cancelled`` says so meanwhile; AlreadyExists when the digest is
         in the store (one that only other namespaces see becomes visible in this one, as in containerd).
         """
-        _check_ref(ref)
+        check_ref(ref)
         if size < 0:
             raise InvalidArgument(f"ingest {ref!r}: the size {size} is negative")
         expected = parse_digest(digest) if digest else None
@@ -290,7 +269,7 @@ class ContentStore:
                 record = self._resume(
                     folder, IngestRecord(self._namespace, ref, size, expected or "", timestamp())
                 )
-                return Ingest(self, folder, lock, record)
+                return Ingest(folder, lock, record, self._publish)
         except AlreadyExists:
             remove_ingest(folder)
             lock.release()
@@ -326,17 +305,17 @@ class ContentStore:
             for folder in ingest_folders(self._ingests):
                 record = read_ingest(folder)
                 if record is not None and record.namespace == self._namespace and match({"ref": record.ref}):
-                    found.append(_status(folder, record))
+                    found.append(ingest_status(folder, record))
         return sorted(found, key=lambda status: status.ref)
 
     def status(self, ref: str) -> IngestStatus:
         """Return how far one ingest is. NotFound."""
-        folder = self._folder(_check_ref(ref))
+        folder = self._folder(check_ref(ref))
         with translated(f"look at the ingest {ref!r}"):
             record = read_ingest(folder)
             if record is None:
                 raise NotFound(f"there is no ingest {ref!r} in namespace {self._namespace}")
-            return _status(folder, record)
+            return ingest_status(folder, record)
 
     def abort(self, ref: str) -> None:
         """Throw an ingest away. NotFound; Unavailable while somebody writes to it."""
@@ -356,7 +335,7 @@ class ContentStore:
         if record is not None and record.ref == wanted.ref and record.namespace == wanted.namespace:
             total, expected = wanted.total or record.total, wanted.expected or record.expected
             same = (total, expected) == (record.total or total, record.expected or expected)
-            if same and (not total or _length(data) <= total):
+            if same and (not total or file_length(data) <= total):
                 if (total, expected) != (record.total, record.expected):
                     record = msgspec.structs.replace(record, total=total, expected=expected)
                     write_record(folder, record)
@@ -373,7 +352,7 @@ class ContentStore:
                 return
             raise AlreadyExists(f"content {digest} is in the store")
 
-    def _commit(self, ingest: Ingest, digest: Digest, size: int, labels: Mapping[str, str]) -> None:
+    def _publish(self, ingest: Ingest, digest: Digest, size: int, labels: Mapping[str, str]) -> None:
         """Make an ingest's data the blob ``digest``; the caller has checked it."""
         target = self._file(digest)
         data = ingest.data_path
@@ -384,10 +363,10 @@ class ContentStore:
                 "FROM blobs WHERE digest = ?",
                 (self._namespace, digest),
             ).fetchone()
-            ingest._settle()
-            database.on_rollback(ingest._reopen)
-            database.after_commit(ingest._finish)
-            intact = row is not None and _length(target) == row[0]
+            ingest.settle()
+            database.on_rollback(ingest.reopen)
+            database.after_commit(ingest.finish)
+            intact = row is not None and file_length(target) == row[0]
             if not intact:
                 try:
                     data.rename(target)
@@ -426,238 +405,6 @@ class ContentStore:
         return DataLoss(f"the file of the blob {digest} is gone", hint="Look for damage: lamella fsck.")
 
 
-class Ingest:
-    """A write in progress, which nobody else can open. Used by one thread at a time.
-
-    Leaving its ``with`` block, or :meth:`close`, keeps what was written for the next :meth:`ContentStore.writer` of the
-    ref; :meth:`discard` does not. Somebody else (the core's pipeline) may append to ``data_path`` instead of calling
-    :meth:`write`, and then says with ``commit(verified=...)`` what digest it found.
-    """
-
-    def __init__(self, store: ContentStore, folder: Path, lock: FileLock, record: IngestRecord) -> None:
-        self._store = store
-        self._folder = folder
-        self._lock = lock
-        self._record = record
-        self.data_path = folder / "data"
-        self._descriptor = os.open(
-            self.data_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
-        self._offset = os.fstat(self._descriptor).st_size
-        self._hash = hashlib.sha256() if not self._offset else None
-        self._algorithm = "sha256"
-        if record.expected:
-            self._expect(record.expected)
-        self._pending = False
-        self._abandoned = False
-
-    def __repr__(self) -> str:
-        return f"<lamella.content.Ingest {self._record.ref!r} {self._offset} of {self._record.total or '?'} bytes>"
-
-    def __enter__(self) -> Ingest:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def ref(self) -> str:
-        """The name of the ingest in its namespace."""
-        return self._record.ref
-
-    @property
-    def offset(self) -> int:
-        """Bytes that are there, from an earlier try or written by this object."""
-        return self._offset
-
-    def status(self) -> IngestStatus:
-        """Return how far it is, counting what others wrote to ``data_path``."""
-        self._check_open()
-        return _status(self._folder, self._record)
-
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Append bytes. ResourceExhausted when the disk is full; what was written before stays."""
-        self._check_open()
-        view = memoryview(data).cast("B")
-        total = self._record.total
-        if total and self._offset + len(view) > total:
-            raise FailedPrecondition(
-                f"ingest {self.ref!r} was to have {total} bytes and gets at least {self._offset + len(view)}"
-            )
-        hasher = self._hasher()
-        written = 0
-        with translated(f"write to the ingest {self.ref!r}"):
-            while written < len(view):
-                count = os.pwrite(self._descriptor, view[written : written + 64 * _CHUNK], self._offset)
-                hasher.update(view[written : written + count])
-                written += count
-                self._offset += count
-        return written
-
-    def truncate(self, size: int = 0) -> None:
-        """Cut back to ``size`` bytes, at most the offset. InvalidArgument otherwise."""
-        self._check_open()
-        if not 0 <= size <= self._offset:
-            raise InvalidArgument(
-                f"ingest {self.ref!r} has {self._offset} bytes, it cannot be cut back to {size}"
-            )
-        if size != self._offset or size == 0:
-            with translated(f"truncate the ingest {self.ref!r}"):
-                os.ftruncate(self._descriptor, size)
-            self._offset = size
-            self._hash = None if size else hashlib.new(self._algorithm)
-
-    def commit(
-        self,
-        *,
-        size: int = 0,
-        digest: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        verified: str | None = None,
-    ) -> None:
-        """Make what was written a blob of the store, visible in this namespace with ``labels``.
-
-        ``size`` and ``digest`` are checked; without them, what :meth:`ContentStore.writer` was told. ``verified`` is the digest
-        that somebody computed over the file just now, which is believed instead of reading it again. Errors:
-        FailedPrecondition when a size or digest is wrong: the ingest stays, open, to be continued, cut back or
-        discarded; InvalidArgument for a label; AlreadyExists when the namespace has that content, the ingest is gone then.
-        """
-        self._check_open()
-        checked = check_labels(labels or {})
-        expected = parse_digest(digest) if digest else None
-        promised = self._record.expected
-        if expected and promised and expected != promised:
-            raise FailedPrecondition(f"ingest {self.ref!r} is for {promised}, not for {expected}")
-        expected = expected or (Digest(promised) if promised else None)
-        with translated(f"commit the ingest {self.ref!r}"):
-            there = os.fstat(self._descriptor).st_size
-            wanted = size or self._record.total
-            if wanted and there != wanted:
-                raise FailedPrecondition(
-                    f"ingest {self.ref!r} has {there} bytes, {wanted} were expected",
-                    hint="Go on writing, or discard it and start over.",
-                )
-            if verified is not None:
-                found = parse_digest(verified)
-            else:
-                if expected is not None:
-                    self._expect(expected)
-                if there != self._offset:
-                    self._offset, self._hash = there, None
-                found = Digest(f"{self._algorithm}:{self._hasher().hexdigest()}")
-            if expected is not None and found != expected:
-                raise FailedPrecondition(
-                    f"ingest {self.ref!r} has the digest {found}, {expected} was expected",
-                    hint="Discard it and fetch it again.",
-                )
-            self._store._commit(self, found, there, checked)
-
-    def close(self) -> None:
-        """Let go; what was written stays for another try. Harmless twice, and after commit or discard."""
-        if self._pending:
-            self._abandoned = True  # the transaction around the commit decides
-        else:
-            self._close()
-
-    def discard(self) -> None:
-        """Throw away what was written. Harmless twice; nothing happens after commit."""
-        if not self._pending and self._lock.held:
-            remove_ingest(self._folder)
-            self._close()
-
-    def _expect(self, digest: str) -> None:
-        """Hash with the algorithm of ``digest`` from now on."""
-        algorithm, _ = split_digest(Digest(digest))
-        if algorithm != self._algorithm:
-            self._algorithm = algorithm
-            self._hash = None if self._offset else hashlib.new(algorithm)
-
-    def _hasher(self) -> hashlib._Hash:
-        """Give the hash of what is there; read it back where it was not written by this object."""
-        if self._hash is None:
-            hasher = hashlib.new(self._algorithm)
-            at = 0
-            with translated(f"read the ingest {self.ref!r}"):
-                while at < self._offset:
-                    part = os.pread(self._descriptor, min(_CHUNK, self._offset - at), at)
-                    if not part:
-                        raise DataLoss(f"ingest {self.ref!r} was cut short by somebody else")
-                    hasher.update(part)
-                    at += len(part)
-            self._hash = hasher
-        return self._hash
-
-    def _settle(self) -> None:
-        """Wait for the outermost transaction: the data is no longer here."""
-        self._pending = True
-
-    def _reopen(self, exclusive: bool) -> None:
-        """Go on as before: the transaction around the commit was rolled back, the data is back if that was possible."""
-        self._pending = False
-        if self._abandoned or not exclusive:
-            self._close()
-
-    def _finish(self) -> None:
-        """Remove the empty ingest: the blob is visible."""
-        self._pending = False
-        remove_ingest(self._folder)
-        self._close()
-
-    def _close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-        self._lock.release()
-
-    def _check_open(self) -> None:
-        if self._pending or not self._lock.held:
-            raise FailedPrecondition(f"ingest {self.ref!r} is closed", hint="Open a new writer.")
-
-
-# On disk; gc.py shares these
-
-
-def ingest_folders(ingests: Path) -> Iterator[Path]:
-    """Go through the folders of all ingests, of all namespaces."""
-    try:
-        entries = os.scandir(ingests)
-    except FileNotFoundError:
-        return
-    with entries:
-        for entry in entries:
-            if not entry.name.startswith(TRASH):
-                yield Path(entry.path)
-
-
-def read_ingest(folder: Path) -> IngestRecord | None:
-    """Read an ingest's ``ref.json``; None when it is not there or not whole."""
-    try:
-        return _record_decoder.decode((folder / "ref.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
-        return None
-
-
-def write_record(folder: Path, record: IngestRecord) -> None:
-    """Write an ingest's ``ref.json``, whole or not at all."""
-    fresh = folder / "ref.json.new"
-    fresh.write_bytes(msgspec.json.encode(record))
-    fresh.replace(folder / "ref.json")
-
-
-def remove_ingest(folder: Path) -> None:
-    """Remove an ingest's folder; the caller holds its lock. A next holder may have put its own lock file there meanwhile."""
-    with translated("remove an ingest"):
-        for name in ("data", "ref.json", "ref.json.new", "lock"):
-            (folder / name).unlink(missing_ok=True)
-        try:
-            folder.rmdir()
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
-                raise
-
-
 def unlink_blobs(database: Database, blobs: Path, digests: Sequence[Digest]) -> list[tuple[Digest, int]]:
     """Remove the files of blobs that no row names; those that came back stay. Return what went, with its bytes.
 
@@ -691,29 +438,6 @@ def _put_back(target: Path, data: Path, exclusive: bool) -> None:
         target.rename(data)
 
 
-def _length(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _status(folder: Path, record: IngestRecord) -> IngestStatus:
-    try:
-        found = (folder / "data").stat()
-        offset, updated_at = found.st_size, format_time(found.st_mtime_ns // 1000)
-    except FileNotFoundError:
-        offset, updated_at = 0, record.started_at
-    return IngestStatus(
-        ref=record.ref,
-        offset=offset,
-        total=record.total,
-        expected=record.expected,
-        started_at=record.started_at,
-        updated_at=updated_at,
-    )
-
-
 def _info(digest: str, size: int, labels: str, created_at: str, updated_at: str) -> ContentInfo:
     return ContentInfo(
         digest=Digest(digest),
@@ -722,15 +446,3 @@ def _info(digest: str, size: int, labels: str, created_at: str, updated_at: str)
         created_at=created_at,
         updated_at=updated_at,
     )
-
-
-def _check_ref(ref: str) -> str:
-    if not ref:
-        raise InvalidArgument("the ref of an ingest is empty")
-    try:
-        length = len(ref.encode())
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"the ref {ref[:40]!r} is not valid Unicode") from None
-    if "\0" in ref or length > REF_MAX:
-        raise InvalidArgument(f"the ref {ref[:40]!r} has a NUL or more than {REF_MAX} bytes")
-    return ref

@@ -27,10 +27,11 @@ import msgspec
 
 from lamella import _core
 from lamella.config import Config
-from lamella.content import ingest_folders, read_ingest, remove_ingest, unlink_blobs
+from lamella.content import unlink_blobs
 from lamella.digest import HEX_LENGTHS, Digest
 from lamella.disk import TRASH, translated
 from lamella.errors import LamellaError
+from lamella.ingest import ingest_folders, read_ingest, remove_ingest
 from lamella.locks import FileLock, is_locked
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.reachability import CONTENT, IMAGE, SNAPSHOT, condemned, is_past, mark
@@ -40,7 +41,7 @@ INGEST_SECONDS = 24 * 3600.0
 """How long an unfinished ingest may wait to be resumed."""
 NAMES_MAX = 1000
 
-_BATCH_SECONDS = 0.008
+_BATCH_SECONDS = 0.005
 _BATCH_FIRST = 32
 _BATCH_MAX = 1024
 _PAUSE_SECONDS = 0.005  # longer than the others sleep between two looks (metadata.database)

@@ -27,77 +27,80 @@ if TYPE_CHECKING:
 
 CONTENT, SNAPSHOT, IMAGE, CONTAINER = range(4)
 
+# CROSS JOIN has SQLite take the tables in the order they are written: from the nodes that were reached to their neighbours.
+# Left to itself it turned some of these around, which took 50 s for 10,000 images instead of 0.1.
+
 # Nodes that the nodes in "live" keep.
 _DOWN = """
-    SELECT c.number * 4 FROM live JOIN images i ON i.number = live.node >> 2
-        JOIN content c ON c.namespace = i.namespace AND c.digest = i.digest
+    SELECT c.number * 4 FROM live CROSS JOIN images i ON i.number = live.node >> 2
+        CROSS JOIN content c ON c.namespace = i.namespace AND c.digest = i.digest
         WHERE live.node & 3 = 2
     UNION
-    SELECT s.number * 4 + 1 FROM live JOIN containers k ON k.number = live.node >> 2
-        JOIN snapshots s ON s.namespace = k.namespace AND s.snapshotter = k.snapshotter AND s.name = k.snapshot_key
+    SELECT s.number * 4 + 1 FROM live CROSS JOIN containers k ON k.number = live.node >> 2
+        CROSS JOIN snapshots s ON s.namespace = k.namespace AND s.snapshotter = k.snapshotter AND s.name = k.snapshot_key
         WHERE live.node & 3 = 3
     UNION
-    SELECT s.parent * 4 + 1 FROM live JOIN snapshots s ON s.number = live.node >> 2
+    SELECT s.parent * 4 + 1 FROM live CROSS JOIN snapshots s ON s.number = live.node >> 2
         WHERE live.node & 3 = 1 AND s.parent IS NOT NULL
     UNION
-    SELECT c.number * 4 FROM live JOIN gc_labels g ON g.owner = live.node AND g.kind = 'content'
-        JOIN content c ON c.namespace = g.namespace AND c.digest = g.named
+    SELECT c.number * 4 FROM live CROSS JOIN gc_labels g ON g.owner = live.node AND g.kind = 'content'
+        CROSS JOIN content c ON c.namespace = g.namespace AND c.digest = g.named
     UNION
-    SELECT s.number * 4 + 1 FROM live JOIN gc_labels g ON g.owner = live.node AND g.kind = 'snapshot'
-        JOIN snapshots s ON s.namespace = g.namespace AND s.snapshotter = g.scope AND s.name = g.named
+    SELECT s.number * 4 + 1 FROM live CROSS JOIN gc_labels g ON g.owner = live.node AND g.kind = 'snapshot'
+        CROSS JOIN snapshots s ON s.namespace = g.namespace AND s.snapshotter = g.scope AND s.name = g.named
 """
 # Left out where there are none, which is nearly always: they cost a look-up for each node.
 _DOWN_BACK_REFERENCES = """
     UNION
-    SELECT g.owner FROM live JOIN content c ON c.number = live.node >> 2
-        JOIN gc_labels g ON g.kind = '<content' AND g.namespace = c.namespace AND g.scope = '' AND g.named = c.digest
+    SELECT g.owner FROM live CROSS JOIN content c ON c.number = live.node >> 2
+        CROSS JOIN gc_labels g ON g.kind = '<content' AND g.namespace = c.namespace AND g.scope = '' AND g.named = c.digest
         WHERE live.node & 3 = 0
     UNION
-    SELECT g.owner FROM live JOIN snapshots s ON s.number = live.node >> 2
-        JOIN gc_labels g ON g.kind = '<snapshot' AND g.namespace = s.namespace AND g.scope = s.snapshotter
+    SELECT g.owner FROM live CROSS JOIN snapshots s ON s.number = live.node >> 2
+        CROSS JOIN gc_labels g ON g.kind = '<snapshot' AND g.namespace = s.namespace AND g.scope = s.snapshotter
             AND g.named = s.name
         WHERE live.node & 3 = 1
     UNION
-    SELECT g.owner FROM live JOIN images i ON i.number = live.node >> 2
-        JOIN gc_labels g ON g.kind = '<image' AND g.namespace = i.namespace AND g.scope = '' AND g.named = i.name
+    SELECT g.owner FROM live CROSS JOIN images i ON i.number = live.node >> 2
+        CROSS JOIN gc_labels g ON g.kind = '<image' AND g.namespace = i.namespace AND g.scope = '' AND g.named = i.name
         WHERE live.node & 3 = 2
     UNION
-    SELECT g.owner FROM live JOIN containers k ON k.number = live.node >> 2
-        JOIN gc_labels g ON g.kind = '<container' AND g.namespace = k.namespace AND g.scope = '' AND g.named = k.id
+    SELECT g.owner FROM live CROSS JOIN containers k ON k.number = live.node >> 2
+        CROSS JOIN gc_labels g ON g.kind = '<container' AND g.namespace = k.namespace AND g.scope = '' AND g.named = k.id
         WHERE live.node & 3 = 3
 """
 # The same edges the other way: nodes that keep the nodes in "up".
 _UP = """
-    SELECT i.number * 4 + 2 FROM up JOIN content c ON c.number = up.node >> 2
-        JOIN images i ON i.namespace = c.namespace AND i.digest = c.digest
+    SELECT i.number * 4 + 2 FROM up CROSS JOIN content c ON c.number = up.node >> 2
+        CROSS JOIN images i ON i.namespace = c.namespace AND i.digest = c.digest
         WHERE up.node & 3 = 0
     UNION
-    SELECT k.number * 4 + 3 FROM up JOIN snapshots s ON s.number = up.node >> 2
-        JOIN containers k ON k.namespace = s.namespace AND k.snapshotter = s.snapshotter AND k.snapshot_key = s.name
+    SELECT k.number * 4 + 3 FROM up CROSS JOIN snapshots s ON s.number = up.node >> 2
+        CROSS JOIN containers k ON k.namespace = s.namespace AND k.snapshotter = s.snapshotter AND k.snapshot_key = s.name
         WHERE up.node & 3 = 1
     UNION
-    SELECT s.number * 4 + 1 FROM up JOIN snapshots s ON s.parent = up.node >> 2 WHERE up.node & 3 = 1
+    SELECT s.number * 4 + 1 FROM up CROSS JOIN snapshots s ON s.parent = up.node >> 2 WHERE up.node & 3 = 1
     UNION
-    SELECT g.owner FROM up JOIN content c ON c.number = up.node >> 2
-        JOIN gc_labels g ON g.kind = 'content' AND g.namespace = c.namespace AND g.scope = '' AND g.named = c.digest
+    SELECT g.owner FROM up CROSS JOIN content c ON c.number = up.node >> 2
+        CROSS JOIN gc_labels g ON g.kind = 'content' AND g.namespace = c.namespace AND g.scope = '' AND g.named = c.digest
         WHERE up.node & 3 = 0
     UNION
-    SELECT g.owner FROM up JOIN snapshots s ON s.number = up.node >> 2
-        JOIN gc_labels g ON g.kind = 'snapshot' AND g.namespace = s.namespace AND g.scope = s.snapshotter
+    SELECT g.owner FROM up CROSS JOIN snapshots s ON s.number = up.node >> 2
+        CROSS JOIN gc_labels g ON g.kind = 'snapshot' AND g.namespace = s.namespace AND g.scope = s.snapshotter
             AND g.named = s.name
         WHERE up.node & 3 = 1
     UNION
-    SELECT c.number * 4 FROM up JOIN gc_labels g ON g.owner = up.node AND g.kind = '<content'
-        JOIN content c ON c.namespace = g.namespace AND c.digest = g.named
+    SELECT c.number * 4 FROM up CROSS JOIN gc_labels g ON g.owner = up.node AND g.kind = '<content'
+        CROSS JOIN content c ON c.namespace = g.namespace AND c.digest = g.named
     UNION
-    SELECT s.number * 4 + 1 FROM up JOIN gc_labels g ON g.owner = up.node AND g.kind = '<snapshot'
-        JOIN snapshots s ON s.namespace = g.namespace AND s.snapshotter = g.scope AND s.name = g.named
+    SELECT s.number * 4 + 1 FROM up CROSS JOIN gc_labels g ON g.owner = up.node AND g.kind = '<snapshot'
+        CROSS JOIN snapshots s ON s.namespace = g.namespace AND s.snapshotter = g.scope AND s.name = g.named
     UNION
-    SELECT i.number * 4 + 2 FROM up JOIN gc_labels g ON g.owner = up.node AND g.kind = '<image'
-        JOIN images i ON i.namespace = g.namespace AND i.name = g.named
+    SELECT i.number * 4 + 2 FROM up CROSS JOIN gc_labels g ON g.owner = up.node AND g.kind = '<image'
+        CROSS JOIN images i ON i.namespace = g.namespace AND i.name = g.named
     UNION
-    SELECT k.number * 4 + 3 FROM up JOIN gc_labels g ON g.owner = up.node AND g.kind = '<container'
-        JOIN containers k ON k.namespace = g.namespace AND k.id = g.named
+    SELECT k.number * 4 + 3 FROM up CROSS JOIN gc_labels g ON g.owner = up.node AND g.kind = '<container'
+        CROSS JOIN containers k ON k.namespace = g.namespace AND k.id = g.named
 """
 
 _LEASES = """
@@ -107,16 +110,16 @@ leases_now (number, namespace, flat) AS (
 ),
 leased (node, flat) AS (
     SELECT c.number * 4, x.flat FROM leases_now x
-        JOIN lease_resources r ON r.lease = x.number AND r.type = 'content'
-        JOIN content c ON c.namespace = x.namespace AND c.digest = r.resource
+        CROSS JOIN lease_resources r ON r.lease = x.number AND r.type = 'content'
+        CROSS JOIN content c ON c.namespace = x.namespace AND c.digest = r.resource
     UNION ALL
     SELECT s.number * 4 + 1, x.flat FROM leases_now x
-        JOIN lease_resources r ON r.lease = x.number AND r.type GLOB 'snapshots/*'
-        JOIN snapshots s ON s.namespace = x.namespace AND s.snapshotter = substr(r.type, 11) AND s.name = r.resource
+        CROSS JOIN lease_resources r ON r.lease = x.number AND r.type GLOB 'snapshots/*'
+        CROSS JOIN snapshots s ON s.namespace = x.namespace AND s.snapshotter = substr(r.type, 11) AND s.name = r.resource
     UNION ALL
     SELECT i.number * 4 + 2, x.flat FROM leases_now x
-        JOIN lease_resources r ON r.lease = x.number AND r.type = 'images'
-        JOIN images i ON i.namespace = x.namespace AND i.name = r.resource
+        CROSS JOIN lease_resources r ON r.lease = x.number AND r.type = 'images'
+        CROSS JOIN images i ON i.namespace = x.namespace AND i.name = r.resource
 )
 """
 
@@ -136,24 +139,24 @@ _MARK_FLAT = """
 INSERT OR IGNORE INTO temp.live WITH RECURSIVE {leases}, flat_nodes (node) AS (
     SELECT node FROM leased WHERE flat
     UNION
-    SELECT s.parent * 4 + 1 FROM flat_nodes JOIN snapshots s ON s.number = flat_nodes.node >> 2
+    SELECT s.parent * 4 + 1 FROM flat_nodes CROSS JOIN snapshots s ON s.number = flat_nodes.node >> 2
         WHERE flat_nodes.node & 3 = 1 AND s.parent IS NOT NULL
 ) SELECT node FROM flat_nodes
 """
 
 # Leases that name a node, found from the node's side: a lease may have very many resources.
 _LEASE_OF = """
-    SELECT r.lease FROM content c JOIN lease_resources r ON r.type = 'content' AND r.resource = c.digest
-        JOIN leases x ON x.number = r.lease AND x.namespace = c.namespace
+    SELECT r.lease FROM content c CROSS JOIN lease_resources r ON r.type = 'content' AND r.resource = c.digest
+        CROSS JOIN leases x ON x.number = r.lease AND x.namespace = c.namespace
         WHERE up.node & 3 = 0 AND c.number = up.node >> 2
     UNION ALL
     SELECT r.lease FROM snapshots s
-        JOIN lease_resources r ON r.type = 'snapshots/' || s.snapshotter AND r.resource = s.name
-        JOIN leases x ON x.number = r.lease AND x.namespace = s.namespace
+        CROSS JOIN lease_resources r ON r.type = 'snapshots/' || s.snapshotter AND r.resource = s.name
+        CROSS JOIN leases x ON x.number = r.lease AND x.namespace = s.namespace
         WHERE up.node & 3 = 1 AND s.number = up.node >> 2
     UNION ALL
-    SELECT r.lease FROM images i JOIN lease_resources r ON r.type = 'images' AND r.resource = i.name
-        JOIN leases x ON x.number = r.lease AND x.namespace = i.namespace
+    SELECT r.lease FROM images i CROSS JOIN lease_resources r ON r.type = 'images' AND r.resource = i.name
+        CROSS JOIN leases x ON x.number = r.lease AND x.namespace = i.namespace
         WHERE up.node & 3 = 2 AND i.number = up.node >> 2
 """
 _ROOTS_ABOVE = f"""

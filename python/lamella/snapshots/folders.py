@@ -26,7 +26,7 @@ from pathlib import Path
 
 from lamella import _core
 from lamella.disk import TRASH, make_private_folder, translated
-from lamella.errors import LamellaError
+from lamella.errors import DataLoss, LamellaError
 from lamella.locks import FolderLock
 
 
@@ -65,7 +65,12 @@ class LayerFolders:
                     os.mkdir(f"{folder}/work", 0o700)  # noqa: PTH102
                 mode = 0o755
                 if like is not None:
-                    parent = os.stat(like)  # noqa: PTH116
+                    try:
+                        parent = os.stat(like)  # noqa: PTH116
+                    except FileNotFoundError:
+                        raise DataLoss(
+                            f"the layer folder {like} is gone", hint="Look for damage: lamella fsck."
+                        ) from None
                     mode = parent.st_mode & 0o7777
                     if (parent.st_uid, parent.st_gid) != (os.geteuid(), os.getegid()):
                         os.chown(fs, parent.st_uid, parent.st_gid)
@@ -83,7 +88,7 @@ class LayerFolders:
     def discard(self, layer_id: str) -> Path:
         """Rename a folder that no row names, so that it says what it is: trash. Return where it is; twice is harmless."""
         trash = f"{self._top}/{TRASH}{layer_id}"
-        with suppress(FileNotFoundError), translated(f"remove the layer folder {layer_id}"):
+        with translated(f"remove the layer folder {layer_id}"), suppress(FileNotFoundError):
             os.rename(f"{self._top}/{layer_id}", trash)  # noqa: PTH104
         return Path(trash)
 

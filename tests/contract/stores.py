@@ -1,0 +1,122 @@
+"""A store for tests: everything that a namespace has, opened on one folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from lamella.config import Config
+from lamella.content import ContentStore
+from lamella.digest import Digest, digest_of
+from lamella.gc import GcReport, collect
+from lamella.leases import Leases
+from lamella.metadata import Database, timestamp
+from lamella.namespaces import Namespaces
+from lamella.snapshots.layers import Layer, LayerStore
+from lamella.snapshots.overlayfs import OverlaySnapshotter
+
+
+class Store:
+    def __init__(self, root: Path, namespace: str = "default") -> None:
+        self.root = root
+        self.config = Config(root=root, state=root.parent / "state", namespace=namespace)
+        self.database = Database(self.config)
+        self.content = ContentStore(self.database, self.config)
+        self.layers = LayerStore(self.database, self.config)
+        self.snapshots = OverlaySnapshotter(self.database, self.config)
+        self.leases = Leases(self.database, self.config)
+        self.namespaces = Namespaces(self.database)
+
+    def close(self) -> None:
+        self.database.close()
+
+    def put(self, data: bytes, labels: Mapping[str, str] | None = None) -> Digest:
+        digest = digest_of(data)
+        self.content.write(f"put-{digest}", data, digest=digest, size=len(data), labels=labels)
+        return digest
+
+    def layer(
+        self, files: Mapping[str, str], *, opaque_root: bool = False, diff_id: Digest | None = None
+    ) -> Layer:
+        """Unpack a layer of some text files, as a pull does."""
+        diff_id = diff_id or digest_of(repr(sorted(files.items())).encode() + os.urandom(8))
+        with self.layers.stage("overlayfs", diff_id) as staging:
+            for name, text in files.items():
+                path = staging.path / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+            return staging.commit(
+                diff_id=diff_id, disk_bytes=4096, inodes=1 + len(files), opaque_root=opaque_root
+            )
+
+    def stack(self, name: str, *layers: Mapping[str, str]) -> str:
+        """Record committed snapshots over layers, bottom first; return the name of the top one."""
+        parent = ""
+        for number, files in enumerate(layers):
+            self.snapshots.add_committed(f"{name}-{number}", parent, self.layer(files))
+            parent = f"{name}-{number}"
+        return parent
+
+    def image(self, name: str, digest: Digest, labels: str = "{}") -> None:
+        """Record an image that points at a digest."""
+        with self.database.write() as db:
+            db.execute(
+                "INSERT INTO images (namespace, name, media_type, digest, size, labels, created_at, updated_at) "
+                "VALUES (?, ?, 'application/vnd.oci.image.manifest.v1+json', ?, 1, ?, ?, ?)",
+                (self.config.namespace, name, digest, labels, timestamp(), timestamp()),
+            )
+
+    def remove_image(self, name: str) -> None:
+        with self.database.write() as db:
+            db.execute(
+                "DELETE FROM images WHERE namespace = ? AND name = ?", (self.config.namespace, name)
+            )
+
+    def container(self, name: str, snapshot_key: str) -> None:
+        with self.database.write() as db:
+            db.execute(
+                "INSERT INTO containers (namespace, id, name, snapshotter, snapshot_key, created_at, updated_at) "
+                "VALUES (?, ?, ?, 'overlayfs', ?, ?, ?)",
+                (self.config.namespace, name, name, snapshot_key, timestamp(), timestamp()),
+            )
+
+    def gc(self, *, dry_run: bool = False, ingest_seconds: float = 24 * 3600.0) -> GcReport:
+        return collect(self.database, self.config, dry_run=dry_run, ingest_seconds=ingest_seconds)
+
+    # What is on disk
+
+    def blob_files(self) -> set[str]:
+        return {
+            f"{algorithm.name}:{file.name}"
+            for algorithm in self.root.glob("blobs/*")
+            for file in algorithm.iterdir()
+        }
+
+    def layer_folders(self) -> set[str]:
+        return {path.name for path in self.root.glob("snapshots/*/*")}
+
+    def ingest_entries(self) -> set[str]:
+        return {path.name for path in self.root.glob("ingest/*")}
+
+    def check(self, *, clean: bool = False) -> None:
+        """Every row has its file, whole; with ``clean`` every file has its row too."""
+        with self.database.read() as db:
+            assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+            blobs = dict(db.execute("SELECT digest, size FROM blobs").fetchall())
+            layers = {row[0] for row in db.execute("SELECT id FROM layers")}
+            assert db.execute(
+                "SELECT 1 FROM blobs WHERE digest NOT IN (SELECT digest FROM content)"
+            ).fetchall() == []
+        for digest, size in blobs.items():
+            algorithm, _, encoded = digest.partition(":")
+            data = (self.root / "blobs" / algorithm / encoded).read_bytes()
+            assert len(data) == size
+            assert digest_of(data, algorithm) == digest
+        for layer in layers:
+            assert (self.root / "snapshots/overlayfs" / layer / "fs").is_dir()
+        if clean:
+            assert self.blob_files() == set(blobs)
+            assert self.layer_folders() == layers
+            assert self.ingest_entries() == set()
