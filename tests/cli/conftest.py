@@ -1,73 +1,18 @@
-"""Running the command: in this process, where a test looks at what it prints, or as a program of its own."""
+"""The command on stores of its own."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
-
-from lamella.cli import main
+from program import Program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-class Result(NamedTuple):
-    """What one run of the command left."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """Read stdout as JSON."""
-        return json.loads(self.out)
-
-    def ok(self) -> Result:
-        """Return itself if it succeeded; fail with what it said otherwise."""
-        assert self.status == 0, f"exit status {self.status}\n{self.out}\n{self.err}"
-        return self
-
-
-class Program:
-    """The command on a store of its own: called in this process, or started."""
-
-    def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-        self.root = folder / "root"
-        self.state = folder / "state"
-        self._capfd = capfd
-
-    @property
-    def options(self) -> list[str]:
-        """Say which store is meant."""
-        return ["--root", str(self.root), "--state", str(self.state)]
-
-    def __call__(self, *words: str) -> Result:
-        """Run a command line in this process."""
-        sys.stdout.flush()
-        self._capfd.readouterr()
-        status = main([*self.options, *words])
-        sys.stdout.flush()
-        return Result(status, *self._capfd.readouterr())
-
-    def argv(self, *words: str) -> list[str]:
-        """Give the command line of a process of its own."""
-        return [sys.executable, "-m", "lamella.cli", *self.options, *words]
-
-    def start(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Start a process with pipes."""
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(self.argv(*words), **(pipes | options))
-
-    def process(self, *words: str, input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        """Run a process to its end."""
-        return subprocess.run(self.argv(*words), input=input, capture_output=True, timeout=60, check=False)
 
 
 @pytest.fixture

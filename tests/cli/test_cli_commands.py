@@ -9,13 +9,14 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from program import buffered
 
 from lamella.registry.server import RegistryServer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Program
+    from program import Program
 
 pytestmark = pytest.mark.privileged
 
@@ -129,6 +130,7 @@ def test_the_tree_shows_who_stands_on_whom(pulled: tuple[Program, str]) -> None:
     assert any(line.startswith(("├─ look", "└─ look")) for line in lines)
     assert sum("─ work" in line for line in lines) == 1
     nodes = lamella("--json", "snapshots", "tree", chain[-1]).ok().document
+    assert nodes[0]["size"] == lamella("snapshots", "info", chain[-1]).ok().document["usage"]["size"] > 0
     assert [(node["name"], node["depth"]) for node in nodes] == [(chain[-1], 0), ("work", 1)]
 
 
@@ -276,13 +278,57 @@ def test_an_image_pushed_to_the_served_registry_can_be_pulled(lamella: Program, 
         lamella("-q", "pull", f"{again.address}/machine:latest").ok()
 
 
-def test_the_end_of_the_reader_ends_the_command_quietly(lamella: Program) -> None:
+def test_a_defect_is_one_line_too_and_asks_to_be_reported(
+    lamella: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(images: object) -> None:
+        raise AttributeError("nothing of this name")
+
+    monkeypatch.setattr("lamella.images.Images.list", broken)
+    done = lamella("images", "ls")
+    assert done.status == 1
+    assert done.err.splitlines() == [
+        "lamella: a defect: AttributeError: nothing of this name",
+        "hint: Run it again with 'lamella -v' in front, and report what that shows.",
+    ]
+    assert "Traceback" in lamella("-v", "images", "ls").err
+
+
+@pytest.mark.parametrize("words", [["snapshots", "ls"], ["completion", "bash"], ["run", "--help"]])
+def test_the_end_of_the_reader_ends_the_command_quietly(words: list[str], lamella: Program) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
         done = subprocess.run(
-            lamella.argv("snapshots", "ls"), stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+            lamella.argv(*words),
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+            env=buffered(),
         )
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_closed_stdout_is_no_defect(lamella: Program) -> None:
+    line = " ".join(lamella.argv("snapshots", "ls")) + " >&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_the_fields_of_lists_have_the_names_that_scripts_rely_on(pulled: tuple[Program, str]) -> None:
+    lamella, _ = pulled
+    lamella("snapshots", "prepare", "work").ok()
+    lamella("leases", "create", "job").ok()
+    fields = {
+        "images": "name digest media_type platform size labels created_at updated_at",
+        "content": "digest size labels created_at updated_at",
+        "snapshots": "name parent kind labels created_at updated_at",
+        "leases": "id labels created_at expires_at",
+        "namespaces": "name labels created_at updated_at",
+    }
+    for noun, names in fields.items():
+        for row in lamella("--json", noun, "ls").ok().document:
+            assert set(row) == set(names.split()), noun

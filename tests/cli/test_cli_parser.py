@@ -59,6 +59,10 @@ def test_two_dashes_before_the_reference_end_the_options() -> None:
     assert (options.reference(arguments), options.command(arguments)) == ("debian:12", ["--", "ls"])
 
 
+def test_two_dashes_before_the_command_end_the_global_options() -> None:
+    assert parse(["--json", "--", "images", "ls"]).command is parse(["images", "ls"]).command
+
+
 def test_every_container_option_reaches_the_library_under_its_name() -> None:
     line = (
         "run --name box -i -t -e A=1 -e B --env-file /dev/null -w /src -u 1000:1000 --hostname h --entrypoint /bin/sh "

@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _call(invocation: Invocation, session: Session) -> int:
     """Run a handler; turn its errors into a line on stderr and an exit status."""
+    from lamella.cli.parser import UsageError
+    from lamella.cli.session import OutputClosed
     from lamella.errors import LamellaError
 
     try:
@@ -71,3 +73,8 @@ def _call(invocation: Invocation, session: Session) -> int:
     except (LamellaError, OSError) as error:
         session.fail(error)
         return int(getattr(error, "exit_code", EXIT_ERROR))
+    except (UsageError, OutputClosed):
+        raise
+    except Exception as error:
+        session.fail(error)
+        return EXIT_ERROR

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from lamella.client import Client
 
 
+_REPORT_DEFECT = "Run it again with 'lamella -v' in front, and report what that shows."
+
+
 class OutputClosed(Exception):
     """The reader of stdout or stderr went away, as ``head`` does."""
 
@@ -144,12 +147,17 @@ class Session:
         except BrokenPipeError:
             raise OutputClosed(sys.stdout) from None
 
-    def fail(self, error: LamellaError | OSError) -> None:
-        """Write the error that is being handled to stderr, behind what went to stdout before it."""
+    def fail(self, error: Exception) -> None:
+        """Write the error that is being handled to stderr, behind what went to stdout before it.
+
+        What is neither ours nor the system's is a defect, and says so.
+        """
         self.flush()
         self._traceback()
         if isinstance(error, LamellaError):
             report(error.message, error.hint)
+        elif not isinstance(error, OSError):
+            report(f"a defect: {type(error).__name__}: {error}", None if self.verbose else _REPORT_DEFECT)
         else:
             subject = f"{error.filename}: " if error.filename is not None else ""
             report(f"{subject}{error.strerror or error}")
