@@ -63,20 +63,71 @@ pub fn usage(path: &Path, check: Check<'_>) -> Result<Usage> {
     usage_of(root, path, check)
 }
 
+/// The folders from the top of a tree down to the one in work. Only the last few stay open: a tree may be deeper than
+/// this process may have descriptors.
+struct Descent {
+    levels: Vec<Level>,
+}
+
+struct Level {
+    folder: Option<OwnedFd>,
+    identity: (u64, u64),
+    name: CString,
+    left: Vec<CString>,
+}
+
+impl Descent {
+    const OPEN: usize = 32;
+
+    fn enter(&mut self, folder: OwnedFd, name: CString) -> std::result::Result<(), Errno> {
+        let stat = rustix::fs::fstat(&folder)?;
+        let left = names(&folder)?;
+        self.levels.push(Level { folder: Some(folder), identity: (stat.st_dev, stat.st_ino), name, left });
+        if let Some(far) = self.levels.len().checked_sub(Self::OPEN + 1) {
+            self.levels[far].folder = None;
+        }
+        Ok(())
+    }
+
+    /// The open folder in work, and the next name in it.
+    fn next(&mut self) -> Option<(&OwnedFd, Option<CString>)> {
+        let level = self.levels.last_mut()?;
+        let next = level.left.pop();
+        level.folder.as_ref().map(|folder| (folder, next))
+    }
+
+    /// Leave the folder in work; give its name, and make sure that the one above is open.
+    fn leave(&mut self) -> std::result::Result<Option<CString>, Errno> {
+        let Some(level) = self.levels.pop() else { return Ok(None) };
+        if let (Some(above), Some(folder)) = (self.levels.last_mut(), level.folder)
+            && above.folder.is_none()
+        {
+            let opened = rustix::fs::openat(&folder, c"..", FOLDER, Mode::empty())?;
+            let stat = rustix::fs::fstat(&opened)?;
+            // Somebody moved the folder: what is above it now is not ours.
+            if (stat.st_dev, stat.st_ino) != above.identity {
+                return Err(Errno::STALE);
+            }
+            above.folder = Some(opened);
+        }
+        Ok(Some(level.name))
+    }
+}
+
 /// Count the tree of an open folder; `path` is for messages.
 pub fn usage_of(root: OwnedFd, path: &Path, check: Check<'_>) -> Result<Usage> {
     let stat = rustix::fs::fstat(&root).map_err(|error| failed("read", path, c".", error))?;
     let mut usage = Usage { bytes: allocated(&stat), inodes: 1 };
     let mut seen = HashSet::new();
-    let listed = names(&root).map_err(|error| failed("list", path, c".", error))?;
-    let mut stack = vec![(root, listed)];
-    while let Some((folder, left)) = stack.last_mut() {
-        let Some(name) = left.pop() else {
-            stack.pop();
+    let mut descent = Descent { levels: Vec::new() };
+    descent.enter(root, c".".to_owned()).map_err(|error| failed("list", path, c".", error))?;
+    while let Some((folder, next)) = descent.next() {
+        check()?;
+        let Some(name) = next else {
+            descent.leave().map_err(|error| failed("go back in", path, c"..", error))?;
             continue;
         };
-        check()?;
-        let stat = match rustix::fs::statat(&*folder, &name, AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = match rustix::fs::statat(folder, &name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => continue,
             Err(error) => return Err(failed("read", path, &name, error)),
@@ -88,10 +139,9 @@ pub fn usage_of(root: OwnedFd, path: &Path, check: Check<'_>) -> Result<Usage> {
         usage.bytes += allocated(&stat);
         usage.inodes += 1;
         if is_folder(&stat) {
-            match open_folder(&*folder, &name) {
+            match open_folder(folder, &name) {
                 Ok(child) => {
-                    let listed = names(&child).map_err(|error| failed("list", path, &name, error))?;
-                    stack.push((child, listed));
+                    descent.enter(child, name.clone()).map_err(|error| failed("list", path, &name, error))?;
                 }
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                 Err(error) => return Err(failed("open", path, &name, error)),
@@ -119,35 +169,30 @@ pub fn remove(path: &Path, check: Check<'_>) -> Result<()> {
 
 /// Remove what `name` stands for in `parent`, whatever it is; `path` is for messages.
 pub fn remove_at(parent: impl AsFd, name: &CStr, path: &Path, check: Check<'_>) -> Result<()> {
-    match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        // Linux says ISDIR for a folder, POSIX says PERM.
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(error) => return Err(failed("remove", path, name, error)),
+    if unlink(&parent, name).map_err(|error| failed("remove", path, name, error))? {
+        return Ok(());
     }
     let Some(top) = enter(&parent, name, path)? else { return Ok(()) };
     let mount = mount_id(&top);
-    let mut stack: Vec<(OwnedFd, CString, Vec<CString>)> = Vec::new();
-    let listed = names(&top).map_err(|error| failed("list", path, name, error))?;
-    stack.push((top, name.to_owned(), listed));
-    while let Some((folder, _, left)) = stack.last_mut() {
+    let mut descent = Descent { levels: Vec::new() };
+    descent.enter(top, name.to_owned()).map_err(|error| failed("list", path, name, error))?;
+    while let Some((folder, next)) = descent.next() {
         check()?;
-        let Some(child) = left.pop() else {
-            let Some((folder, name, _)) = stack.pop() else { break };
-            drop(folder);
-            let above = stack.last().map_or(parent.as_fd(), |(above, ..)| above.as_fd());
+        let Some(child) = next else {
+            let left = descent.leave().map_err(|error| failed("go back in", path, c"..", error))?;
+            let Some(name) = left else { break };
+            let above = descent.levels.last().and_then(|level| level.folder.as_ref());
+            let above = above.map_or(parent.as_fd(), AsFd::as_fd);
             match rustix::fs::unlinkat(above, &name, AtFlags::REMOVEDIR) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(error) => return Err(failed("remove folder", path, &name, error)),
             }
             continue;
         };
-        match rustix::fs::unlinkat(&*folder, &child, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => continue,
-            Err(Errno::ISDIR | Errno::PERM) => {}
-            Err(error) => return Err(failed("remove", path, &child, error)),
+        if unlink(folder, &child).map_err(|error| failed("remove", path, &child, error))? {
+            continue;
         }
-        let Some(inner) = enter(&*folder, &child, path)? else { continue };
+        let Some(inner) = enter(folder, &child, path)? else { continue };
         if mount_id(&inner) != mount {
             return Err(Error::new(
                 Kind::FailedPrecondition,
@@ -155,10 +200,23 @@ pub fn remove_at(parent: impl AsFd, name: &CStr, path: &Path, check: Check<'_>) 
             )
             .hint("Unmount it first."));
         }
-        let listed = names(&inner).map_err(|error| failed("list", path, &child, error))?;
-        stack.push((inner, child, listed));
+        descent.enter(inner, child.clone()).map_err(|error| failed("list", path, &child, error))?;
     }
     Ok(())
+}
+
+/// Unlink; false when it is a folder.
+fn unlink(parent: impl AsFd, name: &CStr) -> std::result::Result<bool, Errno> {
+    match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(true),
+        Err(Errno::ISDIR) => Ok(false),
+        // POSIX's word for a folder, and Linux's for an immutable file.
+        Err(Errno::PERM) => {
+            let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if is_folder(&stat) { Ok(false) } else { Err(Errno::PERM) }
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Open a folder that is to be emptied, giving ourselves access if its mode keeps its owner out.

@@ -1,6 +1,5 @@
 //! Applies entries to a layer folder.
 
-use std::collections::VecDeque;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -8,19 +7,18 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, makedev};
 use rustix::io::Errno;
 
+use super::WhiteoutFormat;
 use super::attributes::{Attributes, Target, mode_bits, set_owner, set_owner_at, set_times, set_times_at, set_xattrs};
 use super::folders::{FOLDER, Folders};
 use super::made::{ChildKind, FolderId, Made};
-use super::name::{MAX_DEPTH, c_name, components, join, split};
+use super::name::{MAX_DEPTH, c_name, components, join};
+use super::walk::Place;
 use super::whiteout::{self, Meaning};
-use super::{Applied, Deferred, DeferredLink, WhiteoutFormat};
 use crate::error::{Error, Kind, Result, show};
 use crate::sys;
 use crate::tar::{Device, Entry, EntryKind};
-use crate::tree::{self, Check, Usage};
+use crate::tree::{self, Usage};
 
-/// As the kernel's MAXSYMLINKS.
-const MAX_SYMLINKS: usize = 40;
 const MAX_NOTES: usize = 100;
 
 /// Makes a layer folder out of entries. Lives in the thread that made it.
@@ -32,12 +30,12 @@ pub struct Applier {
     pub(super) made: Made<Attributes>,
     pub(super) folders: Folders,
     pub(super) path: PathBuf,
-    usage: Usage,
+    pub(super) usage: Usage,
     /// Something was removed or was there before, so that the running count is not the folder's usage.
     pub(super) recount: bool,
-    deferred_links: bool,
-    whiteouts: Vec<(FolderId, Box<[u8]>)>,
-    notes: Vec<String>,
+    pub(super) deferred_links: bool,
+    pub(super) whiteouts: Vec<(FolderId, Box<[u8]>)>,
+    pub(super) notes: Vec<String>,
     file: Option<OpenFile>,
 }
 
@@ -49,13 +47,6 @@ struct OpenFile {
     size: u64,
     end: u64,
     sparse: bool,
-}
-
-/// Where a path leads to in the layer.
-enum Place {
-    Folder(FolderId),
-    /// Not in the layer: the path that was left to look for in the layers beneath.
-    Beneath(Vec<u8>),
 }
 
 impl Applier {
@@ -163,7 +154,7 @@ impl Applier {
     }
 
     /// Set what differs on an inode that was written, and count it.
-    fn complete(&mut self, inode: BorrowedFd<'_>, attributes: &Attributes) -> Result<()> {
+    pub(super) fn complete(&mut self, inode: BorrowedFd<'_>, attributes: &Attributes) -> Result<()> {
         let failed = |error| Error::system("cannot read attributes", error);
         let mut stat = rustix::fs::fstat(inode).map_err(failed)?;
         let owner_differs = (stat.st_uid, stat.st_gid) != (attributes.uid, attributes.gid);
@@ -213,7 +204,7 @@ impl Applier {
     }
 
     /// Make a folder in the place of whatever is not one.
-    fn make_folder(&mut self, parent: FolderId, name: &[u8]) -> Result<FolderId> {
+    pub(super) fn make_folder(&mut self, parent: FolderId, name: &[u8]) -> Result<FolderId> {
         if self.made.folder(parent).depth >= MAX_DEPTH {
             return Err(Error::new(Kind::ResourceExhausted, format!("more than {MAX_DEPTH} folders deep")));
         }
@@ -406,155 +397,6 @@ impl Applier {
         self.made.remove(parent, name, &mut |id| folders.close(id));
         // A folder that was put here may have been merged with a lower one until now: what takes its place hides that.
         Ok(made && self.format != WhiteoutFormat::Plain && !matches!(kind, ChildKind::Folder(_)))
-    }
-
-    fn make_parents(&mut self, components: &[&[u8]]) -> Result<FolderId> {
-        match self.walk(components, true)? {
-            Place::Folder(id) => Ok(id),
-            Place::Beneath(_) => Err(Error::new(Kind::Internal, "a parent folder was not made")),
-        }
-    }
-
-    /// Follow a path to a folder: symlinks of the layer lead where they would with the layer as the root.
-    fn walk(&mut self, components: &[&[u8]], create: bool) -> Result<Place> {
-        let mut at = FolderId::ROOT;
-        let mut symlinks = 0;
-        let mut pending: VecDeque<Box<[u8]>> = VecDeque::new();
-        let mut direct = components.iter();
-        loop {
-            // Only a symlink puts anything into `pending`; without one nothing is copied.
-            let owned;
-            let name: &[u8] = if let Some(next) = pending.pop_front() {
-                owned = next;
-                &owned
-            } else if let Some(next) = direct.next() {
-                next
-            } else {
-                return Ok(Place::Folder(at));
-            };
-            if name == b".." {
-                at = self.made.folder(at).parent;
-                continue;
-            }
-            match self.child(at, name)? {
-                Some(ChildKind::Folder(id)) => at = id,
-                Some(ChildKind::Symlink(target)) => {
-                    symlinks += 1;
-                    if symlinks > MAX_SYMLINKS {
-                        return Err(Error::invalid(format!("too many symlinks on the way ('{}')", show(name))));
-                    }
-                    if target.first() == Some(&b'/') {
-                        at = FolderId::ROOT;
-                    }
-                    for part in split(&target)?.into_iter().rev() {
-                        pending.push_front(part.into());
-                    }
-                }
-                None | Some(ChildKind::Whiteout) if create => at = self.make_folder(at, name)?,
-                None | Some(ChildKind::Whiteout | ChildKind::DeferredLink(_)) if !create => {
-                    let mut path: Vec<&[u8]> = self.made.path(at);
-                    path.push(name);
-                    path.extend(pending.iter().map(|part| &**part));
-                    path.extend(direct);
-                    return Ok(Place::Beneath(join(&path)));
-                }
-                Some(_) | None => {
-                    return Err(Error::invalid(format!("'{}' on the way is not a folder", show(name))));
-                }
-            }
-        }
-    }
-
-    /// Complete folders and whiteouts and sum up.
-    pub fn finish(mut self, check: Check<'_>) -> Result<Applied> {
-        self.prune_whiteouts()?;
-        let deferred = self.deferred();
-        let ids: Vec<FolderId> = self.made.ids().collect();
-        // Children first: a mode may lock us out of a folder, and every change in it touches its time.
-        for id in ids.into_iter().rev() {
-            check()?;
-            self.complete_folder(id).map_err(|error| {
-                let path = join(&self.made.path(id));
-                error.context(format!("folder '{}'", show(&path)))
-            })?;
-        }
-        let usage = if self.recount { tree::usage(&self.path, check)? } else { self.usage };
-        Ok(Applied {
-            deferred,
-            disk_bytes: usage.bytes,
-            inodes: usage.inodes,
-            opaque_root: self.made.folder(FolderId::ROOT).opaque,
-            notes: self.notes,
-        })
-    }
-
-    /// Remove whiteouts under an opaque folder: they hide nothing, and would show where the layer is mounted alone.
-    fn prune_whiteouts(&mut self) -> Result<()> {
-        for (parent, name) in std::mem::take(&mut self.whiteouts) {
-            let stands = matches!(self.made.child(parent, &name), Some(child) if child.kind == ChildKind::Whiteout);
-            if !stands || self.made.folder(parent).gone || !self.made.is_hidden(parent) {
-                continue;
-            }
-            let folder = self.folders.get(&self.made, parent)?;
-            rustix::fs::unlinkat(&folder, c_name(&name)?, AtFlags::empty())
-                .map_err(|error| Error::system(format!("cannot remove '{}'", show(&name)), error))?;
-            self.usage.inodes = self.usage.inodes.saturating_sub(1);
-        }
-        Ok(())
-    }
-
-    fn complete_folder(&mut self, id: FolderId) -> Result<()> {
-        let descriptor = self.folders.get(&self.made, id)?;
-        let here = self.made.folder(id);
-        let opaque = here.opaque && id != FolderId::ROOT;
-        let attributes = here.attributes.clone().unwrap_or_else(unnamed_folder);
-        if opaque {
-            whiteout::set_opaque(descriptor.as_fd(), self.format)?;
-        }
-        self.complete(descriptor.as_fd(), &attributes)
-    }
-
-    fn deferred(&self) -> Deferred {
-        if self.format == WhiteoutFormat::Plain {
-            return Deferred { format: Some(self.format), ..Deferred::default() };
-        }
-        let root = self.made.folder(FolderId::ROOT);
-        let mut deferred = Deferred {
-            root: root.attributes.is_none() && !root.opaque,
-            format: Some(self.format),
-            ..Deferred::default()
-        };
-        for id in self.made.ids() {
-            let folder = self.made.folder(id);
-            let open = folder.attributes.is_none() && !folder.fresh && id != FolderId::ROOT;
-            if open && !self.made.is_hidden(folder.parent) {
-                deferred.folders.push(join(&self.made.path(id)));
-            }
-            if !self.deferred_links {
-                continue;
-            }
-            for (name, child) in &folder.children {
-                if let ChildKind::DeferredLink(target) = &child.kind {
-                    let mut path = self.made.path(id);
-                    path.push(name);
-                    deferred.links.push(DeferredLink { path: join(&path), target: target.to_vec() });
-                }
-            }
-        }
-        deferred.links.sort_by(|left, right| left.path.cmp(&right.path));
-        deferred
-    }
-}
-
-/// What a folder is like that no tar names and no lower layer has. Its time is fixed, so that a tar gives one result.
-pub(super) fn unnamed_folder() -> Attributes {
-    Attributes {
-        mode: 0o755,
-        uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
-        mtime: crate::tar::Timestamp::default(),
-        atime: crate::tar::Timestamp::default(),
-        xattrs: Vec::new(),
     }
 }
 

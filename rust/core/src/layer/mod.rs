@@ -14,12 +14,14 @@
 mod apply;
 mod attributes;
 mod copy;
+mod finish;
 mod folders;
 mod made;
 mod merged;
 mod name;
 mod plain;
 mod resolve;
+mod walk;
 mod whiteout;
 
 use std::str::FromStr;

@@ -232,7 +232,7 @@ impl Resolver<'_> {
                     .map_err(|error| Error::system(format!("cannot make folder '{}'", show(name)), error))?;
                 let attributes = match self.lower.lookup(&join(here), Follow::Never)? {
                     Some(found) if found.file_type() == FileType::Directory => attributes_of(&found)?,
-                    _ => super::apply::unnamed_folder(),
+                    _ => super::finish::unnamed_folder(),
                 };
                 set_attributes_at(parent.as_fd(), &c_name, &attributes)?;
             }

@@ -9,8 +9,10 @@ use rustix::fs::{FileType, Mode, OFlags, Stat, XattrFlags, makedev};
 use rustix::io::Errno;
 
 use super::WhiteoutFormat;
+use super::attributes::set_times_at;
 use crate::error::{Error, Result, show};
 use crate::sys;
+use crate::tar::Timestamp;
 
 const PREFIX: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -78,7 +80,9 @@ pub fn make(folder: BorrowedFd<'_>, name: &CStr) -> Result<()> {
             ),
             _ => Error::system(what, error),
         }
-    })
+    })?;
+    // The clock has no part in what a layer becomes.
+    set_times_at(folder, name, Timestamp::default(), Timestamp::default())
 }
 
 /// Record that a folder hides what lower layers have in it.

@@ -1,5 +1,5 @@
 //! The core as its users see it: archives in, folders out.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod apply;
 mod archive;
@@ -24,6 +24,12 @@ use lamella_core::tar::{Limits, Reader};
 pub struct Place {
     pub outer: tempfile::TempDir,
     pub layer: PathBuf,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Place {

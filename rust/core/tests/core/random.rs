@@ -1,5 +1,6 @@
 //! Random trees and random bytes: GNU tar is the oracle for the first, survival for the second.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -72,12 +73,9 @@ fn build_tree(root: &Path, steps: &[Step]) {
         let parents = |index: u8| std::fs::create_dir_all(path(index).parent().unwrap()).is_ok();
         // Steps that do not fit what is there are skipped.
         match step {
-            Step::File(name, content, mode) if parents(*name) => {
-                if std::fs::write(path(*name), content).is_ok() {
-                    use std::os::unix::fs::PermissionsExt;
-                    let _ = std::os::unix::fs::chown(path(*name), Some(number as u32), None);
-                    let _ = std::fs::set_permissions(path(*name), std::fs::Permissions::from_mode(*mode));
-                }
+            Step::File(name, content, mode) if parents(*name) && std::fs::write(path(*name), content).is_ok() => {
+                let _ = std::os::unix::fs::chown(path(*name), u32::try_from(number).ok(), None);
+                let _ = std::fs::set_permissions(path(*name), std::fs::Permissions::from_mode(*mode));
             }
             Step::Folder(name, _) => drop(std::fs::create_dir_all(path(*name))),
             Step::Symlink(name, target) if parents(*name) => {

@@ -1,0 +1,77 @@
+//! Follows paths through the layer's index, and makes the folders on the way.
+
+use std::collections::VecDeque;
+
+use super::apply::Applier;
+use super::made::{ChildKind, FolderId};
+use super::name::{join, split};
+use crate::error::{Error, Kind, Result, show};
+
+/// As the kernel's MAXSYMLINKS.
+const MAX_SYMLINKS: usize = 40;
+
+/// Where a path leads to in the layer.
+pub(super) enum Place {
+    Folder(FolderId),
+    /// Not in the layer: the path that was left to look for in the layers beneath.
+    Beneath(Vec<u8>),
+}
+
+impl Applier {
+    pub(super) fn make_parents(&mut self, components: &[&[u8]]) -> Result<FolderId> {
+        match self.walk(components, true)? {
+            Place::Folder(id) => Ok(id),
+            Place::Beneath(_) => Err(Error::new(Kind::Internal, "a parent folder was not made")),
+        }
+    }
+
+    /// Follow a path to a folder: symlinks of the layer lead where they would with the layer as the root.
+    pub(super) fn walk(&mut self, components: &[&[u8]], create: bool) -> Result<Place> {
+        let mut at = FolderId::ROOT;
+        let mut symlinks = 0;
+        let mut pending: VecDeque<Box<[u8]>> = VecDeque::new();
+        let mut direct = components.iter();
+        loop {
+            // Only a symlink puts anything into `pending`; without one nothing is copied.
+            let owned;
+            let name: &[u8] = if let Some(next) = pending.pop_front() {
+                owned = next;
+                &owned
+            } else if let Some(next) = direct.next() {
+                next
+            } else {
+                return Ok(Place::Folder(at));
+            };
+            if name == b".." {
+                at = self.made.folder(at).parent;
+                continue;
+            }
+            match self.child(at, name)? {
+                Some(ChildKind::Folder(id)) => at = id,
+                Some(ChildKind::Symlink(target)) => {
+                    symlinks += 1;
+                    if symlinks > MAX_SYMLINKS {
+                        return Err(Error::invalid(format!("too many symlinks on the way ('{}')", show(name))));
+                    }
+                    if target.first() == Some(&b'/') {
+                        at = FolderId::ROOT;
+                    }
+                    for part in split(&target)?.into_iter().rev() {
+                        pending.push_front(part.into());
+                    }
+                }
+                None | Some(ChildKind::Whiteout) if create => at = self.make_folder(at, name)?,
+                None | Some(ChildKind::Whiteout | ChildKind::DeferredLink(_)) if !create => {
+                    let mut path: Vec<&[u8]> = self.made.path(at);
+                    path.push(name);
+                    path.extend(pending.iter().map(|part| &**part));
+                    path.extend(direct);
+                    return Ok(Place::Beneath(join(&path)));
+                }
+                Some(_) | None => {
+                    return Err(Error::invalid(format!("'{}' on the way is not a folder", show(name))));
+                }
+            }
+        }
+    }
+}
