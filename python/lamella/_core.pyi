@@ -6,11 +6,11 @@ from typing import Final, Literal, final
 from typing_extensions import Buffer
 
 __all__ = [
-    "DEFAULT_SECCOMP",
     "Deferred",
     "Pipeline",
     "Unpacked",
     "__version__",
+    "default_seccomp",
     "disk_usage",
     "launch",
     "mount",
@@ -22,8 +22,6 @@ __all__ = [
 ]
 
 __version__: Final[str]
-DEFAULT_SECCOMP: Final[str]
-"""The default seccomp profile as the JSON of the runtime spec's ``linux.seccomp`` object."""
 
 _Compression = Literal["none", "gzip", "zstd"]
 _Whiteouts = Literal["overlay", "overlay-userxattr", "plain"]
@@ -120,6 +118,9 @@ def remove_tree(path: str) -> None:
 
 def set_top_directory(path: str) -> bool:
     """Set FS_TOPDIR_FL (chattr +T): ext4 then spreads child folders over block groups. False where unsupported."""
+
+def default_seccomp(capabilities: Sequence[str]) -> str:
+    """Return the default seccomp profile for a container with these capabilities, as JSON (``linux.seccomp``)."""
 
 def launch(request: bytes, descriptors: Sequence[int] = ...) -> bytes:
     """Start the launcher (from a sealed memfd) with a request document; return its reply document.

@@ -117,7 +117,7 @@ def mounts(*, shm_size: int, writable_sys: bool, host_network: bool) -> list[Mou
             destination="/dev",
             type="tmpfs",
             source="tmpfs",
-            options=["nosuid", "strictatime", "mode=755", "size=65536k"],
+            options=["nosuid", "nodev", "strictatime", "mode=755", "size=65536k"],
         ),
         Mount(
             destination="/dev/pts",

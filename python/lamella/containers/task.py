@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +65,7 @@ class Task:
         with self._exclusive():
             if self.running():
                 raise FailedPrecondition("the container is running already")
+            self._await_monitor()
             # The last run's records go; hosts and the like are written anew.
             for name in ("exit.json", "control.sock", "pid"):
                 (self.folder / name).unlink(missing_ok=True)
@@ -117,7 +119,11 @@ class Task:
         return _Lock(self.folder / "create.lock")
 
     def running(self) -> bool:
-        """Say whether a monitor lives."""
+        """Say whether the container runs: a monitor lives, and has not recorded the end."""
+        return not (self.folder / "exit.json").exists() and self._monitored()
+
+    def _monitored(self) -> bool:
+        """Say whether a monitor lives. One that has recorded the end still has cgroups to remove."""
         try:
             descriptor = os.open(self.folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -130,12 +136,19 @@ class Task:
             os.close(descriptor)
         return False
 
+    def _await_monitor(self) -> None:
+        """Wait until the monitor of an ended run has cleaned up, which takes milliseconds."""
+        while self._monitored():
+            time.sleep(0.001)
+
     def status(self) -> Status:
         """Say how the task stands."""
-        if self.running():
-            return "running"
         if self.exit() is not None:
             return "stopped"
+        if self._monitored():
+            return "running"
+        if self.exit() is not None:
+            return "stopped"  # it ended between the two looks
         return "unknown" if (self.folder / "lock").exists() else "created"
 
     def exit(self) -> Exit | None:
@@ -184,12 +197,18 @@ class Task:
 
     def ask(self, document: dict[str, Any]) -> None:
         """Send one request to the monitor and wait for its answer. NotFound when the task has ended."""
+        if self.exit() is not None:
+            raise NotFound("the container's task has ended")
         connection = Connection.open(self.folder)
         try:
             connection.request(document)
             if connection.reply() is None:
                 raise NotFound("the container's task has ended")
         except (BrokenPipeError, ConnectionResetError):
+            raise NotFound("the container's task has ended") from None
+        except FailedPrecondition:
+            if self.exit() is None:
+                raise
             raise NotFound("the container's task has ended") from None
         finally:
             connection.close()

@@ -68,6 +68,15 @@ pub fn set_top_directory(py: Python<'_>, path: PathBuf) -> PyResult<bool> {
     through(py, |_| tree::set_top_directory(&path))
 }
 
+/// Return the default seccomp profile, the JSON of the runtime spec's ``linux.seccomp``, for a capability set.
+#[pyfunction]
+pub fn default_seccomp(py: Python<'_>, capabilities: Vec<String>) -> PyResult<String> {
+    through(py, |_| {
+        let names: Vec<&str> = capabilities.iter().map(String::as_str).collect();
+        Ok(lamella_launcher::default_seccomp(&names))
+    })
+}
+
 /// Start the launcher (from a sealed memfd) with a request document; return its reply document.
 #[pyfunction]
 #[pyo3(signature = (request, descriptors=Vec::new()))]

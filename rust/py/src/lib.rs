@@ -14,7 +14,9 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use super::functions::{disk_usage, launch, mount, read_file, remove_tree, resolve, set_top_directory, unmount};
+    use super::functions::{
+        default_seccomp, disk_usage, launch, mount, read_file, remove_tree, resolve, set_top_directory, unmount,
+    };
     #[pymodule_export]
     use super::pipeline::Pipeline;
     #[pymodule_export]
@@ -22,7 +24,6 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-        module.add("DEFAULT_SECCOMP", lamella_launcher::DEFAULT_SECCOMP)
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }
