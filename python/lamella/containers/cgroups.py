@@ -43,7 +43,9 @@ def remove_cgroups(path: str) -> None:
 
 def _hierarchies() -> list[Path]:
     found = []
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    for line in (
+        Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    ):
         mount, _, filesystem = line.partition(" - ")
         if filesystem.split(" ", 1)[0] in ("cgroup", "cgroup2"):
             point = mount.split(" ")[4]

@@ -1,7 +1,7 @@
 """The seccomp section of a spec: the default profile, widened by capabilities as Docker does, or the caller's own.
 
-The default profile is the launcher's (``lamella._core.default_seccomp``), which has it compiled already; a section that is equal to
-it costs nothing to load. Source: seccomp(2); OCI runtime spec, config-linux.md, "Seccomp".
+The default profile is the launcher's (``lamella._core.default_seccomp``), which has it compiled already; a section equal to it
+costs nothing to load. Source: seccomp(2); OCI runtime spec, config-linux.md, "Seccomp".
 """
 
 from __future__ import annotations

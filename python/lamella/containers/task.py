@@ -126,7 +126,7 @@ class Task:
         """Say whether a monitor lives. One that has recorded the end still has cgroups to remove."""
         try:
             descriptor = os.open(self.folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -233,8 +233,28 @@ class Task:
                     raise FailedPrecondition(
                         "the container is running", hint="Stop it first, or remove with force."
                     )
+                if self.exit() is None:
+                    self._clean_up()
                 _core.remove_tree(str(self.folder))
         _core.remove_tree(str(self.log_folder))
+
+    def _clean_up(self) -> None:
+        """Take away what a monitor that was killed could not."""
+        try:
+            spec = msgspec.json.decode((self.folder / "config.json").read_bytes(), type=_BundleSpec)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return
+        from lamella.containers.cgroups import remove_cgroups
+
+        remove_cgroups(spec.linux.cgroups_path)
+
+
+class _BundleLinux(msgspec.Struct, rename="camel"):
+    cgroups_path: str = ""
+
+
+class _BundleSpec(msgspec.Struct):
+    linux: _BundleLinux = _BundleLinux()
 
 
 class _Lock:
