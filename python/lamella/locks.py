@@ -84,6 +84,7 @@ class FileLock:
             _held.discard(self)
             if self._transient:
                 self.path.unlink(missing_ok=True)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing does not do it while a forked child has a copy
             os.close(descriptor)
 
     def __enter__(self) -> FileLock:

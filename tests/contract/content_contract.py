@@ -53,7 +53,8 @@ class ContentContract:
         assert content.ingests() == []
 
     @pytest.mark.parametrize(
-        ("offset", "size"), [(0, 10), (0, None), (100, 100), (SIZE - 5, 100), (SIZE, None), (SIZE + 9, 5), (3, 0)]
+        ("offset", "size"),
+        [(0, 10), (0, None), (100, 100), (SIZE - 5, 100), (SIZE, None), (SIZE + 9, 5), (3, 0)],
     )
     def test_a_part_can_be_read(self, content, offset, size):
         content.write("ref", DATA, digest=DIGEST, size=SIZE)
@@ -90,7 +91,15 @@ class ContentContract:
 
     @pytest.mark.parametrize(
         "digest",
-        ["", "sha256", "sha256:", "sha256:../../etc/passwd", "sha256:" + "A" * 64, DIGEST + "0", f"sha256:{'/' * 64}"],
+        [
+            "",
+            "sha256",
+            "sha256:",
+            "sha256:../../etc/passwd",
+            "sha256:" + "A" * 64,
+            DIGEST + "0",
+            f"sha256:{'/' * 64}",
+        ],
     )
     def test_a_digest_is_validated_before_it_becomes_a_path(self, content, digest):
         for method in ("info", "read", "open", "path", "delete", "adopt", "exists"):
@@ -115,8 +124,12 @@ class ContentContract:
             content.write("ref", data, digest=digests[-1], size=len(data), labels=labels)
         assert [info.digest for info in content.walk()] == sorted(digests)
         assert [info.digest for info in content.walk(filters=['labels."number"==3'])] == [digests[3]]
-        assert {i.size for i in content.walk(filters=["size==1", 'labels."a.b/c"==x,labels.number~=[12]'])} == {1, 2, 3}
-        assert [info for info in content.walk(filters=[f"digest=={digests[2]}"])] == [content.info(digests[2])]
+        assert {
+            i.size for i in content.walk(filters=["size==1", 'labels."a.b/c"==x,labels.number~=[12]'])
+        } == {1, 2, 3}
+        assert [info for info in content.walk(filters=[f"digest=={digests[2]}"])] == [
+            content.info(digests[2])
+        ]
         with pytest.raises(InvalidArgument):
             list(content.walk(filters=["=="]))
 
@@ -304,7 +317,9 @@ class ContentContract:
             assert ingest.offset == 1000
 
     @pytest.mark.parametrize(
-        "changed", [{"size": SIZE + 1}, {"digest": digest_of(b"other")}, {"size": 10}], ids=["size", "digest", "short"]
+        "changed",
+        [{"size": SIZE + 1}, {"digest": digest_of(b"other")}, {"size": 10}],
+        ids=["size", "digest", "short"],
     )
     def test_another_size_or_digest_starts_over(self, content, changed):
         with content.writer("ref", size=SIZE, digest=DIGEST) as ingest:

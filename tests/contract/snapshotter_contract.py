@@ -23,9 +23,7 @@ CHAIN = 128
 
 
 class Committed(Protocol):
-    def __call__(
-        self, name: str, parent: str = "", files: Mapping[str, str] | None = None
-    ) -> str: ...
+    def __call__(self, name: str, parent: str = "", files: Mapping[str, str] | None = None) -> str: ...
 
 
 @contextmanager
@@ -433,7 +431,9 @@ class SnapshotterContract:
             assert tree(top) == expected == {"folder": "a file now", "file/": ""}
 
     @pytest.mark.privileged
-    @pytest.mark.parametrize(("uid", "gid", "mode"), [(0, 0, 0o755), (12, 100_000, 0o2711), (70_000, 0, 0o1777)])
+    @pytest.mark.parametrize(
+        ("uid", "gid", "mode"), [(0, 0, 0o755), (12, 100_000, 0o2711), (70_000, 0, 0o1777)]
+    )
     def test_the_top_folder_has_owner_and_mode_of_the_parents(
         self, snapshots, committed, tmp_path, uid, gid, mode
     ):
@@ -463,7 +463,9 @@ class SnapshotterContract:
     def test_128_layers_can_be_mounted(self, snapshots, committed, tmp_path):
         parent = ""
         for number in range(CHAIN):
-            parent = committed(f"layer-{number}", parent, {f"file-{number:03}": str(number), "last": str(number)})
+            parent = committed(
+                f"layer-{number}", parent, {f"file-{number:03}": str(number), "last": str(number)}
+            )
         expected = {f"file-{number:03}": str(number) for number in range(CHAIN)} | {"last": str(CHAIN - 1)}
         with mounted(snapshots.view("view", parent), tmp_path / "mnt") as top:
             assert tree(top) == expected

@@ -1,11 +1,15 @@
-"""A store for tests: everything that a namespace has, opened on one folder."""
+"""A store for tests: everything that a namespace has, opened on one folder; and the fixtures that give one.
+
+A test module imports the fixtures: ``from stores import open_store, store  # noqa: F401``.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import pytest
 from lamella.config import Config
 from lamella.content import ContentStore
 from lamella.digest import Digest, digest_of
@@ -69,9 +73,7 @@ class Store:
 
     def remove_image(self, name: str) -> None:
         with self.database.write() as db:
-            db.execute(
-                "DELETE FROM images WHERE namespace = ? AND name = ?", (self.config.namespace, name)
-            )
+            db.execute("DELETE FROM images WHERE namespace = ? AND name = ?", (self.config.namespace, name))
 
     def container(self, name: str, snapshot_key: str) -> None:
         with self.database.write() as db:
@@ -106,9 +108,10 @@ class Store:
             assert db.execute("PRAGMA foreign_key_check").fetchall() == []
             blobs = dict(db.execute("SELECT digest, size FROM blobs").fetchall())
             layers = {row[0] for row in db.execute("SELECT id FROM layers")}
-            assert db.execute(
-                "SELECT 1 FROM blobs WHERE digest NOT IN (SELECT digest FROM content)"
-            ).fetchall() == []
+            assert (
+                db.execute("SELECT 1 FROM blobs WHERE digest NOT IN (SELECT digest FROM content)").fetchall()
+                == []
+            )
         for digest, size in blobs.items():
             algorithm, _, encoded = digest.partition(":")
             data = (self.root / "blobs" / algorithm / encoded).read_bytes()
@@ -120,3 +123,22 @@ class Store:
             assert self.blob_files() == set(blobs)
             assert self.layer_folders() == layers
             assert self.ingest_entries() == set()
+
+
+@pytest.fixture
+def open_store(tmp_path: Path) -> Iterator[Callable[..., Store]]:
+    """``open_store(namespace)`` opens the test's store once more."""
+    opened: list[Store] = []
+
+    def opener(namespace: str = "default") -> Store:
+        opened.append(Store(tmp_path / "root", namespace))
+        return opened[-1]
+
+    yield opener
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def store(open_store: Callable[..., Store]) -> Store:
+    return open_store()
