@@ -185,6 +185,13 @@ def test_each_repository_has_its_own_token(tokens: TokenServer) -> None:
 
 
 def test_many_threads_fetch_one_token(tokens: TokenServer) -> None:
+    give, fetching = tokens.script, threading.Event()
+
+    def slowly(asked: Asked) -> Reply:
+        fetching.wait(0.3)
+        return give(asked)
+
+    tokens.script = slowly
     with RegistryServer(auth=tokens.guard) as server:
         push_image(server)
         with client_for(server) as client:
@@ -267,7 +274,9 @@ def test_a_token_server_that_gives_no_token_is_unavailable(body: bytes, scripted
     server = scripted(lambda _: Reply(401, {"WWW-Authenticate": challenge}))
     with client_for(server) as client, pytest.raises(LamellaError) as caught:
         client.resolve(reference(server))
-    assert not isinstance(caught.value, PermissionDenied)
+    assert "token" in str(caught.value)
+    assert realm.address in str(caught.value)
+    assert all(asked.authorization is None for asked in server.asked)
     nothing_secret(caught.value)
 
 
@@ -339,6 +348,15 @@ def test_a_challenge_of_another_host_gets_no_credentials(scripted: Any) -> None:
     with client_for(server) as client, pytest.raises(Unauthenticated):
         client.resolve(reference(server))
     assert all(asked.authorization is None for asked in storage.asked)
+
+
+def test_a_challenge_of_another_host_cannot_name_the_token_server(scripted: Any) -> None:
+    evil = scripted(lambda _: Reply(200, {}, b'{"token":"t"}'))
+    storage = scripted(lambda _: Reply(401, {"WWW-Authenticate": f'Bearer realm="http://{evil.address}/"'}))
+    server = scripted(lambda _: Reply(302, {"Location": f"http://{storage.address}/x"}))
+    with client_for(server) as client, pytest.raises(Unauthenticated):
+        client.resolve(reference(server))
+    assert not evil.asked
 
 
 def test_the_query_of_a_redirect_is_in_no_error(scripted: Any) -> None:

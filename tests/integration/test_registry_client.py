@@ -374,8 +374,9 @@ def test_a_blob_of_chunks_or_without_a_length_is_cut_at_its_size(
 
     headers = {"Transfer-Encoding": "chunked"} if chunked else {"Connection": "close"}
     server = scripted(lambda _: Reply(200, headers, endless()))
-    with client.open_blob(reference(server), BLOB_DESCRIPTOR) as stream:
-        assert read_all(stream) == BLOB
+    short = oci.Descriptor(oci.OCI_LAYER, digest_of(BLOB[:100_001]), 100_001)
+    with client.open_blob(reference(server), short) as stream:
+        assert read_all(stream, 64 * 1024) == BLOB[:100_001]
 
 
 @pytest.mark.parametrize("length", [len(BLOB) - 1, len(BLOB) + 1, 0, 10**15])
@@ -522,6 +523,15 @@ def test_a_blocked_read_is_interrupted_from_another_thread(scripted: Any, client
             read_all(stream)
         timer.join()
         release.set()
+        with pytest.raises(Cancelled):
+            stream.readinto(bytearray(10))
+
+
+def test_an_interrupted_stream_gives_no_more_bytes(registry: RegistryServer, client: RegistryClient) -> None:
+    blob = registry.push_blob("team/app", BLOB)
+    with client.open_blob(reference(registry), blob) as stream:
+        assert stream.readinto(bytearray(10)) == 10
+        stream.interrupt()
         with pytest.raises(Cancelled):
             stream.readinto(bytearray(10))
 

@@ -64,7 +64,7 @@ def retry_after(header: str | None) -> float | None:
     if not header:
         return None
     try:
-        return Retry(retry_after_max=10**9).parse_retry_after(header)
+        return Retry().parse_retry_after(header)
     except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
         return None
 

@@ -22,7 +22,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urljoin
@@ -92,7 +91,6 @@ class Transport:
         # Registries serve what the digest was made of; a transfer coding on top would only cost time.
         session.headers.update({"User-Agent": user_agent, "Accept-Encoding": "identity"})
         session.auth = _leave_alone
-        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         adapter = _Adapter(self._watch, check)
         session.mount("https://", adapter)
         session.mount("http://", adapter)
