@@ -249,11 +249,11 @@ class Task:
         remove_cgroups(spec.linux.cgroups_path)
 
 
-class _BundleLinux(msgspec.Struct, rename="camel"):
+class _BundleLinux(msgspec.Struct, frozen=True, rename="camel"):
     cgroups_path: str = ""
 
 
-class _BundleSpec(msgspec.Struct):
+class _BundleSpec(msgspec.Struct, frozen=True):
     linux: _BundleLinux = _BundleLinux()
 
 
