@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
 from lamella.config import Config
 from lamella.content import ContentStore
 from lamella.digest import Digest, digest_of

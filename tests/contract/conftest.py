@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("snapshotter_contract", "content_contract", "stores")
+from stores import open_store, store
 
-from stores import open_store, store  # noqa: F401
+__all__ = ["open_store", "store"]
+
+pytest.register_assert_rewrite("snapshotter_contract", "content_contract")

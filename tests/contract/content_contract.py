@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+
 from lamella.content import ContentStore
 from lamella.digest import digest_of
 from lamella.errors import (
@@ -127,9 +128,7 @@ class ContentContract:
         assert {
             i.size for i in content.walk(filters=["size==1", 'labels."a.b/c"==x,labels.number~=[12]'])
         } == {1, 2, 3}
-        assert [info for info in content.walk(filters=[f"digest=={digests[2]}"])] == [
-            content.info(digests[2])
-        ]
+        assert list(content.walk(filters=[f"digest=={digests[2]}"])) == [content.info(digests[2])]
         with pytest.raises(InvalidArgument):
             list(content.walk(filters=["=="]))
 

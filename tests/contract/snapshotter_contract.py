@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+
 from lamella import _core
 from lamella.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from lamella.snapshots import Mount, Snapshotter, Usage
@@ -382,7 +383,7 @@ class SnapshotterContract:
             parent = committed(f"layer-{number}", parent, {f"file-{number}": ""})
         with mounted(snapshots.view("view", parent), tmp_path / "mnt") as top:
             assert len(tree(top)) == parents
-            with pytest.raises(OSError, match="[Rr]ead-only"):
+            with pytest.raises(OSError, match=r"[Rr]ead-only"):
                 (top / "new").write_text("x")
 
     @pytest.mark.privileged

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from content_contract import ABSENT, DATA, DIGEST, SIZE, ContentContract
+
 from lamella.digest import digest_of
 from lamella.errors import AlreadyExists, DataLoss, FailedPrecondition
 from stores import Store
@@ -29,8 +31,7 @@ def test_blobs_are_laid_out_as_in_an_oci_image_layout(store):
 
 def test_a_blob_row_says_under_which_boot_it_was_written(store):
     store.put(DATA)
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        boot_id = file.read().strip()
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     with store.database.read() as db:
         assert db.execute("SELECT boot_id, synced FROM blobs").fetchall() == [(boot_id, 0)]
 

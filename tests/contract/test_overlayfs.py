@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from snapshotter_contract import Committed, SnapshotterContract, mounted, tree
+
 from lamella.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
 from lamella.snapshots import Mount, Usage, overlayfs
-from snapshotter_contract import Committed, SnapshotterContract, mounted, tree
 from stores import Store
 
 

@@ -7,7 +7,6 @@ import threading
 import time
 
 import pytest
-from stores import Store, open_store, store  # noqa: F401
 
 from lamella.digest import digest_of
 from lamella.errors import Cancelled, FailedPrecondition, InvalidArgument, Unavailable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from stores import Store, open_store, store  # noqa: F401
 
 from lamella.digest import digest_of
 from lamella.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unsupported
@@ -33,7 +32,7 @@ class TestLeases:
         with pytest.raises(AlreadyExists):
             store.leases.create("mine")
 
-    def test_namespaces_have_leases_of_their_own(self, store, open_store):  # noqa: F811
+    def test_namespaces_have_leases_of_their_own(self, store, open_store):
         other = open_store("other")
         store.leases.create("mine")
         other.leases.create("mine")
@@ -100,7 +99,7 @@ class TestLeases:
             ("ingests", ""),
         ],
     )
-    def test_a_resource_that_is_none_is_an_invalid_argument(self, store, type, resource):  # noqa: A002
+    def test_a_resource_that_is_none_is_an_invalid_argument(self, store, type, resource):
         store.leases.create("mine")
         with pytest.raises(InvalidArgument):
             store.leases.add_all("mine", [("content", DIGEST), (type, resource)])
@@ -159,7 +158,7 @@ class TestNamespaces:
         with pytest.raises(AlreadyExists):
             store.namespaces.create("mine")
 
-    def test_it_comes_with_the_first_thing_in_it(self, store, open_store):  # noqa: F811
+    def test_it_comes_with_the_first_thing_in_it(self, store, open_store):
         open_store("other").put(b"x")
         store.snapshots.prepare("key")
         assert [each.name for each in store.namespaces.list()] == ["default", "other"]

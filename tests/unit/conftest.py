@@ -1,0 +1,7 @@
+"""Fixtures of the unit tests: a store in tmp_path, opened as often as a test likes."""
+
+from __future__ import annotations
+
+from stores import open_store, store
+
+__all__ = ["open_store", "store"]
