@@ -27,6 +27,8 @@ pub enum Message {
     Terminal(OwnedFd),
     /// From the process: all is set up, it waits for `Go`.
     Ready,
+    /// From a helper: the process that it made, as the monitor sees it.
+    Pid(i32),
     /// From the process: the next thing is exec.
     Running,
     /// From the process: what stopped it. It ends now.
@@ -61,6 +63,7 @@ impl Channel {
             Message::Go => (b'G', String::new()),
             Message::Ready => (b'R', String::new()),
             Message::Running => (b'X', String::new()),
+            Message::Pid(pid) => (b'P', pid.to_string()),
             Message::Warning(text) => (b'W', text.chars().take(LONGEST / 8).collect()),
             Message::Terminal(_) => (b'T', String::new()),
             Message::Failed(failure) => {
@@ -109,6 +112,7 @@ impl Channel {
             (b'G', _) => Message::Go,
             (b'R', _) => Message::Ready,
             (b'X', _) => Message::Running,
+            (b'P', _) => Message::Pid(text.parse().unwrap_or(0)),
             (b'W', _) => Message::Warning(text),
             (b'T', Some(terminal)) => Message::Terminal(terminal),
             (b'E', _) => {

@@ -18,12 +18,12 @@ use crate::cgroup::{self, Cgroup, CgroupPlan};
 use crate::channel::{Channel, Message};
 use crate::container::{Plan, become_container};
 use crate::error::{Failure, Kind, Step};
-use crate::monitor::{self, Monitor, Start, Stdio};
+use crate::monitor::{self, Monitor, Shared, Start, Stdio};
 use crate::namespaces::{self, Namespaces};
 use crate::process::{self, seccomp};
 use crate::request::{Reply, Request, SnapshotMount};
 use crate::rootfs::RootfsPlan;
-use crate::spec::Spec;
+use crate::spec::{Personality, Spec};
 use crate::sys::{self, Forked};
 use crate::time;
 
@@ -39,6 +39,7 @@ const LONGEST_DOCUMENT: u64 = 16 << 20;
 struct Job {
     plan: Plan,
     cgroup: CgroupPlan,
+    personality: Option<Personality>,
     request: Request,
     bundle: OwnedFd,
     client: Option<OwnedFd>,
@@ -119,7 +120,7 @@ fn prepare(request: File) -> Result<Job, Failure> {
     };
     let lock = lock(bundle.as_fd(), &request.bundle)?;
     let cgroup = CgroupPlan::new(&mut spec);
-    Ok(Job { plan, cgroup, request, bundle, client, warnings, _lock: lock })
+    Ok(Job { plan, cgroup, personality: spec.linux.personality, request, bundle, client, warnings, _lock: lock })
 }
 
 /// Take the bundle's lock: a task has one monitor.
@@ -155,7 +156,7 @@ fn supervise(job: Job, mut reply: File) {
 }
 
 fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
-    let Job { plan, cgroup, request, bundle, client, mut warnings, _lock } = job;
+    let Job { plan, cgroup, personality, request, bundle, client, mut warnings, _lock } = job;
     // The lock lives as long as this process: it is never closed.
     std::mem::forget(_lock);
     sys::block_all();
@@ -168,7 +169,7 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .step(|| "become the reaper of the container's orphans")?;
     }
-    let hold = plan.hold;
+    let (hold, entered, filter) = (plan.hold, plan.namespaces.entered, plan.process.filter().cloned());
     let begun = match begin(plan, &request, &cgroup, &mut warnings) {
         Ok(begun) => begun,
         Err(failure) => {
@@ -195,6 +196,7 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
         listener,
         log: request.log,
         client: client.map(|socket| (socket, request.stdin, request.stdin_once)),
+        shared: Shared { namespaces: entered, filter, personality },
     });
     let monitor = match monitor {
         Ok(monitor) => monitor,
@@ -285,7 +287,7 @@ fn follow(pid: i32, plan: &Plan, channel: &Channel, warnings: &mut Vec<String>) 
             Some(Message::Failed(failure)) => return Err(failure),
             Some(Message::Ready) => return Ok(terminal),
             Some(Message::Running) => running = true,
-            Some(Message::Mapped | Message::Go) => {}
+            Some(Message::Mapped | Message::Go | Message::Pid(_)) => {}
             None if running || is_alive(pid) => return Ok(terminal),
             None => {
                 return Err(Failure::new(

@@ -16,6 +16,7 @@
 pub mod cgroup;
 pub mod channel;
 pub mod container;
+pub mod enter;
 pub mod error;
 pub mod launch;
 pub mod monitor;

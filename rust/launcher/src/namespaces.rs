@@ -34,6 +34,8 @@ pub struct Namespaces {
     pub mappings: Option<(Vec<IdMapping>, Vec<IdMapping>)>,
     /// Processes of the container are in a PID namespace of their own.
     pub own_pids: bool,
+    /// `CLONE_NEW*` flags of all that the container does not share with the host: what a further process enters.
+    pub entered: i32,
     joined: Vec<Joined>,
 }
 
@@ -77,6 +79,7 @@ impl Namespaces {
             new_network: linux.makes_namespace("network"),
             mappings: linux.makes_namespace("user").then(|| (linux.uid_mappings.clone(), linux.gid_mappings.clone())),
             own_pids: linux.has_namespace("pid"),
+            entered: linux.namespaces.iter().fold(0, |flags, namespace| flags | flag(&namespace.kind)),
             joined,
         })
     }

@@ -200,9 +200,8 @@ impl Cgroup {
 
     /// Ids of all processes in the cgroup, as the host sees them.
     pub fn processes(&self) -> Vec<i32> {
-        let folder = self.folder("pids").or_else(|| self.folders.first().map(|folder| folder.path.as_path()));
         let mut found = Vec::new();
-        if let Some(folder) = folder {
+        if let Some(folder) = self.process_folder() {
             collect_processes(folder, &mut found);
         }
         found
@@ -210,23 +209,14 @@ impl Cgroup {
 
     /// Send a signal to every process, again and again until no new one shows up.
     pub fn signal_all(&self, signal: i32) {
-        if signal == libc::SIGKILL
-            && let Some(folder) = &self.unified
-            && write_file(&folder.join("cgroup.kill"), "1").is_ok()
-        {
-            return;
+        if let Some(folder) = self.process_folder() {
+            signal_all_in(folder, signal);
         }
-        let mut done = Vec::new();
-        loop {
-            let fresh: Vec<i32> = self.processes().into_iter().filter(|pid| !done.contains(pid)).collect();
-            if fresh.is_empty() {
-                return;
-            }
-            for pid in &fresh {
-                let _ = sys::kill(*pid, signal);
-            }
-            done.extend(fresh);
-        }
+    }
+
+    /// A folder whose `cgroup.procs` names all processes.
+    fn process_folder(&self) -> Option<&Path> {
+        self.folder("pids").or_else(|| self.folders.first().map(|folder| folder.path.as_path()))
     }
 
     /// How many processes the kernel killed because a memory limit was reached.
@@ -264,6 +254,91 @@ impl Cgroup {
             }
         }
         self.unified = None;
+    }
+}
+
+impl Cgroup {
+    /// Make a group of its own for an added process and all that descends from it, so that they can be killed together.
+    /// It lies in the container's cgroup and limits nothing. None where the container has no cgroup.
+    pub fn group(&self, name: &str) -> Option<Group> {
+        // Where it can be frozen while it is killed: what forks all the time would get away otherwise.
+        let path = self.folder("freezer").or_else(|| self.process_folder())?.join(name);
+        std::fs::create_dir(&path).ok()?;
+        let made = if self.unified.is_some() {
+            std::fs::File::open(&path)
+        } else {
+            OpenOptions::new().write(true).create(cfg!(test)).truncate(cfg!(test)).open(path.join("tasks"))
+        };
+        match made {
+            Ok(joining) => Some(Group { path, joining: joining.into(), unified: self.unified.is_some() }),
+            Err(_) => {
+                let _ = std::fs::remove_dir(&path);
+                None
+            }
+        }
+    }
+}
+
+/// The processes that an exec brought into a container. Dropping it removes the folder if nothing lives in it; else it
+/// stays until the container's cgroup is removed.
+#[derive(Debug)]
+pub struct Group {
+    path: PathBuf,
+    joining: std::os::fd::OwnedFd,
+    unified: bool,
+}
+
+impl Group {
+    /// The folder that clone3 shall make the process in (v2).
+    pub fn clone_target(&self) -> Option<BorrowedFd<'_>> {
+        self.unified.then(|| self.joining.as_fd())
+    }
+
+    /// Join the group (v1).
+    pub fn join(&self) -> Result<(), Failure> {
+        if self.unified {
+            return Ok(());
+        }
+        rustix::io::write(&self.joining, b"0")
+            .map(drop)
+            .map_err(|error| Failure::system(format!("join the cgroup {}", self.path.display()), &error.into()))
+    }
+
+    /// Send a signal to every process in it.
+    pub fn signal_all(&self, signal: i32) {
+        signal_all_in(&self.path, signal);
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = remove_folder(&self.path);
+    }
+}
+
+/// Send a signal to every process of a cgroup, again and again until no new one shows up.
+fn signal_all_in(folder: &Path, signal: i32) {
+    let kills = signal == libc::SIGKILL && !cfg!(test);
+    if kills && write_file(&folder.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    let state = folder.join("freezer.state");
+    let frozen = kills && write_file(&state, "FROZEN").is_ok();
+    let mut done = Vec::new();
+    loop {
+        let mut present = Vec::new();
+        collect_processes(folder, &mut present);
+        present.retain(|pid| !done.contains(pid));
+        if present.is_empty() {
+            break;
+        }
+        for pid in &present {
+            let _ = sys::kill(*pid, signal);
+        }
+        done.extend(present);
+    }
+    if frozen {
+        let _ = write_file(&state, "THAWED");
     }
 }
 

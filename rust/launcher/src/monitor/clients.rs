@@ -34,7 +34,9 @@ pub(super) struct Client {
     pub(super) silent: bool,
     /// Its process does not take input fast enough: it is not read for now.
     pub(super) held_back: bool,
-    /// What epoll watches for, so that nothing is changed for nothing.
+    /// Its process takes input again: what it sent meanwhile is to be looked at.
+    pub(super) resumed: bool,
+    /// What epoll watches for (reading, writing), so that nothing is changed for nothing.
     pub(super) watched: Option<(bool, bool)>,
 }
 
@@ -54,6 +56,7 @@ impl Client {
             finished: false,
             silent: false,
             held_back: false,
+            resumed: false,
             watched: None,
         }
     }

@@ -7,7 +7,7 @@ use super::{INIT, Monitor};
 use crate::channel::Message;
 use crate::error::{Failure, Kind, Step};
 use crate::rootfs;
-use crate::spec::{Resources, Size};
+use crate::spec::{self, Resources, Size};
 use crate::sys;
 
 const LAST_SIGNAL: i32 = 64;
@@ -38,6 +38,12 @@ enum Operation {
     Pause,
     /// Let them go on.
     Resume,
+    /// Add a process; the connection becomes its stream.
+    Exec {
+        process: Box<spec::Process>,
+        #[serde(default)]
+        stdin: bool,
+    },
     /// Change limits; only those that are given.
     Update { resources: Box<Resources> },
 }
@@ -65,9 +71,13 @@ impl Monitor {
                 return Ok(None);
             }
             Operation::Wait => return Ok(self.wait(client)),
-            Operation::Kill { signal, all } => self.kill(signal, all)?,
+            Operation::Kill { signal, all } => self.kill(client, signal, all)?,
             Operation::Attach { stdin } => self.attach(client, stdin)?,
             Operation::Resize { rows, cols } => self.resize(client, Size { height: rows, width: cols })?,
+            Operation::Exec { process, stdin } => {
+                self.exec(client, &process, stdin)?;
+                return Ok(None);
+            }
             Operation::Pause => self.pause()?,
             Operation::Resume => self.resume()?,
             Operation::Update { resources } => {
@@ -82,7 +92,9 @@ impl Monitor {
     }
 
     fn describe(&self) -> Value {
-        let status = match (&self.exit, &self.channel, self.paused) {
+        let init = self.processes.get(&INIT);
+        let channel = init.and_then(|init| init.channel.as_ref());
+        let status = match (&self.exit, channel, self.paused) {
             (Some(_), ..) => "stopped",
             (None, Some(_), _) => "created",
             (None, None, true) => "paused",
@@ -91,7 +103,7 @@ impl Monitor {
         let mut state = json!({
             "ok": true,
             "status": status,
-            "pid": self.processes.get(&INIT).map(|process| process.pid),
+            "pid": init.and_then(|init| init.pid),
             "monitor_pid": rustix::process::getpid().as_raw_nonzero(),
             "started_at": &self.started_at,
             "log_lost": self.log.as_ref().map_or(0, super::log::Log::lost),
@@ -104,11 +116,12 @@ impl Monitor {
 
     fn start(&mut self, client: u32) -> Result<(), Failure> {
         self.running()?;
-        let Some(channel) = self.channel.as_ref().filter(|_| self.starter.is_none()) else {
+        let init = self.processes.get_mut(&INIT).filter(|init| init.starter.is_none());
+        let Some((channel, starter)) = init.and_then(|init| Some((init.channel.as_ref()?, &mut init.starter))) else {
             return Err(Failure::new(Kind::FailedPrecondition, "the container has been started"));
         };
         channel.send(&Message::Go)?;
-        self.starter = Some(client);
+        *starter = Some(client);
         Ok(())
     }
 
@@ -122,15 +135,29 @@ impl Monitor {
         None
     }
 
-    fn kill(&mut self, signal: i32, all: bool) -> Result<(), Failure> {
+    /// Send a signal to the container, or, on the connection of an added process, to that one.
+    fn kill(&mut self, client: u32, signal: i32, all: bool) -> Result<(), Failure> {
         if !(1..=LAST_SIGNAL).contains(&signal) {
             return Err(Failure::new(Kind::InvalidArgument, format!("{signal} is no signal")));
         }
-        let pid = self.running()?.pid;
+        self.running()?;
+        let id = self.clients.get(&client).and_then(|client| client.attached).unwrap_or(INIT);
+        let process = self.processes.get(&id).filter(|process| process.status.is_none());
+        let Some(pid) = process.and_then(|process| process.pid) else {
+            return Err(Failure::new(Kind::FailedPrecondition, "the process has ended"));
+        };
         if all {
-            self.cgroup.signal_all(signal);
+            match process.and_then(|process| process.group.as_ref()) {
+                Some(group) => group.signal_all(signal),
+                None if id == INIT => self.cgroup.signal_all(signal),
+                None => {}
+            }
         }
-        sys::kill(pid, signal).step(|| format!("send signal {signal} to the container"))?;
+        match sys::kill(pid, signal) {
+            // Killed with all the others, and not reaped yet.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            result => result.step(|| format!("send signal {signal}"))?,
+        }
         if signal == libc::SIGKILL && self.paused {
             // A frozen process takes even this one only when it goes on.
             self.resume()?;

@@ -74,6 +74,11 @@ impl Plan {
         })
     }
 
+    /// The system call filter.
+    pub fn filter(&self) -> Option<&Filter> {
+        self.filter.as_ref()
+    }
+
     /// Drop the capabilities that this process does not have itself; returns their names.
     pub fn limit_capabilities(&mut self) -> Result<Vec<String>, Failure> {
         self.capabilities.limit_to_own()

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::error::{Failure, Step};
@@ -37,6 +37,13 @@ impl Root {
     /// Use an open folder as root; `shown` names it in errors.
     pub fn new(descriptor: OwnedFd, shown: &str) -> Self {
         Self { descriptor, shown: shown.to_owned() }
+    }
+
+    /// The root that this process has, inside a container.
+    pub fn present() -> Result<Self, Failure> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let descriptor = rustix::fs::openat(CWD, "/", flags, Mode::empty()).step(|| "open the container's root")?;
+        Ok(Self::new(descriptor, "the container"))
     }
 
     /// Where the root is on the host, for messages.

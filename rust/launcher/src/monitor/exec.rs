@@ -1,0 +1,167 @@
+//! Starting: of a held container's program, and of processes that an exec adds.
+
+use std::os::fd::AsFd;
+
+use rustix::event::epoll;
+use serde_json::json;
+
+use super::record::ExitRecord;
+use super::{INIT, Monitor, Process, Stdio};
+use crate::channel::{Channel, Message};
+use crate::enter::{Entry, enter};
+use crate::error::{Failure, Kind};
+use crate::process::Plan;
+use crate::spec;
+use crate::sys;
+use crate::time;
+
+impl Monitor {
+    /// Add a process to the container; the client's connection becomes its stream. The answer comes when its program
+    /// runs, or does not.
+    pub(super) fn exec(&mut self, client: u32, process: &spec::Process, stdin: bool) -> Result<(), Failure> {
+        let init = self.running()?;
+        let refuse = |why: &str| Err(Failure::new(Kind::FailedPrecondition, why));
+        let (Some(pid), None) = (init.pid, &init.channel) else {
+            return refuse("the container has not been started");
+        };
+        if self.paused {
+            return refuse("the container is paused");
+        }
+        if self.clients.get(&client).is_none_or(|client| client.attached.is_some()) {
+            return refuse("this connection is a stream already");
+        }
+        process.validate("process")?;
+        let mut plan = Plan::new(process, self.shared.filter.clone(), self.shared.personality.as_ref())?;
+        let mut warnings = Vec::new();
+        if self.shared.namespaces & libc::CLONE_NEWUSER == 0 {
+            let missing = plan.limit_capabilities()?;
+            if !missing.is_empty() {
+                warnings.push(format!("the launcher itself lacks {}", missing.join(", ")));
+            }
+        }
+        let oom_score_adjustment = plan.oom_score_adjustment;
+        let entry = Entry { process: plan, terminal: process.terminal.then_some(process.console_size) };
+        let (ours, theirs) = Channel::pair()?;
+        let (stdio, streams) = if process.terminal {
+            (Stdio::default(), None)
+        } else {
+            let (stdio, streams) = Stdio::pipes(stdin)?;
+            (stdio, Some(streams))
+        };
+        let group = self.cgroup.group(&format!("exec-{}", self.next_process));
+        let helper = enter(pid, self.shared.namespaces, &self.cgroup, group.as_ref(), &entry, &theirs, streams)?;
+        let added = self.add_process(Process {
+            helper: Some(helper),
+            channel: Some(ours),
+            starter: Some(client),
+            warnings,
+            oom_score_adjustment,
+            stdio,
+            group,
+            ..Process::default()
+        });
+        let id = added.map_err(|error| Failure::system("watch the new process", &error.into()))?;
+        if let Some(client) = self.clients.get_mut(&client) {
+            client.attached = Some(id);
+            client.gives_input = stdin || process.terminal;
+        }
+        Ok(())
+    }
+
+    /// Hear what a process that is being started has to say.
+    pub(super) fn listen(&mut self, id: u32) {
+        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(channel) = &process.channel else { return };
+        match channel.receive() {
+            Ok(Some(Message::Pid(pid))) => self.learn_pid(id, pid),
+            Ok(Some(Message::Terminal(master))) => match Stdio::of_terminal(master) {
+                Ok(stdio) => self.take_terminal(id, stdio),
+                Err(failure) => self.start_failed(id, failure),
+            },
+            Ok(Some(Message::Warning(text))) => process.warnings.push(text),
+            Ok(Some(Message::Running)) => process.running = true,
+            Ok(Some(Message::Failed(failure))) => self.start_failed(id, failure),
+            Ok(Some(Message::Ready | Message::Mapped | Message::Go)) => {}
+            // Closed by exec, or by the end of the process.
+            Ok(None) => self.started(id),
+            Err(failure) => self.start_failed(id, failure),
+        }
+    }
+
+    fn learn_pid(&mut self, id: u32, pid: i32) {
+        let Some(process) = self.processes.get_mut(&id) else { return };
+        process.pid = Some(pid);
+        if let Some(score) = process.oom_score_adjustment
+            && let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
+        {
+            process.warnings.push(Failure::system(format!("set oom_score_adj to {score}"), &error).message);
+        }
+        let ended = self.unclaimed.remove(&pid);
+        if !self.processes.values().any(|process| process.pid.is_none()) {
+            self.unclaimed.clear();
+        }
+        if let Some(status) = ended {
+            self.note_end(id, status);
+        }
+    }
+
+    fn take_terminal(&mut self, id: u32, stdio: Stdio) {
+        if let Some(input) = &stdio.input {
+            let data = super::Source::Input(id).encode();
+            let _ = epoll::add(&self.epoll, input.target.as_fd(), data, epoll::EventFlags::empty());
+        }
+        if let Some(process) = self.processes.get_mut(&id) {
+            process.stdio = stdio;
+        }
+    }
+
+    fn started(&mut self, id: u32) {
+        let Some(process) = self.processes.get(&id) else { return };
+        if !process.running && (process.status.is_some() || process.pid.is_none()) {
+            let failure = Failure::new(Kind::FailedPrecondition, "the process was killed before its program started");
+            return self.start_failed(id, failure);
+        }
+        let started_at = time::now();
+        if id == INIT {
+            self.started_at = Some(started_at.clone());
+        }
+        let answer = json!({"ok": true, "pid": process.pid, "started_at": started_at, "warnings": &process.warnings});
+        self.answer_starter(id, &answer);
+        self.go_on_reading(id);
+        self.settle(id);
+    }
+
+    fn start_failed(&mut self, id: u32, failure: Failure) {
+        let code = failure.exit_code.unwrap_or(1);
+        self.answer_starter(id, &json!({"error": failure}));
+        if id == INIT {
+            if self.exit.is_none() {
+                self.end_with(ExitRecord::of_failed_start(code));
+            }
+            return self.go_on_reading(id);
+        }
+        let Some(process) = self.processes.remove(&id) else { return };
+        // It ends by itself; this is for one that hangs.
+        if let (Some(pid), None) = (process.pid, process.status) {
+            let _ = sys::kill(pid, libc::SIGKILL);
+        }
+        // The connection is an ordinary one again.
+        for client in self.clients_of(id) {
+            if let Some(client) = self.clients.get_mut(&client) {
+                client.attached = None;
+                client.gives_input = false;
+            }
+        }
+    }
+
+    /// Close the way to a process, and answer whoever started it.
+    fn answer_starter(&mut self, id: u32, answer: &serde_json::Value) {
+        let Some(process) = self.processes.get_mut(&id) else { return };
+        if let Some(channel) = process.channel.take() {
+            let _ = epoll::delete(&self.epoll, &channel);
+        }
+        if let Some(starter) = process.starter.take() {
+            self.tell(starter, |client| client.send_document(answer));
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Ends: of processes, and of the container.
+
+use std::os::fd::AsFd;
+
+use rustix::process::{WaitOptions, WaitStatus};
+use serde_json::json;
+
+use super::record::ExitRecord;
+use super::{INIT, Monitor};
+use crate::sys;
+
+impl Monitor {
+    pub(super) fn take_signals(&mut self) {
+        for signal in sys::read_signals(self.signals.as_fd()) {
+            if signal == libc::SIGCHLD {
+                continue;
+            }
+            // Somebody shuts the machine or the session down: the container is what they mean.
+            if let Ok(init) = self.running()
+                && let (Some(pid), None) = (init.pid, init.status)
+            {
+                let _ = sys::kill(pid, signal);
+            }
+        }
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            let pid = pid.as_raw_nonzero().get();
+            match self.processes.iter().find(|(_, process)| process.pid == Some(pid)).map(|(id, _)| *id) {
+                Some(id) => self.note_end(id, status),
+                None if self.processes.values().any(|process| process.helper == Some(pid)) => {}
+                // A process whose helper has not spoken yet, or an orphan of a container without PID namespace.
+                None if self.processes.values().any(|process| process.pid.is_none()) => {
+                    self.unclaimed.insert(pid, status);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// A process has ended.
+    pub(super) fn note_end(&mut self, id: u32, status: WaitStatus) {
+        let Some(process) = self.processes.get_mut(&id) else { return };
+        process.status = Some(status);
+        if id == INIT {
+            if !self.own_pids {
+                // Nothing of a container outlives its first process; with a PID namespace the kernel sees to it.
+                self.cgroup.signal_all(libc::SIGKILL);
+            }
+            if self.exit.is_none() {
+                let oom_killed = self.cgroup.oom_kills() > 0;
+                self.end_with(ExitRecord::new(status, oom_killed));
+            }
+        }
+        self.drain(id);
+        self.settle(id);
+    }
+
+    /// The container has ended: write it down, then tell who waits. Who is attached hears it after all output.
+    pub(super) fn end_with(&mut self, record: ExitRecord) {
+        // Where it cannot be written (a full disk), clients still learn it.
+        let _ = record.write(self.bundle.as_fd());
+        let document = json!({"exit": &record});
+        let waiting: Vec<u32> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.waiting && client.attached.is_none())
+            .map(|(id, _)| *id)
+            .collect();
+        self.exit = Some(record);
+        for id in waiting {
+            self.tell(id, |client| {
+                client.finished = true;
+                client.send_document(&document)
+            });
+        }
+    }
+
+    /// Take leave of an added process that has ended and said all: tell its client how.
+    pub(super) fn settle(&mut self, id: u32) {
+        let Some(process) = self.processes.get(&id).filter(|_| id != INIT) else { return };
+        let (Some(status), None, false) = (process.status, &process.channel, process.stdio.has_output()) else {
+            return;
+        };
+        let document = json!({"exit": ExitRecord::new(status, false)});
+        for client in self.clients_of(id) {
+            self.tell(client, |client| {
+                client.finished = true;
+                client.send_document(&document)
+            });
+        }
+        self.processes.remove(&id);
+    }
+}
