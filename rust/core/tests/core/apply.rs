@@ -100,14 +100,26 @@ fn symlinked_parents_lead_as_they_would_with_the_layer_as_the_root() {
         .folder("usr/lib")
         .symlink("lib", "usr/lib")
         .symlink("usr/up", "../lib/./deep")
+        .symlink("usr/absolute", "/usr/lib")
         .file("lib/a", b"a")
         .file("usr/up/b", b"b")
+        .file("usr/absolute/c", b"c")
         .hard_link("h", "lib/a")
         .end();
     let place = Place::new();
     place.apply(&archive).unwrap();
-    let expected =
-        ["h f", "lib l", "usr d", "usr/lib d", "usr/lib/a f", "usr/lib/deep d", "usr/lib/deep/b f", "usr/up l"];
+    let expected = [
+        "h f",
+        "lib l",
+        "usr d",
+        "usr/absolute l",
+        "usr/lib d",
+        "usr/lib/a f",
+        "usr/lib/c f",
+        "usr/lib/deep d",
+        "usr/lib/deep/b f",
+        "usr/up l",
+    ];
     assert_eq!(place.listing(), expected);
 }
 
