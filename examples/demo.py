@@ -83,7 +83,7 @@ def _tell(client: lamella.Client, reference: str, *, ours: bool) -> None:
         for mount in client.snapshots.mounts(VIEW):
             print(f"  type {mount.type}, source {mount.source}")
             for option in mount.options:
-                print(f"    {option}")
+                print("    " + option.replace(":", "\n             "))
 
         _title("the graph (paste it where Mermaid is drawn)")
         print(graph.render_mermaid(graph.build(client, reference)))
