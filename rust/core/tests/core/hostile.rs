@@ -9,11 +9,13 @@ use lamella_core::tar::Limits;
 use crate::archive::{Archive, Header};
 use crate::{Place, apply_to, tree};
 
-const FORMATS: [WhiteoutFormat; 3] = [WhiteoutFormat::Overlay, WhiteoutFormat::OverlayUserXattr, WhiteoutFormat::Plain];
+fn formats() -> [WhiteoutFormat; 3] {
+    [crate::format(), WhiteoutFormat::OverlayUserXattr, WhiteoutFormat::Plain]
+}
 
 /// Apply beside a victim folder; the victim must stay as it was. Returns the result and what the layer then holds.
 fn attack(archive: &[u8]) -> Vec<(lamella_core::Result<()>, Vec<String>)> {
-    FORMATS
+    formats()
         .iter()
         .map(|format| {
             let place = Place::new();
@@ -195,7 +197,7 @@ fn attributes_of_overlayfs_do_not_pass() {
         .pax(&[("SCHILY.xattr.trusted.overlay.opaque", b"y")])
         .file("f", b"x")
         .end();
-    for format in FORMATS {
+    for format in formats() {
         let place = Place::new();
         let applied = place.apply_as(&archive, format).unwrap();
         assert_eq!(applied.notes.len(), 3, "{:?}", applied.notes);
@@ -223,7 +225,7 @@ fn a_layer_folder_that_is_a_symlink_is_not_followed() {
     let place = Place::new();
     let link = place.outer.path().join("link");
     std::os::unix::fs::symlink(&place.layer, &link).unwrap();
-    assert!(apply_to(Path::new(&link), &Archive::new().file("a", b"").end(), WhiteoutFormat::Overlay).is_err());
+    assert!(apply_to(Path::new(&link), &Archive::new().file("a", b"").end(), crate::format()).is_err());
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod trees;
 mod whiteouts;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use lamella_core::Result;
 use lamella_core::layer::{Applied, Applier, WhiteoutFormat, unpack};
@@ -41,7 +42,7 @@ impl Place {
     }
 
     pub fn apply(&self, archive: &[u8]) -> Result<Applied> {
-        self.apply_as(archive, WhiteoutFormat::Overlay)
+        self.apply_as(archive, format())
     }
 
     pub fn apply_as(&self, archive: &[u8], format: WhiteoutFormat) -> Result<Applied> {
@@ -62,7 +63,23 @@ pub fn apply_to(layer: &Path, archive: &[u8], format: WhiteoutFormat) -> Result<
 
 /// Whether tests that need root can run. With `LAMELLA_REQUIRE_ALL` they must.
 pub fn privileged() -> bool {
-    let root = rustix::process::geteuid().is_root();
+    let root = is_privileged();
     assert!(root || std::env::var_os("LAMELLA_REQUIRE_ALL").is_none(), "this test needs root");
     root
+}
+
+/// Root of a user namespace is not root enough: most ids are not mapped, and trusted attributes are the machine's.
+fn is_privileged() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let file = tempfile::tempfile().unwrap();
+        let (uid, gid) = (rustix::fs::Uid::from_raw(70_000), rustix::fs::Gid::from_raw(70_000));
+        rustix::fs::fchown(&file, Some(uid), Some(gid)).is_ok()
+            && rustix::fs::fsetxattr(&file, "trusted.test", b"", rustix::fs::XattrFlags::empty()).is_ok()
+    })
+}
+
+/// The overlay format that can be written here.
+pub fn format() -> WhiteoutFormat {
+    if is_privileged() { WhiteoutFormat::Overlay } else { WhiteoutFormat::OverlayUserXattr }
 }

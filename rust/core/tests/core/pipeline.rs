@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use lamella_core::Kind;
 use lamella_core::compression::Compression;
 use lamella_core::digest::{Algorithm, Digest, Hasher};
-use lamella_core::layer::WhiteoutFormat;
 use lamella_core::pipeline::{Options, Pipeline, Unpacked};
 use lamella_core::tar::Limits;
 
@@ -58,7 +57,7 @@ fn job(blob: &[u8]) -> Job {
         compression: Compression::Gzip,
         layer: Some(layer),
         diff_id: None,
-        whiteouts: WhiteoutFormat::Overlay,
+        whiteouts: crate::format(),
         limits: Limits::default(),
     };
     Job { folder, options }

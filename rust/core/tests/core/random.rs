@@ -115,7 +115,7 @@ proptest! {
         let sparse = if format == "ustar" { "--no-xattrs" } else { "--sparse" };
         tar(&["-c", "--format", format, "--sort=name", sparse], &source);
         tar(&["-x", "--same-permissions", "--numeric-owner"], &theirs);
-        apply_to(&ours, &std::fs::read(&archive).unwrap(), WhiteoutFormat::Overlay).unwrap();
+        apply_to(&ours, &std::fs::read(&archive).unwrap(), crate::format()).unwrap();
         prop_assert_eq!(tree::items(&ours), tree::items(&theirs));
     }
 
@@ -123,7 +123,7 @@ proptest! {
     #[test]
     fn any_sequence_of_entries_is_deterministic(steps in proptest::collection::vec(step(), 0..30)) {
         let archive = build(&steps);
-        for format in [WhiteoutFormat::Overlay, WhiteoutFormat::Plain] {
+        for format in [crate::format(), WhiteoutFormat::Plain] {
             let run = || {
                 let place = Place::new();
                 let result = apply_to(&place.layer, &archive, format).map(|applied| {
@@ -165,7 +165,7 @@ proptest! {
         }
         prop_assert!(entries <= archive.len() / 512);
         let place = Place::new();
-        let _ = apply_to(&place.layer, &archive, WhiteoutFormat::Overlay);
+        let _ = apply_to(&place.layer, &archive, crate::format());
         prop_assert_eq!(std::fs::read_dir(place.outer.path()).unwrap().count(), 1);
     }
 }
