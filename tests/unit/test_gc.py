@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 
 import pytest
-from stores import Store
 
 from lamella import gc
 from lamella.digest import Digest, digest_of
 from lamella.errors import PermissionDenied
 from lamella.gc import GcReport
 from lamella.labels import encode_labels
+from stores import Store
 
 ROOT = {"containerd.io/gc.root": "x"}
 PAST, FUTURE = "2020-01-01T00:00:00Z", "2999-01-01T00:00:00Z"

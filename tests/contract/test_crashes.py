@@ -1,0 +1,296 @@
+"""kill -9 at every step: before each statement and each change on disk, of every operation.
+
+After each the store must be whole, hold all that it held for sure, and let the operation be done again; and what was left on disk
+without a row must be gone after a collection.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import apsw
+import pytest
+
+from lamella import _core
+from lamella.digest import digest_of
+from lamella.errors import AlreadyExists, NotFound
+from stores import Store
+
+ROOT = {"containerd.io/gc.root": "x"}
+KEPT = b"kept"
+DATA = b"x" * 3000
+DIGEST = digest_of(DATA)
+ON_DISK = {
+    "open",
+    "os.chmod",
+    "os.chown",
+    "os.mkdir",
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.truncate",
+    "fcntl.flock",
+}
+
+
+def die_at(step: int) -> None:
+    """Have this process kill itself before its ``step``-th statement or change on disk."""
+    left = iter(range(step - 1))
+
+    def tick(*_: object) -> bool:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return True
+
+    def audit(event: str, arguments: tuple[object, ...]) -> None:
+        if event in ON_DISK:
+            tick()
+
+    real = _core.remove_tree
+
+    def remove_tree(path: str) -> None:
+        tick()
+        real(path)
+        tick()
+
+    _core.remove_tree = remove_tree
+    apsw.connection_hooks.append(lambda connection: connection.set_exec_trace(tick))
+    sys.addaudithook(audit)
+
+
+def crashes(
+    folder: Path, before: Callable[[Store], None], operation: Callable[[Store], None]
+) -> Iterator[Store]:
+    """Give the store, opened again, after a crash at each step of ``operation``."""
+    for step in count(1):
+        root = folder / str(step) / "root"
+        root.parent.mkdir()
+        store = Store(root)
+        store.put(KEPT, ROOT)
+        store.snapshots.add_committed("base", "", store.layer({"kept": "1"}), ROOT)
+        before(store)
+        store.close()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                die_at(step)
+                operation(Store(root))
+                os._exit(0)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        assert code in (0, -signal.SIGKILL), f"step {step} failed"
+        store = Store(root)
+        try:
+            store.check()
+            yield store
+            store.gc(ingest_seconds=0)
+            store.check(clean=True)
+            assert store.content.read(digest_of(KEPT)) == KEPT
+            assert (store.snapshots.layer_paths("base")[0] / "kept").read_text() == "1"
+            assert [path for path in store.root.glob("locks/*") if path.name != "gc"] == []
+        finally:
+            store.close()
+        if code == 0:
+            assert step > 3
+            return
+
+
+def nothing(store: Store) -> None:
+    pass
+
+
+def test_writing_content(tmp_path):
+    def write(store: Store) -> None:
+        with store.content.writer("ref", size=len(DATA), digest=DIGEST) as ingest:
+            ingest.write(DATA[ingest.offset :])
+            ingest.commit(labels=ROOT)
+
+    for store in crashes(tmp_path, nothing, write):
+        try:
+            write(store)
+        except AlreadyExists:
+            assert store.content.info(DIGEST).labels == ROOT
+        assert store.content.read(DIGEST) == DATA
+
+
+def test_writing_content_that_another_namespace_has(tmp_path):
+    def before(store: Store) -> None:
+        other = Store(store.root, "other")
+        other.put(DATA, ROOT)
+        other.close()
+
+    def write(store: Store) -> None:
+        with store.content.writer("ref") as ingest:
+            ingest.write(DATA[ingest.offset :])
+            ingest.commit(labels=ROOT)
+
+    for store in crashes(tmp_path, before, write):
+        try:
+            write(store)
+        except AlreadyExists:
+            pass
+        assert store.content.info(DIGEST).labels == ROOT
+
+
+def test_deleting_content(tmp_path):
+    def delete(store: Store) -> None:
+        store.content.delete(DIGEST)
+
+    for store in crashes(tmp_path, lambda store: store.put(DATA), delete):
+        try:
+            delete(store)
+        except NotFound:
+            pass
+        assert not store.content.exists(DIGEST)
+        store.put(DATA, ROOT)
+        assert store.content.read(DIGEST) == DATA
+
+
+def test_discarding_an_ingest(tmp_path):
+    def before(store: Store) -> None:
+        with store.content.writer("ref") as ingest:
+            ingest.write(DATA)
+
+    def abort(store: Store) -> None:
+        store.content.abort("ref")
+
+    for store in crashes(tmp_path, before, abort):
+        try:
+            abort(store)
+        except NotFound:
+            pass
+        assert store.content.ingests() == []
+
+
+@pytest.mark.parametrize("parent", ["", "base"])
+@pytest.mark.parametrize("method", ["prepare", "view"])
+def test_creating_a_snapshot(tmp_path, method, parent):
+    def create(store: Store) -> None:
+        getattr(store.snapshots, method)("key", parent, ROOT)
+
+    for store in crashes(tmp_path, nothing, create):
+        try:
+            create(store)
+        except AlreadyExists:
+            assert store.snapshots.stat("key").labels == ROOT
+        assert store.snapshots.mounts("key")
+
+
+def test_committing_a_snapshot(tmp_path):
+    def before(store: Store) -> None:
+        store.snapshots.prepare("key", "base")
+        (store.snapshots.layer_paths("key")[0] / "file").write_text("x")
+
+    def commit(store: Store) -> None:
+        store.snapshots.commit("name", "key", ROOT)
+
+    for store in crashes(tmp_path, before, commit):
+        try:
+            commit(store)
+        except AlreadyExists:
+            with pytest.raises(NotFound):
+                store.snapshots.stat("key")
+        assert (store.snapshots.layer_paths("name")[0] / "file").read_text() == "x"
+        assert store.snapshots.stat("name").labels == ROOT
+
+
+def test_removing_a_snapshot(tmp_path):
+    def before(store: Store) -> None:
+        store.snapshots.prepare("key", "base")
+        (store.snapshots.layer_paths("key")[0] / "file").write_text("x")
+
+    def remove(store: Store) -> None:
+        store.snapshots.remove("key")
+
+    for store in crashes(tmp_path, before, remove):
+        try:
+            remove(store)
+        except NotFound:
+            pass
+        assert [info.name for info in store.snapshots.walk()] == ["base"]
+        store.snapshots.prepare("key", "base")
+
+
+def test_unpacking_a_layer(tmp_path):
+    def unpack(store: Store) -> None:
+        with store.layers.stage("overlayfs", DIGEST, wait=False) as staging:
+            layer = store.layers.find("overlayfs", DIGEST)
+            if layer is None:
+                (staging.path / "file").write_text("x")
+                layer = staging.commit(diff_id=DIGEST, disk_bytes=1, inodes=2, opaque_root=False)
+            store.snapshots.add_committed("top", "base", layer, ROOT)
+
+    for store in crashes(tmp_path, nothing, unpack):
+        unpack(store)
+        assert [(path / "file").exists() for path in store.snapshots.layer_paths("top")] == [True, False]
+
+
+def test_one_transaction_for_a_whole_image(tmp_path):
+    def pull(store: Store) -> None:
+        ingest = store.content.writer("ref", size=len(DATA))
+        ingest.write(DATA[ingest.offset :])
+        with store.layers.stage("overlayfs", DIGEST) as staging, store.database.write():
+            (staging.path / "file").write_text("x")
+            ingest.commit(digest=DIGEST)
+            layer = staging.commit(diff_id=DIGEST, disk_bytes=1, inodes=2, opaque_root=False)
+            store.snapshots.add_committed("top", "base", layer, ROOT)
+            store.image("image", DIGEST)
+        ingest.close()
+
+    for store in crashes(tmp_path, nothing, pull):
+        visible = {
+            bool(list(store.snapshots.walk(kind="committed", parent="base"))),
+            store.content.exists(DIGEST),
+        }
+        assert len(visible) == 1
+        if visible == {False}:
+            pull(store)
+        assert store.content.read(DIGEST) == DATA
+
+
+def test_collecting(tmp_path):
+    def before(store: Store) -> None:
+        store.put(DATA, {"containerd.io/gc.ref.content.x": store.put(b"below")})
+        store.stack("chain", {"a": "1"}, {"b": "2"})
+        store.layer({"c": "3"})
+        store.leases.create("old", labels={"containerd.io/gc.expire": "2020-01-01T00:00:00Z"})
+        with store.content.writer("ref") as ingest:
+            ingest.write(DATA)
+        (store.root / "blobs/sha256" / ("0" * 64)).write_bytes(b"x")
+        (store.root / "snapshots/overlayfs/0123456789abcdef").mkdir()
+
+    def collect(store: Store) -> None:
+        store.gc(ingest_seconds=0)
+
+    for store in crashes(tmp_path, before, collect):
+        collect(store)
+        store.check(clean=True)
+        assert [info.digest for info in store.content.walk()] == [digest_of(KEPT)]
+        assert [info.name for info in store.snapshots.walk()] == ["base"]
+        assert store.leases.list() == []
+
+
+def test_making_a_new_store(tmp_path):
+    for step in count(1):
+        root = tmp_path / str(step) / "root"
+        pid = os.fork()
+        if pid == 0:
+            die_at(step)
+            Store(root).close()
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        store = Store(root)
+        store.put(DATA)
+        store.check(clean=True)
+        store.close()
+        if os.waitstatus_to_exitcode(status) == 0:
+            assert step > 3
+            return
