@@ -270,11 +270,10 @@ class ContentStore:
                     folder, IngestRecord(self._namespace, ref, size, expected or "", timestamp())
                 )
                 return Ingest(folder, lock, record, self._publish)
-        except AlreadyExists:
-            remove_ingest(folder)
-            lock.release()
-            raise
-        except BaseException:
+        except BaseException as error:
+            with suppress(OSError, LamellaError):
+                if isinstance(error, AlreadyExists) or read_ingest(folder) is None:
+                    remove_ingest(folder)
             lock.release()
             raise
 

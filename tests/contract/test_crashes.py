@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -133,10 +134,8 @@ def test_writing_content_that_another_namespace_has(tmp_path):
             ingest.commit(labels=ROOT)
 
     for store in crashes(tmp_path, before, write):
-        try:
+        with suppress(AlreadyExists):
             write(store)
-        except AlreadyExists:
-            pass
         assert store.content.info(DIGEST).labels == ROOT
 
 
@@ -145,10 +144,8 @@ def test_deleting_content(tmp_path):
         store.content.delete(DIGEST)
 
     for store in crashes(tmp_path, lambda store: store.put(DATA), delete):
-        try:
+        with suppress(NotFound):
             delete(store)
-        except NotFound:
-            pass
         assert not store.content.exists(DIGEST)
         store.put(DATA, ROOT)
         assert store.content.read(DIGEST) == DATA
@@ -163,10 +160,8 @@ def test_discarding_an_ingest(tmp_path):
         store.content.abort("ref")
 
     for store in crashes(tmp_path, before, abort):
-        try:
+        with suppress(NotFound):
             abort(store)
-        except NotFound:
-            pass
         assert store.content.ingests() == []
 
 
@@ -211,10 +206,8 @@ def test_removing_a_snapshot(tmp_path):
         store.snapshots.remove("key")
 
     for store in crashes(tmp_path, before, remove):
-        try:
+        with suppress(NotFound):
             remove(store)
-        except NotFound:
-            pass
         assert [info.name for info in store.snapshots.walk()] == ["base"]
         store.snapshots.prepare("key", "base")
 

@@ -319,6 +319,31 @@ class TestTransactions:
             pass
         assert len(ran) == 2
 
+    def test_an_action_that_fails_keeps_no_other_from_running(self, db):
+        ran: list[str] = []
+
+        def fail() -> None:
+            raise PermissionDenied("cannot delete it")
+
+        with pytest.raises(PermissionDenied, match="cannot delete it"), db.write():
+            add(db, "one")
+            db.after_commit(fail)
+            db.after_commit(lambda: ran.append("after"))
+        assert ran == ["after"]
+        assert names(db) == ["one"]
+
+    def test_an_undo_that_fails_does_not_hide_why(self, db):
+        ran: list[bool] = []
+
+        def fail(exclusive: bool) -> None:
+            raise OSError("cannot put it back")
+
+        with pytest.raises(ZeroDivisionError), db.write():
+            db.on_rollback(ran.append)
+            db.on_rollback(fail)
+            raise ZeroDivisionError
+        assert ran == [True]
+
     def test_undo_does_not_run_after_a_commit(self, db):
         with db.write():
             db.on_rollback(lambda exclusive: pytest.fail("it ran"))

@@ -22,6 +22,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -101,7 +102,10 @@ class Database:
         return Write(self)
 
     def after_commit(self, action: Callable[[], None]) -> None:
-        """Run ``action`` once the outermost transaction is committed and its lock released; never if it is not."""
+        """Run ``action`` once the outermost transaction is committed and its lock released; never if it is not.
+
+        What it raises comes out of the ``with`` block, after the other actions have run; the transaction stays committed.
+        """
         assert self._depth
         self._after_commit.append(action)
 
@@ -109,7 +113,7 @@ class Database:
         """Run ``action(exclusive)`` if this transaction or one around it is rolled back, the latest action first.
 
         ``exclusive`` is true while the transaction still keeps other writers away, so that files may be put back; it is not
-        after errors upon which SQLite gives the transaction up by itself, such as a full disk.
+        after errors upon which SQLite gives the transaction up by itself, such as a full disk. What it raises is passed over.
         """
         assert self._depth
         self._on_rollback.append(action)
@@ -294,8 +298,14 @@ class Database:
         finally:
             self._depth -= 1
             self._lock.release()
+        failures = []
         for action in actions:
-            action()
+            try:
+                action()
+            except LamellaError as failed:  # the others are not to suffer
+                failures.append(failed)
+        if failures:
+            raise failures[0]
 
     def _roll_back(self, connection: apsw.Connection, after_mark: int, rollback_mark: int) -> None:
         undo = self._on_rollback[rollback_mark:]
@@ -304,7 +314,8 @@ class Database:
         try:
             exclusive = connection.in_transaction
             for action in reversed(undo):
-                action(exclusive)
+                with suppress(LamellaError, OSError):  # what matters is why the transaction failed
+                    action(exclusive)
         finally:
             if connection.in_transaction:
                 connection.execute(

@@ -42,7 +42,7 @@ When the last container is gone its snapshot goes, and nothing else does; a pare
 Committed snapshots that no image, lease, container or snapshot needs are left to garbage collection (:mod:`lamella.gc`).
 Active snapshots, and what carries ``containerd.io/gc.root``, are not.
 
-The semantics are those of containerd's snapshots.Snapshotter; ``tests/contract/snapshotter.py`` spells them out and
+The semantics are those of containerd's snapshots.Snapshotter; ``tests/contract/snapshotter_contract.py`` spells them out and
 runs for every implementation.
 """
 
