@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -34,6 +35,9 @@ const CONFIG: &str = "config.json";
 const SOCKET: &str = "control.sock";
 /// A config.json longer than this is no config.json.
 const LONGEST_DOCUMENT: u64 = 16 << 20;
+
+const LOCK_ATTEMPTS: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Everything that is needed to make a container, checked.
 struct Job {
@@ -128,13 +132,15 @@ fn lock(bundle: std::os::fd::BorrowedFd<'_>, shown: &str) -> Result<OwnedFd, Fai
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let lock =
         rustix::fs::openat(bundle, "lock", flags, Mode::from_raw_mode(0o600)).step(|| format!("open {shown}/lock"))?;
-    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => {
-            Err(Failure::new(Kind::FailedPrecondition, format!("the task {shown} has a monitor already"))
-                .with_hint("stop the container first, or give the new one another id"))
+    // Whoever looks whether there is a monitor holds the lock for a moment.
+    for _ in 0..LOCK_ATTEMPTS {
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+            result => return result.step(|| format!("lock {shown}/lock")).map(|()| lock),
         }
-        result => result.step(|| format!("lock {shown}/lock")).map(|()| lock),
     }
+    Err(Failure::new(Kind::FailedPrecondition, format!("the task {shown} has a monitor already"))
+        .with_hint("stop the container first, or give the new one another id"))
 }
 
 /// Be the monitor: make the container, reply, serve.

@@ -63,7 +63,7 @@ impl Monitor {
         let id = added.map_err(|error| Failure::system("watch the new process", &error.into()))?;
         if let Some(client) = self.clients.get_mut(&client) {
             client.attached = Some(id);
-            client.gives_input = stdin || process.terminal;
+            client.gives_input = stdin;
         }
         Ok(())
     }

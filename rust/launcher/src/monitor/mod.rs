@@ -277,7 +277,7 @@ impl Monitor {
     fn finish(&mut self) -> bool {
         if !self.told {
             let busy = |(id, process): (&u32, &Process)| *id != INIT || process.stdio.has_output();
-            if self.processes.iter().any(busy) {
+            if self.processes.iter().any(busy) || !self.own_pids && self.has_orphans() {
                 return false;
             }
             self.told = true;

@@ -2,7 +2,8 @@
 
 use std::os::fd::AsFd;
 
-use rustix::process::{WaitOptions, WaitStatus};
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 use serde_json::json;
 
 use super::record::ExitRecord;
@@ -52,6 +53,20 @@ impl Monitor {
         }
         self.drain(id);
         self.settle(id);
+    }
+
+    /// Whether something of a container without PID namespace is left, which has become the monitor's child.
+    pub(super) fn has_orphans(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        if matches!(rustix::process::waitid(WaitId::All, options), Err(Errno::CHILD)) {
+            return false;
+        }
+        // It was killed with the cgroup; where there is none, its orphans are found one generation after the other.
+        let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+        for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
+            let _ = sys::kill(child, libc::SIGKILL);
+        }
+        true
     }
 
     /// The container has ended: write it down, then tell who waits. Who is attached hears it after all output.

@@ -5,6 +5,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::checked;
 
+const LAST_SIGNAL: i32 = 64;
+
 fn empty_set() -> libc::sigset_t {
     // SAFETY: sigemptyset initialises the set; zeros are valid to begin with.
     unsafe {
@@ -29,12 +31,15 @@ pub fn block_all() {
 /// Python ignores SIGPIPE, Rust too; an ignored signal would stay so through exec.
 pub fn reset_all() {
     let set = empty_set();
-    // SAFETY: zeros mean SIG_DFL, no flags, empty mask. Signals that cannot be set (SIGKILL, SIGSTOP, those that the C
-    // library keeps for itself) fail and have their default anyway.
+    // The kernel's struct of the largest architecture: handler, flags, restorer, mask. Past the C library, which keeps
+    // two signals for itself and would leave them ignored if they were.
+    let default = [0u64; 4];
+    // SAFETY: zeros mean SIG_DFL, no flags, empty mask, in every architecture's layout. SIGKILL and SIGSTOP cannot be
+    // set and have their default anyway.
     unsafe {
-        let default: libc::sigaction = std::mem::zeroed();
-        for signal in 1..=64 {
-            libc::sigaction(signal, &raw const default, std::ptr::null_mut());
+        for signal in 1..=LAST_SIGNAL {
+            let old = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, size_of::<u64>());
         }
         libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
     }

@@ -1,0 +1,165 @@
+"""Limits that the container's cgroup enforces. What needs a hierarchy or controller that is missing here is skipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from launcher_box import PYTHON, STDOUT, Box
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.privileged]
+ROOT = Path("/sys/fs/cgroup")
+UNIFIED = (ROOT / "cgroup.controllers").exists()
+MEBIBYTE = 1 << 20
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    box = Box(tmp_path)
+    yield box
+    box.end()
+
+
+def controller(name: str) -> str:
+    """Give the folder of a controller's hierarchy, or skip."""
+    if UNIFIED:
+        if name not in (ROOT / "cgroup.controllers").read_text().split():
+            pytest.skip(f"this machine has no cgroup controller {name}")
+        return ""
+    if not (ROOT / name).is_dir():
+        pytest.skip(f"this machine has no cgroup controller {name}")
+    return name
+
+
+def test_a_container_that_takes_too_much_memory_is_killed_and_that_is_reported(box: Box) -> None:
+    controller("memory")
+    box.linux["resources"] = {"memory": {"limit": 32 * MEBIBYTE, "swap": 32 * MEBIBYTE}}
+    result = box.run(PYTHON, "-I", "-S", "-c", f"x = b'1' * {128 * MEBIBYTE}")
+    assert result.exit["oom_killed"] is True
+    assert result.code == 137
+    assert box.record()["oom_killed"] is True
+
+
+def test_a_container_within_its_memory_is_not_reported(box: Box) -> None:
+    controller("memory")
+    box.linux["resources"] = {"memory": {"limit": 256 * MEBIBYTE}}
+    assert box.run(PYTHON, "-I", "-S", "-c", f"x = b'1' * {16 * MEBIBYTE}").exit["oom_killed"] is False
+
+
+def test_there_are_no_more_processes_than_allowed(box: Box) -> None:
+    controller("pids")
+    box.linux["resources"] = {"pids": {"limit": 10}}
+    code = """
+import time
+made = 0
+try:
+    for _ in range(30):
+        if os.fork() == 0:
+            time.sleep(5)
+            os._exit(0)
+        made += 1
+except OSError as error:
+    print(json.dumps([made, errno.errorcode[error.errno]]))
+"""
+    assert box.python(code) == [9, "EAGAIN"]
+
+
+def test_cpu_limits_are_set(box: Box) -> None:
+    folder = controller("cpu")
+    box.linux["resources"] = {"cpu": {"quota": 25000, "period": 50000, "shares": 512}}
+    box.start("/bin/sleep", "100")
+    if UNIFIED:
+        assert box.cgroup_file(folder, "cpu.max") == "25000 50000"
+        assert box.cgroup_file(folder, "cpu.weight") == "20"
+    else:
+        assert box.cgroup_file(folder, "cpu.cfs_quota_us") == "25000"
+        assert box.cgroup_file(folder, "cpu.cfs_period_us") == "50000"
+        assert box.cgroup_file(folder, "cpu.shares") == "512"
+
+
+def test_the_cpu_set_is_the_one_of_the_spec(box: Box) -> None:
+    controller("cpuset")
+    box.linux["resources"] = {"cpu": {"cpus": "0"}}
+    assert box.python("print(json.dumps(sorted(os.sched_getaffinity(0))))") == [0]
+
+
+def test_devices_are_denied_but_for_the_allowed_ones(box: Box) -> None:
+    # A bind mount of a host folder that is not nodev: only the device filter is in the way.
+    box.spec["mounts"].append(
+        {"destination": "/host-dev", "type": "bind", "source": "/dev", "options": ["bind", "dev"]}
+    )
+    nodes = [name for name in ("mem", "kmsg", "loop0", "vda", "sda", "fuse") if Path("/dev", name).exists()]
+    paths = [f"/host-dev/{name}" for name in nodes]
+    code = f"print(json.dumps([attempt(os.open, x, os.O_RDONLY) for x in {paths!r} + ['/host-dev/null']]))"
+    box.set_capabilities("CAP_SYS_RAWIO", "CAP_DAC_OVERRIDE", "CAP_SYSLOG")
+    *denied, allowed = box.python(code)
+    assert denied == ["EPERM"] * len(nodes)
+    assert allowed == "ok"
+
+
+def test_a_device_that_is_allowed_works(box: Box) -> None:
+    box.linux["devices"] = [{"type": "c", "path": "/dev/kmsg", "major": 1, "minor": 11}]
+    box.linux["resources"] = {
+        "devices": [{"allow": True, "type": "c", "major": 1, "minor": 11, "access": "rw"}]
+    }
+    assert box.python("print(json.dumps(attempt(os.open, '/dev/kmsg', os.O_WRONLY)))") == "ok"
+
+
+def test_limits_of_a_running_container_can_be_changed(box: Box) -> None:
+    folder = controller("pids")
+    box.linux["resources"] = {"pids": {"limit": 10}}
+    box.start("/bin/sleep", "100")
+    answer = box.ask(op="update", resources={"pids": {"limit": 20}, "memory": {"limit": 64 * MEBIBYTE}})
+    assert answer == {"ok": True, "warnings": []}
+    assert box.cgroup_file(folder, "pids.max") == "20"
+    memory = "memory.max" if UNIFIED else "memory.limit_in_bytes"
+    assert box.cgroup_file("" if UNIFIED else "memory", memory) == str(64 * MEBIBYTE)
+    assert "error" in box.ask(op="update", resources={"devices": [{"allow": True}]})
+
+
+def test_a_controller_that_is_missing_is_an_error_that_leaves_nothing(box: Box) -> None:
+    has = (ROOT / "hugetlb").is_dir() or (UNIFIED and "hugetlb" in (ROOT / "cgroup.controllers").read_text())
+    if has:
+        pytest.skip("this machine has the hugetlb controller")
+    box.linux["resources"] = {"hugepageLimits": [{"pageSize": "2MB", "limit": 1}]}
+    assert "hugetlb" in box.error()["message"]
+
+
+def test_a_memory_limit_too_small_to_start_is_reported(box: Box) -> None:
+    controller("memory")
+    box.linux["resources"] = {"memory": {"limit": 4096, "swap": 4096}}
+    reply, connection = box.launch("/bin/true")
+    assert connection is not None
+    if "error" in reply:
+        assert reply["error"]["kind"] in ("FailedPrecondition", "ResourceExhausted", "CommandNotExecutable")
+    else:  # it was killed while exec loaded the program
+        assert connection.collect().exit["oom_killed"] is True
+
+
+def test_a_container_without_a_cgroup_path_runs_and_takes_no_limits(box: Box) -> None:
+    del box.linux["cgroupsPath"]
+    assert box.sh("echo x").stdout == b"x\n"
+    box.linux["resources"] = {"pids": {"limit": 1}}
+    assert box.error()["kind"] == "InvalidArgument"
+
+
+def test_groups_that_the_container_makes_are_removed_too(box: Box) -> None:
+    if UNIFIED:
+        pytest.skip("the folder is seen through one mount there")
+    box.spec["mounts"].append(
+        {
+            "destination": "/sys/fs/cgroup",
+            "type": "cgroup",
+            "source": "cgroup",
+            "options": ["nosuid", "noexec", "nodev"],
+        }
+    )
+    connection = box.start("/bin/sh", "-c", "mkdir -p /sys/fs/cgroup/pids/a/b && echo made")
+    assert connection.frame() == (STDOUT, b"made\n")
+    connection.collect()
+    box.await_end()
+    assert box.cgroup_folders() == []
