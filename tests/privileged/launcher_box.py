@@ -24,11 +24,20 @@ PYTHON = os.path.realpath(sys.executable)
 CONTROL, STDIN, STDOUT, STDERR = range(4)
 DEADLINE = 30.0
 DOCKER_CAPABILITIES = [
-    f"CAP_{name}"
-    for name in (
-        "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL"
-        " AUDIT_WRITE"
-    ).split()
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
 ]
 
 
@@ -211,7 +220,7 @@ class Box:
         return dict.__getitem__(self.spec, "linux")  # type: ignore[no-any-return]
 
     def set_capabilities(self, *names: str) -> None:
-        self.process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), list(names))
+        self.process["capabilities"] = {key: list(names) for key in ("bounding", "effective", "permitted")}
 
     def without_namespace(self, kind: str) -> None:
         self.linux["namespaces"] = [one for one in self.linux["namespaces"] if one["type"] != kind]

@@ -31,7 +31,7 @@ def test_every_namespace_is_the_containers_own(box: Box) -> None:
     kinds = ("mnt", "pid", "uts", "ipc", "net", "cgroup")
     inside = box.python(f"print(json.dumps({{k: os.readlink('/proc/self/ns/' + k) for k in {kinds!r}}}))")
     for kind in kinds:
-        assert inside[kind] != os.readlink(f"/proc/self/ns/{kind}"), kind
+        assert inside[kind] != str(Path(f"/proc/self/ns/{kind}").readlink()), kind
 
 
 def test_the_program_is_process_1_and_sees_no_other(box: Box) -> None:
@@ -63,7 +63,7 @@ def test_a_network_namespace_can_be_joined(box: Box, tmp_path: Path) -> None:
         path = f"/proc/{reply['pid']}/ns/net"
         box.without_namespace("network")
         box.linux["namespaces"].append({"type": "network", "path": path})
-        expected = os.readlink(path)
+        expected = str(Path(path).readlink())
         assert box.python("print(json.dumps(os.readlink('/proc/self/ns/net')))") == expected
     finally:
         other.end()
@@ -243,7 +243,7 @@ print(json.dumps(['1' in open(folder + '/cgroup.procs').read().split(), attempt(
 
 
 def test_the_default_devices_work_and_belong_to_the_host(box: Box) -> None:
-    before = os.stat("/dev/null")
+    before = Path("/dev/null").stat()
     code = """
 for name in ('null', 'zero', 'full', 'random', 'urandom', 'tty'):
     os.stat('/dev/' + name)
@@ -252,7 +252,7 @@ print(json.dumps([len(os.read(os.open('/dev/urandom', os.O_RDONLY), 4)), attempt
     attempt(os.chown, '/dev/null', 5, 5), os.readlink('/dev/fd'), os.readlink('/dev/ptmx')]))
 """
     assert box.python(code) == [4, "EROFS", "EROFS", "/proc/self/fd", "pts/ptmx"]
-    assert os.stat("/dev/null").st_mode == before.st_mode
+    assert Path("/dev/null").stat().st_mode == before.st_mode
 
 
 def test_a_device_that_the_container_makes_cannot_be_opened(box: Box) -> None:
