@@ -203,6 +203,21 @@ class TestOpening:
         with pytest.raises(Unsupported, match="too old"):
             Database(config)
 
+    def test_a_long_log_is_copied_back_on_closing_unless_others_read_it(self, config, opened):
+        first, second = opened(), opened()
+        add(first, "one")
+        log = config.root / "metadata.db-wal"
+        with second.read():
+            names(second)
+            with first.write() as db:
+                db.execute("CREATE TABLE big AS SELECT randomblob(20000000) AS bytes")
+            first.close()
+            assert log.stat().st_size > database.LOG_MAX
+        second.close()
+        assert log.stat().st_size == 0
+        with opened().read() as db:
+            assert db.execute("SELECT length(bytes) FROM big").fetchall() == [(20000000,)]
+
     def test_close_is_harmless_twice_and_final(self, db):
         db.close()
         db.close()

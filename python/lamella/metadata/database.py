@@ -46,6 +46,8 @@ from lamella.metadata import schema
 BUSY_SECONDS = 60.0
 """How long a writer waits for the others before it gives up with Unavailable."""
 CHECKPOINT_PAGES = 1000
+LOG_MAX = 8 * 1024 * 1024
+"""Bytes of log that may be left behind; one large transaction makes it longer than CHECKPOINT_PAGES."""
 SQLITE_MINIMUM = 3_051_003
 """Older ones may corrupt a WAL database (sqlite.org/wal.html, "The WAL-Reset Bug")."""
 APPLICATION_ID = 0x6C616D65  # "lame", for file(1)
@@ -126,7 +128,15 @@ class Database:
             connection, self._connection = self._connection, None
             if connection is not None:
                 _open.discard(self)
+                self._shorten_log(connection)
                 connection.close()
+
+    def _shorten_log(self, connection: apsw.Connection) -> None:
+        """Copy an uncommonly long log back, for the next who opens the store has to read it; not if others are at it."""
+        with suppress(OSError, apsw.Error):
+            if os.stat(f"{self.path}-wal").st_size > LOG_MAX:  # noqa: PTH116
+                connection.set_busy_handler(None)
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     # Opening
 
@@ -153,7 +163,7 @@ class Database:
                 self._migrate(connection)
             connection.execute(
                 f"PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;"
-                f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}; PRAGMA journal_size_limit = 67108864"
+                f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}; PRAGMA journal_size_limit = {LOG_MAX}"
             ).fetchall()
         except apsw.Error as error:
             raise self._translate(error) from error
