@@ -12,16 +12,20 @@ import pytest
 from program import Program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
-def lamella(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
+def lamella(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Program]:
     """Give the command on an empty store."""
     for name in ("LAMELLA_ROOT", "LAMELLA_STATE", "LAMELLA_NAMESPACE", "LAMELLA_SNAPSHOTTER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "100")
-    return Program(tmp_path, capfd)
+    program = Program(tmp_path, capfd)
+    yield program
+    program.close()
 
 
 @pytest.fixture

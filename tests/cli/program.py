@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lamella import Client
 from lamella.cli import main
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import pytest
@@ -64,11 +67,28 @@ class Program:
         """Give the command line of a process of its own."""
         return [sys.executable, "-m", "lamella.cli", *self.options, *words]
 
-    def start(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Start a process with pipes."""
+    @contextmanager
+    def start(self, *words: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """Start a process with pipes; when the test is done with it, or failed, it is killed if it still runs."""
         options.setdefault("env", buffered())
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(self.argv(*words), **(pipes | options))
+        process = subprocess.Popen(self.argv(*words), **(pipes | options))
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait(timeout=20)
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    with suppress(BrokenPipeError):
+                        pipe.close()
+
+    def close(self) -> None:
+        """Remove the containers that a failed test left; they would run on."""
+        if self.root.is_dir():
+            with Client(root=self.root, state=self.state) as client:
+                for container in client.containers.list(all=True):
+                    container.remove(force=True)
 
     def process(self, *words: str, input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """Run a process to its end."""

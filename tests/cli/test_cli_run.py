@@ -336,26 +336,24 @@ def test_a_terminal_of_its_own_with_our_size_raw_keys_and_resize(
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 77, 0, 0))
     before = termios.tcgetattr(theirs)
     stty = f"{require_program('stty')}:/bin/stty:ro"
-    running = subprocess.Popen(
-        lamella.argv("run", "--rm", "-it", "-v", stty, reference, "sh", "-c", script),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
     try:
-        assert b"terminal\r\n33 77\r\n" in _read_until(ours, b"ready\r\n")
-        os.write(ours, b"typed\r")
-        assert b"line=typed\r\n" in _read_until(ours, b"waiting\r\n")
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 60, 0, 0))
-        running.send_signal(signal.SIGWINCH)
-        assert b"20 60\r\n" in _read_until(ours, b"resized\r\n")
-        os.write(ours, b"\x03")
-        _read_until(ours, b"got-INT\r\n")
-        assert running.wait(timeout=20) == 9
+        with lamella.start(
+            *("run", "--rm", "-it", "-v", stty, reference, "sh", "-c", script),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        ) as running:
+            assert b"terminal\r\n33 77\r\n" in _read_until(ours, b"ready\r\n")
+            os.write(ours, b"typed\r")
+            assert b"line=typed\r\n" in _read_until(ours, b"waiting\r\n")
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 60, 0, 0))
+            running.send_signal(signal.SIGWINCH)
+            assert b"20 60\r\n" in _read_until(ours, b"resized\r\n")
+            os.write(ours, b"\x03")
+            _read_until(ours, b"got-INT\r\n")
+            assert running.wait(timeout=20) == 9
         assert termios.tcgetattr(theirs) == before
     finally:
-        running.kill()
-        running.wait()
         os.close(ours)
         os.close(theirs)
     assert containers(lamella) == []
