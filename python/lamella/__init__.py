@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from lamella._core import __version__ as __version__
     from lamella.client import Client as Client
     from lamella.config import Config as Config
-    from lamella.containers.container import Attached as Attached
     from lamella.containers.container import Container as Container
-    from lamella.containers.container import RunResult as RunResult
+    from lamella.containers.monitor import Attached as Attached
+    from lamella.containers.result import RunResult as RunResult
     from lamella.errors import LamellaError as LamellaError
     from lamella.images import Image as Image
     from lamella.reference import Reference as Reference
     from lamella.transfer.progress import Progress as Progress
 
 _HOMES = {
-    "Attached": "lamella.containers.container",
+    "Attached": "lamella.containers.monitor",
     "Client": "lamella.client",
     "Config": "lamella.config",
     "Container": "lamella.containers.container",
@@ -37,7 +37,7 @@ _HOMES = {
     "LamellaError": "lamella.errors",
     "Progress": "lamella.transfer.progress",
     "Reference": "lamella.reference",
-    "RunResult": "lamella.containers.container",
+    "RunResult": "lamella.containers.result",
     "__version__": "lamella._core",
 }
 

@@ -456,3 +456,92 @@ def test_a_state_folder_that_cannot_be_written_is_permission_denied(image, clien
     with lamella.Client(client.config.root, blocked / "state") as other, pytest.raises(PermissionDenied):
         other.containers.run(image.name, ["/bin/true"], remove=True)
     assert client.containers.list(all=True) == []
+
+
+# exec
+
+
+@pytest.fixture
+def box(client, image):
+    container = client.containers.run(
+        image, ["/bin/sleep", "300"], detach=True, environment={"A": "own"}, working_dir="/etc"
+    )
+    yield container
+    container.remove(force=True)
+
+
+def test_exec_runs_in_the_container_with_its_environment(box):
+    result = box.exec(["/bin/sh", "-c", "echo $A; pwd; echo $$; echo err >&2; exit 3"])
+    assert result.stdout.split()[:2] == [b"own", b"/etc"]
+    assert (result.stderr, result.exit_code) == (b"err\n", 3)
+    assert box.status == "running"
+
+
+def test_exec_takes_an_environment_folder_user_and_input_of_its_own(box):
+    result = box.exec(
+        ["/bin/sh", "-c", "echo $A $B; pwd; id -u; id -g; cat"],
+        environment={"B": "b"},
+        working_dir="/bin",
+        user="12:34",
+        input=b"fed",
+    )
+    assert result.stdout.decode().split() == ["own", "b", "/bin", "12", "34", "fed"]
+
+
+def test_exec_time_outs_kill_what_it_started_and_nothing_else(box):
+    result = box.exec(["/bin/sh", "-c", "echo early; sleep 200 & sleep 200"], timeout=0.5)
+    assert (result.timed_out, result.exit_code, result.stdout) == (True, 137, b"early\n")
+    assert box.status == "running"
+    left = box.exec(["/bin/sh", "-c", "cat /proc/[0-9]*/cmdline"]).stdout
+    assert b"sleep\x00200" not in left
+    assert b"sleep\x00300" in left
+
+
+def test_exec_check_raises_with_the_output(box):
+    with pytest.raises(CommandFailed) as caught:
+        box.exec(["/bin/sh", "-c", "echo out; exit 9"], check=True)
+    assert (caught.value.exit_code, caught.value.stdout) == (9, b"out\n")
+
+
+def test_exec_of_a_missing_program_is_127_and_of_a_folder_126(box):
+    for program, kind in (("nonsense", CommandNotFound), ("/etc", CommandNotExecutable)):
+        with pytest.raises(kind):
+            box.exec([program])
+    assert box.status == "running"
+
+
+def test_exec_needs_a_running_container(client, image):
+    box = client.containers.create(image, ["/bin/true"])
+    with pytest.raises(FailedPrecondition):
+        box.exec(["/bin/true"])
+    box.start()
+    box.wait(30)
+    with pytest.raises(FailedPrecondition):
+        box.exec(["/bin/true"])
+    box.remove()
+
+
+def test_many_execs_run_at_once(box):
+    import threading
+
+    outputs = {}
+
+    def work(number):
+        outputs[number] = box.exec(["/bin/sh", "-c", f"sleep 0.1; echo {number}"]).stdout
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outputs == {number: f"{number}\n".encode() for number in range(8)}
+
+
+def test_the_streams_of_an_exec_can_be_followed(box):
+    with box.start_exec(["/bin/cat"], stdin=True) as attached:
+        attached.write_stdin(b"one")
+        stream = iter(attached)
+        assert next(stream) == ("stdout", b"one")
+        attached.close_stdin()
+        assert list(stream) == []
+        assert attached.exit.exit_code == 0

@@ -11,12 +11,12 @@ import msgspec
 
 from lamella import _core
 from lamella.config import check_identifier
-from lamella.containers.container import Attached, Container, ContainerRecord, Extra, RunResult, signal_number
-from lamella.containers.monitor import OutputTimeout
+from lamella.containers.container import Container, ContainerRecord, Extra, signal_number
 from lamella.containers.network import network_path
 from lamella.containers.options import Options
+from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import build_spec
-from lamella.errors import AlreadyExists, FailedPrecondition, InvalidArgument, LamellaError, NotFound
+from lamella.errors import AlreadyExists, InvalidArgument, NotFound
 from lamella.images import Image
 from lamella.labels import check_labels
 from lamella.metadata import timestamp
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 _COLUMNS = "id, name, image, snapshotter, snapshot_key, runtime, spec, labels, extra, created_at, updated_at"
 Command = str | Sequence[str] | None
 RUNTIME = "lamella"
-KILL_WAIT = 10.0
-"""Seconds that a killed container may take to end before its caller gives up on collecting the rest of its output."""
 
 
 class Containers:
@@ -242,49 +240,23 @@ class Containers:
         if attached is None:
             return container
         began = time.monotonic()
-        timed_out = False
         try:
             with attached:
-                try:
-                    stdout, stderr = attached.communicate(
-                        input, deadline=None if timeout is None else began + timeout
-                    )
-                except OutputTimeout as late:
-                    timed_out = True
-                    stdout, stderr = self._end(container, late, attached)
-            duration = time.monotonic() - began
-            ended = attached.exit
-            if ended is None:
-                raise FailedPrecondition(f"container {container.name} was killed and did not end")
+                result = await_result(
+                    attached,
+                    input=input,
+                    timeout=timeout,
+                    began=began,
+                    kill=container.kill,
+                    container_id=container.id,
+                )
         except BaseException:
-            if container.task.running():
-                container.kill()
-                container.task.wait()
+            container.stop(0)
             raise
         finally:
             if remove:
                 container.remove(force=True)
-        result = RunResult(
-            exit_code=ended.exit_code,
-            stdout=stdout,
-            stderr=stderr,
-            duration=duration,
-            oom_killed=ended.oom_killed,
-            timed_out=timed_out,
-            container_id=container.id,
-        )
         return result.check(f"{container.command[0]!r} in {container.name}") if check else result
-
-    @staticmethod
-    def _end(container: Container, late: OutputTimeout, attached: Attached) -> tuple[bytes, bytes]:
-        """Kill a container that is out of time and collect the rest of its output."""
-        try:
-            container.kill()
-        except LamellaError:
-            if container.task.running():
-                raise
-        stdout, stderr = attached.communicate(deadline=time.monotonic() + KILL_WAIT)
-        return late.stdout + stdout, late.stderr + stderr
 
     def _container(self, row: tuple[Any, ...]) -> Container:
         (

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from lamella import _core
 from lamella.containers.monitor import Attached, Exit
 from lamella.containers.network import network_files
+from lamella.containers.options import Environment, parse_command
+from lamella.containers.result import RunResult, await_result
+from lamella.containers.spec import exec_process
 from lamella.containers.task import Status, Task
-from lamella.errors import CommandFailed, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+from lamella.errors import CommandNotFound, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 
 if TYPE_CHECKING:
     from lamella.client import Client
 
-__all__ = ["Attached", "Container", "ContainerRecord", "RunResult"]
+__all__ = ["Attached", "Container", "ContainerRecord"]
 
 STOP_TIMEOUT = 10.0
 
@@ -47,33 +51,6 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     extra: Extra
     created_at: str
     updated_at: str
-
-
-class RunResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How a command that was waited for ended. ``duration`` is seconds from its start to its end."""
-
-    exit_code: int
-    stdout: bytes
-    stderr: bytes
-    duration: float
-    oom_killed: bool = False
-    timed_out: bool = False
-    container_id: str = ""
-
-    def check(self, what: str = "the command") -> RunResult:
-        """Return itself; DeadlineExceeded after a time-out, CommandFailed for another status than 0."""
-        if self.timed_out:
-            raise DeadlineExceeded(f"{what} did not end in time and was killed after {self.duration:.1f} s")
-        if self.exit_code != 0:
-            last = self.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-            reason = f": {last[:200]}" if last else " (killed: out of memory)" if self.oom_killed else ""
-            raise CommandFailed(
-                f"{what} ended with status {self.exit_code}{reason}",
-                exit_code=self.exit_code,
-                stdout=self.stdout,
-                stderr=self.stderr,
-            )
-        return self
 
 
 class Container:
@@ -184,6 +161,73 @@ class Container:
             return self.task.attach(stdin=stdin)
         except NotFound:
             raise FailedPrecondition(f"container {self.name} is not running") from None
+
+    def exec(
+        self,
+        command: str | Sequence[str],
+        *,
+        environment: Environment | None = None,
+        working_dir: str | None = None,
+        user: str | int | None = None,
+        input: bytes | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+    ) -> RunResult:
+        """Run one more command in the running container and wait for it.
+
+        Environment, folder and user are the container's own where nothing else is said; its capabilities and seccomp profile
+        hold. ``timeout`` seconds after its start the command is killed with everything that it started, and the result says
+        ``timed_out``; the container goes on. ``check`` raises CommandFailed or DeadlineExceeded.
+        Errors: FailedPrecondition when the container does not run, CommandNotFound, CommandNotExecutable.
+        """
+        arguments = parse_command(command)
+        began = time.monotonic()
+        with self.start_exec(
+            arguments, environment=environment, working_dir=working_dir, user=user, stdin=input is not None
+        ) as attached:
+            result = await_result(
+                attached,
+                input=input,
+                timeout=timeout,
+                began=began,
+                kill=lambda: attached.kill(9, all=True),
+                container_id=self.id,
+            )
+        return result.check(f"{arguments[0]!r} in {self.name}") if check else result
+
+    def start_exec(
+        self,
+        command: str | Sequence[str],
+        *,
+        environment: Environment | None = None,
+        working_dir: str | None = None,
+        user: str | int | None = None,
+        stdin: bool = False,
+        tty: bool = False,
+    ) -> Attached:
+        """Start one more command in the running container and return its streams; ``exit`` is the command's own.
+
+        Options and errors as :meth:`exec`. Closing the streams does not end it: see :meth:`Attached.kill`.
+        """
+        process = exec_process(
+            self.record.spec.encode(),
+            parse_command(command),
+            environment=environment,
+            working_dir=working_dir,
+            user=user,
+            tty=tty,
+            read_file=self._read_file,
+        )
+        try:
+            return self.task.exec(process, stdin=stdin)
+        except NotFound as error:
+            if isinstance(error, CommandNotFound):
+                raise
+            raise FailedPrecondition(f"container {self.name} is not running") from None
+
+    def _read_file(self, path: str, limit: int) -> bytes | None:
+        layers = self._client.snapshots.layer_paths(self.record.snapshot_key)
+        return _core.read_file([str(layer) for layer in layers], path, limit)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end and return the exit status. DeadlineExceeded after ``timeout`` seconds; it runs on then."""

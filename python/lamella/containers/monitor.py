@@ -237,6 +237,10 @@ class Attached:
         """Give the container's stdin its end."""
         self._connection.send(STDIN, b"")
 
+    def kill(self, signal: int, *, all: bool = False) -> None:
+        """Send a signal to what the streams belong to: the container, or the command of an exec; or to all in it."""
+        self._connection.request({"op": "kill", "signal": signal, "all": all})
+
     def resize(self, rows: int, cols: int) -> None:
         """Tell a terminal its size in characters."""
         self._connection.request({"op": "resize", "rows": rows, "cols": cols})

@@ -13,6 +13,7 @@ import msgspec
 from lamella import oci
 from lamella.containers import defaults
 from lamella.containers.options import (
+    Environment,
     Options,
     device_node,
     memory_limits,
@@ -112,6 +113,42 @@ def build_spec(
     return document
 
 
+def exec_process(
+    spec: bytes,
+    args: list[str],
+    *,
+    environment: Environment | None,
+    working_dir: str | None,
+    user: str | int | None,
+    tty: bool,
+    read_file: ReadFile,
+) -> dict[str, Any]:
+    """Return the process object of an exec: the container's own, with what was asked for changed.
+
+    ``spec`` is the container's config.json. Errors: InvalidArgument for a malformed option.
+    """
+    process: dict[str, Any] = msgspec.json.decode(spec)["process"]
+    if not args or not args[0]:
+        raise InvalidArgument("there is no command to execute")
+    variables = dict(item.partition("=")[::2] for item in process["env"])
+    if user is not None:
+        resolved = resolve_user(str(user), read_file)
+        process["user"] = {
+            "uid": resolved.uid,
+            "gid": resolved.gid,
+            "additionalGids": resolved.additional_gids,
+        }
+        variables["HOME"] = resolved.home
+    if tty:
+        variables.setdefault("TERM", "xterm")
+    variables.update(parse_environment(environment))
+    if working_dir is not None:
+        process["cwd"] = _absolute_folder(working_dir)
+    process.update(args=args, terminal=tty, env=[f"{key}={value}" for key, value in variables.items()])
+    process.pop("consoleSize", None)
+    return process
+
+
 def _arguments(image: oci.RunConfig, options: Options) -> list[str]:
     """Combine entrypoint and command: an entrypoint that is given hides the image's command, as in docker."""
     entrypoint = image.entrypoint or []
@@ -140,6 +177,10 @@ def _environment(image: oci.RunConfig, options: Options, *, hostname: str, home:
 
 def _working_dir(image: oci.RunConfig, options: Options) -> str:
     path = options.working_dir if options.working_dir is not None else image.working_dir or "/"
+    return _absolute_folder(path)
+
+
+def _absolute_folder(path: str) -> str:
     if not path.startswith("/") or "\0" in path:
         raise InvalidArgument(f"the working folder {path!r} is not an absolute path")
     return os.path.normpath(path)

@@ -225,6 +225,21 @@ class Task:
             raise
         return Attached(connection)
 
+    def exec(self, process: dict[str, Any], *, stdin: bool) -> Attached:
+        """Start one more process (the spec's process object); return its streams. NotFound when the task has ended."""
+        connection = Connection.open(self.folder)
+        try:
+            connection.request({"op": "exec", "process": process, "stdin": stdin})
+            if connection.reply() is None:
+                raise NotFound("the container's task has ended")
+        except (BrokenPipeError, ConnectionResetError):
+            connection.close()
+            raise NotFound("the container's task has ended") from None
+        except BaseException:
+            connection.close()
+            raise
+        return Attached(connection)
+
     def remove(self) -> None:
         """Remove the bundle and the log. FailedPrecondition while it runs. Harmless twice."""
         if self.folder.is_dir():
