@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from launcher_box import PYTHON, Box
+from launcher_box import PYTHON, Box, Connection, launch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,6 +102,45 @@ def test_a_user_namespace_maps_root_to_an_ordinary_user(box: Box, tmp_path: Path
     result = box.sh("id -u; stat -c %u /usr; cat /proc/self/uid_map; echo x > /etc-made")
     assert result.stdout.split() == [b"0", b"65534", b"0", b"100000", b"65536"]
     assert (box.folder / "upper/etc-made").stat().st_uid == 100000
+
+
+def test_an_ordinary_user_can_run_one_in_a_user_namespace_of_its_own(box: Box, tmp_path: Path) -> None:
+    nobody = 65534
+    mapping = [{"containerID": 0, "hostID": nobody, "size": 1}]
+    box.linux["namespaces"].append({"type": "user"})
+    for key in ("uidMappings", "gidMappings"):
+        box.linux[key] = mapping
+    box.spec["mounts"] = [one for one in box.spec["mounts"] if not one["source"].startswith("/root")]
+    box.process["args"] = ["/bin/sh", "-c", "id -u; echo x > /made; hostname"]
+    (box.folder / "config.json").write_text(json.dumps(box.spec))
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    for path in (box.folder, *box.folder.rglob("*")):
+        os.chown(path, nobody, nobody, follow_symlinks=False)
+    request = box.request(attach=True)
+    request["rootfs"][0]["options"].append("userxattr")
+    ours, theirs = socket.socketpair()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(nobody, nobody, nobody)
+            os.setresuid(nobody, nobody, nobody)
+            os.write(writing, json.dumps(launch(request, [theirs.fileno()])).encode())
+        finally:
+            os._exit(0)
+    theirs.close()
+    os.close(writing)
+    os.waitpid(pid, 0)
+    with os.fdopen(reading) as file:
+        reply = json.load(file)
+    connection = Connection(ours)
+    box.connections.append(connection)
+    assert "error" not in reply, reply
+    assert any("no cgroup" in warning for warning in reply["warnings"])
+    assert connection.collect().stdout == b"0\nbox\n"
+    assert (box.folder / "upper/made").stat().st_uid == nobody
 
 
 # ---- root and mounts

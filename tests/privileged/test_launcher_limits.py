@@ -163,3 +163,33 @@ def test_groups_that_the_container_makes_are_removed_too(box: Box) -> None:
     connection.collect()
     box.await_end()
     assert box.cgroup_folders() == []
+
+
+def test_a_container_runs_in_a_v2_hierarchy_with_its_device_filter(box: Box) -> None:
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    root = next((mount[1] for mount in mounts if mount[2] == "cgroup2"), None)
+    if root is None:
+        pytest.skip("no cgroup v2 hierarchy is mounted")
+    box.spec["mounts"].append(
+        {"destination": "/host-dev", "type": "bind", "source": "/dev", "options": ["bind", "dev"]}
+    )
+    code = """
+print(json.dumps([attempt(os.open, x, os.O_RDONLY) for x in ('/host-dev/kmsg', '/host-dev/null')]
+    + [l for l in open('/proc/self/cgroup').read().split() if l.startswith('0::')]))
+"""
+    assert box.python(code, cgroup_root=root) == ["EPERM", "ok", "0::/"]
+    connection = box.start("/bin/sh", "-c", "echo ready; while :; do sleep 0.01; done", cgroup_root=root)
+    assert connection.frame() == (STDOUT, b"ready\n")
+    folder = Path(root, box.cgroup.strip("/"))
+    assert box.ask(op="state")["pid"] in [int(pid) for pid in (folder / "cgroup.procs").read_text().split()]
+    assert box.ask(op="pause") == {"ok": True}
+    assert "frozen 1" in (folder / "cgroup.events").read_text()
+    assert box.ask(op="resume") == {"ok": True}
+    added = box.exec("/bin/sh", "-c", "sleep 1000 & sleep 1000")
+    assert added.document()["ok"] is True
+    added.request(op="kill", signal=9, all=True)
+    assert added.collect().code == 137
+    box.ask(op="kill", signal=9)
+    assert connection.collect().code == 137
+    box.await_end()
+    assert not folder.exists()

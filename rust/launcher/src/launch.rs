@@ -169,7 +169,7 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
     rustix::process::setsid().step(|| "start the monitor's session")?;
     monitor::forget_exit(bundle.as_fd());
     let listener = listen(&request.bundle, &bundle)?;
-    let mut cgroup = cgroup.create(Path::new(cgroup::ROOT), &mut warnings)?;
+    let mut cgroup = cgroup.create(Path::new(request.cgroup_root.as_deref().unwrap_or(cgroup::ROOT)), &mut warnings)?;
     let own_pids = plan.namespaces.own_pids;
     if !own_pids {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))

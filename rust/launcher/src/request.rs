@@ -34,6 +34,9 @@ pub struct Request {
     /// Standard input ends when the first attached client goes away.
     #[serde(default)]
     pub stdin_once: bool,
+    /// Where the cgroup hierarchies are mounted; /sys/fs/cgroup when absent.
+    #[serde(default)]
+    pub cgroup_root: Option<String>,
     /// Set everything up and wait for the `start` operation before the program is run.
     #[serde(default)]
     pub hold: bool,
@@ -70,8 +73,10 @@ impl Request {
         if !request.bundle.starts_with('/') {
             return Err(Failure::invalid("bundle", format!("{:?} is not absolute", request.bundle)));
         }
-        if request.log.as_ref().is_some_and(|path| !path.starts_with('/')) {
-            return Err(Failure::invalid("log", "is not an absolute path"));
+        for (field, path) in [("log", &request.log), ("cgroup_root", &request.cgroup_root)] {
+            if path.as_ref().is_some_and(|path| !path.starts_with('/')) {
+                return Err(Failure::invalid(field, "is not an absolute path"));
+            }
         }
         Ok(request)
     }

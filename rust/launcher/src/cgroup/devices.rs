@@ -143,6 +143,7 @@ pub(super) fn program(rules: &[Rule]) -> Vec<u64> {
         let access_test = (access != 7).then_some(test);
         tests.extend(rule.major.map(|major| (code::IF_NOT_EQUAL, MAJOR, major)));
         tests.extend(rule.minor.map(|minor| (code::IF_NOT_EQUAL, MINOR, minor)));
+        let always = tests.is_empty() && access_test.is_none();
         let mut remaining = tests.len() + access_test.map_or(0, |_| 3) + 2;
         for (opcode, register, value) in tests {
             remaining -= 1;
@@ -156,6 +157,10 @@ pub(super) fn program(rules: &[Rule]) -> Vec<u64> {
         }
         program.push(instruction(code::MOVE, SCRATCH, 0, 0, u32::from(rule.allow)));
         program.push(instruction(code::EXIT, 0, 0, 0, 0));
+        if always {
+            // The kernel refuses a program with instructions that cannot be reached.
+            return program;
+        }
     }
     program.push(instruction(code::MOVE, SCRATCH, 0, 0, 0));
     program.push(instruction(code::EXIT, 0, 0, 0, 0));

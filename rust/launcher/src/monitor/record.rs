@@ -61,6 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::zombie_processes, reason = "it is reaped by waitpid, as the monitor does it")]
     fn exit_codes_are_a_shells_and_the_record_is_the_only_file() {
         for (script, code, signal) in [("exit 3", 3, None), ("kill -9 $$", 137, Some(9)), ("true", 0, None)] {
             let child = Command::new("/bin/sh").args(["-c", script]).spawn().expect("started");
