@@ -14,6 +14,7 @@ from typing import NamedTuple, overload
 import requests
 
 from lamella import oci
+from lamella._core import __version__
 from lamella.digest import Digest, digest_of, parse_digest, split_digest
 from lamella.errors import (
     DataLoss,
@@ -62,7 +63,7 @@ class RegistryClient:
         self._plain_http = plain_http
         self._credentials = CredentialStore() if credentials is None else credentials
         self._transport = Transport(
-            user_agent=user_agent or _user_agent(),
+            user_agent=user_agent or f"lamella/{__version__}",
             timeouts=Timeouts(*timeout),
             plain_http=plain_http,
             allow_private=allow_private,
@@ -315,15 +316,6 @@ class _Asked(NamedTuple):
     headers: Mapping[str, str]
     what: str
     patience: Patience | None
-
-
-def _user_agent() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"lamella/{version('lamella')}"
-    except PackageNotFoundError:
-        return "lamella"
 
 
 def _checked(data: bytes, digest: Digest, what: str) -> bytes:
