@@ -145,12 +145,6 @@ impl Resolver<'_> {
                 continue;
             }
             let target = self.lower.canonical(&joined)?;
-            if target.starts_with(&path) {
-                return Err(Error::invalid(format!(
-                    "the symlink '{}' of a lower layer leads to itself",
-                    show(&joined)
-                )));
-            }
             if let Some(found) = self.lower.lookup(&join(&target), Follow::Never)?
                 && found.file_type() != FileType::Directory
             {
