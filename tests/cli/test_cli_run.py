@@ -185,7 +185,7 @@ def test_stdin_reaches_the_container_only_with_i(pulled: tuple[Program, str]) ->
 def test_a_container_that_does_not_read_its_stdin_still_ends(pulled: tuple[Program, str]) -> None:
     lamella, reference = pulled
     done = lamella.process("run", "--rm", "-i", reference, "echo", "done", input=b"x" * 3_000_000)
-    assert (done.returncode, done.stdout) == (0, b"done\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"done\n", b"")
 
 
 def test_output_comes_while_the_container_runs(pulled: tuple[Program, str]) -> None:
@@ -274,6 +274,20 @@ def test_a_detached_container_goes_on_and_is_found_by_name_and_id(pulled: tuple[
     finally:
         lamella("containers", "rm", "-f", "web").ok()
     assert containers(lamella) == []
+
+
+def test_stop_waits_as_long_as_it_is_told(
+    pulled: tuple[Program, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lamella.containers.container import Container
+
+    lamella, reference = pulled
+    lamella("containers", "create", "--name", "web", reference, "true").ok()
+    asked: list[float] = []
+    monkeypatch.setattr(Container, "stop", lambda container, timeout: asked.append(timeout))
+    lamella("containers", "stop", "-t", "1m", "web").ok()
+    lamella("containers", "stop", "web").ok()
+    assert asked == [60.0, 10.0]
 
 
 def test_kill_sends_the_signal_that_is_named(pulled: tuple[Program, str]) -> None:
