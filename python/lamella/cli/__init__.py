@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             session.write(str(request))
             status = 0
         except UsageError as error:
-            report(str(error), error.hint)
+            report(str(error), error.hint, program="")  # it names the command
             status = EXIT_USAGE
         if session is not None:
             session.flush()

@@ -186,12 +186,9 @@ def _write_all(stream: TextIO, data: bytes | memoryview) -> None:
         return
 
 
-def report(message: str, hint: str | None = None) -> None:
+def report(message: str, hint: str | None = None, *, program: str = "lamella: ") -> None:
     """Write an error to stderr: one line, and one for what the reader can do."""
-    text = one_line(message)
-    if not text.startswith("lamella"):
-        text = f"lamella: {text}"
-    _to_stderr(f"{text}\n" + (f"hint: {one_line(hint)}\n" if hint else ""))
+    _to_stderr(f"{program}{one_line(message)}\n" + (f"hint: {one_line(hint)}\n" if hint else ""))
 
 
 def _to_stderr(text: str) -> None:
