@@ -7,10 +7,12 @@
 //!                                       └─> parse, apply to the layer folder
 //! ```
 //! Each stage is a thread. They share chunks of memory that are recycled; about 6 MiB a pipeline. What a stage fails
-//! with surfaces at the caller's next call. Nothing is synced to disk: that is one step for a whole image.
+//! with surfaces at the caller's next call. After an error of any call the stages have stopped, and later calls give the
+//! same error. Nothing is synced to disk: that is one step for a whole image.
 
 mod chunk;
 mod stage;
+mod threads;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -18,16 +20,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use chunk::{CHUNK, Chunk, Pool};
 pub use stage::panic_text;
-use stage::{Incoming, Inflated, Outgoing, POLL, State};
+use stage::{Incoming, POLL, State};
+use threads::{Threads, join, spawn, start_layer};
 
 use crate::compression::Compression;
-use crate::digest::{Algorithm, Digest};
+use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::layer::{Applied, WhiteoutFormat};
 use crate::tar::Limits;
@@ -101,19 +103,6 @@ struct Feed {
     ended: Receiver<()>,
 }
 
-#[derive(Debug)]
-struct Threads {
-    store: JoinHandle<Option<Digest>>,
-    layer: Option<LayerThreads>,
-}
-
-#[derive(Debug)]
-struct LayerThreads {
-    inflate: JoinHandle<Option<Inflated>>,
-    hash: JoinHandle<Option<Digest>>,
-    apply: JoinHandle<Option<Applied>>,
-}
-
 impl Pipeline {
     /// Start the stages.
     pub fn new(options: Options) -> Result<Self> {
@@ -160,6 +149,17 @@ impl Pipeline {
         }
     }
 
+    /// Do one call's work; when it fails, stop everything.
+    fn guarded<T>(&self, work: impl FnOnce(&Inner) -> Result<T>) -> Result<T> {
+        let inner = self.inner()?;
+        let result = work(inner);
+        if let Err(error) = &result {
+            inner.state.fail(error.clone());
+            inner.stop();
+        }
+        result
+    }
+
     /// Hand over bytes. Blocks while the stages are behind, and calls `check` meanwhile.
     pub fn write(&self, data: &[u8], check: Check<'_>) -> Result<()> {
         self.write_with(data.len(), check, &mut |start, target| {
@@ -169,50 +169,52 @@ impl Pipeline {
 
     /// [`Self::write`] of `length` bytes that `copy` gives: from a position, into a slice.
     pub fn write_with(&self, length: usize, check: Check<'_>, copy: &mut dyn FnMut(usize, &mut [u8])) -> Result<()> {
-        let inner = self.inner()?;
-        let mut feed = inner.lock(check)?;
-        inner.resume(&mut feed, check)?;
-        inner.admit(length as u64)?;
-        let mut start = 0;
-        while start < length {
-            let chunk = inner.chunk(&mut feed, check)?;
-            let room = chunk.room();
-            let count = room.len().min(length - start);
-            copy(start, &mut room[..count]);
-            chunk.advance(count);
-            start += count;
-            inner.received.fetch_add(count as u64, Ordering::Relaxed);
-            inner.send_if_full(&mut feed)?;
-        }
-        Ok(())
+        self.guarded(|inner| {
+            let mut feed = inner.lock(check)?;
+            inner.resume(&mut feed, check)?;
+            inner.admit(length as u64)?;
+            let mut start = 0;
+            while start < length {
+                let chunk = inner.chunk(&mut feed, check)?;
+                let room = chunk.room();
+                let count = room.len().min(length - start);
+                copy(start, &mut room[..count]);
+                chunk.advance(count);
+                start += count;
+                inner.received.fetch_add(count as u64, Ordering::Relaxed);
+                inner.send_if_full(&mut feed)?;
+            }
+            Ok(())
+        })
     }
 
     /// Feed a whole file.
     pub fn read_from(&self, path: &std::path::Path, check: Check<'_>) -> Result<()> {
-        let inner = self.inner()?;
-        let mut feed = inner.lock(check)?;
-        inner.resume(&mut feed, check)?;
-        let file = File::open(path).map_err(|error| Error::system(format!("cannot open {}", path.display()), error))?;
-        inner.feed_file(&mut feed, file, None, false, check)
+        self.guarded(|inner| {
+            let mut feed = inner.lock(check)?;
+            inner.resume(&mut feed, check)?;
+            let file =
+                File::open(path).map_err(|error| Error::system(format!("cannot open {}", path.display()), error))?;
+            inner.feed_file(&mut feed, file, None, false, check)
+        })
     }
 
     /// Wait for all stages and check size, digest and diffID.
     pub fn finish(&self, check: Check<'_>) -> Result<Unpacked> {
-        let inner = self.inner()?;
-        let mut feed = inner.lock(check)?;
-        inner.resume(&mut feed, check)?;
-        if let Some(chunk) = feed.current.take().filter(|chunk| !chunk.is_empty()) {
-            inner.send(&mut feed, chunk)?;
-        }
-        feed.outputs.clear();
-        while let Err(RecvTimeoutError::Timeout) = feed.ended.recv_timeout(POLL) {
-            check()?;
-            inner.state.check()?;
-        }
-        let threads = feed.threads.take().ok_or_else(|| {
-            inner.state.failure().unwrap_or_else(|| Error::new(Kind::FailedPrecondition, "the pipeline has ended"))
-        })?;
-        inner.conclude(threads)
+        self.guarded(|inner| {
+            let mut feed = inner.lock(check)?;
+            inner.resume(&mut feed, check)?;
+            if let Some(chunk) = feed.current.take().filter(|chunk| !chunk.is_empty()) {
+                inner.send(&mut feed, chunk)?;
+            }
+            feed.outputs.clear();
+            while let Err(RecvTimeoutError::Timeout) = feed.ended.recv_timeout(POLL) {
+                check()?;
+                inner.state.check()?;
+            }
+            let ended = || Error::new(Kind::FailedPrecondition, "the pipeline has ended");
+            inner.conclude(feed.threads.take().ok_or_else(ended)?)
+        })
     }
 
     /// Stop all stages and wait for them. Harmless twice, and after `finish`.
@@ -250,11 +252,10 @@ impl Drop for Pipeline {
 impl Inner {
     fn lock(&self, check: Check<'_>) -> Result<MutexGuard<'_, Feed>> {
         check()?;
-        self.state.check()?;
         let feed = self.feed.lock().unwrap_or_else(PoisonError::into_inner);
         match self.state.failure() {
             Some(error) => Err(error),
-            None => Ok(feed),
+            None => self.state.check().map(|()| feed),
         }
     }
 
@@ -409,54 +410,6 @@ impl Inner {
             }
         }
     }
-}
-
-/// Panics were caught inside the thread.
-fn join<T>(thread: JoinHandle<Option<T>>) -> Option<T> {
-    thread.join().ok().flatten()
-}
-
-fn spawn<T: Send + 'static>(
-    name: &str,
-    state: &Arc<State>,
-    end_mark: &Sender<()>,
-    body: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<JoinHandle<Option<T>>> {
-    let (state, end_mark) = (Arc::clone(state), end_mark.clone());
-    Builder::new()
-        .name(name.to_owned())
-        .spawn(move || {
-            let value = state.run(body);
-            drop(end_mark);
-            value
-        })
-        .map_err(|error| Error::system("cannot start a thread", error))
-}
-
-fn start_layer(
-    options: &Options,
-    layer: PathBuf,
-    chunks: Incoming,
-    state: &Arc<State>,
-    end_mark: &Sender<()>,
-) -> Result<LayerThreads> {
-    let algorithm = options.diff_id.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
-    let same_algorithm = algorithm == options.digest.algorithm();
-    let (compression, format, limits) = (options.compression, options.whiteouts, options.limits.clone());
-    let max_size = limits.archive;
-    // Chunks of a plain blob come through here too.
-    let (hash_sender, hash_receiver) = bounded(BLOB_CHUNKS.max(TAR_CHUNKS) + 1);
-    let (apply_sender, apply_receiver) = bounded(BLOB_CHUNKS.max(TAR_CHUNKS) + 1);
-    let to = Outgoing { pool: Pool::new(TAR_CHUNKS), hash: hash_sender, apply: apply_sender };
-    let to_hash = Incoming::new(hash_receiver, Arc::clone(state));
-    let to_apply = Incoming::new(apply_receiver, Arc::clone(state));
-    Ok(LayerThreads {
-        inflate: spawn("lamella-inflate", state, end_mark, move || {
-            stage::inflate(chunks, compression, same_algorithm, &to, max_size)
-        })?,
-        hash: spawn("lamella-hash", state, end_mark, move || stage::hash(to_hash, algorithm))?,
-        apply: spawn("lamella-apply", state, end_mark, move || stage::apply(to_apply, &layer, format, limits))?,
-    })
 }
 
 /// Open the blob's file at its offset, and once more to read back what it holds.

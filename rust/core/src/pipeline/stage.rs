@@ -52,7 +52,11 @@ impl State {
         self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn fail(&self, error: Error) {
+    /// Remember a failure, unless one is remembered already or it is only that the work was stopped.
+    pub fn fail(&self, error: Error) {
+        if error.kind == Kind::Cancelled {
+            return;
+        }
         let mut slot = self.error.lock().unwrap_or_else(PoisonError::into_inner);
         slot.get_or_insert(error);
         self.failed.store(true, Ordering::Release);

@@ -73,6 +73,7 @@ fn symlinks_resolve_inside_the_merged_root() {
         Archive::new()
             .symlink("up", "../../../../../../etc/passwd")
             .symlink("usr/lib/y", "../../lib/./x")
+            .symlink("usr/lib/z", "/etc/passwd")
             .symlink("loop", "loop")
             .symlink("root", "/")
             .end(),
@@ -80,6 +81,7 @@ fn symlinks_resolve_inside_the_merged_root() {
     assert_eq!(stack.read("lib/x").unwrap(), "x");
     assert_eq!(stack.read("lib/y").unwrap(), "x");
     assert_eq!(stack.read("up").unwrap(), "image");
+    assert_eq!(stack.read("lib/z").unwrap(), "image");
     assert_eq!(stack.read("root/root/etc/passwd").unwrap(), "image");
     assert_eq!(stack.read("root"), None);
     assert_eq!(stack.read("usr/../etc/passwd").unwrap(), "image");

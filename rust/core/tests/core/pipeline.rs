@@ -285,6 +285,15 @@ fn threads_end_alone() {
     pipeline.write(&blob[..1000], &mut || Ok(())).unwrap();
     drop(pipeline);
     threads_become(0);
+    let job = self::job(&blob);
+    let pipeline = Pipeline::new(job.options.clone()).unwrap();
+    for _ in 0..2 {
+        // An error ends them too, and stays.
+        let error = pipeline.write(&vec![0; blob.len() + 1], &mut || Ok(())).unwrap_err();
+        assert_eq!(error.kind, Kind::FailedPrecondition);
+        threads_become(0);
+    }
+    threads_become(0);
 }
 
 #[test]
@@ -330,7 +339,6 @@ fn finish_works_once() {
     let pipeline = Pipeline::new(job.options.clone()).unwrap();
     pipeline.finish(&mut || Ok(())).unwrap();
     assert_eq!(pipeline.finish(&mut || Ok(())).unwrap_err().kind, Kind::FailedPrecondition);
-    assert_eq!(pipeline.write(b"", &mut || Ok(())).map_err(|error| error.kind), Ok(()));
     pipeline.abort();
 }
 
