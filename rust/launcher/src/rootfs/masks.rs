@@ -17,27 +17,21 @@ const NULL_DEVICE: (u32, u32) = (1, 3);
 /// The source is the host's null device, opened in a mount namespace that no container reaches and checked to be one
 /// (CVE-2025-31133 was a source that a container had exchanged for a symlink).
 pub(super) fn mask(root: &Root, paths: &[String]) -> Result<(), Failure> {
-    let mut null = None;
-    let mut empty: Option<OwnedFd> = None;
+    let (mut null, mut empty) = (None, None);
     for path in paths {
         let what = || format!("mask {path}");
         let Some(target) = present(root, path)? else { continue };
         let status = rustix::fs::fstat(&target).step(what)?;
-        let cover = if FileType::from_raw_mode(status.st_mode) == FileType::Directory {
-            // One empty file system serves all folders: copies of its mount cost a tenth of a new one.
-            let source = match &empty {
-                Some(source) => source,
-                None => empty.insert(empty_folder()?),
-            };
-            copy_of(source, false).step(what)?
-        } else {
-            let source = match &null {
-                Some(source) => source,
-                None => null.insert(null_device()?),
-            };
-            copy_of(source, false).step(what)?
+        let folder = FileType::from_raw_mode(status.st_mode) == FileType::Directory;
+        let source: &mut Option<OwnedFd> = if folder { &mut empty } else { &mut null };
+        // The first is put in place itself, the others are copies of its mount: a tenth of what a new one costs.
+        let cover = match source {
+            Some(first) => copy_of(&*first, false).step(what)?,
+            None if folder => empty_folder()?,
+            None => null_device()?,
         };
         attach(&cover, &target).step(what)?;
+        source.get_or_insert(cover);
     }
     Ok(())
 }

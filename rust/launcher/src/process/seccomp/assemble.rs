@@ -166,37 +166,83 @@ pub(super) fn program(groups: &[Group]) -> Vec<SeccompInstruction> {
 
 /// Emit a binary search over runs. `pending` collects jumps whose target, the check of an index, is not known yet.
 fn search(runs: &[(u32, Leaf)], program: &mut Vec<SeccompInstruction>, pending: &mut Vec<(usize, usize)>) {
-    match runs {
-        [] => program.push(instruction(RETURN, Action::KILL_PROCESS.0)),
-        [(_, Leaf::Do(action))] => program.push(instruction(RETURN, action.0)),
-        [(_, Leaf::Check(index))] => {
-            pending.push((program.len(), *index));
-            program.push(instruction(JUMP, 0));
-        }
-        _ => {
-            let (left, right) = runs.split_at(runs.len() / 2);
-            let distance = length(left);
-            // A conditional jump reaches 255 instructions, an unconditional one any distance.
-            if let Ok(distance) = u8::try_from(distance) {
-                program.push(branch(IF_GREATER_OR_EQUAL, right[0].0, distance, 0));
-            } else {
-                program.push(branch(IF_GREATER_OR_EQUAL, right[0].0, 0, 1));
-                program.push(instruction(JUMP, distance as u32));
-            }
-            search(left, program, pending);
-            search(right, program, pending);
-        }
-    }
-}
-
-/// How many instructions `search` emits.
-fn length(runs: &[(u32, Leaf)]) -> usize {
-    if runs.len() < 2 {
-        return 1;
+    if runs.len() <= LONGEST_SEARCH {
+        return Search { program, pending, leaves: Vec::new() }.emit(runs);
     }
     let (left, right) = runs.split_at(runs.len() / 2);
-    let left = length(left);
-    left + length(right) + if left > usize::from(u8::MAX) { 2 } else { 1 }
+    // A conditional jump reaches 255 instructions, an unconditional one any distance.
+    program.push(branch(IF_GREATER_OR_EQUAL, right[0].0, 0, 1));
+    let over = program.len();
+    program.push(instruction(JUMP, 0));
+    search(left, program, pending);
+    program[over].k = (program.len() - over - 1) as u32;
+    search(right, program, pending);
+}
+
+/// So many runs that conditional jumps reach all that is emitted for them: a comparison fewer, and what they lead to.
+const LONGEST_SEARCH: usize = 150;
+
+/// A search whose comparisons share what they lead to: half as long as with a RETURN behind each, which the kernel
+/// translates and runs through for every call when the filter is installed.
+struct Search<'program> {
+    program: &'program mut Vec<SeccompInstruction>,
+    pending: &'program mut Vec<(usize, usize)>,
+    /// Comparisons whose one side (the true one, or the other) ends the search, and how.
+    leaves: Vec<(usize, bool, Leaf)>,
+}
+
+impl Search<'_> {
+    fn emit(mut self, runs: &[(u32, Leaf)]) {
+        if let [(_, leaf)] = runs {
+            self.end(*leaf);
+            return;
+        }
+        self.compare(runs);
+        let mut ends: Vec<(Leaf, usize)> = Vec::new();
+        for (position, side, leaf) in std::mem::take(&mut self.leaves) {
+            let end = match ends.iter().find(|(known, _)| *known == leaf) {
+                Some((_, end)) => *end,
+                None => {
+                    ends.push((leaf, self.program.len()));
+                    self.end(leaf);
+                    self.program.len() - 1
+                }
+            };
+            self.set(position, side, end);
+        }
+    }
+
+    /// Emit comparisons for at least two runs.
+    fn compare(&mut self, runs: &[(u32, Leaf)]) {
+        let (left, right) = runs.split_at(runs.len() / 2);
+        let position = self.program.len();
+        self.program.push(branch(IF_GREATER_OR_EQUAL, right[0].0, 0, 0));
+        for (side, runs) in [(false, left), (true, right)] {
+            if let [(_, leaf)] = runs {
+                self.leaves.push((position, side, *leaf));
+            } else {
+                self.set(position, side, self.program.len());
+                self.compare(runs);
+            }
+        }
+    }
+
+    /// Let one side of a comparison lead to an instruction.
+    fn set(&mut self, position: usize, side: bool, target: usize) {
+        let distance = (target - position - 1) as u8;
+        let comparison = &mut self.program[position];
+        *(if side { &mut comparison.jt } else { &mut comparison.jf }) = distance;
+    }
+
+    fn end(&mut self, leaf: Leaf) {
+        match leaf {
+            Leaf::Do(action) => self.program.push(instruction(RETURN, action.0)),
+            Leaf::Check(index) => {
+                self.pending.push((self.program.len(), index));
+                self.program.push(instruction(JUMP, 0));
+            }
+        }
+    }
 }
 
 /// Emit the alternatives of one call.
