@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,12 +78,13 @@ def encode_frame(kind: int, payload: bytes | memoryview) -> bytes:
 class Connection:
     """A connection to a monitor that reads and writes whole frames.
 
-    One thread may read while another writes.
+    One thread may read while others write.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._buffer = bytearray()
+        self._writing = threading.Lock()
 
     @classmethod
     def open(cls, task_folder: Path) -> Connection:
@@ -115,7 +117,9 @@ class Connection:
 
     def send(self, kind: int, payload: bytes | memoryview) -> None:
         """Send one frame."""
-        self._socket.sendall(encode_frame(kind, payload))
+        frame = encode_frame(kind, payload)
+        with self._writing:
+            self._socket.sendall(frame)
 
     def request(self, document: dict[str, Any]) -> None:
         """Send a request."""
