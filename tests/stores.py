@@ -110,7 +110,10 @@ class Store:
             blobs = dict(db.execute("SELECT digest, size FROM blobs").fetchall())
             layers = {row[0] for row in db.execute("SELECT id FROM layers")}
             assert (
-                db.execute("SELECT 1 FROM blobs WHERE digest NOT IN (SELECT digest FROM content)").fetchall()
+                db.execute(
+                    "SELECT 1 FROM blobs WHERE digest NOT IN (SELECT digest FROM content) "
+                    "AND digest NOT IN (SELECT resource FROM lease_resources)"
+                ).fetchall()
                 == []
             )
         for digest, size in blobs.items():

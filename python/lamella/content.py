@@ -6,9 +6,10 @@ On disk::
     <root>/ingest/trash-<id>               a blob that is being removed
 
 A blob is one file and one row in ``blobs``, shared by all namespaces, and a row in ``content`` for each namespace that sees it,
-with that namespace's labels. A file under blobs/ is put there, replaced or removed only inside a metadata write
-transaction, which puts in or looks for its row: so a blob that comes back while its old self is being deleted is never
-lost. Readers take no lock; a file that was opened stays readable when its blob is deleted.
+with that namespace's labels. It goes when no namespace sees it and no lease, of whatever namespace, names it. A file under
+blobs/ is put there, replaced or removed only inside a metadata write transaction, which puts in or looks for its row: so a
+blob that comes back while its old self is being deleted is never lost. Readers take no lock; a file that was opened stays
+readable when its blob is deleted.
 
 Durability: a commit is one rename and one transaction. After the death of any process what was committed is complete, and an
 ingest keeps what was written. Nothing waits for the disk: ``boot_id`` and ``synced`` of a blob's row say under which boot
@@ -56,7 +57,14 @@ from lamella.locks import FileLock
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.boot import boot_id
 
-__all__ = ["ContentInfo", "ContentStore", "Ingest", "IngestStatus", "unlink_blobs"]
+__all__ = [
+    "ContentInfo",
+    "ContentStore",
+    "Ingest",
+    "IngestStatus",
+    "delete_blob_row",
+    "unlink_blobs",
+]
 
 _READ_MAX = 64 * 1024 * 1024
 _PAGE = 1000
@@ -192,7 +200,7 @@ class ContentStore:
             return self.info(digest)
 
     def delete(self, digest: str) -> None:
-        """Take a blob out of this namespace, and off the disk when no other one sees it. NotFound."""
+        """Take a blob out of this namespace, and off the disk when no other one sees it and no lease names it. NotFound."""
         parsed = parse_digest(digest)
         with self._database.write() as db:
             row = db.execute(
@@ -201,11 +209,7 @@ class ContentStore:
             ).fetchone()
             if row is None:
                 raise self._missing(digest)
-            gone = db.execute(
-                "DELETE FROM blobs WHERE digest = ? AND NOT EXISTS (SELECT 1 FROM content WHERE digest = ?) RETURNING 1",
-                (parsed, parsed),
-            ).fetchone()
-            if gone is not None:
+            if delete_blob_row(db, parsed, timestamp()) is not None:
                 self._database.after_commit(lambda: self._unlink(parsed))
 
     def _unlink(self, digest: Digest) -> None:
@@ -402,6 +406,23 @@ class ContentStore:
 
     def _lost(self, digest: str) -> DataLoss:
         return DataLoss(f"the file of the blob {digest} is gone", hint="Look for damage: lamella fsck.")
+
+
+_BLOB_IS_UNUSED = """
+NOT EXISTS (SELECT 1 FROM content WHERE digest = blobs.digest) AND NOT EXISTS (
+    SELECT 1 FROM lease_resources r CROSS JOIN leases x ON x.number = r.lease
+    WHERE r.type = 'content' AND r.resource = blobs.digest AND (x.expires_at IS NULL OR x.expires_at > :now))
+"""
+"""An SQL condition on ``blobs``. A lease of any namespace counts: its owner may have found the blob and adopt it next."""
+
+
+def delete_blob_row(db: Transaction, digest: Digest, now: str) -> int | None:
+    """Delete the row of a blob that nobody uses, and return its size; None when somebody does. The file is next."""
+    row = db.execute(
+        f"DELETE FROM blobs WHERE digest = :digest AND {_BLOB_IS_UNUSED} RETURNING size",  # noqa: S608 (a constant)
+        {"digest": digest, "now": now},
+    ).fetchone()
+    return None if row is None else row[0]
 
 
 def unlink_blobs(database: Database, blobs: Path, digests: Sequence[Digest]) -> list[tuple[Digest, int]]:

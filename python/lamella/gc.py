@@ -1,9 +1,10 @@
 """Garbage collection: remove what nothing refers to, while others go on working.
 
 What is kept within a namespace, and why, is said in :mod:`lamella.metadata.reachability`: roots, and what they lead to. Beneath
-the namespaces a blob goes with the last content row; a layer folder with the last snapshot, unless a lease names its diffID
-or whoever unpacked it still holds it; then ingests older than a day that nobody writes to, and what crashes left on
-disk: files and folders that no row names, trash, lock files. Expired leases and images are deleted.
+the namespaces a blob goes with the last content row, unless a lease of any namespace names it; a layer folder with the last
+snapshot, unless a lease names its diffID or whoever unpacked it still holds it; then ingests older than a day that nobody
+writes to, and what crashes left on disk: files and folders that no row names, trash, lock files. Expired leases and images
+are deleted.
 
 How it runs beside others: marking reads one state of the database in a read transaction, which holds nobody up. Sweeping
 takes the garbage in small write transactions, each followed by a pause in which others get their turn. Meanwhile somebody
@@ -27,7 +28,7 @@ import msgspec
 
 from lamella import _core
 from lamella.config import Config
-from lamella.content import unlink_blobs
+from lamella.content import delete_blob_row, unlink_blobs
 from lamella.digest import HEX_LENGTHS, Digest
 from lamella.disk import TRASH, translated
 from lamella.errors import LamellaError
@@ -49,6 +50,13 @@ _PAUSE_SECONDS = 0.005  # longer than the others sleep between two looks (metada
 _LEASED_LAYERS = """
     SELECT r.resource FROM leases x JOIN lease_resources r ON r.lease = x.number AND r.type = 'layers'
     WHERE x.expires_at IS NULL OR x.expires_at > :now
+"""
+_UNUSED_BLOBS = """
+SELECT digest, size FROM blobs
+WHERE NOT EXISTS (SELECT 1 FROM content c WHERE c.digest = blobs.digest AND c.number * 4 NOT IN temp.garbage)
+    AND NOT EXISTS (
+        SELECT 1 FROM lease_resources r CROSS JOIN leases x ON x.number = r.lease
+        WHERE r.type = 'content' AND r.resource = blobs.digest AND (x.expires_at IS NULL OR x.expires_at > :now))
 """
 _UNUSED_LAYERS = f"""
 SELECT id, snapshotter, disk_bytes FROM layers
@@ -157,7 +165,9 @@ class _Collection:
         self._in_batches(garbage[CONTENT], lambda batch: self._sweep_content(batch, report))
         self._in_batches(garbage[SNAPSHOT], lambda batch: self._sweep_snapshots(batch, report))
         with self._database.read() as db:
+            blobs = [row[0] for row in db.execute(_UNUSED_BLOBS, {"now": self._now})]
             layers = db.execute(_UNUSED_LAYERS, {"now": self._now}).fetchall()
+        self._in_batches(blobs, lambda batch: self._sweep_blobs(batch, report))
         self._in_batches(layers, lambda batch: self._sweep_layers(batch, report))
         self._sweep_disk(report)
         if self._failure is not None:
@@ -192,18 +202,15 @@ class _Collection:
             if is_past(expire, self._now):
                 report.images += 1
                 report.note("image", str(name))
-        for digest, size, last in db.execute(
+        for (count,) in db.execute(
             """
-            SELECT c.digest, b.size, row_number() OVER (PARTITION BY c.digest) = 1 AND NOT EXISTS (
-                SELECT 1 FROM content o WHERE o.digest = c.digest AND o.number * 4 NOT IN temp.garbage)
-            FROM temp.garbage g JOIN content c ON c.number = g.node >> 2 JOIN blobs b ON b.digest = c.digest
-            WHERE g.node & 3 = 0
+            SELECT count(*) FROM temp.garbage WHERE node & 3 = 0
             """
-        ).fetchall():
-            report.content += 1
-            if last:
-                report.blobs += 1
-                report.note("blob", digest, size)
+        ):
+            report.content = int(count)
+        for digest, size in db.execute(_UNUSED_BLOBS, {"now": self._now}):
+            report.blobs += 1
+            report.note("blob", digest, size)
         for namespace, name in db.execute(
             """
             SELECT namespace, name FROM temp.garbage g JOIN snapshots s ON s.number = g.node >> 2
@@ -242,19 +249,28 @@ class _Collection:
                 if row is None:
                     continue
                 report.content += 1
-                blob = db.execute(
-                    """
-                    DELETE FROM blobs WHERE digest = ?1 AND NOT EXISTS (SELECT 1 FROM content WHERE digest = ?1)
-                    RETURNING digest, size
-                    """,
-                    row,
-                ).fetchone()
-                if blob is not None:
-                    report.blobs += 1
-                    report.note("blob", blob[0], blob[1])
-                    gone.append(blob[0])
-        if gone:
-            unlink_blobs(self._database, self._blobs, gone)
+                self._delete_blob(db, row[0], gone, report)
+        self._unlink(gone)
+
+    def _sweep_blobs(self, batch: Sequence[Digest], report: GcReport) -> None:
+        """Delete blobs that a lease outlived their last content row."""
+        gone: list[Digest] = []
+        with self._database.write() as db:
+            for digest in batch:
+                self._delete_blob(db, digest, gone, report)
+        self._unlink(gone)
+
+    def _delete_blob(self, db: Transaction, digest: Digest, gone: list[Digest], report: GcReport) -> None:
+        size = delete_blob_row(db, digest, self._now)
+        if size is not None:
+            report.blobs += 1
+            report.note("blob", digest, size)
+            gone.append(digest)
+
+    def _unlink(self, digests: list[Digest]) -> None:
+        if digests:
+            with self._failures():
+                unlink_blobs(self._database, self._blobs, digests)
 
     def _sweep_snapshots(self, batch: Sequence[int], report: GcReport) -> None:
         with self._database.write() as db:
@@ -332,17 +348,16 @@ class _Collection:
         for name in names:
             if name in known or is_locked(folders.folder(name)):
                 continue
-            trash = folders.top / name
+            trash: Path | None = folders.folder(name)
             if not report.dry_run and not name.startswith(TRASH):
-                found = self._discard_orphan(folders, name)
-                if found is None:
-                    continue
-                trash = found
-            report.orphans += 1
-            report.note("orphan", f"{snapshotter}/{name}", self._usage(trash))
-            if not report.dry_run:
-                with self._failures():
-                    folders.destroy(trash)
+                trash = self._discard_orphan(folders, name)
+            if trash is None:
+                continue
+            with self._failures():
+                freed = self._usage(trash)
+                if report.dry_run or folders.destroy(trash):
+                    report.orphans += 1
+                    report.note("orphan", f"{snapshotter}/{name}", freed)
 
     def _discard_orphan(self, folders: LayerFolders, name: str) -> Path | None:
         """Rename a folder away if it still has no row and no holder; where it is then."""

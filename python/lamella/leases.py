@@ -7,7 +7,7 @@ resource need not exist yet. A lease with the label ``containerd.io/gc.flat`` ke
 =========================== ==========================================================================
 type                        resource
 =========================== ==========================================================================
-``content``                 a digest
+``content``                 a digest; the blob itself also when other namespaces drop it
 ``snapshots/<snapshotter>`` a snapshot's key or name
 ``layers``                  a diffID: the unpacked folders of that layer
 ``ingests``                 a ref: kept also when it is older than a day

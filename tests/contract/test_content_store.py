@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,6 +155,25 @@ def test_digests_of_two_namespaces_are_committed_once_each(store, open_store):
         two.commit(labels={"a": "2"})
     assert store.content.info(DIGEST).labels == {"a": "1"}
     assert other.content.info(DIGEST).labels == {"a": "2"}
+    store.check(clean=True)
+
+
+def test_a_writer_that_waited_in_vain_leaves_no_folder(store):
+    first = store.content.writer("ref", digest=DIGEST)
+    first.write(DATA)
+    refused = []
+
+    def second() -> None:
+        with pytest.raises(AlreadyExists) as caught:
+            store.content.writer("ref", digest=DIGEST, wait=True)
+        refused.append(caught.value)
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    time.sleep(0.02)
+    first.commit()
+    thread.join()
+    assert len(refused) == 1
     store.check(clean=True)
 
 

@@ -84,6 +84,7 @@ class GraphMachine(Machine):
     def __init__(self) -> None:
         super().__init__()
         self.content: dict[tuple[str, str], dict[str, str]] = {}
+        self.present: set[str] = set()
         self.snapshots: dict[tuple[str, str], tuple[str, str, dict[str, str]]] = {}  # kind, parent, labels
         self.images: dict[tuple[str, str], str] = {}
         self.leases: dict[tuple[str, str], tuple[bool, set[tuple[str, str]]]] = {}  # flat, resources
@@ -98,11 +99,12 @@ class GraphMachine(Machine):
         )
         known = self.content.get((namespace, digest), {})
         self.content[namespace, digest] = clean({**known, **given})
+        self.present.add(digest)
 
     @rule(namespace=namespaces, blob=blobs, given=labels)
     def adopt(self, namespace, blob, given):
         digest = DIGESTS[blob]
-        there = any(name == digest for _, name in self.content)
+        there = digest in self.present
         adopt = self.stores[namespace].content.adopt
         if self.expect(set() if there else {NotFound}, lambda: adopt(digest, given)):
             known = self.content.get((namespace, digest), {})
@@ -121,6 +123,13 @@ class GraphMachine(Machine):
         delete = self.stores[namespace].content.delete
         if self.expect(set() if key in self.content else {NotFound}, lambda: delete(key[1])):
             del self.content[key]
+            self.drop_unused_blobs({key[1]})
+
+    def drop_unused_blobs(self, digests):
+        """A blob goes with its last content row, unless a lease of any namespace names it."""
+        used = {name for _, name in self.content}
+        used |= {name for _, resources in self.leases.values() for _, name in resources}
+        self.present -= digests - used
 
     # Snapshots
 
@@ -275,6 +284,7 @@ class GraphMachine(Machine):
         assert report.content == len(gone)
         for key in gone:
             del self.content[key]
+        self.drop_unused_blobs(set(DIGESTS))
         gone = {key for key in self.snapshots if (key[0], "snapshot", key[1]) not in kept}
         assert report.snapshots == len(gone)
         for key in gone:
@@ -283,6 +293,7 @@ class GraphMachine(Machine):
 
     @invariant()
     def the_store_is_as_the_model_says(self):
+        assert {digest for digest in DIGESTS if self.any.content.exists(digest)} == self.present
         for namespace, store in self.stores.items():
             assert {info.digest: info.labels for info in store.content.walk()} == {
                 name: given for (space, name), given in self.content.items() if space == namespace

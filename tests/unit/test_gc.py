@@ -227,13 +227,32 @@ class TestLeases:
         store.leases.add_all("mine", [("content", pulled), ("snapshots/overlayfs", "chain-1")])
         assert kept(store) == {"manifest", "chain-0", "chain-1"}
 
-    def test_a_lease_of_another_namespace_does_not_count(self, store, pulled, open_store):
+    def test_a_lease_of_another_namespace_keeps_the_blob_and_not_its_row(self, store, pulled, open_store):
+        """So that its owner, who found it in the store, can still adopt it."""
         other = open_store("other")
         store.remove_image("nginx")
         other.leases.create("mine")
         other.leases.add("mine", "content", pulled)
         other.leases.add("mine", "snapshots/overlayfs", "chain-1")
+        assert store.gc(dry_run=True).blobs == 4
         assert kept(store) == set()
+        assert other.content.exists(pulled)
+        other.leases.create("gone", labels={"containerd.io/gc.expire": PAST})
+        other.leases.add("gone", "content", pulled)
+        other.leases.delete("mine")
+        assert store.gc(dry_run=True).blobs == 1
+        assert kept(store) == set()
+        assert not other.content.exists(pulled)
+
+    def test_a_blob_that_is_deleted_while_a_lease_names_it_can_be_adopted(self, store, open_store):
+        other = open_store("other")
+        digest = store.put(b"x")
+        with other.leases.hold() as lease:
+            other.leases.add(lease.id, "content", digest)
+            store.content.delete(digest)
+            assert other.content.exists(digest)
+            other.content.adopt(digest, ROOT)
+        assert kept(other) == {"x"}
 
     def test_an_expired_lease_keeps_nothing_and_goes(self, store, pulled):
         store.remove_image("nginx")
@@ -370,7 +389,7 @@ class TestDisk:
         def destroy(self, trash):
             if held and trash.name == stubborn:
                 raise PermissionDenied("cannot remove it")
-            real(self, trash)
+            return real(self, trash)
 
         monkeypatch.setattr(gc.LayerFolders, "destroy", destroy)
         store.remove_image("nginx")
@@ -436,6 +455,13 @@ class TestMeanwhile:
         after_marking(lambda: store.snapshots.prepare("box", "chain-1"))
         store.gc()
         assert kept(store) == {"chain-0", "chain-1", "box"}
+
+    def test_a_snapshot_that_was_just_prepared_keeps_what_its_parents_refer_to(self, store, after_marking):
+        store.stack("chain", {}, {})
+        store.snapshots.update("chain-0", {"containerd.io/gc.ref.content": store.put(b"content")})
+        after_marking(lambda: store.snapshots.prepare("box", "chain-1"))
+        store.gc()
+        assert kept(store) == {"chain-0", "chain-1", "box", "content"}
 
     def test_a_view_that_was_just_made_keeps_its_parents_for_now(self, store, pulled, after_marking):
         store.remove_image("nginx")
@@ -547,6 +573,16 @@ class TestMeanwhile:
         assert store.gc().orphans == 0
         assert layers[0].path.is_dir()
         assert layers[0].id == name
+
+    def test_a_folder_that_is_locked_while_orphans_are_looked_for_stays(self, store, monkeypatch):
+        staging = store.layers.stage("overlayfs", digest_of(b"x"))
+        folder = staging.path
+        real = gc.is_locked
+        first = iter([False])
+        monkeypatch.setattr(gc, "is_locked", lambda path: next(first, None) is None and real(path))
+        assert store.gc().orphans == 0
+        assert folder.is_dir()
+        staging.close()
 
 
 class TestMany:

@@ -12,7 +12,7 @@ A folder that no row of ``layers`` names is invisible. It is one of:
 - being unpacked: its Staging holds the folder's flock (layers.py);
 - being made by a transaction that is not committed: garbage collection looks in a write transaction of its own,
   when there is none;
-- left behind by a crash or a failure: garbage collection removes it.
+- left behind by a crash or a failure: garbage collection removes it. Whoever deletes trash holds its flock.
 
 So rows come after folders and go before them. FS_TOPDIR_FL on ``<root>/snapshots/<snapshotter>`` makes ext4 spread layer
 folders over its block groups, which keeps unpacking fast after deletes (1.3 s where it took 15).
@@ -92,9 +92,16 @@ class LayerFolders:
             os.rename(f"{self._top}/{layer_id}", trash)  # noqa: PTH104
         return Path(trash)
 
-    def destroy(self, trash: Path) -> None:
-        """Delete what :meth:`discard` renamed. Several may do it at once."""
-        _core.remove_tree(str(trash))
+    def destroy(self, trash: Path) -> bool:
+        """Delete what :meth:`discard` renamed. False when it is gone, or somebody else is deleting it."""
+        lock = FolderLock(trash, what=f"layer folder {trash.name}")
+        if not lock.try_acquire():
+            return False
+        try:
+            _core.remove_tree(str(trash))
+        finally:
+            lock.release()
+        return True
 
     def folder(self, layer_id: str) -> Path:
         """Give the path of a layer's folder."""

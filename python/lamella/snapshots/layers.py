@@ -197,11 +197,15 @@ class Staging:
     def close(self) -> None:
         """Remove the folder if it was not committed, and let go. Harmless twice."""
         layer_id, self._id = self._id, None
+        try:
+            if layer_id is not None and not self._committed:
+                self._folders.discard(layer_id)
+        finally:
+            if self._folder_lock is not None:
+                self._folder_lock.release()
+            self._lock.release()
         if layer_id is not None and not self._committed:
             self._folders.remove(layer_id)
-        if self._folder_lock is not None:
-            self._folder_lock.release()
-        self._lock.release()
 
     def _take_back(self, exclusive: bool) -> None:
         self._committed = False
