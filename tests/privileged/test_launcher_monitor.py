@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -392,6 +393,30 @@ os.kill(os.getpid(), signal.SIGKILL)
     client.send(STDIN, b"still here")
     client.send(STDIN, b"")
     assert client.collect().stdout == b"still here"
+
+
+def test_a_caller_that_goes_away_before_the_reply_leaves_no_container(box: Box, tmp_path: Path) -> None:
+    other = Box(tmp_path)
+    try:
+        reply, _ = other.launch("/bin/sleep", "100", attach=False)
+        (box.folder / "config.json").write_text(
+            json.dumps({**box.spec, "process": {**box.process, "args": ["/bin/cat"]}})
+        )
+        request = os.memfd_create("request")
+        os.write(request, json.dumps(box.request(attach=False, stdin=True)).encode())
+        reading, writing = os.pipe()
+        os.close(reading)
+        high = [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, 100) for one in (request, writing)]
+        actions = [(os.POSIX_SPAWN_DUP2, one, target) for one, target in zip(high, (3, 4), strict=True)]
+        pid = os.posix_spawn(f"/proc/{reply['monitor_pid']}/exe", ["launcher"], {}, file_actions=actions)
+        for one in (*high, request, writing):
+            os.close(one)
+        os.waitpid(pid, 0)
+        box.await_end()
+        assert box.cgroup_folders() == []
+        assert not (box.folder / "control.sock").exists()
+    finally:
+        other.end()
 
 
 def test_the_launcher_leaves_no_child_to_its_caller(box: Box) -> None:

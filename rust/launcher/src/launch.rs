@@ -6,10 +6,11 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -128,7 +129,7 @@ fn prepare(request: File) -> Result<Job, Failure> {
 }
 
 /// Take the bundle's lock: a task has one monitor.
-fn lock(bundle: std::os::fd::BorrowedFd<'_>, shown: &str) -> Result<OwnedFd, Failure> {
+fn lock(bundle: BorrowedFd<'_>, shown: &str) -> Result<OwnedFd, Failure> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let lock =
         rustix::fs::openat(bundle, "lock", flags, Mode::from_raw_mode(0o600)).step(|| format!("open {shown}/lock"))?;
@@ -176,7 +177,7 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
             .step(|| "become the reaper of the container's orphans")?;
     }
     let (hold, entered, filter) = (plan.hold, plan.namespaces.entered, plan.process.filter().cloned());
-    let begun = match begin(plan, &request, &cgroup, &mut warnings) {
+    let begun = match begin(plan, &request, &cgroup, reply.as_fd(), &mut warnings) {
         Ok(begun) => begun,
         Err(failure) => {
             cgroup.remove();
@@ -211,8 +212,10 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
             return Err(failure);
         }
     };
-    // When nobody reads the reply the container goes on all the same: it outlives its caller.
-    answer(reply, &document);
+    if answer(reply, &document) != 0 {
+        // The caller is gone and knows of no container: the monitor sees it end and cleans up.
+        let _ = sys::kill(begun.pid, libc::SIGKILL);
+    }
     Ok(Some(monitor))
 }
 
@@ -240,7 +243,13 @@ struct Begun {
 }
 
 /// Make the container's first process and follow it until its program runs, or waits to be run.
-fn begin(plan: Plan, request: &Request, cgroup: &Cgroup, warnings: &mut Vec<String>) -> Result<Begun, Failure> {
+fn begin(
+    plan: Plan,
+    request: &Request,
+    cgroup: &Cgroup,
+    reply: BorrowedFd<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Begun, Failure> {
     plan.namespaces.join_pids()?;
     let (ours, theirs) = Channel::pair()?;
     let (mut stdio, streams) = if plan.terminal.is_some() {
@@ -258,7 +267,7 @@ fn begin(plan: Plan, request: &Request, cgroup: &Cgroup, warnings: &mut Vec<Stri
         }
     };
     drop((theirs, streams));
-    let followed = follow(pid, &plan, &ours, warnings);
+    let followed = follow(pid, &plan, &ours, reply, warnings);
     match followed {
         Ok(terminal) => {
             if let Some(master) = terminal {
@@ -274,7 +283,13 @@ fn begin(plan: Plan, request: &Request, cgroup: &Cgroup, warnings: &mut Vec<Stri
 }
 
 /// Hear what the first process says. Returns the monitor's end of its terminal.
-fn follow(pid: i32, plan: &Plan, channel: &Channel, warnings: &mut Vec<String>) -> Result<Option<OwnedFd>, Failure> {
+fn follow(
+    pid: i32,
+    plan: &Plan,
+    channel: &Channel,
+    reply: BorrowedFd<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<OwnedFd>, Failure> {
     if let Some(score) = plan.process.oom_score_adjustment {
         // Lowering it below the present one takes CAP_SYS_RESOURCE.
         if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
@@ -287,6 +302,7 @@ fn follow(pid: i32, plan: &Plan, channel: &Channel, warnings: &mut Vec<String>) 
     }
     let (mut terminal, mut running) = (None, false);
     loop {
+        await_message(channel, reply)?;
         match channel.receive()? {
             Some(Message::Warning(text)) => warnings.push(text),
             Some(Message::Terminal(master)) => terminal = Some(master),
@@ -304,6 +320,16 @@ fn follow(pid: i32, plan: &Plan, channel: &Channel, warnings: &mut Vec<String>) 
             }
         }
     }
+}
+
+/// Wait for a message; fails when the caller, who waits for the reply, is gone: what it does not know of shall not start.
+fn await_message(channel: &Channel, reply: BorrowedFd<'_>) -> Result<(), Failure> {
+    let mut watched = [PollFd::new(channel, PollFlags::IN), PollFd::from_borrowed_fd(reply, PollFlags::empty())];
+    while let Err(Errno::INTR) = poll(&mut watched, None) {}
+    if watched[1].revents().contains(PollFlags::ERR) {
+        return Err(Failure::new(Kind::Unavailable, "the caller went away before the container was started"));
+    }
+    Ok(())
 }
 
 /// Whether a child has not ended yet.
