@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -67,6 +68,32 @@ def test_it_is_in_the_containers_cgroups(box: Box) -> None:
     assert pid not in limit
     for controller in ("memory", "pids", "devices"):
         assert pid in box.cgroup_file(controller, "cgroup.procs").split()
+
+
+def test_it_enters_a_user_namespace_too(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    box.linux["namespaces"].append({"type": "user"})
+    for key in ("uidMappings", "gidMappings"):
+        box.linux[key] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    box.spec["mounts"] = [one for one in box.spec["mounts"] if not one["source"].startswith("/root")]
+    for folder in (box.folder, tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    for name in ("upper", "work"):
+        os.chown(box.folder / name, 100000, 100000)
+    try:
+        reply, _ = box.launch("/bin/sleep", "100", attach=False)
+        assert "error" not in reply, reply
+        connection = box.exec("/bin/sh", "-c", "id -u; id -g; cat /proc/self/uid_map; echo x > /made")
+        started(connection)
+        result = connection.collect()
+        assert result.stdout.split() == [b"0", b"0", b"0", b"100000", b"65536"]
+        assert (box.folder / "upper/made").stat().st_uid == 100000
+        user = {"uid": 1000, "gid": 1000, "additionalGids": [5]}
+        connection = box.exec("/bin/sh", "-c", "id -u; id -G", user=user)
+        started(connection)
+        assert connection.collect().stdout.split() == [b"1000", b"1000", b"5"]
+    finally:
+        box.end()
 
 
 def test_streams_are_its_own_and_separate(box: Box) -> None:
