@@ -245,8 +245,8 @@ from lamella import _core
 size = 1 << 42
 zeros = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, prot=mmap.PROT_READ)
 pipeline = _core.Pipeline(digest="sha256:" + "0" * 64, size=size)
-print("started", flush=True)
 try:
+    print("started", flush=True)
     pipeline.write(zeros)
 except KeyboardInterrupt:
     print("interrupted", pipeline.received < size, flush=True)

@@ -206,7 +206,7 @@ pub fn inflate(
     // Chunks are filled before they are sent, so the first one holds the magic number.
     let compression = Compression::detect(chunks.available()?);
     if compression == Compression::None {
-        return pass(chunks, same_algorithm, to, max_size);
+        return pass(chunks, same_algorithm, to);
     }
     let state = Arc::clone(&chunks.state);
     let broken = |error: io::Error| {
@@ -251,7 +251,10 @@ pub fn inflate(
         }
         tar_size += chunk.bytes().len() as u64;
         if tar_size > max_size {
-            return Err(too_large(max_size));
+            return Err(Error::new(
+                Kind::ResourceExhausted,
+                format!("the uncompressed layer is larger than {max_size} bytes"),
+            ));
         }
         if tar_size > RATIO_FLOOR && tar_size / MAX_RATIO > decoder.get_ref().0.consumed {
             return Err(Error::new(
@@ -268,16 +271,12 @@ pub fn inflate(
     Ok(Inflated { tar_size, is_blob: false })
 }
 
-/// A blob that is not compressed: hand its chunks on as they are.
-fn pass(mut chunks: Incoming, same_algorithm: bool, to: &Outgoing, max_size: u64) -> Result<Inflated> {
+/// A blob that is not compressed: hand its chunks on as they are. The tar reader holds the cap on their number.
+fn pass(mut chunks: Incoming, same_algorithm: bool, to: &Outgoing) -> Result<Inflated> {
     let mut tar_size = 0;
     let mut next = chunks.current.take();
-    loop {
-        let Some(chunk) = next else { break };
+    while let Some(chunk) = next {
         tar_size += chunk.bytes().len() as u64;
-        if tar_size > max_size {
-            return Err(too_large(max_size));
-        }
         if !same_algorithm {
             to.hash.send(Arc::clone(&chunk)).map_err(|_| gone())?;
         }
@@ -285,10 +284,6 @@ fn pass(mut chunks: Incoming, same_algorithm: bool, to: &Outgoing, max_size: u64
         next = chunks.next_chunk()?;
     }
     Ok(Inflated { tar_size, is_blob: same_algorithm })
-}
-
-fn too_large(max_size: u64) -> Error {
-    Error::new(Kind::ResourceExhausted, format!("the uncompressed layer is larger than {max_size} bytes"))
 }
 
 /// Hash the tar.
