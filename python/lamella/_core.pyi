@@ -35,7 +35,10 @@ class Pipeline:
     Bytes go in by ``write`` (any thread, one at a time); stages run in threads of their own with bounded buffers.
     ``blob``: the file to write, None when the blob is in the store already and comes by ``read_from``.
     ``offset``: bytes that the file holds already; they are read back, hashed and unpacked first (resume).
-    ``layer``: the folder to apply to, which must exist and be empty; None to only write the blob.
+    ``layer``: the folder to apply to, which must exist and be empty (not so for ``whiteouts="plain"``, where it holds a
+    copy of the lower layers and deletions happen in it); None to only write the blob.
+    The blob's magic number decides on its compression; ``compression`` only serves the message when it is damaged.
+    After an error of any call the stages have stopped, and later calls raise the same error.
     """
 
     def __new__(
