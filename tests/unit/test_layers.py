@@ -10,6 +10,8 @@ import pytest
 
 from lamella.digest import digest_of
 from lamella.errors import Cancelled, FailedPrecondition, InvalidArgument, Unavailable
+from lamella.locks import FolderLock
+from lamella.snapshots.folders import LayerFolders
 
 DIFF = digest_of(b"diff")
 CHAIN, OTHER_CHAIN = digest_of(b"chain"), digest_of(b"other chain")
@@ -127,6 +129,18 @@ def test_a_commit_that_is_rolled_back_leaves_nothing(store):
             raise ZeroDivisionError
         assert store.layers.find("overlayfs", DIFF) is None
     assert store.layer_folders() == set()
+
+
+def test_a_folder_that_somebody_else_deletes_is_left_to_him(store):
+    layer = store.layer({"a": "1"})
+    folders = LayerFolders(store.root, "overlayfs")
+    trash = folders.discard(layer.id)
+    with FolderLock(trash, what="it"):
+        assert not folders.destroy(trash)
+        assert trash.is_dir()
+    assert folders.destroy(trash)
+    assert not folders.destroy(trash)
+    assert not trash.exists()
 
 
 def test_garbage_collection_leaves_alone_what_is_being_unpacked(store):

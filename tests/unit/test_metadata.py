@@ -508,6 +508,28 @@ class TestForks:
             add(db, "two")
         assert names(db) == ["one", "two"]
 
+    def test_a_child_does_not_touch_a_transaction_that_has_spilled_to_the_log(self, config, db):
+        def look(target: Database) -> object:
+            with target.write() as inner:
+                return inner.execute("SELECT count(*), sum(length(bytes)) FROM big").fetchall()
+
+        def fill() -> None:
+            with db.write() as inner:
+                inner.execute(
+                    "CREATE TABLE big AS WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 3000) "
+                    "SELECT i, randomblob(4000) AS bytes FROM n"
+                ).fetchall()
+
+        with db.write():  # nothing here may refer to the connection, or the child would not let go of it
+            fill()
+            before = look(db)
+            in_child(lambda: None)
+            assert look(db) == before
+        with Database(config) as other:
+            assert look(other) == before
+            with other.read() as reader:
+                assert reader.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
     def test_a_child_cannot_commit_what_the_parent_began(self, db):
         def work() -> None:
             with pytest.raises(FailedPrecondition, match="fork"):
