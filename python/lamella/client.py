@@ -59,9 +59,12 @@ class Client:
 
     def gc(self, *, dry_run: bool = False) -> GcReport:
         """Remove what nothing refers to; with ``dry_run`` only say what would go."""
+        from lamella.containers.orphans import remove_orphaned_tasks
         from lamella.gc import collect
 
-        return collect(self.database, self.config, dry_run=dry_run)
+        report = collect(self.database, self.config, dry_run=dry_run)
+        report.orphans += remove_orphaned_tasks(self.database, self.config, dry_run=dry_run)
+        return report
 
     @cached_property
     def content(self) -> ContentStore:

@@ -440,6 +440,24 @@ def test_killing_the_monitor_leaves_a_state_that_is_called_unknown_and_can_be_re
     box.remove()
 
 
+def test_gc_takes_the_folders_of_a_container_whose_removal_was_cut_off(client, image):
+    kept = client.containers.create(image, ["/bin/echo", "x"], name="kept")
+    gone = client.containers.create(image, ["/bin/echo", "x"], name="gone")
+    for box in (kept, gone):
+        box.start()
+        box.wait(30)
+    with client.database.write() as db:
+        db.execute("DELETE FROM containers WHERE name = 'gone'")
+    assert client.gc(dry_run=True).orphans == 1
+    assert gone.task.folder.exists()
+    client.gc()
+    assert not gone.task.folder.exists()
+    assert not gone.task.log_folder.exists()
+    assert kept.exit_code == 0
+    assert list(kept.logs()) == [("stdout", b"x\n")]
+    kept.remove()
+
+
 def test_many_runs_leave_no_descriptor_and_no_mount(client, image):
     client.containers.run(image, ["/bin/true"], remove=True)
     descriptors = set(os.listdir("/proc/self/fd"))
