@@ -99,6 +99,19 @@ def test_a_missing_program_is_127_and_leaves_nothing(client, run):
     assert_nothing_left(client)
 
 
+def test_a_container_whose_start_failed_counts_as_created_and_can_be_started_when_mended(client, image):
+    box = client.containers.create(image, ["/tool"], name="mended")
+    with pytest.raises(CommandNotFound):
+        box.start()
+    assert (box.status, box.exit_code, box.pid) == ("created", None, None)
+    tool = client.snapshots.layer_paths("mended")[0] / "tool"
+    tool.write_text("#!/bin/sh\nexit 6\n")
+    tool.chmod(0o755)
+    box.start()
+    assert box.wait(30) == 6
+    box.remove()
+
+
 def test_a_program_that_cannot_be_run_is_126_and_leaves_nothing(client, run):
     for program in ("/etc/passwd", "/etc"):
         with pytest.raises(CommandNotExecutable) as caught:

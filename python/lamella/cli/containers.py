@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import EXIT_TIMEOUT, output
+from lamella.cli.exec import ATTACH, EXEC
 from lamella.cli.options import USAGE, add_container_options, command, container_options, reference
 from lamella.cli.parser import Command, Group, Parser, UsageError
 from lamella.cli.pull import add_pull_options, find_or_fetch
@@ -180,6 +181,16 @@ def _stop(arguments: argparse.Namespace, session: Session) -> int:
     return session.each(arguments.containers, lambda name: containers.get(name).stop(arguments.time))
 
 
+def _pause(arguments: argparse.Namespace, session: Session) -> int:
+    containers = session.client.containers
+    return session.each(arguments.containers, lambda name: containers.get(name).pause())
+
+
+def _resume(arguments: argparse.Namespace, session: Session) -> int:
+    containers = session.client.containers
+    return session.each(arguments.containers, lambda name: containers.get(name).resume())
+
+
 def _logs_arguments(parser: Parser) -> None:
     parser.add_argument("--stream", choices=("stdout", "stderr"), help="Only what was written there.")
     parser.add_argument("container", metavar="CONTAINER", help="Name or id.")
@@ -243,6 +254,8 @@ CONTAINERS = Group(
                 ("and see what it writes", "lamella containers start -a web"),
             ],
         ),
+        EXEC,
+        ATTACH,
         Command(
             "wait",
             "Wait for containers to end and print their exit statuses.",
@@ -267,6 +280,21 @@ CONTAINERS = Group(
             _stop_arguments,
             description="Sends the container's stop signal, SIGTERM by default.",
             examples=[("with five seconds to finish", "lamella containers stop -t 5s web")],
+        ),
+        Command(
+            "pause",
+            "Freeze all processes of containers.",
+            _pause,
+            _names_arguments,
+            examples=[("hold one for a while", "lamella containers pause web")],
+        ),
+        Command(
+            "resume",
+            "Let paused containers go on.",
+            _resume,
+            _names_arguments,
+            aliases=("unpause",),
+            examples=[("go on", "lamella containers resume web")],
         ),
         Command(
             "logs",

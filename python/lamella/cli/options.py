@@ -25,12 +25,11 @@ from lamella.cli.values import (
 USAGE = "[OPTIONS] REF [COMMAND [ARGUMENTS...]]"
 
 
-def add_container_options(parser: Parser) -> None:
-    """Add every option that shapes a container, and REF with the command behind it."""
+def add_process_options(parser: Parser) -> None:
+    """Add the options that shape a process: those that ``run`` and ``exec`` share."""
     add = parser.add_argument
-    add("--name", metavar="NAME", help="Give the container a name.")
     add("-i", "--interactive", action="store_true", help="Connect stdin.")
-    add("-t", "--tty", action="store_true", help="Give the container a terminal.")
+    add("-t", "--tty", action="store_true", help="Give it a terminal.")
     add(
         "-e",
         "--env",
@@ -42,6 +41,13 @@ def add_container_options(parser: Parser) -> None:
     add("--env-file", metavar="FILE", action="append", default=[], help="Read variables from a file.")
     add("-w", "--workdir", metavar="DIR", help="Start in this folder.")
     add("-u", "--user", metavar="USER", help="Run as NAME, UID, NAME:GROUP or UID:GID.")
+
+
+def add_container_options(parser: Parser) -> None:
+    """Add every option that shapes a container, and REF with the command behind it."""
+    add = parser.add_argument
+    add("--name", metavar="NAME", help="Give the container a name.")
+    add_process_options(parser)
     add("--hostname", metavar="NAME", help="Set the host name.")
     add("--entrypoint", metavar="PROGRAM", help="Replace the image's entrypoint; '' drops it.")
     add(
@@ -158,7 +164,7 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Give the keyword arguments of ``client.containers.create`` but for image and command. UsageError for a bad value."""
     options: dict[str, Any] = {
         "name": arguments.name,
-        "environment": _environment(arguments),
+        "environment": environment(arguments),
         "working_dir": arguments.workdir,
         "user": arguments.user,
         "hostname": arguments.hostname,
@@ -213,7 +219,8 @@ def _words(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
-def _environment(arguments: argparse.Namespace) -> dict[str, str | None]:
+def environment(arguments: argparse.Namespace) -> dict[str, str | None]:
+    """Give the variables of ``--env-file`` and ``-e``."""
     variables: dict[str, str | None] = {}
     for path in arguments.env_file:
         try:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from lamella.cli import EXIT_TIMEOUT
 from lamella.cli.session import OutputClosed, report
@@ -22,7 +22,7 @@ from lamella.errors import LamellaError
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
-    from lamella.containers.container import Attached, Container
+    from lamella.containers.container import Attached
 
 FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
@@ -33,9 +33,22 @@ _WRITE_WAIT = 0.5
 """Seconds to wait for a container that doesn't read its stdin before a new terminal size is dropped."""
 
 
+class Target(Protocol):
+    """What is in the foreground: a container, or a command in one."""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        ...
+
+    def kill(self, signal: str | int = "SIGKILL") -> None:
+        """Send it a signal."""
+        ...
+
+
 def follow(
     session: Session,
-    container: Container,
+    container: Target,
     attached: Attached,
     signals: Signals,
     *,
@@ -69,7 +82,7 @@ def follow(
 class _Foreground:
     """One attached container."""
 
-    def __init__(self, container: Container, attached: Attached) -> None:
+    def __init__(self, container: Target, attached: Attached) -> None:
         self._container = container
         self._attached = attached
         self._writing = threading.Lock()

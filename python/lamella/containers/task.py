@@ -149,7 +149,8 @@ class Task:
             return "running"
         if self.exit() is not None:
             return "stopped"  # it ended between the two looks
-        return "unknown" if (self.folder / "lock").exists() else "created"
+        # A monitor writes the pid when the program runs, and takes it away at the end.
+        return "unknown" if (self.folder / "pid").exists() else "created"
 
     def exit(self) -> Exit | None:
         """Return the exit record, None before there is one."""

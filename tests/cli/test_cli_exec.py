@@ -1,0 +1,100 @@
+"""``lamella containers exec``, ``attach``, ``pause`` and ``resume``."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from test_cli_run import TRAP, wait_for
+
+if TYPE_CHECKING:
+    from program import Program
+
+pytestmark = pytest.mark.privileged
+
+
+@pytest.fixture
+def box(pulled: tuple[Program, str]) -> Program:
+    """Give the command on a store with the running container ``box``."""
+    lamella, reference = pulled
+    lamella("run", "-d", "--name", "box", "-e", "A=own", reference, "sleep", "300").ok()
+    return lamella
+
+
+def test_exec_passes_output_and_status_through(box: Program) -> None:
+    done = box("containers", "exec", "box", "sh", "-c", "echo out $A; echo err >&2; exit 42")
+    assert (done.status, done.out, done.err) == (42, "out own\n", "err\n")
+    assert box("--json", "containers", "inspect", "box").document["status"] == "running"
+
+
+def test_exec_takes_options_before_the_container(box: Program) -> None:
+    words = ["-e", "B=b", "-w", "/bin", "-u", "12:34", "box", "sh", "-c", "echo $A $B; pwd; id -u; id -g"]
+    assert box("container", "exec", *words).ok().out.split() == ["own", "b", "/bin", "12", "34"]
+
+
+def test_exec_connects_stdin_only_with_i(box: Program) -> None:
+    assert box.process("containers", "exec", "-i", "box", "cat", input=b"fed").stdout == b"fed"
+    assert box.process("containers", "exec", "box", "cat", input=b"fed").stdout == b""
+
+
+def test_exec_kills_at_the_time_out_and_the_container_goes_on(box: Program) -> None:
+    done = box("containers", "exec", "--timeout", "0.3s", "box", "sh", "-c", "sleep 200 & sleep 200")
+    assert done.status == 124
+    left = box("containers", "exec", "box", "sh", "-c", "cat /proc/[0-9]*/cmdline").ok().out
+    assert "sleep\x00200" not in left
+    assert "sleep\x00300" in left
+
+
+def test_signals_reach_what_was_executed_and_not_the_container(box: Program) -> None:
+    with box.start("containers", "exec", "box", "sh", "-c", TRAP.format(name="TERM")) as running:
+        assert running.stdout is not None
+        wait_for(running.stdout, b"ready\n")
+        running.send_signal(signal.SIGTERM)
+        assert running.stdout.read() == b"got-TERM\n"
+        assert running.wait(timeout=20) == 7
+    assert box("--json", "containers", "inspect", "box").document["status"] == "running"
+
+
+@pytest.mark.parametrize(("program", "status"), [("nonsense", 127), ("/etc", 126)])
+def test_exec_of_what_cannot_run_gives_the_status_of_a_shell(box: Program, program: str, status: int) -> None:
+    done = box("containers", "exec", "box", program)
+    assert (done.status, done.out) == (status, "")
+    assert program in done.err
+
+
+def test_exec_without_a_command_is_wrong_usage(box: Program) -> None:
+    assert box("containers", "exec", "box").status == 2
+
+
+def test_exec_needs_a_running_container(box: Program) -> None:
+    box("containers", "kill", "box").ok()
+    box("containers", "wait", "box").ok()
+    done = box("containers", "exec", "box", "true")
+    assert done.status == 1
+    assert "is not running" in done.err
+
+
+def test_attach_shows_output_until_the_end(pulled: tuple[Program, str]) -> None:
+    lamella, reference = pulled
+    lamella("run", "-d", "-i", "--name", "cat", reference, "sh", "-c", "cat; exit 5").ok()
+    done = lamella.process("containers", "attach", "-i", "cat", input=b"through\n")
+    assert (done.returncode, done.stdout) == (5, b"through\n")
+
+
+def test_pause_freezes_and_resume_thaws(pulled: tuple[Program, str]) -> None:
+    lamella, reference = pulled
+    lamella(
+        "run", "-d", "--name", "ticks", reference, "sh", "-c", "while :; do echo x; sleep 0.02; done"
+    ).ok()
+    assert lamella("containers", "pause", "ticks").ok().out == "ticks\n"
+    time.sleep(0.1)
+    before = lamella("containers", "logs", "ticks").ok().out
+    time.sleep(0.2)
+    assert lamella("containers", "logs", "ticks").ok().out == before
+    lamella("containers", "resume", "ticks").ok()
+    deadline = time.monotonic() + 20
+    while lamella("containers", "logs", "ticks").ok().out == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
