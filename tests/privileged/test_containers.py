@@ -178,6 +178,18 @@ def test_a_volume_is_seen_and_written_and_read_only_holds(run, tmp_path):
     assert not (source / "no").exists()
 
 
+def test_a_read_only_volume_is_read_only_in_what_is_mounted_beneath_it(run, tmp_path):
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    lamella._core.mount([("tmpfs", "tmpfs", ["size=1m"])], str(source / "sub"))
+    try:
+        result = run("/bin/sh", "-c", "touch /data/sub/no", volumes=[f"{source}:/data:ro"])
+        assert result.exit_code != 0
+        assert list((source / "sub").iterdir()) == []
+    finally:
+        lamella._core.unmount(str(source / "sub"))
+
+
 def test_a_missing_volume_source_is_an_error_and_leaves_nothing(client, run, tmp_path):
     with pytest.raises(NotFound):
         run("/bin/true", volumes=[f"{tmp_path}/absent:/x"])
@@ -225,6 +237,26 @@ def test_the_host_network_is_the_hosts(run):
         line.split(":")[0].strip() for line in sh(run, "cat /proc/net/dev", network="host").splitlines()[2:]
     }
     assert devices == {line.split(":")[0].strip() for line in own[2:]}
+
+
+@pytest.mark.parametrize("network", ["none", "host"])
+def test_nothing_under_sys_can_be_written_whatever_the_network(run, network):
+    mounts = [line.split() for line in sh(run, "cat /proc/mounts", network=network).splitlines()]
+    under_sys = {
+        point: options.split(",") for _, point, _, options, *_ in mounts if f"{point}/".startswith("/sys/")
+    }
+    assert under_sys["/sys/fs/cgroup"]
+    assert [point for point, options in under_sys.items() if "ro" not in options] == []
+    assert "kernel/debug" not in " ".join(under_sys)
+
+
+def test_a_container_sees_its_own_limits(run):
+    shown = sh(
+        run,
+        "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null || true",
+        memory="64m",
+    )
+    assert shown == str(64 << 20)
 
 
 def test_capabilities_are_dockers_and_nothing_is_inheritable(run):

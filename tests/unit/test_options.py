@@ -120,14 +120,14 @@ def test_memory_alone_allows_no_swap_beyond_it():
 def test_volumes_become_recursive_private_binds(tmp_path):
     [plain, readonly] = parse_mounts(Options(volumes=[f"{tmp_path}:/data", f"{tmp_path}:/ro:ro"]))
     assert (plain.destination, plain.source, plain.options) == ("/data", str(tmp_path), ["rbind", "rprivate"])
-    assert readonly.options == ["rbind", "ro", "rprivate"]
+    assert readonly.options == ["rbind", "rro", "rprivate"]
     [mapped] = parse_mounts(Options(volumes={str(tmp_path): {"bind": "/x", "mode": "ro"}}))
-    assert (mapped.destination, mapped.options) == ("/x", ["rbind", "ro", "rprivate"])
+    assert (mapped.destination, mapped.options) == ("/x", ["rbind", "rro", "rprivate"])
 
 
 def test_mount_strings_read_as_docker_writes_them(tmp_path):
     [bind] = parse_mounts(Options(mounts=[f"type=bind,source={tmp_path},target=/x,readonly"]))
-    assert (bind.type, bind.destination, bind.options) == ("bind", "/x", ["rbind", "ro", "rprivate"])
+    assert (bind.type, bind.destination, bind.options) == ("bind", "/x", ["rbind", "rro", "rprivate"])
     [tmpfs] = parse_mounts(Options(mounts=["type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=1777"]))
     assert tmpfs.options == ["nosuid", "nodev", "noexec", "size=1048576", "mode=1777"]
 

@@ -93,24 +93,9 @@ DEVICE_RULES = [
 ]
 
 
-def mounts(*, shm_size: int, writable_sys: bool, host_network: bool) -> list[Mount]:
+def mounts(*, shm_size: int, writable_sys: bool) -> list[Mount]:
     """Give the filesystems that every container has."""
     sys_access = "rw" if writable_sys else "ro"
-    if host_network:
-        # A fresh sysfs belongs to the network namespace of the mounter; the host's is bound instead.
-        sysfs = Mount(
-            destination="/sys",
-            type="none",
-            source="/sys",
-            options=["rbind", "nosuid", "noexec", "nodev", sys_access],
-        )
-    else:
-        sysfs = Mount(
-            destination="/sys",
-            type="sysfs",
-            source="sysfs",
-            options=["nosuid", "noexec", "nodev", sys_access],
-        )
     return [
         Mount(destination="/proc", type="proc", source="proc", options=["nosuid", "noexec", "nodev"]),
         Mount(
@@ -125,7 +110,18 @@ def mounts(*, shm_size: int, writable_sys: bool, host_network: bool) -> list[Mou
             source="devpts",
             options=["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        sysfs,
+        Mount(
+            destination="/sys",
+            type="sysfs",
+            source="sysfs",
+            options=["nosuid", "noexec", "nodev", sys_access],
+        ),
+        Mount(
+            destination="/sys/fs/cgroup",
+            type="cgroup",
+            source="cgroup",
+            options=["nosuid", "noexec", "nodev", "relatime", sys_access],
+        ),
         Mount(
             destination="/dev/mqueue", type="mqueue", source="mqueue", options=["nosuid", "noexec", "nodev"]
         ),

@@ -349,6 +349,8 @@ def _bind(source: str, destination: str, options: list[str]) -> Mount:
         raise PermissionDenied(f"volume source {source} cannot be reached") from None
     if not exists:
         raise NotFound(f"volume source {source} is not there", hint="Create it first.")
+    # Read-only means what is mounted beneath the source, too; plain "ro" would leave that writable.
+    options = ["rro" if option == "ro" else option for option in options]
     propagation = (
         [] if any("private" in o or "slave" in o or "shared" in o for o in options) else ["rprivate"]
     )

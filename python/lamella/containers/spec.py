@@ -85,7 +85,7 @@ def build_spec(
         ),
         root=Root(path="rootfs", readonly=options.read_only),
         hostname=hostname,
-        mounts=_mounts(options, task_folder, network_path),
+        mounts=_mounts(options, task_folder),
         linux=Linux(
             namespaces=_namespaces(network_path),
             cgroups_path=f"/lamella/{namespace}/{container_id}",
@@ -215,12 +215,10 @@ def _namespaces(network_path: str) -> list[Namespace]:
     return namespaces
 
 
-def _mounts(options: Options, task_folder: str, network_path: str) -> list[Mount]:
-    host_network = network_path == "host"
+def _mounts(options: Options, task_folder: str) -> list[Mount]:
     mounts = defaults.mounts(
         shm_size=parse_size(options.shm_size, "shm_size"),
         writable_sys=options.privileged,
-        host_network=host_network,
     )
     own = parse_mounts(options)
     taken = {os.path.normpath(mount.destination) for mount in own}
