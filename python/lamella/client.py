@@ -62,6 +62,8 @@ class Client:
         from lamella.containers.orphans import remove_orphaned_tasks
         from lamella.gc import collect
 
+        if not dry_run:
+            self.containers.remove_ended()
         report = collect(self.database, self.config, dry_run=dry_run)
         report.orphans += remove_orphaned_tasks(self.database, self.config, dry_run=dry_run)
         return report

@@ -442,6 +442,38 @@ def test_a_detached_container_that_was_to_be_removed_goes_when_it_has_ended(clie
     box = client.containers.run(image, ["/bin/true"], detach=True, remove=True)
     box.wait(30)
     assert client.containers.list(all=True) == []
+    box = client.containers.run(image, ["/bin/true"], detach=True, remove=True)
+    box.wait(30)
+    client.gc()
+    with pytest.raises(NotFound):
+        client.containers.get(box.id)
+
+
+def test_several_may_remove_one_container_at_once(client, image):
+    import threading
+
+    for _ in range(10):
+        box = client.containers.create(image, ["/bin/true"])
+        box.start()
+        box.wait(30)
+        failures = []
+
+        def remove(box=box, failures=failures):
+            try:
+                with lamella.Client(client.config.root, client.config.state) as other:
+                    other.containers.get(box.id).remove()
+            except NotFound:
+                pass
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=remove) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert not box.task.folder.exists()
 
 
 def test_attach_joins_a_running_container(client, image):

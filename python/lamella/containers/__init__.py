@@ -12,5 +12,5 @@ On disk::
                                                  lock (held while it lives), pid and exit.json
     <root>/containers/<namespace>/<container>/   log.jsonl: what must survive a reboot
 
-Locks: the monitor's flock on ``lock`` says whether the task runs; ``create.lock`` in the same folder serializes start and remove.
+Locks: the monitor's flock on ``lock`` says whether the task runs; one on the folder itself serializes start and remove.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import msgspec
@@ -170,20 +170,29 @@ class Containers:
         return self._container(row)
 
     def list(self, *, all: bool = False) -> list[Container]:
-        """Return the running containers, or all of them, oldest first. Ended ones that were to be removed then are removed."""
+        """Return the running containers, or all of them, oldest first; after :meth:`remove_ended`."""
+        self.remove_ended()
+        return [container for container in self._all() if all or container.status == "running"]
+
+    def remove_ended(self) -> int:
+        """Remove the detached containers that have ended and were to be removed then; return their number.
+
+        There is no daemon that would do it at their end, so that it is done when somebody next looks.
+        """
+        count = 0
+        for container in self._all():
+            if container.record.extra.auto_remove and container.status in ("stopped", "unknown"):
+                container.remove()
+                count += 1
+        return count
+
+    def _all(self) -> Iterator[Container]:
         with self._client.database.read() as db:
             rows = db.execute(
                 f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? ORDER BY created_at, id",  # noqa: S608
                 (self._client.config.namespace,),
             ).fetchall()
-        kept = []
-        for container in map(self._container, rows):
-            status = container.status if container.record.extra.auto_remove or not all else None
-            if container.record.extra.auto_remove and status in ("stopped", "unknown"):
-                container.remove()
-            elif all or status == "running":
-                kept.append(container)
-        return kept
+        return map(self._container, rows)
 
     @overload
     def run(

@@ -62,19 +62,25 @@ class Task:
         task is left.
         """
         self._make_folders()
-        with self._exclusive():
-            if self.running():
-                raise FailedPrecondition("the container is running already")
-            self._await_monitor()
-            # The last run's records go; hosts and the like are written anew.
-            for name in ("exit.json", "control.sock", "pid"):
-                (self.folder / name).unlink(missing_ok=True)
-            try:
-                for name, data in (("config.json", spec), *files.items()):
-                    _write(self.folder / name, data, 0o600 if name == "config.json" else 0o644)
-            except OSError as error:
-                raise _disk_error(error, self.folder) from error
-            return self._launch(rootfs, attach=attach, stdin=stdin)
+        try:
+            with self._exclusive():
+                self._write_bundle(spec, files)
+                return self._launch(rootfs, attach=attach, stdin=stdin)
+        except FileNotFoundError:
+            raise NotFound("the container was removed") from None
+
+    def _write_bundle(self, spec: bytes, files: dict[str, bytes]) -> None:
+        """Write the bundle anew; the last run's records go."""
+        if self.running():
+            raise FailedPrecondition("the container is running already")
+        self._await_monitor()
+        for name in ("exit.json", "control.sock", "pid"):
+            (self.folder / name).unlink(missing_ok=True)
+        try:
+            for name, data in (("config.json", spec), *files.items()):
+                _write(self.folder / name, data, 0o600 if name == "config.json" else 0o644)
+        except OSError as error:
+            raise _disk_error(error, self.folder) from error
 
     def _launch(self, rootfs: list[Mount], *, attach: bool, stdin: bool) -> tuple[Started, Attached | None]:
         request = msgspec.json.encode(
@@ -116,7 +122,7 @@ class Task:
             raise _disk_error(error, self.folder) from error
 
     def _exclusive(self) -> _Lock:
-        return _Lock(self.folder / "create.lock")
+        return _Lock(self.folder)
 
     def running(self) -> bool:
         """Say whether the container runs: a monitor lives, and has not recorded the end."""
@@ -242,8 +248,8 @@ class Task:
         return Attached(connection)
 
     def remove(self) -> None:
-        """Remove the bundle and the log. FailedPrecondition while it runs. Harmless twice."""
-        if self.folder.is_dir():
+        """Remove the bundle and the log. FailedPrecondition while it runs. Harmless twice, and when two do it at once."""
+        try:
             with self._exclusive():
                 if self.running():
                     raise FailedPrecondition(
@@ -251,8 +257,10 @@ class Task:
                     )
                 if self.exit() is None:
                     self._clean_up()
+                _core.remove_tree(str(self.log_folder))
                 _core.remove_tree(str(self.folder))
-        _core.remove_tree(str(self.log_folder))
+        except (FileNotFoundError, NotADirectoryError):
+            _core.remove_tree(str(self.log_folder))  # it never had a bundle, or another has just removed it
 
     def _clean_up(self) -> None:
         """Take away what a monitor that was killed could not."""
@@ -274,14 +282,17 @@ class _BundleSpec(msgspec.Struct, frozen=True):
 
 
 class _Lock:
-    """An flock for the length of a with block."""
+    """An flock on a folder for the length of a with block. FileNotFoundError when it is gone, also while waiting."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def __enter__(self) -> None:
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        if not os.fstat(self._descriptor).st_nlink:
+            os.close(self._descriptor)
+            raise FileNotFoundError(self._folder)
 
     def __exit__(self, *details: object) -> None:
         os.close(self._descriptor)
