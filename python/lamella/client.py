@@ -17,6 +17,7 @@ from lamella.metadata import Database
 if TYPE_CHECKING:
     from lamella.containers.collection import Containers
     from lamella.content import ContentStore
+    from lamella.du import DiskUsage
     from lamella.gc import GcReport
     from lamella.images import Images
     from lamella.leases import Leases
@@ -67,6 +68,12 @@ class Client:
         report = collect(self.database, self.config, dry_run=dry_run)
         report.orphans += remove_orphaned_tasks(self.database, self.config, dry_run=dry_run)
         return report
+
+    def du(self) -> DiskUsage:
+        """Say what the images, snapshots and containers take on disk, and what :meth:`gc` would free."""
+        from lamella.du import usage
+
+        return usage(self)
 
     @cached_property
     def content(self) -> ContentStore:

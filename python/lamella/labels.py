@@ -33,6 +33,11 @@ GC_BACK_REF_SNAPSHOT = "containerd.io/gc.bref.snapshot."
 GC_BACK_REF_IMAGE = "containerd.io/gc.bref.image"
 GC_BACK_REF_CONTAINER = "containerd.io/gc.bref.container"
 
+LAYERS_DISCARDED = "lamella.dev/layers-discarded"
+"""On a manifest: its compressed layers were dropped once they were unpacked. The value is the time."""
+DISCARDED_LAYER = "lamella.dev/discarded.l."
+"""On such a manifest, followed by a number: the digest of a dropped layer, in the place of a GC_REF_CONTENT label."""
+
 _decoder = msgspec.json.Decoder(dict[str, str])
 _encoder = msgspec.json.Encoder(order="sorted")
 

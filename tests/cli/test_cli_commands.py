@@ -312,6 +312,20 @@ def test_the_end_of_the_reader_ends_the_command_quietly(words: list[str], lamell
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+def test_du_names_the_image_and_the_store(pulled: tuple[Program, str]) -> None:
+    lamella, reference = pulled
+    lamella("snapshots", "prepare", "work").ok()
+    lines = [line.split() for line in lamella("du").ok().out.splitlines()]
+    assert [reference] in [line[:1] for line in lines]
+    assert ["work", "active"] in [line[:2] for line in lines]
+    assert ["total"] in [line[:1] for line in lines]
+    document = lamella("--json", "du").ok().document
+    (image,) = document["images"]
+    assert image["name"] == reference
+    assert image["compressed_alone"] == lamella("--json", "images", "ls").ok().document[0]["size"]
+    assert document["store"]["blobs"] >= image["compressed_alone"]
+
+
 def test_a_closed_stdout_is_no_defect(lamella: Program) -> None:
     line = " ".join(lamella.argv("snapshots", "ls")) + " >&-"
     done = subprocess.run(["sh", "-c", line], capture_output=True, timeout=60, check=False)

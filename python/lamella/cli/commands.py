@@ -64,6 +64,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
                 ("namespace",),
             ),
             Entry("gc", "Remove what nothing refers to.", "gc", "GC"),
+            Entry("du", "Show what takes the disk.", "du", "DU"),
         ),
     ),
     (

@@ -24,6 +24,7 @@ CREATE TABLE namespaces (
     updated_at TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+-- platform (JSON) and total_size say what the manifest and config say, so that a list need not read them; null: look there.
 CREATE TABLE images (
     number INTEGER PRIMARY KEY,
     namespace TEXT NOT NULL REFERENCES namespaces (name),
@@ -33,6 +34,8 @@ CREATE TABLE images (
     size INTEGER NOT NULL,
     annotations TEXT NOT NULL DEFAULT '{}',
     labels TEXT NOT NULL DEFAULT '{}',
+    platform TEXT,
+    total_size INTEGER,
     created_at TEXT NOT NULL,
     updated_at TEXT NOT NULL,
     UNIQUE (namespace, name)
@@ -59,6 +62,7 @@ CREATE TABLE content (
     UNIQUE (namespace, digest)
 ) STRICT;
 CREATE INDEX content_blob ON content (digest);
+CREATE INDEX content_discarded ON content (namespace) WHERE instr(labels, '"lamella.dev/layers-discarded"');
 
 -- What lies under snapshots/<snapshotter>/<id>. With a diff_id it is an unpacked layer, shared by all namespaces; with a
 -- chain_id too it is right on top of that chain's parent only. Without, it belongs to a snapshot that somebody wrote.
