@@ -73,7 +73,9 @@ def make_private_folder(path: Path) -> None:
         os.mkdir(path, 0o700)  # noqa: PTH102 (on the way to every snapshot; a Path method costs twice the call)
     except FileExistsError:
         if not path.is_dir():
-            raise
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
     except FileNotFoundError:
+        if path.parent.is_dir():
+            raise  # /proc and its like: nothing can be made there
         make_private_folder(path.parent)
         make_private_folder(path)

@@ -158,38 +158,51 @@ def capabilities(status: str) -> int:
 
 def check_overlayfs(host: Host, config: Config) -> Check:
     """Mount an overlay beside the store, with its upper folder there."""
+    try:
+        with _scratch(config.root) as folder:
+            return _try_overlay(host, folder)
+    except OSError as error:
+        return Check(
+            name="overlayfs",
+            status="warn",
+            detail=f"cannot be tried beside {config.root}: {error.strerror or error}",
+            remedy="Choose a --root that can be written, or run as its owner.",
+        )
+
+
+def _try_overlay(host: Host, folder: Path) -> Check:
     from lamella import _core
 
     known = {line.split()[-1] for line in (host.read("/proc/filesystems") or "").splitlines() if line.split()}
-    with _scratch(config.root) as folder:
-        for name in ("lower", "upper", "work", "merged"):
-            (folder / name).mkdir()
-        options = [f"lowerdir={folder}/lower", f"upperdir={folder}/upper", f"workdir={folder}/work"]
-        target = str(folder / "merged")
-        try:
-            _core.mount([("overlay", "overlay", options)], target)
-        except LamellaError as error:
-            if "overlay" not in known:
-                remedy = "Load it: modprobe overlay."
-            elif _filesystem(host, folder) in _UNSUITED:
-                remedy = "Choose a --root on ext4, xfs, btrfs or tmpfs."
-            else:
-                remedy = "See the kernel's log (dmesg) for the reason."
-            return Check(name="overlayfs", status="fail", detail=error.message, remedy=remedy)
-        try:
-            (folder / "merged/file").touch()
-            written = (folder / "upper/file").exists()
-        finally:
-            _core.unmount(target)
+    for name in ("lower", "upper", "work", "merged"):
+        (folder / name).mkdir()
+    # As mounts of snapshots are written: a backslash protects what would end a path.
+    path = str(folder).replace("\\", "\\\\")
+    lower = path.replace(":", "\\:")
+    options = [f"lowerdir={lower}/lower", f"upperdir={path}/upper", f"workdir={path}/work"]
+    target = str(folder / "merged")
+    try:
+        _core.mount([("overlay", "overlay", options)], target)
+    except LamellaError as error:
+        if "overlay" not in known:
+            remedy = "Load it: modprobe overlay."
+        elif _filesystem(host, folder) in _UNSUITED:
+            remedy = "Choose a --root on ext4, xfs, btrfs or tmpfs."
+        else:
+            remedy = "See the kernel's log (dmesg) for the reason."
+        return Check(name="overlayfs", status="fail", detail=error.message, remedy=remedy)
+    try:
+        (folder / "merged/file").touch()
+        written = (folder / "upper/file").exists()
+    finally:
+        _core.unmount(target)
     if not written:
         return Check(
             name="overlayfs",
             status="fail",
             detail="what is written to an overlay does not reach its upper folder",
         )
-    return Check(
-        name="overlayfs", status="ok", detail=f"mounts on {_filesystem(host, _existing(config.root))}"
-    )
+    return Check(name="overlayfs", status="ok", detail=f"mounts on {_filesystem(host, folder)}")
 
 
 def check_mount_api() -> Check:

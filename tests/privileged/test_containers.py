@@ -190,6 +190,37 @@ def test_a_read_only_volume_is_read_only_in_what_is_mounted_beneath_it(run, tmp_
         lamella._core.unmount(str(source / "sub"))
 
 
+def test_a_volume_of_another_type_than_its_target_is_an_error_that_says_so(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        InvalidArgument, match=r"on /etc/passwd.*source is a folder, the target is none"
+    ) as caught:
+        run("true", volumes=[f"{tmp_path}:/etc/passwd"])
+    assert "folder onto a folder" in str(caught.value.hint)
+    with pytest.raises(InvalidArgument, match=r"on /etc: .*target is a folder, the source is none"):
+        run("true", volumes=[f"{tmp_path}/file:/etc"])
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o077])
+def test_the_callers_umask_neither_opens_nor_closes_anything(client, image, mask):
+    before = os.umask(mask)
+    try:
+        box = client.containers.create(
+            image, ["cat", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"], user="1000"
+        )
+        box.start()
+        assert box.wait() == 0
+    finally:
+        os.umask(before)
+    state, root = client.config.state, client.config.root
+    folders = [box.task.folder, *box.task.folder.parents, box.task.log_folder, *box.task.log_folder.parents]
+    ours = {path for path in folders if path.is_relative_to(state) or path.is_relative_to(root)}
+    modes = {str(path): path.stat().st_mode & 0o777 for path in ours - {state}}
+    assert set(modes.values()) == {0o700}, modes
+    assert state.stat().st_mode & 0o777 == 0o711
+    box.remove()
+
+
 def test_a_missing_volume_source_is_an_error_and_leaves_nothing(client, run, tmp_path):
     with pytest.raises(NotFound):
         run("/bin/true", volumes=[f"{tmp_path}/absent:/x"])

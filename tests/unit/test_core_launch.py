@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,19 @@ def test_the_default_seccomp_profile_is_a_document_of_the_runtime_spec() -> None
     assert profile["defaultAction"].startswith("SCMP_ACT_")
     assert profile["syscalls"]
     assert json.loads(_core.default_seccomp(["CAP_SYS_ADMIN"])) != profile
+
+
+@pytest.mark.parametrize("closed", ["", "os.closerange(0, 2)", "os.closerange(0, 3)"])
+def test_the_launcher_starts_whichever_descriptors_are_free(closed: str) -> None:
+    program = f"""
+import os
+import subprocess
+import sys
+out = os.dup(1)
+{closed}
+from lamella import _core
+for _ in range(2):
+    os.write(out, _core.launch(b"{{}}"))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.stdout.count('"error"') == 2, ended.stderr

@@ -216,3 +216,21 @@ def test_this_machine_passes_and_nothing_stays_behind(config: Config) -> None:
     assert not config.root.exists()
     assert not config.state.exists()
     assert list(config.root.parent.iterdir()) == []
+
+
+@pytest.mark.needs_root
+def test_the_overlay_check_works_wherever_the_store_is(machine: Machine, tmp_path: Path) -> None:
+    machine.put("/proc/filesystems", "nodev\toverlay\n")
+    root = tmp_path / "a b:c\\d"
+    root.mkdir()
+    answer = doctor.check_overlayfs(machine, Config(root=root, state=tmp_path / "state"))
+    assert answer.status == "ok", answer
+    assert list(root.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_written_keeps_the_overlay_check_from_trying(
+    machine: Machine, tmp_path: Path
+) -> None:
+    answer = doctor.check_overlayfs(machine, Config(root=Path("/proc/self/fdinfo"), state=tmp_path / "state"))
+    assert answer.status == "warn"
+    assert answer.remedy

@@ -18,6 +18,7 @@ import msgspec
 from lamella import _core
 from lamella.config import Config
 from lamella.containers.monitor import Attached, Connection, Exit, _Failure, raise_failure
+from lamella.disk import make_private_folder
 from lamella.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted
 from lamella.snapshots import Mount
 
@@ -111,13 +112,9 @@ class Task:
 
     def _make_folders(self) -> None:
         try:
-            for folder, mode in (
-                (self.folder.parent.parent.parent, 0o711),
-                (self.folder, 0o700),
-                (self.log_folder, 0o700),
-            ):
-                folder.mkdir(mode=mode, parents=True, exist_ok=True)
-            (self.folder / "rootfs").mkdir(mode=0o700, exist_ok=True)
+            _make_state_folder(self.folder.parent.parent.parent)
+            for folder in (self.folder, self.log_folder, self.folder / "rootfs"):
+                make_private_folder(folder)
         except OSError as error:
             raise _disk_error(error, self.folder) from error
 
@@ -298,9 +295,19 @@ class _Lock:
         os.close(self._descriptor)
 
 
+def _make_state_folder(path: Path) -> None:
+    """Create the state folder, for others to pass through, whatever the umask is. Harmless twice."""
+    try:
+        path.mkdir(mode=0o711, parents=True)
+    except FileExistsError:
+        return
+    path.chmod(0o711)
+
+
 def _write(path: Path, data: bytes, mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)  # whatever the umask is: users of the container read these
         file.write(data)
 
 

@@ -31,19 +31,20 @@ static PROGRAM: Mutex<Option<OwnedFd>> = Mutex::new(None);
 /// `check` is called every 100 ms; when it fails the launcher is left to notice that its reply finds no reader.
 pub fn launch(program: &[u8], request: &[u8], descriptors: &[BorrowedFd<'_>], check: Check<'_>) -> Result<Vec<u8>> {
     let failed = |error: Errno| Error::system("cannot start the launcher", error);
-    let path = {
+    // Above all target numbers, so that nothing is overwritten before it is used.
+    let lowest = i32::try_from(descriptors.len() + 5).map_err(|_| failed(Errno::MFILE))?;
+    let executable = {
         let mut slot = PROGRAM.lock().unwrap_or_else(PoisonError::into_inner);
         let program = match &mut *slot {
             Some(program) => program,
             none => none.insert(sealed("lamella-launcher", program, true)?),
         };
-        CString::new(format!("/proc/self/fd/{}", program.as_raw_fd())).map_err(|_| failed(Errno::INVAL))?
+        rustix::io::fcntl_dupfd_cloexec(program, lowest).map_err(failed)?
     };
+    let path = CString::new(format!("/proc/self/fd/{}", executable.as_raw_fd())).map_err(|_| failed(Errno::INVAL))?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
     let request = sealed("lamella-request", request, false)?;
     let (reply, reply_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(failed)?;
-    // Above all target numbers, so that none is overwritten before it is used.
-    let lowest = i32::try_from(descriptors.len() + 5).map_err(|_| failed(Errno::MFILE))?;
     let sources = [null.as_fd(), null.as_fd(), null.as_fd(), request.as_fd(), reply_writer.as_fd()];
     let copies: Vec<OwnedFd> = sources
         .iter()
@@ -57,7 +58,7 @@ pub fn launch(program: &[u8], request: &[u8], descriptors: &[BorrowedFd<'_>], ch
         Errno::NOENT => failed(error).hint("/proc must be mounted."),
         _ => failed(error),
     })?;
-    drop((copies, reply_writer, request));
+    drop((copies, reply_writer, request, executable));
     let status = loop {
         // The first process forks and ends at once; no polling is needed for it.
         match waitpid(Some(pid), WaitOptions::empty()) {

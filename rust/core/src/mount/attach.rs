@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, FileType};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
@@ -44,7 +44,8 @@ pub fn clone(mount: &Mount, options: &Options) -> std::result::Result<OwnedFd, R
 /// Put a mount in its place.
 pub fn attach(made: BorrowedFd<'_>, target: BorrowedFd<'_>, options: &Options) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(made, "", target, "", flags).map_err(|error| Error::system("move_mount", error))?;
+    rustix::mount::move_mount(made, "", target, "", flags)
+        .map_err(|error| mismatch(made, target).unwrap_or_else(|| Error::system("move_mount", error)))?;
     let Some((propagation, recursive)) = options.propagation else { return Ok(()) };
     let attributes = MountAttributes {
         set: MountAttrFlags::empty(),
@@ -53,4 +54,15 @@ pub fn attach(made: BorrowedFd<'_>, target: BorrowedFd<'_>, options: &Options) -
         recursive,
     };
     mount_setattr(made, attributes).map_err(|error| Error::system("mount_setattr (propagation)", error))
+}
+
+/// The usual reason for a refusal: a folder goes onto folders only, a file onto what is none.
+fn mismatch(made: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Option<Error> {
+    let is_folder = |file| Some(FileType::from_raw_mode(rustix::fs::fstat(file).ok()?.st_mode) == FileType::Directory);
+    let message = match (is_folder(made)?, is_folder(target)?) {
+        (true, false) => "the source is a folder, the target is none",
+        (false, true) => "the target is a folder, the source is none",
+        _ => return None,
+    };
+    Some(Error::invalid(message).hint("Mount a folder onto a folder, and a file onto a file."))
 }

@@ -149,7 +149,7 @@ fn append(buffer: &mut Vec<u8>, time: &str, stream: Stream, text: &[u8]) {
         Stream::Output => b"\",\"stream\":\"stdout\",",
         Stream::Error => b"\",\"stream\":\"stderr\",",
     });
-    if std::str::from_utf8(text).is_ok() {
+    if std::str::from_utf8(text).is_ok() && !is_binary(text) {
         buffer.extend_from_slice(b"\"log\":\"");
         escape(buffer, text);
     } else {
@@ -157,6 +157,15 @@ fn append(buffer: &mut Vec<u8>, time: &str, stream: Stream, text: &[u8]) {
         base64(buffer, text);
     }
     buffer.extend_from_slice(b"\"}\n");
+}
+
+/// A shorter text is recorded as text whatever is in it: a bell alone, a key's sequence.
+const SHORTEST_BINARY: usize = 64;
+
+/// Whether most of it is bytes that JSON spells with six characters: as base64 it is a quarter of that.
+fn is_binary(text: &[u8]) -> bool {
+    let control = |byte: &&u8| matches!(byte, 0..=8 | 0x0b | 0x0c | 0x0e..=0x1f | 0x7f);
+    text.len() >= SHORTEST_BINARY && text.iter().filter(control).count() > text.len() / 2
 }
 
 /// Write text as the inside of a JSON string.
@@ -240,6 +249,14 @@ mod tests {
         assert_eq!(parsed[0]["log64"], "//4A");
         let parsed = records(&[(Stream::Output, b"\xff")]);
         assert_eq!(parsed[0]["log64"], "/w==");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_take_little_more_than_their_size() {
+        let mut buffer = Vec::new();
+        append(&mut buffer, "", Stream::Output, &[0; 3000]);
+        assert!(buffer.len() < 4100, "{}", buffer.len());
+        assert_eq!(records(&[(Stream::Output, &[0; 66])])[0]["log64"], "AAAA".repeat(22));
     }
 
     #[test]
