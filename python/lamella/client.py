@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lamella.containers.collection import Containers
     from lamella.content import ContentStore
     from lamella.du import DiskUsage
+    from lamella.fsck import FsckReport
     from lamella.gc import GcReport
     from lamella.images import Images
     from lamella.leases import Leases
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 class Client:
     """Open the store under ``root``, creating it when it is not there.
 
+    ``durable``: a pull returns only when what it brought survives a power cut (:mod:`lamella.durability`); without it that
+    happens a little later.
+
     Errors: PermissionDenied when the store cannot be opened, FailedPrecondition when a newer lamella made it,
     InvalidArgument for a malformed namespace.
     """
@@ -39,7 +43,10 @@ class Client:
         state: str | os.PathLike[str] | None = None,
         namespace: str | None = None,
         snapshotter: str | None = None,
+        *,
+        durable: bool = False,
     ) -> None:
+        self.durable = durable
         self.config = Config.load(root=root, state=state, namespace=namespace, snapshotter=snapshotter)
         self.database = Database(self.config)
 
@@ -64,6 +71,9 @@ class Client:
         from lamella.gc import collect
 
         if not dry_run:
+            from lamella.durability import sync_if_due
+
+            sync_if_due(self.database, self.config)
             self.containers.remove_ended()
         report = collect(self.database, self.config, dry_run=dry_run)
         report.orphans += remove_orphaned_tasks(self.database, self.config, dry_run=dry_run)
@@ -74,6 +84,21 @@ class Client:
         from lamella.du import usage
 
         return usage(self)
+
+    def sync(self) -> int:
+        """Wait until everything that is complete in the store is on disk; return how many objects that was news for."""
+        from lamella.durability import sync
+
+        return sync(self.database, self.config)
+
+    def fsck(self, *, repair: bool = False, jobs: int = 2) -> FsckReport:
+        """Look for damage, in all namespaces, with ``jobs`` threads that hash; mend what can be mended with ``repair``.
+
+        See :func:`lamella.fsck.check`.
+        """
+        from lamella.fsck import check
+
+        return check(self, repair=repair, jobs=jobs)
 
     @cached_property
     def content(self) -> ContentStore:

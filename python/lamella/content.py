@@ -13,8 +13,9 @@ readable when its blob is deleted.
 
 Durability: a commit is one rename and one transaction. After the death of any process what was committed is complete, and an
 ingest keeps what was written. Nothing waits for the disk: ``boot_id`` and ``synced`` of a blob's row say under which boot
-it was written and whether it was synced since; what was written under this boot is complete, for what is left from an
-earlier one without the mark a power cut may have taken the file's bytes, and only the digest can tell.
+it was written and whether it was synced since (:mod:`lamella.durability`). What was written under this boot is complete. For
+what is left from an earlier one without the mark a power cut may have taken the file's bytes: it is hashed before it is used
+again. One that is damaged loses its file; its rows stay, with the labels, until a pull brings the bytes back.
 """
 
 from __future__ import annotations
@@ -63,14 +64,30 @@ __all__ = [
     "Ingest",
     "IngestStatus",
     "delete_blob_row",
+    "file_digest",
+    "remove_damaged",
     "unlink_blobs",
 ]
 
 _READ_MAX = 64 * 1024 * 1024
 _PAGE = 1000
+_UNVERIFIED = "(b.synced = 0 AND b.boot_id <> ?)"
 _INFO = (
     "SELECT c.digest, b.size, c.labels, c.created_at, c.updated_at FROM content c JOIN blobs b USING (digest)"
 )
+
+# An image whose manifest, or an index that leads to it, says that it was pulled without keeping this layer.
+_DISCARDED = """
+SELECT (
+    SELECT i.name FROM images i WHERE i.namespace = :namespace AND i.digest IN (
+        SELECT m.digest UNION SELECT x.digest FROM gc_labels g CROSS JOIN content x ON x.number = g.owner >> 2
+            WHERE g.kind = 'content' AND g.namespace = :namespace AND g.scope = '' AND g.named = m.digest AND g.owner & 3 = 0)
+    ORDER BY i.name LIMIT 1
+)
+FROM content m
+WHERE m.namespace = :namespace AND instr(labels, '"lamella.dev/layers-discarded"') AND instr(m.labels, '"' || :digest || '"')
+LIMIT 1
+"""
 
 
 class ContentInfo(msgspec.Struct, frozen=True):
@@ -107,16 +124,22 @@ class ContentStore:
     def exists(self, digest: str) -> bool:
         """Tell whether a blob is in the store, seen by this namespace or not (then :meth:`adopt` it).
 
-        False also when its file is gone or has another size, so that who needs it fetches it again.
+        False also when its file is gone, has another size or, left unverified by another boot, another digest, so that who
+        needs it fetches it again.
         """
         parsed = parse_digest(digest)
         with self._database.read() as db:
-            row = db.execute("SELECT size FROM blobs WHERE digest = ?", (parsed,)).fetchone()
-        return row is not None and file_length(self._file(parsed)) == row[0]
+            row = db.execute(
+                f"SELECT size, {_UNVERIFIED} FROM blobs b WHERE digest = ?",  # noqa: S608 (a constant)
+                (boot_id(), parsed),
+            ).fetchone()
+        if row is None or file_length(self._file(parsed)) != row[0]:
+            return False
+        return not row[1] or self._verify(parsed)
 
     def path(self, digest: str) -> Path:
-        """Return where a blob's file is. It is not to be written. Errors as :meth:`info`."""
-        return self._file(self.info(digest).digest)
+        """Return where a blob's file is. It is not to be written. Errors as :meth:`info`; DataLoss if it proves damaged."""
+        return self._file(self._locate(digest)[0])
 
     def open(self, digest: str) -> BinaryIO:
         """Open a blob for reading; it stays readable when it is deleted. Errors as :meth:`info`; DataLoss."""
@@ -135,11 +158,11 @@ class ContentStore:
         """
         if offset < 0 or (size is not None and size < 0):
             raise InvalidArgument(f"cannot read {size} bytes at offset {offset}: neither may be negative")
-        info = self.info(digest)
-        wanted = max(0, min(info.size - offset, info.size if size is None else size))
+        parsed, length = self._locate(digest)
+        wanted = max(0, min(length - offset, length if size is None else size))
         with translated(f"read the blob {digest}"):
             try:
-                descriptor = os.open(self._file(info.digest), os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = os.open(self._file(parsed), os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 raise self._lost(digest) from None
             try:
@@ -178,6 +201,39 @@ class ContentStore:
             if len(rows) < _PAGE:
                 return
             after = rows[-1][0]
+
+    def _locate(self, digest: str) -> tuple[Digest, int]:
+        """Give digest and size of a blob that this namespace sees and whose bytes can be believed."""
+        parsed = parse_digest(digest)
+        with self._database.read() as db:
+            row = db.execute(
+                f"SELECT b.size, {_UNVERIFIED} FROM content c JOIN blobs b USING (digest) "  # noqa: S608 (a constant)
+                "WHERE c.namespace = ? AND c.digest = ?",
+                (boot_id(), self._namespace, parsed),
+            ).fetchone()
+        if row is None:
+            raise self._missing(digest)
+        if row[1] and not self._verify(parsed):
+            raise self._lost(digest)
+        return parsed, row[0]
+
+    def _verify(self, digest: Digest) -> bool:
+        """Hash a blob that another boot left without the mark of a sync, and note what came out; see "Durability"."""
+        path = self._file(digest)
+        try:
+            intact = file_digest(path, digest) == digest
+        except FileNotFoundError:
+            return False
+        if not intact:
+            remove_damaged(self._database, self._blobs, digest)
+            return False
+        with self._database.write() as db:
+            # What was read came from the disk: there is nothing left to be synced.
+            db.execute(
+                "UPDATE blobs SET boot_id = ?, synced = 1 WHERE digest = ? AND synced = 0",
+                (boot_id(), digest),
+            )
+        return True
 
     # Changes
 
@@ -362,14 +418,14 @@ class ContentStore:
         database = self._database
         with database.write() as db:
             row = db.execute(
-                "SELECT size, EXISTS (SELECT 1 FROM content WHERE namespace = ? AND digest = blobs.digest) "
-                "FROM blobs WHERE digest = ?",
-                (self._namespace, digest),
+                f"SELECT size, EXISTS (SELECT 1 FROM content WHERE namespace = ? AND digest = b.digest), {_UNVERIFIED} "  # noqa: S608
+                "FROM blobs b WHERE digest = ?",
+                (self._namespace, boot_id(), digest),
             ).fetchone()
             ingest.settle()
             database.on_rollback(ingest.reopen)
             database.after_commit(ingest.finish)
-            intact = row is not None and file_length(target) == row[0]
+            intact = row is not None and not row[2] and file_length(target) == row[0]
             if not intact:
                 try:
                     data.rename(target)
@@ -380,7 +436,8 @@ class ContentStore:
                 target.chmod(0o444)
                 if row is not None:
                     db.execute(
-                        "UPDATE blobs SET synced = 0, boot_id = ? WHERE digest = ?", (boot_id(), digest)
+                        "UPDATE blobs SET size = ?, synced = 0, boot_id = ?, created_at = ? WHERE digest = ?",
+                        (size, boot_id(), timestamp(), digest),
                     )
                 else:
                     db.execute(
@@ -402,10 +459,48 @@ class ContentStore:
         return self._ingests / hashlib.sha256(f"{self._namespace}\0{ref}".encode()).hexdigest()
 
     def _missing(self, digest: str) -> NotFound:
-        return NotFound(f"there is no content {digest} in namespace {self._namespace}")
+        return NotFound(
+            f"there is no content {digest} in namespace {self._namespace}", hint=self._discarded_hint(digest)
+        )
+
+    def _discarded_hint(self, digest: str) -> str | None:
+        """Say how to get a layer back whose image was pulled with ``keep_layers=False``."""
+        with self._database.read() as db:
+            row = db.execute(_DISCARDED, {"namespace": self._namespace, "digest": digest}).fetchone()
+        if row is None:
+            return None
+        name = row[0] or "its image"
+        return f"The compressed layers of {name} were dropped once they were unpacked; fetch them again: lamella pull {name}"
 
     def _lost(self, digest: str) -> DataLoss:
-        return DataLoss(f"the file of the blob {digest} is gone", hint="Look for damage: lamella fsck.")
+        return DataLoss(
+            f"the file of the blob {digest} is gone or damaged",
+            hint="Pull its image again; lamella fsck says which one it is.",
+        )
+
+
+def file_digest(path: Path, like: Digest) -> Digest:
+    """Hash a file with the algorithm of ``like``. The GIL is not held meanwhile. FileNotFoundError; Unavailable."""
+    algorithm, _ = split_digest(like)
+    with path.open("rb") as file, translated(f"read the blob {like}"):
+        return Digest(f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}")
+
+
+def remove_damaged(database: Database, blobs: Path, digest: Digest) -> bool:
+    """Remove the file of a blob that has another digest; its rows stay. False when it is whole or gone by now.
+
+    The file is hashed again inside the transaction, since a pull may have put the right one there; that may take a while,
+    and happens once in the life of a damaged blob.
+    """
+    path = blobs.joinpath(*split_digest(digest))
+    with database.write(), translated(f"remove the damaged blob {digest}"):
+        try:
+            if file_digest(path, digest) == digest:
+                return False
+            path.unlink()
+        except FileNotFoundError:
+            return False
+    return True
 
 
 _BLOB_IS_UNUSED = """

@@ -14,7 +14,7 @@ import msgspec
 
 from lamella import oci
 from lamella.digest import Digest
-from lamella.errors import FailedPrecondition, LamellaError, NotFound
+from lamella.errors import FailedPrecondition, InvalidArgument, LamellaError, NotFound
 from lamella.labels import LAYERS_DISCARDED, check_labels, decode_labels, encode_labels
 from lamella.metadata import timestamp
 from lamella.reference import Reference
@@ -180,24 +180,57 @@ class Images:
         progress: ProgressCallback | None = None,
         plain_http: bool = False,
         unpack: bool = True,
+        keep_layers: bool = True,
+        sync: bool | None = None,
     ) -> Image:
         """Fetch an image from its registry and, unless ``unpack`` is false, unpack it into committed snapshots.
 
         ``platform`` is ``os/arch[/variant]``, this machine's by default. ``plain_http`` allows HTTP without TLS to a
-        host that is not loopback. Errors as :meth:`lamella.transfer.pull.Pull.run`. Twice is harmless and costs
-        one request when nothing changed.
+        host that is not loopback. With ``keep_layers=False`` the disk holds the image once: the compressed layers are not
+        kept, but for those that something else refers to, until a pull without it fetches them again. That holds for the
+        manifest, under all names that it has in the namespace. With ``sync`` (the client's ``durable`` by default) it returns
+        when what came survives a power cut. Errors as :meth:`lamella.transfer.pull.Pull.run`, and
+        InvalidArgument for neither unpacking nor keeping. Twice is harmless and costs one request when nothing changed.
         """
         from lamella import platforms
         from lamella.registry.client import RegistryClient
         from lamella.transfer.pull import Pull
 
+        if not (unpack or keep_layers):
+            raise InvalidArgument("an image that is neither unpacked nor kept would not be there at all")
         reference = ref if isinstance(ref, Reference) else Reference.parse(ref)
         wanted = platforms.parse_platform(platform) if isinstance(platform, str) else platform
         with RegistryClient(plain_http=plain_http) as registry:
             pulled = Pull(
-                self._client, reference, registry, platform=wanted, progress=progress, unpack=unpack
+                self._client,
+                reference,
+                registry,
+                platform=wanted,
+                progress=progress,
+                unpack=unpack,
+                keep_layers=keep_layers,
             ).run()
+        if self._client.durable if sync is None else sync:
+            self._client.sync()
         return self.get(pulled.name)
+
+    def unpack(self, ref: str | Reference) -> Image:
+        """Unpack an image's layers from the blobs that are here, without a registry, where that was not done or is spoiled.
+
+        NotFound when the image or one of its blobs is not here. Twice is harmless.
+        """
+        from lamella.transfer.pull import Pull
+        from lamella.transfer.unpack import NoRegistry
+
+        image = self.get(ref)
+        Pull(
+            self._client,
+            Reference.parse(image.name),
+            NoRegistry(image.name),
+            platform=image.platform,
+            keep_layers=not image.layers_discarded,
+        ).unpack(image.target)
+        return image
 
     def get(self, ref: str | Reference) -> Image:
         """Return an image of the store. NotFound when there is none of this name."""

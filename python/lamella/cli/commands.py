@@ -64,6 +64,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
                 ("namespace",),
             ),
             Entry("gc", "Remove what nothing refers to.", "gc", "GC"),
+            Entry("fsck", "Look for damage and mend it.", "fsck", "FSCK"),
             Entry("du", "Show what takes the disk.", "du", "DU"),
         ),
     ),

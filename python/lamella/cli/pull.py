@@ -30,7 +30,15 @@ def add_pull_options(parser: Parser, *, when: bool = False) -> None:
         )
 
 
-def fetch(session: Session, reference: str, arguments: argparse.Namespace, *, unpack: bool = True) -> Image:
+def fetch(
+    session: Session,
+    reference: str,
+    arguments: argparse.Namespace,
+    *,
+    unpack: bool = True,
+    keep_layers: bool = True,
+    sync: bool | None = None,
+) -> Image:
     """Pull an image and show progress if stderr is a terminal."""
     from lamella.cli.progress import watch
 
@@ -40,6 +48,8 @@ def fetch(session: Session, reference: str, arguments: argparse.Namespace, *, un
             platform=arguments.platform,
             plain_http=arguments.plain_http,
             unpack=unpack,
+            keep_layers=keep_layers,
+            sync=sync,
             progress=callback,
         )
 
@@ -48,17 +58,19 @@ def find_or_fetch(session: Session, reference: str, arguments: argparse.Namespac
     """Give an image of the store, fetched first where ``--pull`` and ``--platform`` ask for it."""
     from lamella.errors import NotFound
 
-    if arguments.pull != "always":
-        try:
-            image = session.client.images.get(reference)
-        except NotFound:
-            if arguments.pull == "never":
-                raise
+    keep_layers = True
+    try:
+        image = session.client.images.get(reference)
+        keep_layers = arguments.pull != "always" or not image.layers_discarded
+    except NotFound:
+        if arguments.pull == "never":
+            raise
+        if arguments.pull != "always":
             session.note(f"lamella: {reference} is not here and is fetched")
-        else:
-            if arguments.pull == "never" or _fits(image, arguments.platform):
-                return image
-    return fetch(session, reference, arguments)
+    else:
+        if arguments.pull == "never" or (arguments.pull == "missing" and _fits(image, arguments.platform)):
+            return image
+    return fetch(session, reference, arguments, keep_layers=keep_layers)
 
 
 def _fits(image: Image, platform: str | None) -> bool:
@@ -71,7 +83,16 @@ def _fits(image: Image, platform: str | None) -> bool:
 
 def _arguments(parser: Parser) -> None:
     add_pull_options(parser)
-    parser.add_argument("--no-unpack", action="store_true", help="Fetch the content and make no snapshots.")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--no-unpack", action="store_true", help="Fetch the content and make no snapshots.")
+    what.add_argument(
+        "--discard-layers",
+        action="store_true",
+        help="Keep the unpacked layers alone, not the compressed ones, until a pull without this.",
+    )
+    parser.add_argument(
+        "--sync", action="store_true", help="Return when what came is on disk and survives a power cut."
+    )
     parser.add_argument(
         "reference",
         metavar="REF",
@@ -80,7 +101,14 @@ def _arguments(parser: Parser) -> None:
 
 
 def _pull(arguments: argparse.Namespace, session: Session) -> int:
-    image = fetch(session, arguments.reference, arguments, unpack=not arguments.no_unpack)
+    image = fetch(
+        session,
+        arguments.reference,
+        arguments,
+        unpack=not arguments.no_unpack,
+        keep_layers=not arguments.discard_layers,
+        sync=arguments.sync or None,
+    )
     if session.json:
         session.document(image.inspect())
     elif session.quiet:
@@ -101,6 +129,7 @@ PULL = Command(
     examples=[
         ("an image of Docker Hub", "lamella pull nginx:latest"),
         ("one of a registry on this machine", "lamella pull localhost:5000/debian:12"),
+        ("with half the disk: to run, not to push or export", "lamella pull --discard-layers nginx:latest"),
         ("the content alone, for another platform", "lamella pull --platform linux/arm64 --no-unpack alpine"),
     ],
 )

@@ -16,6 +16,7 @@ from lamella.containers.network import network_path
 from lamella.containers.options import Options
 from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import build_spec
+from lamella.durability import Unverified
 from lamella.errors import AlreadyExists, InvalidArgument, NotFound
 from lamella.images import Image
 from lamella.labels import check_labels
@@ -61,6 +62,13 @@ class Containers:
             raise TypeError(str(error).replace("Options.", "containers.create() ")) from None
 
     def _create(self, image: str | Image, options: Options, *, auto_remove: bool = False) -> Container:
+        try:
+            return self._create_once(image, options, auto_remove=auto_remove)
+        except Unverified:
+            self._client.images.unpack(image.name if isinstance(image, Image) else image)
+            return self._create_once(image, options, auto_remove=auto_remove)
+
+    def _create_once(self, image: str | Image, options: Options, *, auto_remove: bool) -> Container:
         client = self._client
         namespace = client.config.namespace
         if not isinstance(image, Image):

@@ -16,10 +16,12 @@ from lamella.containers.options import Environment, parse_command
 from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import exec_process
 from lamella.containers.task import Status, Task
+from lamella.durability import Unverified
 from lamella.errors import CommandNotFound, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 
 if TYPE_CHECKING:
     from lamella.client import Client
+    from lamella.snapshots import Mount
 
 __all__ = ["Attached", "Container", "ContainerRecord"]
 
@@ -149,11 +151,20 @@ class Container:
         _, attached = self.task.start(
             record.spec.encode(),
             network_files(record.extra.network, record.extra.hostname),
-            self._client.snapshots.mounts(record.snapshot_key),
+            self._mounts(),
             attach=attach,
             stdin=record.extra.stdin,
         )
         return attached
+
+    def _mounts(self) -> list[Mount]:
+        """Give what its root is mounted from; layers that a power cut may have spoiled are unpacked anew first."""
+        record = self.record
+        try:
+            return self._client.snapshots.mounts(record.snapshot_key)
+        except Unverified:
+            self._client.images.unpack(record.image)
+            return self._client.snapshots.mounts(record.snapshot_key)
 
     def attach(self, *, stdin: bool = False) -> Attached:
         """Join its streams from now on. FailedPrecondition when it does not run."""

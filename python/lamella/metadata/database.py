@@ -120,6 +120,22 @@ class Database:
         assert self._depth
         self._on_rollback.append(action)
 
+    def flush(self) -> None:
+        """Wait until every committed transaction is on disk. Twice is harmless.
+
+        Syncing the log is enough: whatever is not in it any more was copied to the database, which SQLite syncs before it
+        writes the log anew.
+        """
+        with translated(f"sync the metadata {self.path}"):
+            try:
+                descriptor = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
     def close(self) -> None:
         """Close the connection. Harmless twice, and in a forked child, where it does nothing."""
         if self._pid != os.getpid():

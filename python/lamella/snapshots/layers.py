@@ -8,7 +8,9 @@ same work; they wait, and then find it done, or, when the first one died, do it 
 locked too, until the Staging is closed, so that garbage collection leaves it alone: also in the time between
 :meth:`Staging.commit` and the first snapshot that stands on it. A layer that was found, not staged, is protected by a lease.
 
-Durability: as for blobs (content.py); a row says under which boot its folder was filled and whether it was synced since.
+Durability: a row says under which boot its folder was filled and whether it was synced since (:mod:`lamella.durability`). A
+folder that another boot left without the mark counts as not there; who unpacks the layer anew gives the snapshots on it
+the new folder.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from lamella.metadata.boot import boot_id
 from lamella.snapshots.folders import LayerFolders
 
 _COLUMNS = "id, diff_id, chain_id, disk_bytes, inodes, opaque_root"
+_VERIFIED = "(synced OR boot_id = ?)"
 
 
 class Layer(msgspec.Struct, frozen=True):
@@ -56,23 +59,21 @@ class LayerStore:
     def find(self, snapshotter: str, diff_id: str, chain_id: str | None = None) -> Layer | None:
         """Return the folder of a layer, or None: one that is right anywhere, else the one for ``chain_id``.
 
-        One whose folder is gone counts as not there, so that it is unpacked again.
+        One whose folder is gone or unverified counts as not there, so that it is unpacked again.
         """
         parse_digest(diff_id)
         folders = self._folders(snapshotter)
         with self._database.read() as db:
-            row = db.execute(
+            rows = db.execute(
                 f"""
                 SELECT {_COLUMNS} FROM layers
-                WHERE snapshotter = ? AND diff_id = ? AND coalesce(chain_id, '') IN ('', ?)
-                ORDER BY coalesce(chain_id, '') LIMIT 1
+                WHERE snapshotter = ? AND diff_id = ? AND coalesce(chain_id, '') IN ('', ?) AND {_VERIFIED}
+                ORDER BY coalesce(chain_id, '')
                 """,  # noqa: S608 (a constant)
-                (snapshotter, diff_id, chain_id or ""),
-            ).fetchone()
-        if row is None:
-            return None
-        layer = _layer(folders, row)
-        return layer if layer.path.is_dir() else None
+                (snapshotter, diff_id, chain_id or "", boot_id()),
+            ).fetchall()
+        found = (_layer(folders, row) for row in rows)
+        return next((layer for layer in found if layer.path.is_dir()), None)
 
     def stage(
         self,
@@ -139,7 +140,7 @@ class Staging:
         """Make the folder the layer ``diff_id``, right everywhere or, with ``chain_id``, on top of that chain alone.
 
         When an equal layer was committed meanwhile (after :meth:`unlock`) that one is returned and this folder dropped. A
-        row whose folder is gone gets this one, and so do the snapshots that stand on it. Only once.
+        row whose folder is gone or unverified gets this one, and so do the snapshots that stand on it. Only once.
         """
         parse_digest(diff_id)
         if chain_id is not None:
@@ -152,14 +153,14 @@ class Staging:
         with self._database.write() as db:
             row = db.execute(
                 f"""
-                SELECT {_COLUMNS} FROM layers
+                SELECT {_COLUMNS}, {_VERIFIED} FROM layers
                 WHERE snapshotter = ? AND diff_id = ? AND coalesce(chain_id, '') = ?
                 """,  # noqa: S608 (a constant)
-                (self._snapshotter, diff_id, chain_id or ""),
+                (boot_id(), self._snapshotter, diff_id, chain_id or ""),
             ).fetchone()
             if row is not None:
-                layer = _layer(self._folders, row)
-                if layer.path.is_dir():
+                layer = _layer(self._folders, row[:-1])
+                if row[-1] and layer.path.is_dir():
                     return layer
                 db.execute("UPDATE layers SET diff_id = NULL WHERE id = ?", (layer.id,))
             db.execute(
@@ -176,6 +177,7 @@ class Staging:
             if row is not None:
                 db.execute("UPDATE snapshots SET layer = ? WHERE layer = ?", (layer_id, row[0]))
                 db.execute("DELETE FROM layers WHERE id = ?", (row[0],))
+                self._database.after_commit(lambda: self._folders.remove(row[0]))
             self._committed = True
             self._database.on_rollback(self._take_back)
         self._lock.release()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lamella import _core
 from lamella.config import Config
+from lamella.durability import Unverified
 from lamella.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from lamella.filters import compile_filters
 from lamella.labels import check_labels, decode_labels, encode_labels, merge_labels
@@ -29,19 +30,22 @@ KEY_MAX = 4096
 """Bytes of a key or name."""
 _PAGE = 1000
 
-# The snapshot of a name and its ancestors, nearest first, as far as they can be seen.
-_STACK = """
-WITH RECURSIVE stack (depth, number, kind, parent, layer, opaque_root) AS (
-    SELECT 0, s.number, s.kind, s.parent, s.layer, coalesce(l.opaque_root, 0)
+# The snapshot of a name and its ancestors, nearest first, as far as they can be seen; the last column says whether a
+# layer can be used (lamella.durability). Active snapshots' own folders, and what was committed from one, always can.
+_USABLE = "coalesce(l.synced OR l.diff_id IS NULL OR l.boot_id = ?1, 1)"
+_STACK = f"""
+WITH RECURSIVE stack (depth, number, kind, parent, layer, opaque_root, usable) AS (
+    SELECT 0, s.number, s.kind, s.parent, s.layer, coalesce(l.opaque_root, 0), {_USABLE}
     FROM snapshots s LEFT JOIN layers l ON l.id = s.layer
-    WHERE s.namespace = ? AND s.snapshotter = ? AND s.name = ?
+    WHERE s.namespace = ?2 AND s.snapshotter = ?3 AND s.name = ?4
     UNION ALL
-    SELECT depth + 1, s.number, s.kind, s.parent, s.layer, l.opaque_root
+    SELECT depth + 1, s.number, s.kind, s.parent, s.layer, l.opaque_root, {_USABLE}
     FROM stack JOIN snapshots s ON s.number = stack.parent JOIN layers l ON l.id = s.layer
     WHERE NOT stack.opaque_root
 )
-SELECT number, kind, layer FROM stack ORDER BY depth
-"""
+SELECT number, kind, layer, usable FROM stack ORDER BY depth
+"""  # noqa: S608 (constants)
+_Row = tuple[int, SnapshotKind, str | None, int]
 _INFO = """
 SELECT s.number, s.name, coalesce(p.name, ''), s.kind, s.labels, s.created_at, s.updated_at
 FROM snapshots s LEFT JOIN snapshots p ON p.number = s.parent
@@ -166,13 +170,13 @@ class RecordedSnapshotter(ABC):
         """Return what to mount for an active snapshot or a view."""
         with self._database.read() as db:
             stack = self._stack(db, key)
-        _, kind, own = stack[0]
+        _, kind, own, _ = stack[0]
         if kind == "committed":
             raise FailedPrecondition(
                 f"snapshot {key!r} is committed, it cannot be mounted itself",
                 hint=f"Make a view of it: lamella snapshots view KEY {key}",
             )
-        return self._mounts(kind, own, _layers(stack[1:]))
+        return self._mounts(kind, own, self._usable_layers(stack[1:], key))
 
     def stat(self, key: str) -> SnapshotInfo:
         """Return what is known about a snapshot."""
@@ -257,7 +261,7 @@ class RecordedSnapshotter(ABC):
         """Return the folders whose stack is the snapshot, nearest first."""
         with self._database.read() as db:
             stack = self._stack(db, key)
-        return [Path(self._folders.fs(layer)) for layer in _layers(stack)]
+        return [Path(self._folders.fs(layer)) for layer in self._usable_layers(stack, key)]
 
     def close(self) -> None:
         """Let go of what the snapshotter holds: nothing; the database belongs to the client."""
@@ -276,7 +280,7 @@ class RecordedSnapshotter(ABC):
             if taken is not None:
                 raise self._taken(key)
             stack = self._parents(db, parent)
-            parents = _layers(stack)
+            parents = self._usable_layers(stack, parent)
             own = self._create_folder(kind, parents)
             if own is not None:
                 self._database.on_rollback(lambda _: self._folders.remove(own))
@@ -293,7 +297,7 @@ class RecordedSnapshotter(ABC):
         *,
         name: str,
         kind: SnapshotKind,
-        stack: list[tuple[int, SnapshotKind, str | None]],
+        stack: list[_Row],
         layer: str | None,
         labels: str,
     ) -> None:
@@ -307,7 +311,7 @@ class RecordedSnapshotter(ABC):
             (*self._scope, name, kind, stack[0][0] if stack else None, layer, labels, now, now),
         )
 
-    def _parents(self, db: Transaction, parent: str) -> list[tuple[int, SnapshotKind, str | None]]:
+    def _parents(self, db: Transaction, parent: str) -> list[_Row]:
         """Give the stack of a parent that something may stand on; an empty one for no parent."""
         if not parent:
             return []
@@ -324,12 +328,28 @@ class RecordedSnapshotter(ABC):
             )
         return stack
 
-    def _stack(self, db: Transaction, key: str) -> list[tuple[int, SnapshotKind, str | None]]:
+    def _stack(self, db: Transaction, key: str) -> list[_Row]:
         """Give number, kind and layer of a snapshot and of its ancestors, nearest first."""
-        stack = db.execute(_STACK, (*self._scope, _check_key(key))).fetchall()
+        stack = db.execute(_STACK, (boot_id(), *self._scope, _check_key(key))).fetchall()
         if not stack:
             raise self._missing(key)
         return stack
+
+    def _usable_layers(self, stack: list[_Row], key: str) -> list[str]:
+        """Give the layers of a stack, each once: a layer that stands twice (an empty one, often) is hidden by its upper self.
+
+        Unverified when some of them are (see lamella.durability).
+        """
+        layers: dict[str, None] = {}
+        for _, _, layer, usable in stack:
+            if not usable:
+                raise Unverified(
+                    f"layers of snapshot {key!r} were unpacked before the machine restarted and never synced to disk",
+                    hint="Unpack them again: pull the image, or run lamella fsck --repair.",
+                )
+            if layer is not None:
+                layers[layer] = None
+        return list(layers)
 
     def _committable(self, db: Transaction, name: str, key: str) -> str:
         """Give the layer of ``key`` if it may be committed as ``name``."""
@@ -370,11 +390,6 @@ class RecordedSnapshotter(ABC):
             f"snapshot {key!r} exists in namespace {self._scope[0]} of {self.name}",
             hint="Remove it, or take another name.",
         )
-
-
-def _layers(stack: list[tuple[int, SnapshotKind, str | None]]) -> list[str]:
-    """Give the layers of a stack, each once: a layer that stands twice (an empty one, often) is hidden by its upper self."""
-    return list(dict.fromkeys(layer for _, _, layer in stack if layer is not None))
 
 
 def _info(row: tuple[Any, ...]) -> SnapshotInfo:

@@ -6,6 +6,10 @@ fetched and not unpacked again. Nothing becomes visible before its digests were 
 its layer row, the image with its committed snapshots by one transaction at the end. A lease holds everything from before it
 exists until then, so that garbage collection may run at any time.
 
+Without ``keep_layers`` nothing is written but the layer folders: a blob that is not here is read from the network into the folder
+alone. The manifest then carries labels that say so in place of the references to its layers, and blobs that nothing else
+leads to go when the pull is done.
+
 Locks: each layer takes the ingest lock of its blob, then the staging lock of its diffID; both are the kernel's (flock) and end
 with the process. A layer that has to wait for the layers beneath it gives its staging lock back first, so that two pulls never
 wait for each other.
@@ -23,6 +27,7 @@ import msgspec
 
 from lamella import _core, oci, platforms
 from lamella.digest import Digest
+from lamella.durability import Unverified, sync_if_due
 from lamella.errors import (
     AlreadyExists,
     Cancelled,
@@ -33,15 +38,19 @@ from lamella.errors import (
     ResourceExhausted,
     Unsupported,
 )
+from lamella.labels import DISCARDED_LAYER, GC_REF_CONTENT, LAYERS_DISCARDED
+from lamella.metadata import timestamp
+from lamella.metadata.reachability import CONTENT, condemned
 from lamella.reference import Reference
-from lamella.registry.client import RegistryClient
 from lamella.transfer.progress import Phase, Progress, ProgressCallback, Reporter
 
 if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.content import Ingest
     from lamella.registry.blob import BlobStream
+    from lamella.registry.client import RegistryClient
     from lamella.snapshots.layers import Layer, Staging
+    from lamella.transfer.unpack import NoRegistry
 
 CHUNK = 1024 * 1024
 """Bytes read from the network at a time; smaller pieces cost more system calls, larger ones only memory."""
@@ -86,11 +95,12 @@ class Pull:
         self,
         client: Client,
         reference: Reference,
-        registry: RegistryClient,
+        registry: RegistryClient | NoRegistry,
         *,
         platform: oci.Platform | None = None,
         progress: ProgressCallback | None = None,
         unpack: bool = True,
+        keep_layers: bool = True,
         parallel: int = PARALLEL_LAYERS,
     ) -> None:
         self._client = client
@@ -99,6 +109,7 @@ class Pull:
         self._platform = platform or platforms.default_platform()
         self._reporter = Reporter(progress)
         self._unpack = unpack
+        self._keep_layers = keep_layers
         self._parallel = max(1, parallel)
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
@@ -118,6 +129,10 @@ class Pull:
         pulled = self._find(target) if document is None else None
         return pulled or self._fetch(target, document)
 
+    def unpack(self, target: oci.Descriptor) -> Pulled:
+        """Do the part after the download alone, for an image whose blobs are here. NotFound when one is not."""
+        return self._fetch(target, None)
+
     def _find(self, target: oci.Descriptor) -> Pulled | None:
         """Look whether the image is here, whole, without writing anything; None if something is missing."""
         client = self._client
@@ -125,22 +140,27 @@ class Pull:
             if client.images.get(self._reference).digest != target.digest:
                 return None
             descriptor, data, _ = self._choose(target, lambda wanted: client.content.read(wanted.digest))
+            discarded = LAYERS_DISCARDED in client.content.info(descriptor.digest).labels
             manifest = oci.parse_manifest(data)
-            parts = [manifest.config, *manifest.layers]
-            if any(client.content.info(part.digest).size != part.size for part in parts):
+            parts = [manifest.config, *(manifest.layers if self._keep_layers else ())]
+            sizes_differ = any(client.content.info(part.digest).size != part.size for part in parts)
+            if sizes_differ or discarded == self._keep_layers:
+                return None
+            if not all(client.content.exists(part.digest) for part in parts):
                 return None
             if self._unpack:
                 config = oci.parse_config(client.content.read(manifest.config.digest))
                 for name in oci.chain_ids(config.rootfs.diff_ids)[-1:]:
                     if not all(path.is_dir() for path in client.snapshots.layer_paths(name)):
                         return None
-        except NotFound:
+        except (NotFound, Unverified, DataLoss):
             return None
         return self._done(target, descriptor, manifest)
 
     def _fetch(self, target: oci.Descriptor, document: bytes | None) -> Pulled:
         """Bring here what is missing, under a lease."""
         client = self._client
+        sync_if_due(client.database, client.config)  # what earlier pulls wrote; by now it costs little
         with client.leases.hold(expires_in=LEASE_SECONDS) as lease, self._open:
 
             def read(wanted: oci.Descriptor) -> bytes:
@@ -154,11 +174,13 @@ class Pull:
             parts = [manifest.config, *manifest.layers]
             client.leases.add_all(lease.id, [("content", part.digest) for part in parts])
             jobs = self._plan(manifest, lease.id)
-            self._keep(descriptor, data, _manifest_labels(manifest))
+            self._keep(descriptor, data, _manifest_labels(manifest, keep_layers=self._keep_layers))
             self._run_jobs(jobs)
             if self._unpack:
                 self._stack_layers(jobs)
-            self._record(target, jobs)
+            self._record(target, descriptor, manifest, jobs)
+        if not self._keep_layers:
+            self._drop_blobs(manifest)  # now that the lease does not hold them any more
         return self._done(target, descriptor, manifest)
 
     def _done(self, target: oci.Descriptor, descriptor: oci.Descriptor, manifest: oci.Manifest) -> Pulled:
@@ -279,8 +301,15 @@ class Pull:
         self._registry.interrupt()
 
     def _bring(self, job: _LayerJob) -> None:
-        """Bring one layer's blob and folder here, in one pass where neither is."""
+        """Bring one layer's blob and folder here, in one pass where neither is; the folder alone without ``keep_layers``."""
         content, descriptor = self._client.content, job.descriptor
+        if not self._keep_layers:
+            self._stage(job)
+            if job.staging is None:
+                self._report(job, "exists", received=descriptor.size)
+            else:
+                self._fill(job)
+            return
         if not content.exists(descriptor.digest):
             try:
                 ingest = content.writer(
@@ -294,6 +323,7 @@ class Pull:
                 pass
             else:
                 with ingest:
+                    self._stage(job)
                     self._download(job, ingest)
                 return
         content.adopt(descriptor.digest, self._source)
@@ -331,19 +361,31 @@ class Pull:
             whiteouts=self._client.snapshots.whiteouts,
         )
 
-    def _download(self, job: _LayerJob, ingest: Ingest) -> None:
-        """Stream the blob from the registry through the pipeline."""
-        self._stage(job)
+    def _fill(self, job: _LayerJob) -> None:
+        """Unpack a layer into its staging, from the store or, where its blob is not kept, from the registry."""
+        content, descriptor = self._client.content, job.descriptor
+        if content.exists(descriptor.digest):
+            content.adopt(descriptor.digest, self._source)
+            self._unpack_blob(job)
+            self._report(job, "done", received=descriptor.size)
+        else:
+            self._download(job, None)
+
+    def _download(self, job: _LayerJob, ingest: Ingest | None) -> None:
+        """Stream the blob from the registry through the pipeline, into the ingest if there is one."""
         descriptor = job.descriptor
-        pipeline = self._pipeline(job, blob=str(ingest.data_path), offset=ingest.offset)
+        offset = ingest.offset if ingest is not None else 0
+        blob = str(ingest.data_path) if ingest is not None else None
+        pipeline = self._pipeline(job, blob=blob, offset=offset)
         try:
-            with self._registry.open_blob(self._reference, descriptor, offset=ingest.offset) as stream:
+            with self._registry.open_blob(self._reference, descriptor, offset=offset) as stream:
                 self._pump(job, stream, pipeline)
             unpacked = pipeline.finish()
         except SPOILED as error:
             # What is here of the blob would fail the next try in the same way, or fills the disk.
             pipeline.abort()
-            ingest.discard()
+            if ingest is not None:
+                ingest.discard()
             raise type(error)(
                 f"{self._reference}: layer {descriptor.digest}: {error}", hint=error.hint
             ) from error
@@ -351,9 +393,10 @@ class Pull:
             pipeline.abort()
             self._check_cancelled()
             raise
-        ingest.commit(
-            size=descriptor.size, digest=descriptor.digest, labels=self._source, verified=unpacked.digest
-        )
+        if ingest is not None:
+            ingest.commit(
+                size=descriptor.size, digest=descriptor.digest, labels=self._source, verified=unpacked.digest
+            )
         self._settle(job, unpacked)
         self._report(job, "done", received=descriptor.size, unpacked=unpacked.tar_size)
 
@@ -440,14 +483,20 @@ class Pull:
             self._stage(job)
             if job.layer is not None:
                 return job.layer
-            self._unpack_blob(job)
+            self._fill(job)
             if job.layer is not None:
                 return job.layer
         assert job.staging is not None and job.unpacked is not None
         bound = _core.resolve(str(job.staging.path), lowers, job.unpacked.deferred)
         return self._commit(job, chain_id=job.chain_id if bound else None)
 
-    def _record(self, target: oci.Descriptor, jobs: list[_LayerJob]) -> None:
+    def _record(
+        self,
+        target: oci.Descriptor,
+        descriptor: oci.Descriptor,
+        manifest: oci.Manifest,
+        jobs: list[_LayerJob],
+    ) -> None:
         """Make the image and its committed snapshots visible: one transaction, nothing written when nothing changed."""
         client = self._client
         with client.database.write():
@@ -457,7 +506,24 @@ class Pull:
                 labels = {"containerd.io/snapshot.ref": job.chain_id}
                 client.snapshots.add_committed(job.chain_id, parent, job.layer, labels)
                 parent = job.chain_id
+            client.content.update_labels(
+                descriptor.digest, _layer_labels(manifest, keep_layers=self._keep_layers)
+            )
             client.images.put(str(self._reference), target)
+
+    def _drop_blobs(self, manifest: oci.Manifest) -> None:
+        """Remove the layers' blobs from the namespace, but for those that something else leads to."""
+        content, namespace = self._client.content, self._client.config.namespace
+        with self._client.database.write() as db:
+            nodes = {}
+            for layer in manifest.layers:
+                row = db.execute(
+                    "SELECT number FROM content WHERE namespace = ? AND digest = ?", (namespace, layer.digest)
+                ).fetchone()
+                if row is not None:
+                    nodes[row[0] * 4 + CONTENT] = layer.digest
+            for node in condemned(db, list(nodes), timestamp()):
+                content.delete(nodes[node])
 
 
 def _index_labels(data: bytes, chosen: oci.Descriptor) -> dict[str, str]:
@@ -468,8 +534,19 @@ def _index_labels(data: bytes, chosen: oci.Descriptor) -> dict[str, str]:
     }
 
 
-def _manifest_labels(manifest: oci.Manifest) -> dict[str, str]:
-    labels = {"containerd.io/gc.ref.content.config": str(manifest.config.digest)}
-    for number, descriptor in enumerate(manifest.layers):
-        labels[f"containerd.io/gc.ref.content.l.{number}"] = str(descriptor.digest)
+def _manifest_labels(manifest: oci.Manifest, *, keep_layers: bool) -> dict[str, str]:
+    labels = {f"{GC_REF_CONTENT}.config": str(manifest.config.digest)}
+    if keep_layers:
+        labels |= {
+            f"{GC_REF_CONTENT}.l.{number}": str(layer.digest) for number, layer in enumerate(manifest.layers)
+        }
+    return labels
+
+
+def _layer_labels(manifest: oci.Manifest, *, keep_layers: bool) -> dict[str, str]:
+    """Give the changes of labels that say whether a manifest's layers are kept: they are referred to, or named as dropped."""
+    labels = {LAYERS_DISCARDED: "" if keep_layers else timestamp()}
+    for number, layer in enumerate(manifest.layers):
+        labels[f"{GC_REF_CONTENT}.l.{number}"] = str(layer.digest) if keep_layers else ""
+        labels[f"{DISCARDED_LAYER}{number}"] = "" if keep_layers else str(layer.digest)
     return labels

@@ -1,0 +1,208 @@
+"""fsck: each kind of damage is made, found, mended, and then not found any more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from msgspec.structs import astuple
+
+import lamella
+from lamella import _core
+from lamella.digest import digest_of
+from lamella.disk import TRASH
+from lamella.registry.server import RegistryServer
+from layers import Built, file, folder, tar
+
+pytestmark = [pytest.mark.privileged]
+
+
+@pytest.fixture
+def pulled(client):
+    """Give a client whose store has an image of two layers, and the image."""
+    base = tar(folder("etc"), file("etc/passwd", b"root:x:0:0::/root:/bin/sh\n"))
+    with RegistryServer() as server:
+        reference = Built(base, tar(file("upper", os.urandom(2000)))).push(server)
+        yield client, client.images.pull(reference)
+
+
+def kinds(report):
+    return sorted(finding.kind for finding in report.findings)
+
+
+def blob_file(client, digest):
+    return client.config.root / "blobs" / digest.replace(":", "/")
+
+
+def layer_folder(client, name):
+    return client.snapshots.layer_paths(name)[0].parent
+
+
+def made_and_mended(client, *expected):
+    """Check that fsck finds just this, changes nothing without repair, mends it, and finds nothing then."""
+    assert kinds(client.fsck()) == sorted(expected)
+    found = client.fsck()
+    assert kinds(found) == sorted(expected)
+    assert not found.clean
+    repaired = client.fsck(repair=True)
+    assert kinds(repaired) == sorted(expected)
+    assert repaired.clean, repaired
+    assert client.fsck().findings == []
+    return repaired
+
+
+def test_a_store_in_order_has_no_findings(pulled):
+    client, image = pulled
+    client.containers.create(image, ["/bin/true"], name="box")
+    client.snapshots.view("view", image.chain_id)
+    report = client.fsck()
+    assert report.findings == []
+    assert report.clean
+    assert (report.blobs, report.snapshots, report.layers) == (4, 4, 3)
+    assert report.bytes_hashed == image.size
+    assert client.fsck(repair=True).findings == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: os.truncate(path, path.stat().st_size - 1),
+        lambda path: path.write_bytes(bytes(path.stat().st_size)),
+        lambda path: path.unlink(),
+    ],
+    ids=["empty", "cut", "zeroed", "gone"],
+)
+def test_a_damaged_blob_is_forgotten_and_the_named_pull_brings_it_back(pulled, damage):
+    client, image = pulled
+    digest = image.layers[1].digest
+    damage(blob_file(client, digest))
+    (finding,) = [f for f in client.fsck().findings if f.name == digest]
+    assert finding.kind in ("damaged-blob", "missing-blob")
+    assert f"lamella pull {image.name}" in finding.action
+    assert "it came from 127.0.0.1" in finding.detail
+    repaired = client.fsck(repair=True)
+    assert [(f.kind, f.mended) for f in repaired.findings if f.name == digest] == [(finding.kind, True)]
+    assert not repaired.clean  # the image is not whole before it was pulled
+    assert kinds(client.fsck()) == ["dangling-image"]
+    client.images.pull(image.name)
+    assert client.fsck().findings == []
+    assert digest_of(client.content.read(digest)) == digest
+
+
+def test_a_damaged_blob_that_no_image_needs_is_forgotten(client):
+    data = b"alone"
+    digest = digest_of(data)
+    client.content.write("alone", data, digest=digest, size=len(data))
+    blob_file(client, digest).write_bytes(b"other")
+    made_and_mended(client, "damaged-blob")
+    assert not client.content.exists(digest)
+
+
+def test_a_blob_file_without_a_row_is_removed(pulled):
+    client, _ = pulled
+    path = blob_file(client, digest_of(b"orphan"))
+    path.write_bytes(b"orphan")
+    made_and_mended(client, "orphan-blob")
+    assert not path.exists()
+
+
+def test_a_layer_folder_that_is_gone_is_unpacked_anew(pulled):
+    client, image = pulled
+    before = sorted(os.listdir(layer_folder(client, image.chain_ids[0]) / "fs"))
+    shutil.rmtree(layer_folder(client, image.chain_ids[0]))
+    made_and_mended(client, "missing-layer")
+    assert sorted(os.listdir(layer_folder(client, image.chain_ids[0]) / "fs")) == before
+
+
+def test_a_layer_that_cannot_be_unpacked_stays_wrong(pulled):
+    client, image = pulled
+    shutil.rmtree(layer_folder(client, image.chain_id))
+    blob_file(client, image.layers[1].digest).unlink()
+    repaired = client.fsck(repair=True)
+    assert kinds(repaired) == ["dangling-image", "missing-blob", "missing-layer"]
+    assert not repaired.clean
+    client.images.pull(image.name)
+    assert client.fsck().findings == []
+
+
+def test_a_half_unpacked_layer_is_removed(pulled):
+    client, _ = pulled
+    for name in ("0123456789abcdef", f"{TRASH}fedcba9876543210"):
+        orphan = client.config.root / "snapshots" / "overlayfs" / name / "fs"
+        orphan.mkdir(parents=True)
+        (orphan / "half").write_text("x")
+    made_and_mended(client, "orphan-folder", "orphan-folder")
+
+
+def test_a_layer_being_unpacked_and_an_ingest_being_written_are_left_alone(pulled):
+    client, _ = pulled
+    with (
+        client.layers.stage("overlayfs", digest_of(b"staged")) as staging,
+        client.content.writer("busy") as ingest,
+    ):
+        staging.path.joinpath("file").write_text("x")
+        ingest.write(b"half")
+        assert client.fsck(repair=True).findings == []
+        assert staging.path.joinpath("file").exists()
+    assert client.fsck().findings == []  # it can be resumed
+
+
+def test_an_ingest_that_nobody_can_resume_is_removed(pulled):
+    client, _ = pulled
+    broken = client.config.root / "ingest" / ("0" * 64)
+    broken.mkdir()
+    (broken / "data").write_bytes(b"half")
+    (broken / "ref.json").write_bytes(b"")
+    (client.config.root / "ingest" / f"{TRASH}00").write_bytes(b"x")
+    made_and_mended(client, "damaged-ingest", "damaged-ingest")
+    assert not broken.exists()
+
+
+def test_an_image_whose_content_is_gone_is_named(pulled):
+    client, image = pulled
+    client.content.delete(image.manifest.config.digest)
+    (finding,) = client.fsck(repair=True).findings
+    assert (finding.kind, finding.mended) == ("dangling-image", False)
+    assert f"pull {image.familiar_name}" in finding.action
+
+
+def test_a_container_without_its_snapshot_is_named(pulled):
+    client, image = pulled
+    box = client.containers.create(image, ["/bin/true"], name="box")
+    client.snapshots.remove("box")
+    (finding,) = client.fsck(repair=True).findings
+    assert (finding.kind, finding.name, finding.mended) == ("dangling-container", "default/box", False)
+    box.remove()
+    assert client.fsck().findings == []
+
+
+def test_a_mount_left_in_the_store_is_unmounted(pulled):
+    client, image = pulled
+    client.snapshots.view("view", image.chain_id)
+    target = client.config.state / "tasks" / "left behind"
+    target.mkdir(parents=True)
+    try:
+        _core.mount([astuple(mount) for mount in client.snapshots.mounts("view")], str(target))
+        assert "mount" in kinds(client.fsck())
+        assert client.fsck(repair=True).clean
+        assert not os.path.ismount(target)
+    finally:
+        if os.path.ismount(target):
+            _core.unmount(str(target))
+
+
+def test_a_task_without_a_container_is_removed(pulled):
+    client, _ = pulled
+    left = client.config.state / "tasks" / "default" / ("a" * 64)
+    left.mkdir(parents=True)
+    made_and_mended(client, "stale-task")
+    assert not left.exists()
+
+
+def test_damage_in_another_namespace_is_mended_too(pulled):
+    client, image = pulled
+    with lamella.Client(client.config.root, client.config.state, "other") as other:
+        shutil.rmtree(layer_folder(client, image.chain_id))
+        made_and_mended(other, "missing-layer")
