@@ -50,6 +50,19 @@ def test_pull_without_unpacking_makes_no_snapshots(lamella: Program, small_image
     assert {document["digest"], *(layer["digest"] for layer in document["layers"])} <= blobs
 
 
+def test_pull_can_discard_the_compressed_layers(lamella: Program, small_image: str) -> None:
+    document = lamella("--json", "pull", "--discard-layers", small_image).ok().document
+    assert document["layers_discarded"] is True
+    layer = document["layers"][0]["digest"]
+    assert layer not in {row["digest"] for row in lamella("--json", "content", "ls").ok().document}
+    done = lamella("content", "get", layer)
+    assert done.status == 1
+    assert f"lamella pull {small_image}" in done.err
+    assert lamella("pull", "--discard-layers", "--no-unpack", small_image).status == 2
+    assert lamella("--json", "pull", small_image).ok().document["layers_discarded"] is False
+    lamella("content", "get", layer).ok()
+
+
 def test_content_get_gives_the_bytes_of_a_blob(pulled: tuple[Program, str], tmp_path: Path) -> None:
     lamella, reference = pulled
     document = lamella("images", "inspect", reference).ok().document

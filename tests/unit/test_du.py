@@ -156,3 +156,13 @@ def test_measuring_changes_nothing(two):
     two.remove_image("one")
     du(two)
     assert (two.blob_files(), two.layer_folders()) == before
+
+
+def test_a_layer_that_an_image_has_twice_counts_once(store):
+    empty = store.layer({})
+    store.snapshots.add_committed("twice-0", "", empty)
+    store.snapshots.add_committed("twice-1", "twice-0", empty)
+    image(store, "twice", [b"same", b"same"], "twice-1")
+    (usage,) = du(store).images
+    assert (usage.unpacked_alone, usage.unpacked_shared) == (LAYER, 0)
+    assert usage.compressed_alone == len(b"same") + documents("twice")
