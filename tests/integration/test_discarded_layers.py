@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import msgspec
 import pytest
@@ -214,3 +215,52 @@ def test_a_lost_layer_folder_is_fetched_again_and_the_blob_is_not_kept(client, s
     image = discard(client, reference)
     assert reads(client, image, "data/a") is not None
     assert layer_blobs(client, image) == (set(), set())
+
+
+def test_after_a_death_before_the_blobs_went_gc_takes_them(client, server, monkeypatch):
+    from lamella.transfer.pull import Pull
+
+    reference = Built(BASE).push(server)
+    client.images.pull(reference)
+    with monkeypatch.context() as patch:
+        patch.setattr(Pull, "_drop_blobs", lambda *_: None)
+        image = discard(client, reference)
+    assert image.layers_discarded
+    report = client.gc()
+    assert (report.content, report.blobs, report.layers) == (1, 1, 0)
+    assert layer_blobs(client, image) == (set(), set())
+
+
+def test_fsck_finds_nothing_wrong_and_the_graph_can_be_drawn(client, server):
+    from lamella.graph import build, render_mermaid
+
+    image = discard(client, Built(BASE, UPPER).push(server))
+    assert client.fsck().findings == []
+    assert image.chain_id[7:19] in render_mermaid(build(client, image.name))
+
+
+def test_pulls_that_keep_and_pulls_that_do_not_at_once_leave_one_or_the_other(client, server):
+    """Whoever is last decides, and the image is whole in either form."""
+    reference = Built(BASE, UPPER).push(server)
+    failures = []
+
+    def work(keep):
+        try:
+            for _ in range(4):
+                with lamella.Client(client.config.root, client.config.state) as own:
+                    own.images.pull(reference, keep_layers=keep)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(keep,)) for keep in (True, False, True, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    client.gc()
+    image = client.images.get(reference)
+    assert reads(client, image, "data/b") == b"b"
+    here = layer_blobs(client, image)[0]
+    assert here == (set() if image.layers_discarded else {layer.digest for layer in image.layers})
+    assert client.fsck().findings == []
