@@ -24,6 +24,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,7 +66,7 @@ __all__ = [
     "IngestStatus",
     "delete_blob_row",
     "file_digest",
-    "remove_damaged",
+    "is_whole",
     "unlink_blobs",
 ]
 
@@ -219,13 +220,7 @@ class ContentStore:
 
     def _verify(self, digest: Digest) -> bool:
         """Hash a blob that another boot left without the mark of a sync, and note what came out; see "Durability"."""
-        path = self._file(digest)
-        try:
-            intact = file_digest(path, digest) == digest
-        except FileNotFoundError:
-            return False
-        if not intact:
-            remove_damaged(self._database, self._blobs, digest)
+        if not is_whole(self._database, self._blobs, digest):
             return False
         with self._database.write() as db:
             # What was read came from the disk: there is nothing left to be synced.
@@ -480,27 +475,32 @@ class ContentStore:
 
 
 def file_digest(path: Path, like: Digest) -> Digest:
-    """Hash a file with the algorithm of ``like``. The GIL is not held meanwhile. FileNotFoundError; Unavailable."""
-    algorithm, _ = split_digest(like)
-    with path.open("rb") as file, translated(f"read the blob {like}"):
-        return Digest(f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}")
+    """Hash a file with the algorithm of ``like``. The GIL is not held meanwhile. NotFound; Unavailable."""
+    with translated(f"read the blob {like}"), path.open("rb") as file:
+        return _hash(file, like)
 
 
-def remove_damaged(database: Database, blobs: Path, digest: Digest) -> bool:
-    """Remove the file of a blob that has another digest; its rows stay. False when it is whole or gone by now.
-
-    The file is hashed again inside the transaction, since a pull may have put the right one there; that may take a while,
-    and happens once in the life of a damaged blob.
-    """
+def is_whole(database: Database, blobs: Path, digest: Digest) -> bool:
+    """Hash a blob's file, and remove it if it is damaged; its rows stay. False also when it is gone."""
     path = blobs.joinpath(*split_digest(digest))
-    with database.write(), translated(f"remove the damaged blob {digest}"):
+    with translated(f"read the blob {digest}"):
         try:
-            if file_digest(path, digest) == digest:
-                return False
-            path.unlink()
+            file = path.open("rb")
         except FileNotFoundError:
             return False
-    return True
+        with file:
+            if _hash(file, digest) == digest:
+                return True
+            with database.write(), suppress(FileNotFoundError):
+                # A pull may have put the right file there meanwhile. This one is open, so that its inode is not used again.
+                if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                    path.unlink()
+    return False
+
+
+def _hash(file: BufferedReader, like: Digest) -> Digest:
+    algorithm, _ = split_digest(like)
+    return Digest(f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}")
 
 
 _BLOB_IS_UNUSED = """

@@ -26,14 +26,15 @@ seconds a gigabyte and holds nobody up.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 
 from lamella import _core, oci
-from lamella.content import file_digest, remove_damaged, unlink_blobs
+from lamella.content import file_digest, is_whole, unlink_blobs
 from lamella.digest import HEX_LENGTHS, Digest, split_digest
 from lamella.disk import TRASH
 from lamella.errors import LamellaError
@@ -63,6 +64,8 @@ FindingKind = Literal[
     "mount",
     "stale-task",
 ]
+_T = TypeVar("_T", str, Digest, tuple[str, str], tuple[Path, Path])
+_MOMENT_SECONDS = 0.05
 _SOURCE = "containerd.io/distribution.source."
 
 
@@ -213,8 +216,8 @@ class _Check:
         fetch = "; ".join(f"lamella pull {name.partition('/')[2]}" for name in users)
 
         def mend() -> str | None:
-            if not missing:
-                remove_damaged(self._database, self._blobs, digest)
+            if is_whole(self._database, self._blobs, digest):
+                return "a pull has fetched it meanwhile"
             self._forget(digest)
             return "forgot it" + (f"; fetch it: {fetch}" if fetch else "")
 
@@ -266,18 +269,34 @@ class _Check:
         return sorted(found)
 
     def _check_orphan_blobs(self) -> None:
-        for algorithm, length in HEX_LENGTHS.items():
-            for path in _entries(self._blobs / algorithm):
-                digest = Digest(f"{algorithm}:{path.name}")
-                if len(path.name) != length or self._is_there_still(digest):
-                    continue
-                self._found(
-                    "orphan-blob",
-                    digest,
-                    f"{_size(path)} bytes that no row names",
-                    "lamella fsck --repair or lamella gc removes it",
-                    lambda digest=digest: self._unlink(digest),  # type: ignore[misc]
-                )
+        def orphans() -> set[Digest]:
+            found = {
+                Digest(f"{algorithm}:{path.name}")
+                for algorithm, length in HEX_LENGTHS.items()
+                for path in _entries(self._blobs / algorithm)
+                if len(path.name) == length
+            }
+            with self._database.read() as db:
+                return found - {row[0] for row in db.execute("SELECT digest FROM blobs")}
+
+        for digest in self._lasting(orphans):
+            self._found(
+                "orphan-blob",
+                digest,
+                f"{_size(self._path(digest))} bytes that no row names",
+                "lamella fsck --repair or lamella gc removes it",
+                lambda digest=digest: self._unlink(digest),  # type: ignore[misc]
+            )
+
+    def _lasting(self, look: Callable[[], set[_T]]) -> list[_T]:
+        """Give what is found at two looks, a little apart: what is being made or removed looks like damage for a moment."""
+        first = look()
+        if not first:
+            return []
+        time.sleep(_MOMENT_SECONDS)
+        with self._database.write():  # whoever made something has its row by now
+            pass
+        return sorted(first & look())
 
     def _unlink(self, digest: Digest) -> str:
         unlink_blobs(self._database, self._blobs, [digest])
@@ -396,20 +415,27 @@ class _Check:
             return db.execute("SELECT 1 FROM layers WHERE id = ?", (layer_id,)).fetchone() is not None
 
     def _check_orphan_folders(self) -> None:
-        for top in _entries(self._root / "snapshots"):
-            folders = LayerFolders(self._root, top.name)
-            for path in _entries(top):
-                if self._has_row(path.name) or is_locked(path):
-                    continue
-                self._found(
-                    "orphan-folder",
-                    f"{top.name}/{path.name}",
-                    "no row names it",
-                    "lamella fsck --repair or lamella gc removes it",
-                    lambda folders=folders, name=path.name: self._remove_folder(folders, name),  # type: ignore[misc]
-                )
+        def orphans() -> set[tuple[str, str]]:
+            found = {
+                (top.name, path.name)
+                for top in _entries(self._root / "snapshots")
+                for path in _entries(top)
+                if not is_locked(path)
+            }
+            with self._database.read() as db:
+                return found - set(db.execute("SELECT snapshotter, id FROM layers").fetchall())
 
-    def _remove_folder(self, folders: LayerFolders, name: str) -> str | None:
+        for snapshotter, name in self._lasting(orphans):
+            self._found(
+                "orphan-folder",
+                f"{snapshotter}/{name}",
+                "no row names it",
+                "lamella fsck --repair or lamella gc removes it",
+                lambda top=snapshotter, name=name: self._remove_folder(top, name),  # type: ignore[misc]
+            )
+
+    def _remove_folder(self, snapshotter: str, name: str) -> str | None:
+        folders = LayerFolders(self._root, snapshotter)
         if name.startswith(TRASH):
             trash = folders.folder(name)
         else:
@@ -437,7 +463,7 @@ class _Check:
     def _check_images(self) -> None:
         for client, image in self._images():
             missing = _missing_content(client, image)
-            if missing:
+            if missing and _is_the_same(client, image):
                 self._found(
                     "dangling-image",
                     f"{client.config.namespace}/{image.name}",
@@ -480,7 +506,15 @@ class _Check:
     def _check_tasks(self) -> None:
         from lamella.containers.orphans import orphaned_tasks
 
+        def orphans() -> set[tuple[Path, Path]]:
+            return {
+                (task.folder, task.log_folder) for task in orphaned_tasks(self._database, self._client.config)
+            }
+
+        lasting = {folder for folder, _ in self._lasting(orphans)}
         for task in orphaned_tasks(self._database, self._client.config):
+            if task.folder not in lasting:
+                continue
             running = task.running()
 
             def mend(task: Task = task) -> str | None:
@@ -515,6 +549,14 @@ def _missing_content(client: Client, image: Image) -> str | None:
             what = "its config" if part.media_type in oci.CONFIG_TYPES else "the layer"
             return f"{what} {part.digest}"
     return None
+
+
+def _is_the_same(client: Client, image: Image) -> bool:
+    """Tell whether an image is still there and points where it did."""
+    try:
+        return client.images.get(image.name) == image
+    except LamellaError:
+        return False
 
 
 def _seen(client: Client, digest: Digest) -> bool:
