@@ -231,6 +231,23 @@ def test_after_a_death_before_the_blobs_went_gc_takes_them(client, server, monke
     assert layer_blobs(client, image) == (set(), set())
 
 
+@pytest.mark.parametrize("kept_before", [False, True])
+def test_after_another_boot_the_layers_are_believed_and_nothing_is_fetched(client, server, kept_before):
+    """There is no blob to unpack them from again, so that the pull waited until they were on disk."""
+    reference = Built(BASE, UPPER).push(server)
+    if kept_before:
+        client.images.pull(reference)
+    image = discard(client, reference)
+    with client.database.write() as db:
+        db.execute("UPDATE blobs SET boot_id = 'an earlier one'")
+        db.execute("UPDATE layers SET boot_id = 'an earlier one'")
+    server.requests.clear()
+    client.snapshots.prepare("work", image.chain_id)
+    assert reads(client, image, "data/b") == b"b"
+    discard(client, reference)
+    assert len(server.requests) == 1
+
+
 def test_fsck_finds_nothing_wrong_and_the_graph_can_be_drawn(client, server):
     from lamella.graph import build, render_mermaid
 

@@ -8,7 +8,7 @@ exists until then, so that garbage collection may run at any time.
 
 Without ``keep_layers`` nothing is written but the layer folders: a blob that is not here is read from the network into the folder
 alone. The manifest then carries labels that say so in place of the references to its layers, and blobs that nothing else
-leads to go when the pull is done.
+leads to go when the pull is done and the folders, from then on the only copy, are on disk.
 
 Locks: each layer takes the ingest lock of its blob, then the staging lock of its diffID; both are the kernel's (flock) and end
 with the process. A layer that has to wait for the layers beneath it gives its staging lock back first, so that two pulls never
@@ -27,7 +27,7 @@ import msgspec
 
 from lamella import _core, oci, platforms
 from lamella.digest import Digest
-from lamella.durability import Unverified, sync_if_due
+from lamella.durability import Unverified, sync, sync_if_due
 from lamella.errors import (
     AlreadyExists,
     Cancelled,
@@ -180,6 +180,7 @@ class Pull:
                 self._stack_layers(jobs)
             self._record(target, descriptor, manifest, jobs)
         if not self._keep_layers:
+            sync(client.database, client.config)  # the folders have no second copy to be unpacked from
             self._drop_blobs(manifest)  # now that the lease does not hold them any more
         return self._done(target, descriptor, manifest)
 
