@@ -42,7 +42,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         namespace: str | None = None,
         snapshotter: str | None = None,
     ) -> Config:
-        """Combine arguments, environment and defaults. Raise InvalidArgument for a malformed namespace."""
+        """Combine arguments, environment and defaults. Raise InvalidArgument for a malformed one."""
         env = os.environ
         privileged = os.geteuid() == 0
         if privileged:
@@ -52,13 +52,24 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             run_home = env.get("XDG_RUNTIME_DIR") or f"{data_home}/lamella/run"
             default_root, default_state = Path(data_home, "lamella"), Path(run_home, "lamella")
         return cls(
-            root=Path(root or env.get("LAMELLA_ROOT") or default_root).absolute(),
-            state=Path(state or env.get("LAMELLA_STATE") or default_state).absolute(),
+            root=_folder(root or env.get("LAMELLA_ROOT") or default_root, "root"),
+            state=_folder(state or env.get("LAMELLA_STATE") or default_state, "state"),
             namespace=check_identifier(
                 namespace or env.get("LAMELLA_NAMESPACE") or DEFAULT_NAMESPACE, "namespace"
             ),
             snapshotter=snapshotter or env.get("LAMELLA_SNAPSHOTTER") or DEFAULT_SNAPSHOTTER,
         )
+
+
+def _folder(path: str | os.PathLike[str], what: str) -> Path:
+    folder = Path(path).absolute()
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(
+            f"the {what} folder {str(folder)!r} is not UTF-8", hint="Choose another."
+        ) from None
+    return folder
 
 
 def check_identifier(value: str, what: str) -> str:

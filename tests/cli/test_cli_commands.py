@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from program import buffered
 
+from lamella.config import Config
+from lamella.errors import InvalidArgument
 from lamella.registry.server import RegistryServer
 
 if TYPE_CHECKING:
@@ -31,6 +33,22 @@ def test_pull_prints_the_image_and_images_ls_lists_it(lamella: Program, small_im
     assert lines[1].split()[:2] == [name, digest[:19]]
     assert lamella("images", "ls", "-q").ok().out == f"{name}\n"
     assert [row["digest"] for row in lamella("--json", "images", "ls").ok().document] == [digest]
+
+
+def test_words_that_are_no_utf_8_are_wrong_usage_and_others_are_read_in_every_locale(
+    lamella: Program,
+) -> None:
+    result = lamella("containers", "rm", "a\udcff")
+    assert (result.status, result.out) == (2, "")
+    assert r"b'a\xff' is not UTF-8" in result.err
+    misread = "ü".encode().decode("ascii", "surrogateescape")
+    assert "'ü'" in lamella("containers", "rm", misread).err
+
+
+def test_a_root_that_is_no_utf_8_is_refused(lamella: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAMELLA_ROOT", f"{lamella.root}\udcff")
+    with pytest.raises(InvalidArgument, match=r"root folder .* is not UTF-8"):
+        Config.load()
 
 
 def test_images_inspect_has_what_snapshots_need(pulled: tuple[Program, str]) -> None:

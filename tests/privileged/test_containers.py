@@ -201,6 +201,19 @@ def test_a_volume_of_another_type_than_its_target_is_an_error_that_says_so(run, 
         run("true", volumes=[f"{tmp_path}/file:/etc"])
 
 
+def test_starting_a_removed_container_names_the_container(client, image):
+    box = client.containers.create(image, ["true"], name="gone")
+    box.remove()
+    with pytest.raises(NotFound, match="there is no container"):
+        box.start()
+
+
+def test_input_that_is_text_is_refused_before_anything_is_made(client, run):
+    with pytest.raises(InvalidArgument, match="input is str"):
+        run("cat", input="text")
+    assert client.containers.list(all=True) == []
+
+
 @pytest.mark.parametrize("mask", [0o000, 0o077])
 def test_the_callers_umask_neither_opens_nor_closes_anything(client, image, mask):
     before = os.umask(mask)

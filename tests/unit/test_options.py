@@ -62,6 +62,40 @@ def test_a_malformed_environment_is_refused(value):
         parse_environment(value)
 
 
+def test_numbers_are_values_of_variables_too():
+    assert parse_environment({"A": 1, "B": 0.5}) == {"A": "1", "B": "0.5"}
+
+
+def test_a_fraction_of_a_byte_is_refused():
+    with pytest.raises(InvalidArgument, match=r"memory 1\.5 is not a size"):
+        parse_size(1.5, "memory")
+
+
+def test_one_string_is_one_item_of_an_option_that_takes_several(tmp_path):
+    mounts = parse_mounts(Options(volumes=f"{tmp_path}:/a", tmpfs="/run:size=1m"))
+    assert [mount.destination for mount in mounts] == ["/a", "/run"]
+    assert parse_capabilities("NET_ADMIN", "ALL", privileged=False) == ["CAP_NET_ADMIN"]
+
+
+def test_volumes_by_mapping_take_any_path(tmp_path):
+    source = tmp_path / "a:b"
+    source.mkdir()
+    volumes = {str(source): {"bind": "/x", "mode": "ro"}, str(tmp_path): "/y"}
+    first, second = parse_mounts(Options(volumes=volumes))
+    assert (first.source, first.destination) == (str(source), "/x")
+    assert "rro" in first.options
+    assert (second.source, second.destination) == (str(tmp_path), "/y")
+    for entry in (5, {"mode": "ro"}, {"bind": "/x", "mode": None}):
+        with pytest.raises(InvalidArgument, match="malformed"):
+            parse_mounts(Options(volumes={str(tmp_path): entry}))
+
+
+def test_a_volume_of_a_path_with_a_colon_says_what_takes_it():
+    with pytest.raises(InvalidArgument) as caught:
+        parse_mounts(Options(volumes=["/tmp/a:b:/x"]))
+    assert "type=bind" in str(caught.value.hint)
+
+
 def test_capabilities_are_dockers_by_default():
     assert parse_capabilities(None, None, privileged=False) == sorted(CAPABILITIES)
 
@@ -119,15 +153,23 @@ def test_memory_alone_allows_no_swap_beyond_it():
 
 def test_volumes_become_recursive_private_binds(tmp_path):
     [plain, readonly] = parse_mounts(Options(volumes=[f"{tmp_path}:/data", f"{tmp_path}:/ro:ro"]))
-    assert (plain.destination, plain.source, plain.options) == ("/data", str(tmp_path), ["rbind", "rprivate"])
-    assert readonly.options == ["rbind", "rro", "rprivate"]
+    assert (plain.destination, plain.source, plain.options) == (
+        "/data",
+        str(tmp_path),
+        ["rbind", "rnodev", "rprivate"],
+    )
+    assert readonly.options == ["rbind", "rro", "rnodev", "rprivate"]
     [mapped] = parse_mounts(Options(volumes={str(tmp_path): {"bind": "/x", "mode": "ro"}}))
-    assert (mapped.destination, mapped.options) == ("/x", ["rbind", "rro", "rprivate"])
+    assert (mapped.destination, mapped.options) == ("/x", ["rbind", "rro", "rnodev", "rprivate"])
 
 
 def test_mount_strings_read_as_docker_writes_them(tmp_path):
     [bind] = parse_mounts(Options(mounts=[f"type=bind,source={tmp_path},target=/x,readonly"]))
-    assert (bind.type, bind.destination, bind.options) == ("bind", "/x", ["rbind", "rro", "rprivate"])
+    assert (bind.type, bind.destination, bind.options) == (
+        "bind",
+        "/x",
+        ["rbind", "rro", "rnodev", "rprivate"],
+    )
     [tmpfs] = parse_mounts(Options(mounts=["type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=1777"]))
     assert tmpfs.options == ["nosuid", "nodev", "noexec", "size=1048576", "mode=1777"]
 

@@ -19,7 +19,7 @@ def spec(image=IMAGE, network_path="", files=None, **options):
         Options(**options),
         container_id="0123456789abcdef" * 4,
         namespace="ns",
-        task_folder="/state/tasks/ns/id",
+        files_folder="/root/containers/ns/id",
         network_path=network_path,
         read_file=lambda path, limit: (files or {}).get(path),
     )
@@ -143,6 +143,15 @@ def test_a_seccomp_profile_that_is_missing_or_malformed_is_refused(tmp_path):
 def test_a_patch_changes_the_document_in_place_or_by_return():
     assert spec(spec=lambda document: document["process"].update(cwd="/x"))["process"]["cwd"] == "/x"
     assert spec(spec=lambda document: {**document, "hostname": "patched"})["hostname"] == "patched"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"command": ["a\udcff"]}, {"environment": {"A": "\udcff"}}, {"annotations": {"\udcff": "x"}}],
+)
+def test_what_is_no_unicode_is_refused_by_its_text(options):
+    with pytest.raises(InvalidArgument, match=r"udcff.*not valid Unicode"):
+        spec(**options)
 
 
 @pytest.mark.parametrize("hostname", ["a" * 65, "a/b", "a\nb", "ä"])

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     session = None
     try:
         try:
-            invocation = parse(sys.argv[1:] if argv is None else argv)
+            invocation = parse([_text(word) for word in (sys.argv[1:] if argv is None else argv)])
             session = Session(invocation.settings)
             status = _call(invocation, session)
         except HelpRequested as request:
@@ -60,6 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if session is not None:
             session.close()
     return status
+
+
+def _text(word: str) -> str:
+    """Give a word of the command line as the UTF-8 that it is, whatever the locale made of it."""
+    from lamella.cli.parser import UsageError
+
+    try:
+        return word if word.isascii() else os.fsencode(word).decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"lamella: the argument {os.fsencode(word)!r} is not UTF-8") from None
 
 
 def _call(invocation: Invocation, session: Session) -> int:

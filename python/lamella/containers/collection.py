@@ -109,7 +109,7 @@ class Containers:
                 options,
                 container_id=container_id,
                 namespace=namespace,
-                task_folder=str(client.config.state / "tasks" / namespace / container_id),
+                files_folder=str(client.config.root / "containers" / namespace / container_id),
                 network_path=network_path(options.network),
                 read_file=lambda path, limit: _core.read_file(layers, path, limit),
             )
@@ -247,6 +247,10 @@ class Containers:
         those of :meth:`create` and :meth:`Container.start`; a container that could not be started is removed.
         """
         if input is not None:
+            if not isinstance(input, bytes | bytearray | memoryview):
+                raise InvalidArgument(
+                    f"input is {type(input).__name__}, not bytes", hint="Encode text: input=text.encode()."
+                )
             options["stdin"] = True
         container = self._create(image, self._options(command, options), auto_remove=remove and detach)
         try:

@@ -162,6 +162,9 @@ class Container:
         record = self.record
         try:
             return self._client.snapshots.mounts(record.snapshot_key)
+        except NotFound:
+            self._client.containers.get(record.id)  # says so when the container itself was removed
+            raise
         except Unverified:
             self._client.images.unpack(record.image)
             return self._client.snapshots.mounts(record.snapshot_key)

@@ -103,6 +103,8 @@ def parse_size(value: int | str, what: str) -> int:
     """Return bytes: an int, or a string such as ``512m``, ``1.5g``, ``64KiB`` (binary units, as docker reads them)."""
     if isinstance(value, int):
         number = value
+    elif not isinstance(value, str):
+        raise InvalidArgument(f"{what} {value!r} is not a size", hint="Write whole bytes, or 512m, 2g.")
     else:
         text = value.strip().lower()
         digits = text.rstrip("bikmgtp")
@@ -146,13 +148,19 @@ def parse_environment(value: Environment | None) -> dict[str, str]:
             (key, text if found else None) for key, found, text in (item.partition("=") for item in value)
         )
     result: dict[str, str] = {}
-    for key, text in pairs:
-        if not key or "=" in key or "\0" in key or (text is not None and "\0" in text):
+    for key, given in pairs:
+        text = None if given is None else str(given)  # numbers, too, as docker-py takes them
+        if not isinstance(key, str) or not key or "=" in key or "\0" in key or "\0" in (text or ""):
             raise InvalidArgument(f"the environment variable {key!r} is malformed", hint="Write NAME=VALUE.")
-        resolved = os.environ.get(key) if text is None else str(text)
+        resolved = os.environ.get(key) if text is None else text
         if resolved is not None:
             result[key] = resolved
     return result
+
+
+def several(value: Iterable[str] | None) -> list[str]:
+    """Return the items of an option that takes several; a string is one of them, never its characters."""
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def parse_capabilities(
@@ -171,7 +179,7 @@ def parse_capabilities(
 
 def _capability_names(names: Sequence[str] | None) -> set[str]:
     result = set()
-    for name in [names] if isinstance(names, str) else names or ():
+    for name in several(names):
         upper = name.upper()
         full = upper if upper == "ALL" or upper.startswith("CAP_") else f"CAP_{upper}"
         if full != "ALL" and full not in ALL_CAPABILITIES:
@@ -235,10 +243,12 @@ def pids_limits(options: Options) -> PidsLimits | None:
 
 def parse_mounts(options: Options) -> list[Mount]:
     """Parse volumes, mounts and tmpfs, in this order."""
-    result = [_volume(item) for item in _volume_strings(options.volumes)]
+    result = _volumes(options.volumes)
     result += [_mount(item) for item in options.mounts or ()]
-    tmpfs = options.tmpfs or ()
-    pairs = tmpfs.items() if isinstance(tmpfs, Mapping) else (item.partition(":")[::2] for item in tmpfs)
+    tmpfs = options.tmpfs
+    pairs = (
+        tmpfs.items() if isinstance(tmpfs, Mapping) else (item.partition(":")[::2] for item in several(tmpfs))
+    )
     for destination, text in pairs:
         extra = [option for option in text.split(",") if option]
         result.append(
@@ -252,23 +262,44 @@ def parse_mounts(options: Options) -> list[Mount]:
     return result
 
 
-def _volume_strings(volumes: Sequence[str] | Mapping[str, Any] | None) -> list[str]:
-    if isinstance(volumes, Mapping):
-        return [f"{source}:{entry['bind']}:{entry.get('mode', 'rw')}" for source, entry in volumes.items()]
-    return list(volumes or ())
+def _volumes(volumes: Sequence[str] | Mapping[str, Any] | None) -> list[Mount]:
+    if not isinstance(volumes, Mapping):
+        return [_volume(text) for text in several(volumes)]
+    result = []
+    for source, entry in volumes.items():
+        if isinstance(entry, Mapping) and "bind" in entry:
+            target, mode = entry["bind"], entry.get("mode", "rw")
+        else:
+            target, mode = entry, "rw"
+        if not all(isinstance(value, str) for value in (source, target, mode)):
+            raise InvalidArgument(
+                f"volume {source!r}: {entry!r} is malformed",
+                hint="Write {SOURCE: {'bind': TARGET, 'mode': 'ro'}}.",
+            )
+        result.append(_bind(source, target, _volume_options(f"{source}:{target}:{mode}", mode)))
+    return result
 
 
 def _volume(text: str) -> Mount:
     parts = text.split(":")
-    if len(parts) not in (2, 3) or not all(parts):
-        raise InvalidArgument(f"volume {text!r} is malformed", hint="Write SOURCE:TARGET[:ro].")
-    source, destination, *rest = parts
-    options = rest[0].split(",") if rest else []
+    if len(parts) == 2 and all(parts):
+        return _bind(parts[0], parts[1], [])
+    if len(parts) == 3 and all(parts) and not parts[2].startswith("/"):
+        return _bind(parts[0], parts[1], _volume_options(text, parts[2]))
+    raise InvalidArgument(
+        f"volume {text!r} is malformed",
+        hint="Write SOURCE:TARGET[:ro]; for a path with ':' use a mount: type=bind,source=SOURCE,target=TARGET.",
+    )
+
+
+def _volume_options(text: str, words: str) -> list[str]:
+    options = words.split(",")
     known = {
         "ro",
         "rw",
         "rro",
         "nosuid",
+        "dev",
         "nodev",
         "noexec",
         "private",
@@ -281,9 +312,10 @@ def _volume(text: str) -> Mount:
     for option in options:
         if option not in known:
             raise InvalidArgument(
-                f"volume {text!r} has the unknown option {option!r}", hint=f"Known: {sorted(known)}."
+                f"volume {text!r} has the unknown option {option!r}",
+                hint=f"Known: {', '.join(sorted(known))}.",
             )
-    return _bind(source, destination, options)
+    return options
 
 
 def _mount(value: str | Mapping[str, Any] | Mount) -> Mount:
@@ -351,6 +383,9 @@ def _bind(source: str, destination: str, options: list[str]) -> Mount:
         raise NotFound(f"volume source {source} is not there", hint="Create it first.")
     # Read-only means what is mounted beneath the source, too; plain "ro" would leave that writable.
     options = ["rro" if option == "ro" else option for option in options]
+    if not {"dev", "nodev"} & set(options) and not _holds_devices(source):
+        # A node that the container's root makes there opens nothing, with or without a devices controller.
+        options.append("rnodev")
     propagation = (
         [] if any("private" in o or "slave" in o or "shared" in o for o in options) else ["rprivate"]
     )
@@ -360,6 +395,14 @@ def _bind(source: str, destination: str, options: list[str]) -> Mount:
         source=source,
         options=["rbind", *options, *propagation],
     )
+
+
+def _holds_devices(source: str) -> bool:
+    """Tell whether a bind mount is there for its device nodes: /dev, what lies in it, or a node elsewhere."""
+    import stat
+
+    mode = os.stat(source).st_mode  # noqa: PTH116 (as in the rest of the way to a container's start)
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or f"{os.path.realpath(source)}/".startswith("/dev/")
 
 
 def _absolute(path: str, what: str) -> str:

@@ -26,6 +26,7 @@ from lamella.containers.options import (
     parse_size,
     parse_ulimit,
     pids_limits,
+    several,
 )
 from lamella.containers.runtime_spec import (
     Capabilities,
@@ -54,13 +55,13 @@ def build_spec(
     *,
     container_id: str,
     namespace: str,
-    task_folder: str,
+    files_folder: str,
     network_path: str,
     read_file: ReadFile,
 ) -> bytes:
     """Return config.json.
 
-    ``task_folder`` will hold hosts, hostname and resolv.conf; ``network_path`` is the namespace to join ('' for a new one,
+    ``files_folder`` will hold hosts, hostname and resolv.conf; ``network_path`` is the namespace to join ('' for a new one,
     'host' for the host's); ``read_file`` reads /etc/passwd and /etc/group of the image. Errors: InvalidArgument for a malformed
     option, NotFound for a missing bind source or device, Unsupported for what there is not.
     """
@@ -79,13 +80,13 @@ def build_spec(
             user=User(uid=user.uid, gid=user.gid, additional_gids=user.additional_gids),
             terminal=options.tty,
             capabilities=Capabilities(bounding=capabilities, effective=capabilities, permitted=capabilities),
-            rlimits=[parse_ulimit(text) for text in options.ulimits or ()],
+            rlimits=[parse_ulimit(text) for text in several(options.ulimits)],
             no_new_privileges=options.no_new_privileges,
             oom_score_adj=options.oom_score_adj,
         ),
         root=Root(path="rootfs", readonly=options.read_only),
         hostname=hostname,
-        mounts=_mounts(options, task_folder),
+        mounts=_mounts(options, files_folder),
         linux=Linux(
             namespaces=_namespaces(network_path),
             cgroups_path=f"/lamella/{namespace}/{container_id}",
@@ -105,12 +106,22 @@ def build_spec(
         ),
         annotations=dict(options.annotations or {}),
     )
-    document = msgspec.json.encode(spec)
+    document = _encode(spec)
     if options.spec is not None:
         patched: dict[str, Any] = msgspec.json.decode(document)
         returned = options.spec(patched)
-        document = msgspec.json.encode(patched if returned is None else returned)
+        document = _encode(patched if returned is None else returned)
     return document
+
+
+def _encode(spec: Spec | dict[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(spec)
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(
+            f"{error.object!r} is not valid Unicode, and the runtime spec is JSON",
+            hint="Names, arguments, variables and paths of a container have to be UTF-8.",
+        ) from None
 
 
 def exec_process(
@@ -215,7 +226,7 @@ def _namespaces(network_path: str) -> list[Namespace]:
     return namespaces
 
 
-def _mounts(options: Options, task_folder: str) -> list[Mount]:
+def _mounts(options: Options, files_folder: str) -> list[Mount]:
     mounts = defaults.mounts(
         shm_size=parse_size(options.shm_size, "shm_size"),
         writable_sys=options.privileged,
@@ -228,7 +239,7 @@ def _mounts(options: Options, task_folder: str) -> list[Mount]:
                 Mount(
                     destination=f"/etc/{name}",
                     type="bind",
-                    source=f"{task_folder}/{name}",
+                    source=f"{files_folder}/{name}",
                     options=["rbind", "rprivate", "nosuid", "nodev", "noexec"],
                 )
             )
@@ -241,7 +252,7 @@ def _devices(options: Options) -> tuple[list[Device], list[DeviceRule]]:
     if options.privileged:
         devices = [device_node(path, path) for path in _host_devices()]
         rules = [DeviceRule(allow=True, access="rwm")]
-    for text in options.devices or ():
+    for text in several(options.devices):
         device, access = parse_device(text)
         devices.append(device)
         rules.append(

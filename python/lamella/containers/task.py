@@ -148,12 +148,15 @@ class Task:
         """Say how the task stands."""
         if self.exit() is not None:
             return "stopped"
-        if self._monitored():
-            return "running"
+        monitored = self._monitored()
+        # A monitor writes the pid when the program runs, and takes it away at the end: a start that is under way, or has
+        # failed a moment ago, has a monitor and no pid.
+        begun = (self.folder / "pid").exists()
         if self.exit() is not None:
-            return "stopped"  # it ended between the two looks
-        # A monitor writes the pid when the program runs, and takes it away at the end.
-        return "unknown" if (self.folder / "pid").exists() else "created"
+            return "stopped"  # it ended between the looks
+        if not begun:
+            return "created"
+        return "running" if monitored else "unknown"
 
     def exit(self) -> Exit | None:
         """Return the exit record, None before there is one."""
