@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 
 import pytest
 from msgspec.structs import astuple
@@ -206,3 +207,42 @@ def test_damage_in_another_namespace_is_mended_too(pulled):
     with lamella.Client(client.config.root, client.config.state, "other") as other:
         shutil.rmtree(layer_folder(client, image.chain_id))
         made_and_mended(other, "missing-layer")
+
+
+def test_what_others_are_making_and_removing_is_not_named(pulled):
+    client, image = pulled
+    stop = threading.Event()
+    failures = []
+
+    def work(number):
+        try:
+            with lamella.Client(client.config.root, client.config.state, f"other-{number}") as other:
+                other.images.put(image.name, image.target)
+                while not stop.is_set():
+                    data = os.urandom(1000)
+                    digest = digest_of(data)
+                    other.content.write("busy", data, digest=digest, size=len(data))
+                    other.snapshots.prepare("busy")
+                    other.snapshots.remove("busy")
+                    other.content.delete(digest)
+                other.images.remove(image.name)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        found = [
+            finding
+            for number in range(10)
+            for finding in client.fsck(repair=number % 2 == 1).findings
+            if not finding.name.startswith("other-")  # an image that was put there without its content
+        ]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert found == []
+    assert client.fsck().findings == []

@@ -32,7 +32,7 @@ _PAGE = 1000
 
 # The snapshot of a name and its ancestors, nearest first, as far as they can be seen; the last column says whether a
 # layer can be used (lamella.durability). Active snapshots' own folders, and what was committed from one, always can.
-_USABLE = "coalesce(l.synced OR l.diff_id IS NULL OR l.boot_id = ?1, 1)"
+_USABLE = "l.synced OR l.diff_id IS NULL OR l.boot_id = ?1"
 _STACK = f"""
 WITH RECURSIVE stack (depth, number, kind, parent, layer, opaque_root, usable) AS (
     SELECT 0, s.number, s.kind, s.parent, s.layer, coalesce(l.opaque_root, 0), {_USABLE}
