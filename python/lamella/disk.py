@@ -79,3 +79,17 @@ def make_private_folder(path: Path) -> None:
             raise  # /proc and its like: nothing can be made there
         make_private_folder(path.parent)
         make_private_folder(path)
+
+
+def check_owner(path: Path) -> None:
+    """Refuse a folder that another user could change under us: one of his, or one that everybody may write to."""
+    status = path.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise PermissionDenied(
+            f"{path} belongs to another user (uid {status.st_uid}), who could exchange what is in it",
+            hint="Choose a folder of your own, or give it to the user who runs this (chown).",
+        )
+    if status.st_mode & 0o002:
+        raise PermissionDenied(
+            f"everybody may write to {path} and exchange what is in it", hint=f"Close it: chmod o-w {path}."
+        )

@@ -18,7 +18,7 @@ import msgspec
 from lamella import _core
 from lamella.config import Config
 from lamella.containers.monitor import Attached, Connection, Exit, _Failure, raise_failure
-from lamella.disk import make_private_folder
+from lamella.disk import check_owner, make_private_folder
 from lamella.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted
 from lamella.snapshots import Mount
 
@@ -58,7 +58,7 @@ class Task:
     ) -> tuple[Started, Attached | None]:
         """Write the bundle and launch it.
 
-        ``files`` are the bundle's hosts, hostname and resolv.conf. Errors: FailedPrecondition when it runs already,
+        ``files`` are the container's hosts, hostname and resolv.conf. Errors: FailedPrecondition when it runs already,
         CommandNotFound and CommandNotExecutable for the program, and what else the launcher reports; after one nothing of the
         task is left.
         """
@@ -78,8 +78,11 @@ class Task:
         for name in ("exit.json", "control.sock", "pid"):
             (self.folder / name).unlink(missing_ok=True)
         try:
-            for name, data in (("config.json", spec), *files.items()):
-                _write(self.folder / name, data, 0o600 if name == "config.json" else 0o644)
+            _write(self.folder / "config.json", spec, 0o600)
+            for name, data in files.items():
+                # The container may write them. Beside the log, for there it fills the disk that its root fills anyway;
+                # the state folder is the machine's memory as a rule, which every other service needs too.
+                _write(self.log_folder / name, data, 0o644)
         except OSError as error:
             raise _disk_error(error, self.folder) from error
 
@@ -113,6 +116,11 @@ class Task:
     def _make_folders(self) -> None:
         try:
             _make_state_folder(self.folder.parent.parent.parent)
+        except PermissionDenied:
+            raise
+        except OSError as error:
+            raise _disk_error(error, self.folder) from error
+        try:
             for folder in (self.folder, self.log_folder, self.folder / "rootfs"):
                 make_private_folder(folder)
         except OSError as error:
@@ -303,6 +311,7 @@ def _make_state_folder(path: Path) -> None:
     try:
         path.mkdir(mode=0o711, parents=True)
     except FileExistsError:
+        check_owner(path)
         return
     path.chmod(0o711)
 

@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import apsw
 
 from lamella.config import Config
-from lamella.disk import make_private_folder, translated
+from lamella.disk import check_owner, make_private_folder, translated
 from lamella.errors import (
     DataLoss,
     FailedPrecondition,
@@ -164,6 +164,7 @@ class Database:
             )
         with translated(f"create the store {self.config.root}"):
             make_private_folder(self.config.root)
+            check_owner(self.config.root)
         connection = None
         try:
             connection = apsw.Connection(str(self.path), statementcachesize=200)

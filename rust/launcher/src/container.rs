@@ -7,7 +7,7 @@ use crate::channel::{Channel, Message};
 use crate::error::{Failure, Kind, Step};
 use crate::namespaces::Namespaces;
 use crate::process;
-use crate::rootfs::{Console, RootfsPlan};
+use crate::rootfs::{Console, Root, RootfsPlan, empty_input};
 use crate::spec::Size;
 use crate::sys;
 
@@ -33,8 +33,8 @@ pub struct Plan {
 /// The program's ends of its standard streams; none with a terminal.
 #[derive(Debug)]
 pub struct Streams {
-    /// Standard input; /dev/null of the host when there is none.
-    pub input: OwnedFd,
+    /// Standard input; without one the program gets the container's own /dev/null.
+    pub input: Option<OwnedFd>,
     /// Standard output.
     pub output: OwnedFd,
     /// Standard error.
@@ -92,7 +92,7 @@ fn set_up(plan: &Plan, channel: &Channel, cgroup: &Cgroup, streams: Option<Strea
     };
     plan.rootfs.enter(&root)?;
     if let Some(streams) = streams {
-        take_streams(streams)?;
+        take_streams(streams, &root)?;
     }
     Ok(())
 }
@@ -106,10 +106,14 @@ pub fn take_terminal(slave: &OwnedFd) -> Result<(), Failure> {
     rustix::stdio::dup2_stderr(slave).step(step)
 }
 
-/// Make pipes the standard streams.
-pub fn take_streams(streams: Streams) -> Result<(), Failure> {
+/// Make pipes the standard streams, in the container whose root is `root`.
+pub fn take_streams(streams: Streams, root: &Root) -> Result<(), Failure> {
     let step = || "take the standard streams";
-    rustix::stdio::dup2_stdin(&streams.input).step(step)?;
+    let input = match streams.input {
+        Some(input) => input,
+        None => empty_input(root)?,
+    };
+    rustix::stdio::dup2_stdin(&input).step(step)?;
     rustix::stdio::dup2_stdout(&streams.output).step(step)?;
     rustix::stdio::dup2_stderr(&streams.error).step(step)
 }

@@ -93,7 +93,7 @@ fn set_up(entry: &Entry, channel: &Channel, streams: Option<Streams>) -> Result<
             take_terminal(&console.slave)?;
             channel.send(&Message::Terminal(console.master))
         }
-        (None, Some(streams)) => take_streams(streams),
+        (None, Some(streams)) => take_streams(streams, &Root::present()?),
         (None, None) => Ok(()),
     }
 }

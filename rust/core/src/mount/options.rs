@@ -86,6 +86,7 @@ impl Options {
                 self.clear(M::MOUNT_ATTR_RDONLY);
             }
             "rro" => self.set_recursive |= M::MOUNT_ATTR_RDONLY,
+            "rnodev" => self.set_recursive |= M::MOUNT_ATTR_NODEV,
             "nosuid" => self.set(M::MOUNT_ATTR_NOSUID),
             "suid" => self.clear(M::MOUNT_ATTR_NOSUID),
             "nodev" => self.set(M::MOUNT_ATTR_NODEV),
@@ -184,6 +185,8 @@ mod tests {
         let options = Options::parse(&["mode=755", "userxattr", "rbind", "rslave"]).unwrap();
         assert_eq!(options.data, [("mode".to_owned(), Some("755".to_owned())), ("userxattr".to_owned(), None)]);
         assert!(options.bind && options.recursive);
+        let options = Options::parse(&["rbind", "rro", "rnodev"]).unwrap();
+        assert_eq!(options.set_recursive, MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV);
         assert_eq!(options.propagation, Some((Propagation::Slave, true)));
         assert!(Options::parse(&["loop"]).is_err());
     }

@@ -10,7 +10,7 @@ use super::detached::{attach, copy_of, copy_of_path, file_system, set_attributes
 use super::path::Root;
 use crate::error::{Failure, Kind, Step};
 
-const NULL_DEVICE: (u32, u32) = (1, 3);
+pub(super) const NULL_DEVICE: (u32, u32) = (1, 3);
 
 /// Put an empty read-only folder over folders and the null device over files. What does not exist needs no mask.
 ///

@@ -8,6 +8,7 @@ mod cgroups;
 mod console;
 mod detached;
 mod devices;
+mod input;
 mod masks;
 mod mounts;
 mod path;
@@ -16,6 +17,7 @@ mod sysctl;
 
 pub use console::{Console, set_size as set_terminal_size};
 pub use devices::DevicePlan;
+pub use input::empty_input;
 pub use mounts::MountPlan;
 pub use path::Root;
 
