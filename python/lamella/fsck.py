@@ -28,6 +28,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -305,25 +306,35 @@ class _Check:
     # Ingests
 
     def _check_ingests(self) -> None:
-        for trash in _entries(self._root / "ingest"):
-            if trash.name.startswith(TRASH):
-                self._found(
-                    "damaged-ingest",
-                    trash.name,
-                    "a blob whose removal was cut off",
-                    "lamella fsck --repair or lamella gc removes it",
-                    lambda trash=trash: _unlink(trash),  # type: ignore[misc]
-                )
-        for folder in ingest_folders(self._root / "ingest"):
-            lock = FileLock(folder / "lock", what=f"ingest {folder.name}")
-            if read_ingest(folder) is not None or is_locked(lock.path):
-                continue
+        ingests = self._root / "ingest"
+
+        def trash() -> set[str]:
+            return {path.name for path in _entries(ingests) if path.name.startswith(TRASH)}
+
+        def damaged() -> set[tuple[str, str]]:
+            """Give each with the time of its last change: another one of the same ref is another one."""
+            found = set()
+            for folder in ingest_folders(ingests):
+                if read_ingest(folder) is None and not is_locked(folder / "lock"):
+                    with suppress(FileNotFoundError):
+                        found.add((folder.name, str(folder.stat().st_mtime_ns)))
+            return found
+
+        for name in self._lasting(trash):
             self._found(
                 "damaged-ingest",
-                folder.name,
+                name,
+                "a blob whose removal was cut off",
+                "lamella fsck --repair or lamella gc removes it",
+                lambda path=ingests / name: _unlink(path),  # type: ignore[misc]
+            )
+        for name, _ in self._lasting(damaged):
+            self._found(
+                "damaged-ingest",
+                name,
                 "its record is missing or cannot be read, so that nobody can resume it",
                 "lamella fsck --repair removes it",
-                lambda folder=folder, lock=lock: _remove_ingest(folder, lock),  # type: ignore[misc]
+                lambda folder=ingests / name: _remove_ingest(folder),  # type: ignore[misc]
             )
 
     # Layers
@@ -590,7 +601,8 @@ def _unlink(path: Path) -> str:
     return "removed it"
 
 
-def _remove_ingest(folder: Path, lock: FileLock) -> str | None:
+def _remove_ingest(folder: Path) -> str | None:
+    lock = FileLock(folder / "lock", what=f"ingest {folder.name}")
     if not lock.try_acquire():
         return None
     try:
