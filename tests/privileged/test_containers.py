@@ -201,6 +201,15 @@ def test_a_volume_of_another_type_than_its_target_is_an_error_that_says_so(run, 
         run("true", volumes=[f"{tmp_path}/file:/etc"])
 
 
+def test_failed_starts_may_follow_each_other_at_once(client, image):
+    box = client.containers.create(image, ["/missing"])
+    for _ in range(20):
+        with pytest.raises(CommandNotFound):
+            box.start()
+        assert box.status == "created"
+    box.remove()
+
+
 def test_starting_a_removed_container_names_the_container(client, image):
     box = client.containers.create(image, ["true"], name="gone")
     box.remove()

@@ -22,6 +22,7 @@ from lamella.disk import check_owner, make_private_folder
 from lamella.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted
 from lamella.snapshots import Mount
 
+SETTLE_SECONDS = 5.0
 Status = Literal["created", "running", "stopped", "unknown"]
 
 
@@ -72,7 +73,7 @@ class Task:
 
     def _write_bundle(self, spec: bytes, files: dict[str, bytes]) -> None:
         """Write the bundle anew; the last run's records go."""
-        if self.running():
+        if self._settled():
             raise FailedPrecondition("the container is running already")
         self._await_monitor()
         for name in ("exit.json", "control.sock", "pid"):
@@ -132,6 +133,13 @@ class Task:
     def running(self) -> bool:
         """Say whether the container runs: a monitor lives, and has not recorded the end."""
         return not (self.folder / "exit.json").exists() and self._monitored()
+
+    def _settled(self) -> bool:
+        """Say whether the container runs, once a start that has failed or lost its caller is over: milliseconds."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while self.running() and not (self.folder / "pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return self.running()
 
     def _monitored(self) -> bool:
         """Say whether a monitor lives. One that has recorded the end still has cgroups to remove."""
@@ -259,7 +267,7 @@ class Task:
         """Remove the bundle and the log. FailedPrecondition while it runs. Harmless twice, and when two do it at once."""
         try:
             with self._exclusive():
-                if self.running():
+                if self._settled():
                     raise FailedPrecondition(
                         "the container is running", hint="Stop it first, or remove with force."
                     )

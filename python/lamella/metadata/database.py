@@ -435,7 +435,11 @@ _ERRORS: dict[type[apsw.Error], tuple[type[LamellaError], str, str]] = {
         "Try again; if it persists, look for a process that hangs (fuser metadata.db).",
     ),
     apsw.LockedError: (Unavailable, "is busy", "Try again."),
-    apsw.FullError: (ResourceExhausted, "cannot grow: the disk is full", "Free some space: lamella gc."),
+    apsw.FullError: (
+        ResourceExhausted,
+        "cannot grow: the disk is full",
+        "Free some space; gc needs a little, too.",
+    ),
     apsw.TooBigError: (ResourceExhausted, "takes no value of that size", "Use shorter labels."),
     apsw.NoMemError: (ResourceExhausted, "needs more memory than there is", "Free some memory."),
     apsw.ReadOnlyError: (
