@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from launcher_box import DOCKER_CAPABILITIES, PYTHON, Box
+from launcher_box import DOCKER_CAPABILITIES, PRELUDE, PYTHON, Box
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -351,3 +352,27 @@ for name, number in (('mem', 1), ('kmem', 2), ('port', 4)):
 print(json.dumps([attempt(os.open, x, os.O_RDONLY) for x in ('/tmp/mem', '/tmp/kmem', '/tmp/port', '/dev/kmsg', '/proc/kcore')]))
 """
     assert set(box.python(code)) <= {"EACCES", "EPERM", "ENOENT", "ENXIO"}
+
+
+def test_a_container_cannot_look_into_another_that_is_being_set_up_in_its_pid_namespace(
+    box: Box, tmp_path: Path
+) -> None:
+    guest = Box(tmp_path)
+    first, _ = box.launch("/bin/sleep", "1000", attach=False)
+    assert "error" not in first, first
+    try:
+        guest.without_namespace("pid")
+        guest.linux["namespaces"].append({"type": "pid", "path": f"/proc/{first['pid']}/ns/pid"})
+        held, _ = guest.launch("/bin/true", hold=True)
+        assert "error" not in held, held
+        code = """
+others = [name for name in os.listdir('/proc') if name.isdigit() and int(name) not in (1, os.getpid())]
+print(json.dumps([[attempt(os.readlink, f'/proc/{name}/fd/0'), attempt(os.open, f'/proc/{name}/root', os.O_RDONLY),
+    attempt(os.readlink, f'/proc/{name}/exe')] for name in others]))
+"""
+        watcher = box.exec(PYTHON, "-I", "-S", "-c", PRELUDE + code)
+        assert watcher.document().get("ok") is True
+        assert json.loads(watcher.collect().stdout) == [["EACCES"] * 3]
+    finally:
+        guest.end()
+        box.end()

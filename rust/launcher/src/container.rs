@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::process::DumpableBehavior;
+
 use crate::cgroup::Cgroup;
 use crate::channel::{Channel, Message};
 use crate::error::{Failure, Kind, Step};
@@ -63,6 +65,11 @@ fn set_up(plan: &Plan, channel: &Channel, cgroup: &Cgroup, streams: Option<Strea
     }
     rustix::process::umask(rustix::fs::Mode::empty());
     rustix::process::setsid().step(|| "start a session")?;
+    if plan.namespaces.joins_any() {
+        // Processes of the container whose namespaces these are may see this one: until exec it holds descriptors of the
+        // host, and a held one waits for long.
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).step(|| "hide from other containers")?;
+    }
     plan.namespaces.join_others()?;
     cgroup.join()?;
     if plan.namespaces.new_cgroup {

@@ -89,6 +89,11 @@ impl Namespaces {
         self.join(|namespace| namespace.flag == libc::CLONE_NEWPID)
     }
 
+    /// Whether namespaces are joined that other processes are in.
+    pub fn joins_any(&self) -> bool {
+        !self.joined.is_empty()
+    }
+
     /// Join the others: for the container's first process.
     pub fn join_others(&self) -> Result<(), Failure> {
         self.join(|namespace| namespace.flag != libc::CLONE_NEWPID)
