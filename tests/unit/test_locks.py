@@ -173,5 +173,5 @@ def test_a_private_folder_is_made_with_what_is_above_it(tmp_path):
         make_private_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a").stat().st_mode & 0o7777 == 0o700
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="exists"):
+    with pytest.raises(NotADirectoryError):
         make_private_folder(tmp_path / "file")
