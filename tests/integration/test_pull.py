@@ -109,6 +109,15 @@ def test_an_index_is_followed_to_the_platform_of_this_machine(client, server):
         client.images.pull(f"{server.address}/made:multi", platform="linux/riscv64")
 
 
+def test_a_platform_that_is_asked_for_is_held_against_an_image_that_has_only_one(client, server):
+    built = Built(BASE)
+    reference = built.push(server)
+    with pytest.raises(NotFound, match=f"linux/{built.platform['architecture']}"):
+        client.images.pull(reference, platform="linux/s390x")
+    assert_nothing_visible(client)
+    assert client.images.pull(reference, platform=f"linux/{built.platform['architecture']}").layers
+
+
 def test_a_second_pull_is_one_request_and_writes_nothing(client, server):
     reference = Built(BASE, UPPER).push(server)
     first = client.images.pull(reference)

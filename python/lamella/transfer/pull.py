@@ -106,6 +106,7 @@ class Pull:
         self._client = client
         self._reference = reference
         self._registry = registry
+        self._asked = platform
         self._platform = platform or platforms.default_platform()
         self._reporter = Reporter(progress)
         self._unpack = unpack
@@ -239,7 +240,13 @@ class Pull:
         for descriptor in manifest.layers:
             oci.compression_of(descriptor)
         data = self._document(manifest.config)
-        diff_ids = oci.parse_config(data).rootfs.diff_ids
+        config = oci.parse_config(data)
+        if self._asked is not None and config.os:
+            # An index was searched for the platform; a manifest that stands alone only says in its config what it is for.
+            platforms.choose(
+                [msgspec.structs.replace(manifest.config, platform=config.platform)], self._asked
+            )
+        diff_ids = config.rootfs.diff_ids
         if len(diff_ids) != len(manifest.layers):
             raise InvalidArgument(
                 f"{self._reference}: the manifest has {len(manifest.layers)} layers, its config {len(diff_ids)} diffIDs"
