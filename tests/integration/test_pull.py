@@ -116,6 +116,8 @@ def test_a_platform_that_is_asked_for_is_held_against_an_image_that_has_only_one
         client.images.pull(reference, platform="linux/s390x")
     assert_nothing_visible(client)
     assert client.images.pull(reference, platform=f"linux/{built.platform['architecture']}").layers
+    with pytest.raises(NotFound):
+        client.images.pull(reference, platform="linux/s390x")
 
 
 def test_a_second_pull_is_one_request_and_writes_nothing(client, server):

@@ -151,6 +151,7 @@ class Pull:
                 return None
             if self._unpack:
                 config = oci.parse_config(client.content.read(manifest.config.digest))
+                self._check_platform(manifest, config)
                 for name in oci.chain_ids(config.rootfs.diff_ids)[-1:]:
                     if not all(path.is_dir() for path in client.snapshots.layer_paths(name)):
                         return None
@@ -241,11 +242,7 @@ class Pull:
             oci.compression_of(descriptor)
         data = self._document(manifest.config)
         config = oci.parse_config(data)
-        if self._asked is not None and config.os:
-            # An index was searched for the platform; a manifest that stands alone only says in its config what it is for.
-            platforms.choose(
-                [msgspec.structs.replace(manifest.config, platform=config.platform)], self._asked
-            )
+        self._check_platform(manifest, config)
         diff_ids = config.rootfs.diff_ids
         if len(diff_ids) != len(manifest.layers):
             raise InvalidArgument(
@@ -261,6 +258,15 @@ class Pull:
         self._client.leases.add_all(lease, resources)
         self._keep(manifest.config, data, labels)
         return [_LayerJob(*parts) for parts in zip(manifest.layers, diff_ids, chain, strict=True)]
+
+    def _check_platform(self, manifest: oci.Manifest, config: oci.ImageConfig) -> None:
+        """Hold the platform that was asked for against what the image is for: NotFound when it is another.
+
+        An index was searched for it; a manifest that stands alone says it in its config only.
+        """
+        if self._asked is not None and config.os:
+            offered = msgspec.structs.replace(manifest.config, platform=config.platform)
+            platforms.choose([offered], self._asked)
 
     # Layers, in parallel
 
