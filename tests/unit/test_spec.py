@@ -62,6 +62,11 @@ def test_the_environment_is_the_images_and_then_the_callers():
     assert "TERM=xterm" in spec(tty=True)["process"]["env"]
 
 
+def test_an_entry_of_the_images_environment_that_is_no_variable_is_left_out():
+    env = spec(oci.RunConfig(cmd=["x"], env=["PATH=/bin", "NONSENSE", "=x", ""]))["process"]["env"]
+    assert env == ["PATH=/bin", "HOSTNAME=0123456789ab", "HOME=/"]
+
+
 def test_the_working_folder_is_normal_and_absolute():
     assert spec()["process"]["cwd"] == "/srv"
     assert spec(working_dir="/a/../b/.")["process"]["cwd"] == "/b"

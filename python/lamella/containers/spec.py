@@ -179,8 +179,9 @@ def _environment(image: oci.RunConfig, options: Options, *, hostname: str, home:
     if options.tty:
         variables["TERM"] = "xterm"
     for item in image.env or ():
-        key, _, value = item.partition("=")
-        variables[key] = value
+        key, equals, value = item.partition("=")
+        if key and equals:  # a program would not find anything else; docker lets it pass, too
+            variables[key] = value
     variables.update(parse_environment(options.environment))
     variables.setdefault("HOME", home)
     return [f"{key}={value}" for key, value in variables.items()]
