@@ -185,10 +185,14 @@ mod tests {
         let options = Options::parse(&["mode=755", "userxattr", "rbind", "rslave"]).unwrap();
         assert_eq!(options.data, [("mode".to_owned(), Some("755".to_owned())), ("userxattr".to_owned(), None)]);
         assert!(options.bind && options.recursive);
-        let options = Options::parse(&["rbind", "rro", "rnodev"]).unwrap();
-        assert_eq!(options.set_recursive, MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV);
         assert_eq!(options.propagation, Some((Propagation::Slave, true)));
         assert!(Options::parse(&["loop"]).is_err());
+    }
+
+    #[test]
+    fn flags_may_be_for_the_whole_tree() {
+        let options = Options::parse(&["rbind", "rro", "rnodev"]).unwrap();
+        assert_eq!(options.set_recursive, MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV);
     }
 
     #[test]
