@@ -416,6 +416,19 @@ def test_a_progress_callback_that_raises_stops_the_pull(client, server):
     assert client.images.list() == []
 
 
+def test_a_blob_that_comes_another_way_meanwhile_does_no_harm(client, server):
+    built = Built(BASE)
+    blob, digest = built.layers[0], built.descriptors[0].digest
+
+    def progress(event):
+        if event.phase == "downloading":
+            client.content.write("another-way", blob, digest=digest, size=len(blob))
+
+    image = client.images.pull(built.push(server), progress=progress)
+    assert merged(client, image)("data/a") == b"a"
+    assert client.content.ingests() == []
+
+
 def test_progress_ends_with_every_layer_done(client, server):
     built = Built(BASE, UPPER)
     events = []

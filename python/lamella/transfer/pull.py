@@ -408,9 +408,15 @@ class Pull:
             self._check_cancelled()
             raise
         if ingest is not None:
-            ingest.commit(
-                size=descriptor.size, digest=descriptor.digest, labels=self._source, verified=unpacked.digest
-            )
+            try:
+                ingest.commit(
+                    size=descriptor.size,
+                    digest=descriptor.digest,
+                    labels=self._source,
+                    verified=unpacked.digest,
+                )
+            except AlreadyExists:  # it came under another ref, or by another namespace, meanwhile
+                self._client.content.adopt(descriptor.digest, self._source)
         self._settle(job, unpacked)
         self._report(job, "done", received=descriptor.size, unpacked=unpacked.tar_size)
 
