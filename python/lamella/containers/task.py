@@ -10,6 +10,8 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from lamella.config import Config
 from lamella.containers.monitor import Attached, Connection, Exit, _Failure, raise_failure
 from lamella.disk import check_owner, make_private_folder
 from lamella.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted
+from lamella.locks import FolderLock
 from lamella.snapshots import Mount
 
 SETTLE_SECONDS = 5.0
@@ -127,8 +130,18 @@ class Task:
         except OSError as error:
             raise _disk_error(error, self.folder) from error
 
-    def _exclusive(self) -> _Lock:
-        return _Lock(self.folder)
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the bundle's folder, against other starts and removals. FileNotFoundError when it is gone, also by then."""
+        lock = FolderLock(self.folder, what="the container's task")
+        while not (self.folder.is_dir() and lock.try_acquire()):
+            if not self.folder.is_dir():
+                raise FileNotFoundError(self.folder)
+            time.sleep(0.001)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def running(self) -> bool:
         """Say whether the container runs: a monitor lives, and has not recorded the end."""
@@ -295,23 +308,6 @@ class _BundleLinux(msgspec.Struct, frozen=True, rename="camel"):
 
 class _BundleSpec(msgspec.Struct, frozen=True):
     linux: _BundleLinux = _BundleLinux()
-
-
-class _Lock:
-    """An flock on a folder for the length of a with block. FileNotFoundError when it is gone, also while waiting."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        self._descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        if not os.fstat(self._descriptor).st_nlink:
-            os.close(self._descriptor)
-            raise FileNotFoundError(self._folder)
-
-    def __exit__(self, *details: object) -> None:
-        os.close(self._descriptor)
 
 
 def _make_state_folder(path: Path) -> None:
