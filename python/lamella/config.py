@@ -72,6 +72,25 @@ def _folder(path: str | os.PathLike[str], what: str) -> Path:
     return folder
 
 
+KEY_MAX = 4096
+
+
+def check_key(key: str, what: str, missing: str) -> str:
+    """Return ``key`` if it may name a snapshot or an ingest: not empty, Unicode, no NUL, at most 4096 bytes.
+
+    InvalidArgument otherwise; ``what`` and ``missing`` are how messages call it and say that it is empty.
+    """
+    if not key:
+        raise InvalidArgument(f"{missing} is empty")
+    try:
+        length = len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"the {what} {key[:40]!r} is not valid Unicode") from None
+    if "\0" in key or length > KEY_MAX:
+        raise InvalidArgument(f"the {what} {key[:40]!r} has a NUL or more than {KEY_MAX} bytes")
+    return key
+
+
 def check_identifier(value: str, what: str) -> str:
     """Return ``value`` if it may name a namespace, container or lease; raise InvalidArgument otherwise.
 

@@ -22,6 +22,7 @@ from types import TracebackType
 
 import msgspec
 
+from lamella.config import check_key
 from lamella.digest import Digest, parse_digest, split_digest
 from lamella.disk import TRASH, translated
 from lamella.errors import DataLoss, FailedPrecondition, InvalidArgument
@@ -29,7 +30,6 @@ from lamella.labels import check_labels
 from lamella.locks import FileLock
 from lamella.metadata.clock import format_time
 
-REF_MAX = 4096
 """Bytes of a ref."""
 _CHUNK = 1024 * 1024
 
@@ -318,13 +318,5 @@ def file_length(path: Path) -> int:
 
 
 def check_ref(ref: str) -> str:
-    """Return a ref that may name an ingest: not empty, no NUL, at most 4096 bytes; InvalidArgument otherwise."""
-    if not ref:
-        raise InvalidArgument("the ref of an ingest is empty")
-    try:
-        length = len(ref.encode())
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"the ref {ref[:40]!r} is not valid Unicode") from None
-    if "\0" in ref or length > REF_MAX:
-        raise InvalidArgument(f"the ref {ref[:40]!r} has a NUL or more than {REF_MAX} bytes")
-    return ref
+    """Return a ref that may name an ingest; InvalidArgument otherwise (:func:`lamella.config.check_key`)."""
+    return check_key(ref, "ref", "the ref of an ingest")

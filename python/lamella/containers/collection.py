@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.containers.options import CreateOptions
 
-_COLUMNS = "id, name, image, snapshotter, snapshot_key, runtime, spec, labels, extra, created_at, updated_at"
+_FIELDS = ContainerRecord.__struct_fields__
+_COLUMNS = ", ".join(_FIELDS)
 Command = str | Sequence[str] | None
 RUNTIME = "lamella"
 
@@ -280,35 +281,10 @@ class Containers:
         return result.check(f"{container.command[0]!r} in {container.name}") if check else result
 
     def _container(self, row: tuple[Any, ...]) -> Container:
-        (
-            container_id,
-            name,
-            image,
-            snapshotter,
-            snapshot_key,
-            runtime,
-            spec,
-            labels,
-            extra,
-            created_at,
-            updated_at,
-        ) = row
-        return Container(
-            self._client,
-            ContainerRecord(
-                id=container_id,
-                name=name,
-                image=image,
-                snapshotter=snapshotter,
-                snapshot_key=snapshot_key,
-                runtime=runtime,
-                spec=spec,
-                labels=msgspec.json.decode(labels, type=dict[str, str]),
-                extra=msgspec.json.decode(extra, type=Extra),
-                created_at=created_at,
-                updated_at=updated_at,
-            ),
-        )
+        fields = dict(zip(_FIELDS, row, strict=True))
+        for name, kind in (("labels", dict[str, str]), ("extra", Extra)):
+            fields[name] = msgspec.json.decode(fields[name], type=kind)
+        return Container(self._client, ContainerRecord(**fields))
 
 
 class _SpecNames(msgspec.Struct):

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lamella import _core
-from lamella.config import Config
+from lamella.config import Config, check_key
 from lamella.durability import Unverified
 from lamella.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from lamella.filters import compile_filters
@@ -26,7 +26,6 @@ from lamella.snapshots.folders import LayerFolders
 if TYPE_CHECKING:
     from lamella.snapshots.layers import Layer
 
-KEY_MAX = 4096
 """Bytes of a key or name."""
 _PAGE = 1000
 
@@ -405,12 +404,4 @@ def _info(row: tuple[Any, ...]) -> SnapshotInfo:
 
 
 def _check_key(key: str) -> str:
-    if not key:
-        raise InvalidArgument("the key or name of a snapshot is empty")
-    try:
-        length = len(key.encode())
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"the key {key[:40]!r} is not valid Unicode") from None
-    if "\0" in key or length > KEY_MAX:
-        raise InvalidArgument(f"the key {key[:40]!r} has a NUL or more than {KEY_MAX} bytes")
-    return key
+    return check_key(key, "key", "the key or name of a snapshot")
