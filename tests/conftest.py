@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY / "examples"), str(REPOSITORY / "tools")]
+pytest.register_assert_rewrite("crashes", "stores")
 
 REQUIRE_ALL = os.environ.get("LAMELLA_REQUIRE_ALL") == "1"
 SESSION_TAG = f"LAMELLA_TEST_SESSION={uuid.uuid4().hex}"

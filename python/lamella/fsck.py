@@ -1,21 +1,35 @@
 """fsck: walk the database and the disk, both ways, and name what does not fit; mend what can be mended.
 
+There are two sorts of it. *Findings* are wrong: something that was promised is not there. *Leftovers* are what a process leaves
+that is killed, at whichever moment: files and folders that no row names. They are invisible, harm nobody and go with the next
+garbage collection. A store on which processes were killed has leftovers, never findings.
+
+Findings:
+
 ==================  =================================================  ====================================================
 kind                what it is                                         what --repair does
 ==================  =================================================  ====================================================
 database            SQLite finds the metadata damaged                  nothing
 damaged-blob        a blob's bytes have another digest                 forgets it; a pull fetches it
 missing-blob        a blob has a row and no file                       forgets it; a pull fetches it
-orphan-blob         a file under blobs/ has no row                     removes it
 missing-layer       the folder of a layer is gone                      unpacks it anew from its blob
 unverified-layer    another boot left a layer without a sync           unpacks it anew from its blob
 unverifiable        the same for what somebody committed               keeps it: only its owner can tell
-orphan-folder       a folder under snapshots/ has no row               removes it
-damaged-ingest      an ingest cannot be read or has no owner           removes it
 dangling-image      an image points at content that is not here        nothing; a pull fetches it
 dangling-container  a container's snapshot is gone                     nothing; remove the container
 mount               something is mounted in the store or at a task     unmounts it
-stale-task          a task or log folder has no container              removes it
+unknown-task        a task runs that has no container                  nothing; stop it
+==================  =================================================  ====================================================
+
+Leftovers:
+
+==================  =================================================  ====================================================
+kind                what it is                                         what --repair and gc do
+==================  =================================================  ====================================================
+orphan-blob         a file under blobs/ has no row                     remove it
+orphan-folder       a folder under snapshots/ has no row               remove it
+damaged-ingest      an ingest has no record, or is being removed       remove it
+stale-task          a task or log folder has no container              remove it
 ==================  =================================================  ====================================================
 
 What is in use is never taken for damage: files that are being written are locked, and what has no row is looked at again in a
@@ -54,26 +68,24 @@ FindingKind = Literal[
     "database",
     "damaged-blob",
     "missing-blob",
-    "orphan-blob",
     "missing-layer",
     "unverified-layer",
     "unverifiable",
-    "orphan-folder",
-    "damaged-ingest",
     "dangling-image",
     "dangling-container",
     "mount",
-    "stale-task",
+    "unknown-task",
 ]
+LeftoverKind = Literal["orphan-blob", "orphan-folder", "damaged-ingest", "stale-task"]
 _T = TypeVar("_T", str, Digest, tuple[str, str], tuple[Path, Path])
 _MOMENT_SECONDS = 0.05
 _SOURCE = "containerd.io/distribution.source."
 
 
 class Finding(msgspec.Struct, kw_only=True):
-    """One thing that is wrong: its kind, which one, what exactly, what was or can be done, and whether it is right now."""
+    """One thing that does not fit: its kind, which one, what exactly, what was or can be done, and whether it is right now."""
 
-    kind: FindingKind
+    kind: FindingKind | LeftoverKind
     name: str
     detail: str
     action: str
@@ -81,10 +93,14 @@ class Finding(msgspec.Struct, kw_only=True):
 
 
 class FsckReport(msgspec.Struct, kw_only=True):
-    """What a check found, and how much it looked at. ``bytes_hashed`` in bytes."""
+    """What a check found, and how much it looked at. ``bytes_hashed`` in bytes.
+
+    ``findings`` are wrong, ``leftovers`` only take room (see the head of the module).
+    """
 
     repair: bool
     findings: list[Finding] = []
+    leftovers: list[Finding] = []
     blobs: int = 0
     layers: int = 0
     snapshots: int = 0
@@ -92,15 +108,20 @@ class FsckReport(msgspec.Struct, kw_only=True):
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is wrong, or nothing is left that is."""
+        """Whether nothing is wrong, or nothing is left that is. Leftovers are not wrong."""
         return all(finding.mended for finding in self.findings)
 
     def __str__(self) -> str:
-        seen = f"{self.blobs} blobs, {self.layers} layers, {self.snapshots} snapshots"
-        if not self.findings:
-            return f"{seen}: nothing is wrong"
-        mended = sum(finding.mended for finding in self.findings)
-        return f"{seen}: {len(self.findings)} problems, {mended} mended"
+        text = f"{self.blobs} blobs, {self.layers} layers, {self.snapshots} snapshots: "
+        if self.findings:
+            mended = sum(finding.mended for finding in self.findings)
+            text += f"{len(self.findings)} problems, {mended} mended"
+        else:
+            text += "nothing is wrong"
+        if self.leftovers:
+            removed = sum(finding.mended for finding in self.leftovers)
+            text += f"; {len(self.leftovers)} leftovers of killed processes, {removed} removed"
+        return text
 
 
 def check(client: Client, *, repair: bool = False, jobs: int = 2) -> FsckReport:
@@ -146,7 +167,22 @@ class _Check:
         possible: str,
         mend: Callable[[], str | None] | None = None,
     ) -> None:
-        """Note a finding. ``mend`` says what it did, or None where it could not."""
+        """Note what is wrong. ``mend`` says what it did, or None where it could not."""
+        self._report.findings.append(self._mended(kind, name, detail, possible, mend))
+
+    def _left(self, kind: LeftoverKind, name: str, detail: str, mend: Callable[[], str | None]) -> None:
+        """Note what a killed process left."""
+        possible = "lamella gc or lamella fsck --repair removes it"
+        self._report.leftovers.append(self._mended(kind, name, detail, possible, mend))
+
+    def _mended(
+        self,
+        kind: FindingKind | LeftoverKind,
+        name: str,
+        detail: str,
+        possible: str,
+        mend: Callable[[], str | None] | None,
+    ) -> Finding:
         finding = Finding(kind=kind, name=name, detail=detail, action=possible)
         if self._repair and mend is not None:
             try:
@@ -156,7 +192,7 @@ class _Check:
             else:
                 if done is not None:
                     finding.action, finding.mended = done, True
-        self._report.findings.append(finding)
+        return finding
 
     # The database
 
@@ -281,11 +317,10 @@ class _Check:
                 return found - {row[0] for row in db.execute("SELECT digest FROM blobs")}
 
         for digest in self._lasting(orphans):
-            self._found(
+            self._left(
                 "orphan-blob",
                 digest,
                 f"{_size(self._path(digest))} bytes that no row names",
-                "lamella fsck --repair or lamella gc removes it",
                 lambda digest=digest: self._unlink(digest),  # type: ignore[misc]
             )
 
@@ -321,19 +356,17 @@ class _Check:
             return found
 
         for name in self._lasting(trash):
-            self._found(
+            self._left(
                 "damaged-ingest",
                 name,
                 "a blob whose removal was cut off",
-                "lamella fsck --repair or lamella gc removes it",
                 lambda path=ingests / name: _unlink(path),  # type: ignore[misc]
             )
         for name, _ in self._lasting(damaged):
-            self._found(
+            self._left(
                 "damaged-ingest",
                 name,
                 "its record is missing or cannot be read, so that nobody can resume it",
-                "lamella fsck --repair removes it",
                 lambda folder=ingests / name: _remove_ingest(folder),  # type: ignore[misc]
             )
 
@@ -437,11 +470,10 @@ class _Check:
                 return found - set(db.execute("SELECT snapshotter, id FROM layers").fetchall())
 
         for snapshotter, name in self._lasting(orphans):
-            self._found(
+            self._left(
                 "orphan-folder",
                 f"{snapshotter}/{name}",
                 "no row names it",
-                "lamella fsck --repair or lamella gc removes it",
                 lambda top=snapshotter, name=name: self._remove_folder(top, name),  # type: ignore[misc]
             )
 
@@ -526,7 +558,15 @@ class _Check:
         for task in orphaned_tasks(self._database, self._client.config):
             if task.folder not in lasting:
                 continue
-            running = task.running()
+            name = f"{task.folder.parent.name}/{task.folder.name}"
+            if task.running():
+                self._found(
+                    "unknown-task",
+                    name,
+                    "a container runs that has no record",
+                    f"kill its processes (the monitor's socket is {task.folder}/control.sock)",
+                )
+                continue
 
             def mend(task: Task = task) -> str | None:
                 if any(point.startswith(f"{task.folder.parent}") for point in _mount_points()):
@@ -534,13 +574,7 @@ class _Check:
                 task.remove()
                 return "removed it"
 
-            self._found(
-                "stale-task",
-                f"{task.folder.parent.name}/{task.folder.name}",
-                "a container runs that has no record" if running else "there is no container of that name",
-                "lamella fsck --repair or lamella gc removes its folders",
-                mend,
-            )
+            self._left("stale-task", name, "there is no container of that name", mend)
 
     def _path(self, digest: Digest) -> Path:
         return self._blobs.joinpath(*split_digest(digest))

@@ -389,8 +389,8 @@ class _Collection:
             record = read_ingest(folder)
             if record is not None and (record.namespace, record.ref) in leased:
                 continue
-            if time.time() - _last_change(folder) < self._ingest_seconds:
-                continue
+            if record is not None and time.time() - _last_change(folder) < self._ingest_seconds:
+                continue  # somebody may resume it; without a record nobody can
             lock = FileLock(folder / "lock", what=f"ingest {folder.name}")
             if is_locked(lock.path) or (not report.dry_run and not lock.try_acquire()):
                 continue

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from crashes import alone, server
 from stores import open_store, store
 
-__all__ = ["open_store", "store"]
+__all__ = ["alone", "open_store", "server", "store"]
 
 pytest.register_assert_rewrite("snapshotter_contract", "content_contract")

@@ -1,4 +1,4 @@
-"""kill -9 at every step: before each statement and each change on disk, of every operation.
+"""kill -9 at every step of what content, snapshots, layers and collections are made of (tests/steps.py).
 
 After each the store must be whole, hold all that it held for sure, and let the operation be done again; and what was left on disk
 without a row must be gone after a collection.
@@ -6,88 +6,46 @@ without a row must be gone after a collection.
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-import apsw
 import pytest
 
-from lamella import _core
 from lamella.digest import digest_of
 from lamella.errors import AlreadyExists, NotFound
+from steps import kills
 from stores import Store
 
 ROOT = {"containerd.io/gc.root": "x"}
 KEPT = b"kept"
 DATA = b"x" * 3000
 DIGEST = digest_of(DATA)
-ON_DISK = {
-    "open",
-    "os.chmod",
-    "os.chown",
-    "os.mkdir",
-    "os.remove",
-    "os.rename",
-    "os.rmdir",
-    "os.truncate",
-    "fcntl.flock",
-}
-
-
-def die_at(step: int) -> None:
-    """Have this process kill itself before its ``step``-th statement or change on disk."""
-    left = iter(range(step - 1))
-
-    def tick(*_: object) -> bool:
-        if next(left, None) is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return True
-
-    def audit(event: str, arguments: tuple[object, ...]) -> None:
-        if event in ON_DISK:
-            tick()
-
-    real = _core.remove_tree
-
-    def remove_tree(path: str) -> None:
-        tick()
-        real(path)
-        tick()
-
-    _core.remove_tree = remove_tree
-    apsw.connection_hooks.append(lambda connection: connection.set_exec_trace(tick))
-    sys.addaudithook(audit)
+POINTS = 16
 
 
 def crashes(
     folder: Path, before: Callable[[Store], None], operation: Callable[[Store], None]
 ) -> Iterator[Store]:
-    """Give the store, opened again, after a crash at each step of ``operation``."""
-    for step in count(1):
-        root = folder / str(step) / "root"
+    """Give the store, opened again, after a crash at chosen steps of ``operation``."""
+    roots = (folder / str(number) / "root" for number in count(1))
+    root = folder
+
+    def scene() -> Callable[[], None]:
+        nonlocal root
+        root = next(roots)
         root.parent.mkdir()
         store = Store(root)
         store.put(KEPT, ROOT)
         store.snapshots.add_committed("base", "", store.layer({"kept": "1"}), ROOT)
         before(store)
         store.close()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                die_at(step)
-                operation(Store(root))
-                os._exit(0)
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-                os._exit(1)
-        _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        assert code in (0, -signal.SIGKILL), f"step {step} failed"
+        return lambda: operation(Store(root))
+
+    for outcome in kills(scene, points=POINTS):
+        assert outcome.status == (-signal.SIGKILL if outcome.prevented else 0)
         store = Store(root)
         try:
             store.check()
@@ -99,9 +57,6 @@ def crashes(
             assert [path for path in store.root.glob("locks/*") if path.name != "gc"] == []
         finally:
             store.close()
-        if code == 0:
-            assert step > 3
-            return
 
 
 def nothing(store: Store) -> None:
@@ -272,18 +227,16 @@ def test_collecting(tmp_path):
 
 
 def test_making_a_new_store(tmp_path):
-    for step in count(1):
-        root = tmp_path / str(step) / "root"
-        pid = os.fork()
-        if pid == 0:
-            die_at(step)
-            Store(root).close()
-            os._exit(0)
-        _, status = os.waitpid(pid, 0)
+    roots = (tmp_path / str(number) / "root" for number in count(1))
+    root = tmp_path
+
+    def scene() -> Callable[[], None]:
+        nonlocal root
+        root = next(roots)
+        return lambda: Store(root).close()
+
+    for _ in kills(scene, points=POINTS):
         store = Store(root)
         store.put(DATA)
         store.check(clean=True)
         store.close()
-        if os.waitstatus_to_exitcode(status) == 0:
-            assert step > 3
-            return

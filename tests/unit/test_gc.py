@@ -14,6 +14,7 @@ from lamella.digest import Digest, digest_of
 from lamella.errors import PermissionDenied
 from lamella.gc import GcReport
 from lamella.labels import encode_labels
+from lamella.locks import FileLock
 from stores import Store
 
 ROOT = {"containerd.io/gc.root": "x"}
@@ -319,11 +320,17 @@ class TestDisk:
         store.leases.delete("mine")
         assert store.gc(ingest_seconds=0).ingests == 1
 
-    def test_an_ingest_without_a_record_goes_too(self, store):
+    def test_an_ingest_without_a_record_goes_at_once(self, store):
         (store.root / "ingest" / "x").mkdir(parents=True)
-        assert store.gc().ingests == 0
-        assert store.gc(ingest_seconds=0).ingests == 1
+        assert store.gc(dry_run=True).ingests == 1
+        assert store.gc().ingests == 1
         store.check(clean=True)
+
+    def test_an_ingest_that_is_being_opened_stays(self, store):
+        lock = FileLock(store.root / "ingest" / "x" / "lock", what="x")
+        with lock:
+            assert store.gc().ingests == 0
+            assert lock.path.exists()
 
     def test_files_that_no_row_names_go(self, store, pulled):
         orphan = store.root / "blobs" / "sha256" / ("0" * 64)

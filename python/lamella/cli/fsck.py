@@ -29,6 +29,9 @@ def _fsck(arguments: argparse.Namespace, session: Session) -> int:
             session.line(f"{mark}: {finding.kind} {finding.name}")
             session.line(f"    {finding.detail}")
             session.line(f"    {finding.action}")
+        for leftover in report.leftovers:
+            mark = "removed" if leftover.mended else "left over"
+            session.line(f"{mark}: {leftover.kind} {leftover.name}")
         if not session.quiet:
             session.line(str(report))
     return 0 if report.clean else EXIT_ERROR
@@ -40,8 +43,9 @@ FSCK = Command(
     _fsck,
     _arguments,
     description="Database and disk are compared both ways, in all namespaces, and every blob is hashed. The exit status is 1 "
-    "when something is wrong that was not mended. With --repair, what nothing refers to is removed, layers are unpacked "
-    "anew from their blobs, and damaged blobs are forgotten, so that the pull that is named fetches them.",
+    "when something is wrong that was not mended. What killed processes left behind is named too, but is not wrong: gc takes "
+    "it. With --repair, what nothing refers to is removed, layers are unpacked anew from their blobs, and damaged blobs are "
+    "forgotten, so that the pull that is named fetches them.",
     examples=[
         ("only look", "lamella fsck"),
         ("mend what can be mended", "lamella fsck --repair"),
