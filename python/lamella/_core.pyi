@@ -1,4 +1,7 @@
-"""The Rust core: what costs time. Every call releases the GIL, maps errors to lamella.errors and polls signals."""
+"""The Rust core: what costs time. Every call releases the GIL, maps errors to lamella.errors and polls signals.
+
+Counters.add and Counters.read alone keep the GIL: they take less time than letting it go.
+"""
 
 from collections.abc import Sequence
 from typing import Final, Literal, final
@@ -6,6 +9,7 @@ from typing import Final, Literal, final
 from typing_extensions import Buffer
 
 __all__ = [
+    "Counters",
     "Deferred",
     "Pipeline",
     "Unpacked",
@@ -92,6 +96,23 @@ class Deferred:
     """Entries of a layer that depend on the layers beneath: unnamed parent folders, hard links into lower layers."""
 
     def __bool__(self) -> bool: ...
+
+@final
+class Counters:
+    """Counters by index, kept in the file ``path``, which all processes of this user map, or (None) in own memory.
+
+    The file is made if it is not there; its folder is not. FailedPrecondition when it is of another user or length;
+    what else the file system refuses.
+    """
+
+    def __new__(cls, path: str | None, count: int) -> Counters: ...
+    def add(self, index: int, amount: int = 1) -> None:
+        """Add to a counter: an atomic instruction, about 50 ns. IndexError; OverflowError for a negative amount."""
+    def read(self) -> list[int]:
+        """Return all values. What is added meanwhile may be in some of them and not in others."""
+    @property
+    def shared(self) -> bool:
+        """Whether other processes see what is added."""
 
 def resolve(layer: str, lowers: Sequence[str], deferred: Deferred) -> bool:
     """Finish a layer with what lies beneath it (folders of the lower layers, nearest first).

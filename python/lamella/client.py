@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lamella.gc import GcReport
     from lamella.images import Images
     from lamella.leases import Leases
+    from lamella.metrics import Metric
     from lamella.namespaces import Namespaces
     from lamella.snapshots.layers import LayerStore
     from lamella.snapshots.overlayfs import OverlaySnapshotter
@@ -90,6 +91,15 @@ class Client:
         from lamella.durability import sync
 
         return sync(self.database, self.config)
+
+    def metrics(self) -> list[Metric]:
+        """Return what all processes have done with this store since the boot, and what is in it, over all namespaces.
+
+        See :mod:`lamella.metrics` for a collector that gives the same to a prometheus_client registry.
+        """
+        from lamella.metrics import read
+
+        return read(self.config)
 
     def fsck(self, *, repair: bool = False, jobs: int = 2) -> FsckReport:
         """Look for damage, in all namespaces, with ``jobs`` threads that hash; mend what can be mended with ``repair``.

@@ -81,6 +81,16 @@ def make_private_folder(path: Path) -> None:
         make_private_folder(path)
 
 
+def make_state_folder(path: Path) -> None:
+    """Create the state folder, for others to pass through (0711), whatever the umask is. Harmless twice."""
+    try:
+        path.mkdir(mode=0o711, parents=True)
+    except FileExistsError:
+        check_owner(path)
+        return
+    path.chmod(0o711)
+
+
 def check_owner(path: Path) -> None:
     """Refuse a folder that another user could change under us: one of his, or one that everybody may write to."""
     status = path.stat()

@@ -9,10 +9,14 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from program import Program
+
 HEAVY = {
     "requests",
     "urllib3",
     "rich",
+    "prometheus_client",
+    "opentelemetry",
     "apsw",
     "sqlite3",
     "zstandard",
@@ -59,6 +63,27 @@ def test_listing_images_needs_neither_network_nor_progress(
         "rich",
         "ssl",
         "logging",
+        "prometheus_client",
+        "opentelemetry",
+        "lamella.metrics.scrape",
         "lamella.registry.client",
         "zstandard",
+    }
+
+
+@pytest.mark.privileged
+def test_running_a_container_needs_no_network_no_logs_no_traces_and_no_scrape(
+    modules_after: Callable[..., set[str]], pulled: tuple[Program, str]
+) -> None:
+    lamella, image = pulled
+    loaded = modules_after(*lamella.options, "run", "--rm", image, "true")
+    assert "lamella.containers.container" in loaded
+    assert not loaded & {
+        "requests",
+        "urllib3",
+        "rich",
+        "logging",
+        "prometheus_client",
+        "opentelemetry",
+        "lamella.metrics.scrape",
     }

@@ -20,7 +20,7 @@ import msgspec
 from lamella import _core
 from lamella.config import Config
 from lamella.containers.monitor import Attached, Connection, Exit, _Failure, raise_failure
-from lamella.disk import check_owner, make_private_folder
+from lamella.disk import make_private_folder, make_state_folder
 from lamella.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted
 from lamella.locks import FolderLock
 from lamella.snapshots import Mount
@@ -119,7 +119,7 @@ class Task:
 
     def _make_folders(self) -> None:
         try:
-            _make_state_folder(self.folder.parent.parent.parent)
+            make_state_folder(self.folder.parent.parent.parent)
         except PermissionDenied:
             raise
         except OSError as error:
@@ -308,16 +308,6 @@ class _BundleLinux(msgspec.Struct, frozen=True, rename="camel"):
 
 class _BundleSpec(msgspec.Struct, frozen=True):
     linux: _BundleLinux = _BundleLinux()
-
-
-def _make_state_folder(path: Path) -> None:
-    """Create the state folder, for others to pass through, whatever the umask is. Harmless twice."""
-    try:
-        path.mkdir(mode=0o711, parents=True)
-    except FileExistsError:
-        check_owner(path)
-        return
-    path.chmod(0o711)
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:

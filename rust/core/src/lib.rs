@@ -7,6 +7,7 @@
 //! | [`mount`] | mounts by the new mount API, or mount(2) |
 //! | [`tree`] | disk usage and removal of a tree, through directory descriptors |
 //! | [`launch`] | starts the launcher from a sealed copy in memory |
+//! | [`counters`] | counters that all processes of a machine add to |
 //! | `digest`, `compression` | hashes and inflates |
 //! | `tar` | reads an archive that is not trusted |
 //! | `layer` | makes a layer folder of it, completes it with what lies beneath, looks things up in a stack of layers |
@@ -14,6 +15,7 @@
 //!
 //! The last four belong to the feature `unpack` (on by default).
 
+pub mod counters;
 pub mod error;
 pub mod launch;
 pub mod mount;

@@ -5,10 +5,12 @@ use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::ptr;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicU64;
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::mount::MountAttrFlags;
 use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
@@ -202,3 +204,43 @@ pub fn duplicate(number: RawFd) -> Result<OwnedFd, Errno> {
     // SAFETY: the call just made this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
+
+/// The first cells of a file, mapped: every process that maps the file sees the same ones.
+#[derive(Debug)]
+pub struct SharedCells {
+    start: NonNull<AtomicU64>,
+    count: usize,
+}
+
+impl SharedCells {
+    /// Map the first `count` cells of a file that is at least that long, and is never cut.
+    ///
+    /// A file that is cut all the same takes the process down (SIGBUS) at its next access; so does a hole on a full disk.
+    pub fn map(file: BorrowedFd<'_>, count: usize) -> Result<Self, Errno> {
+        let length = count.checked_mul(size_of::<AtomicU64>()).filter(|length| *length > 0).ok_or(Errno::INVAL)?;
+        // SAFETY: the kernel chooses a place that is free; nothing that exists is touched.
+        let start =
+            unsafe { mmap(ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, file, 0) }?;
+        Ok(Self { start: NonNull::new(start.cast()).ok_or(Errno::NOMEM)?, count })
+    }
+
+    /// The cells.
+    #[must_use]
+    pub fn cells(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping starts at a page, so that it is aligned, is as long as `count` cells, and lives as long as
+        // `self`. Any bits are a valid cell, and all access, by other processes too, is atomic.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
+    }
+}
+
+impl Drop for SharedCells {
+    fn drop(&mut self) {
+        // SAFETY: made by `map` with this length, and no reference into it outlives `self`. Unmapping cannot fail then.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.count * size_of::<AtomicU64>()) };
+    }
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and its cells are atomic.
+unsafe impl Send for SharedCells {}
+// SAFETY: as above.
+unsafe impl Sync for SharedCells {}

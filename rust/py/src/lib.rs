@@ -1,6 +1,7 @@
 //! `lamella._core`: the core for Python. Thin: this crate registers, converts and calls; nothing is decided here.
 
 mod buffer;
+mod counters;
 mod functions;
 mod gate;
 mod pipeline;
@@ -13,6 +14,8 @@ use pyo3::prelude::*;
 mod _core {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::counters::Counters;
     #[pymodule_export]
     use super::functions::{
         default_seccomp, disk_usage, launch, mount, read_file, remove_tree, resolve, set_top_directory, unmount,

@@ -3,6 +3,7 @@
 
 mod apply;
 mod archive;
+mod counters;
 mod hostile;
 mod merged;
 mod mounts;

@@ -1,0 +1,224 @@
+"""The table of what is counted: names, meanings, label values, buckets. Everything else follows from it.
+
+Each row is a counter or a histogram, and has cells in the file that all processes share (:mod:`lamella.metrics`): a counter one
+for each combination of its label values; a histogram, for each, one a bucket, one for what lies above the last, and one for the
+sum, in billionths of the unit. Rows come in the order of the file, whose name changes with the table.
+
+Names follow Prometheus' rules: base units, ``_total`` for what only grows. Labels have few values, all of them known here: no
+image, container or registry is ever one, for each combination costs a time series for good.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import product
+
+from lamella import errors
+
+NANO = 1_000_000_000
+
+
+class Counter:
+    """A row whose values only grow. With ``sparse``, combinations that never came up are not shown."""
+
+    type = "counter"
+
+    def __init__(self, name: str, help: str, *, sparse: bool = False, **labels: tuple[str, ...]) -> None:
+        self.name, self.help, self.sparse = name, help, sparse
+        self.labels = tuple(labels)
+        self.cells = {values: at for at, values in enumerate(product(*labels.values()))}
+        self.size = len(self.cells)
+
+    def place(self, start: int) -> None:
+        """Say where its cells begin."""
+        self.cells = {values: start + at for values, at in self.cells.items()}
+
+    def cell(self, *values: str) -> int:
+        """Give the index of the cell of some label values."""
+        return self.cells[values]
+
+
+class Series:
+    """One histogram: its first cell and the upper bounds of its buckets, which are included in them."""
+
+    __slots__ = ("bounds", "first")
+
+    def __init__(self, first: int, bounds: tuple[float, ...]) -> None:
+        self.first, self.bounds = first, bounds
+
+    def bucket(self, value: float) -> int:
+        """Give the cell of the bucket that a value falls into."""
+        return self.first + bisect_left(self.bounds, value)
+
+    @property
+    def total(self) -> int:
+        """The cell of the sum."""
+        return self.first + len(self.bounds) + 1
+
+
+class Histogram:
+    """A row of distributions of durations in seconds."""
+
+    type = "histogram"
+    sparse = False
+
+    def __init__(self, name: str, help: str, bounds: tuple[float, ...], **labels: tuple[str, ...]) -> None:
+        self.name, self.help, self.bounds = name, help, bounds
+        self.labels = tuple(labels)
+        each = len(bounds) + 2
+        combinations = list(product(*labels.values()))
+        self.cells = {values: Series(at * each, bounds) for at, values in enumerate(combinations)}
+        self.size = each * len(combinations)
+
+    def place(self, start: int) -> None:
+        """Say where its cells begin."""
+        for series in self.cells.values():
+            series.first += start
+
+    def series(self, *values: str) -> Series:
+        """Give the histogram of some label values."""
+        return self.cells[values]
+
+
+_TRANSFER = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_STARTS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_ROWS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
+_WAITS = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0)
+_SWEEPS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+_ENDS = ("ok", "error")
+OPERATIONS = ("pull", "unpack", "prepare", "view", "commit", "remove", "start", "exec", "gc")
+KINDS = tuple(name for name in errors.__all__ if name != "LamellaError")
+REMOVED = ("leases", "images", "content", "blobs", "snapshots", "layers", "ingests", "orphans")
+
+PULLS = Counter(
+    "lamella_pulls_total",
+    "Pulls by how they ended: pulled; present: everything was here already; error.",
+    result=("pulled", "present", "error"),
+)
+PULL_SECONDS = Histogram(
+    "lamella_pull_duration_seconds",
+    "Duration of the pulls that did not fail.",
+    _TRANSFER,
+    result=("pulled", "present"),
+)
+DOWNLOADED = Counter("lamella_downloaded_bytes_total", "Bytes of layers that came from registries.")
+BLOBS = Counter(
+    "lamella_blob_requests_total",
+    "Blobs of layers that pulls needed. hit: it was in the store; miss: it came from the registry; waited: another pull was"
+    " fetching it.",
+    result=("hit", "miss", "waited"),
+)
+LAYERS = Counter(
+    "lamella_layer_requests_total",
+    "Unpacked layers that pulls needed. shared: it was here; unpacked: it was not; waited: another pull was unpacking it.",
+    result=("shared", "unpacked", "waited"),
+)
+LAYER_SECONDS = Histogram(
+    "lamella_layer_duration_seconds",
+    "Time from a layer's turn in a pull until its blob and folder were here, also when both were already.",
+    _TRANSFER,
+)
+UNPACKED = Counter(
+    "lamella_unpacked_bytes_total", "Bytes of layers as uncompressed archives that were unpacked."
+)
+SNAPSHOTS = Counter(
+    "lamella_snapshot_operations_total",
+    "Operations on snapshots that succeeded. mounts: the mounts of a snapshot were asked for.",
+    operation=("prepare", "view", "commit", "mounts", "remove"),
+)
+PREPARE_SECONDS = Histogram(
+    "lamella_snapshot_prepare_duration_seconds", "Time to make a snapshot.", _ROWS, kind=("active", "view")
+)
+STARTS = Counter("lamella_container_starts_total", "Starts of containers.", result=_ENDS)
+START_SECONDS = Histogram(
+    "lamella_container_start_duration_seconds",
+    "Time to start a container: from the call until its program runs.",
+    _STARTS,
+)
+EXECS = Counter("lamella_execs_total", "Commands that were added to running containers.", result=_ENDS)
+EXEC_SECONDS = Histogram(
+    "lamella_exec_start_duration_seconds",
+    "Time to start a command in a running container: from the call until it runs.",
+    _STARTS,
+)
+GC_RUNS = Counter("lamella_gc_runs_total", "Garbage collections, without dry runs.", result=_ENDS)
+GC_SECONDS = Histogram("lamella_gc_duration_seconds", "Duration of garbage collections.", _SWEEPS)
+GC_PAUSE = Histogram(
+    "lamella_gc_pause_seconds",
+    "How long one transaction of a garbage collection kept other writers waiting.",
+    _ROWS,
+)
+GC_REMOVED = Counter("lamella_gc_removed_total", "What garbage collections removed.", kind=REMOVED)
+GC_FREED = Counter("lamella_gc_freed_bytes_total", "Bytes on disk that garbage collections freed.")
+TRANSACTION = Histogram(
+    "lamella_transaction_duration_seconds",
+    "How long one transaction, of anything but a garbage collection, kept other writers waiting.",
+    _ROWS,
+)
+LOCK_WAIT = Histogram(
+    "lamella_lock_wait_seconds",
+    "How long those waited who found a lock taken: the database, the ingest of a blob, the unpacking of a layer,"
+    " garbage collection.",
+    _WAITS,
+    lock=("database", "ingest", "layer", "gc"),
+)
+ERRORS = Counter(
+    "lamella_errors_total",
+    "Operations that raised an error, by the class of lamella.errors; what never came up is not shown.",
+    sparse=True,
+    operation=OPERATIONS,
+    kind=KINDS,
+)
+
+TABLE: tuple[Counter | Histogram, ...] = (
+    PULLS,
+    PULL_SECONDS,
+    DOWNLOADED,
+    BLOBS,
+    LAYERS,
+    LAYER_SECONDS,
+    UNPACKED,
+    SNAPSHOTS,
+    PREPARE_SECONDS,
+    STARTS,
+    START_SECONDS,
+    EXECS,
+    EXEC_SECONDS,
+    GC_RUNS,
+    GC_SECONDS,
+    GC_PAUSE,
+    GC_REMOVED,
+    GC_FREED,
+    TRANSACTION,
+    LOCK_WAIT,
+    ERRORS,
+)  # fmt: skip
+
+
+def _place() -> int:
+    start = 0
+    for row in TABLE:
+        row.place(start)
+        start += row.size
+    return start
+
+
+SIZE = _place()
+"""Cells of the whole table."""
+
+
+def layout() -> str:
+    """Give a short name for what the cells mean: another table, another name."""
+    from hashlib import sha256
+
+    rows = [(row.name, row.labels, list(row.cells), getattr(row, "bounds", ())) for row in TABLE]
+    return sha256(repr(rows).encode()).hexdigest()[:16]
+
+
+def kind_of(error: BaseException) -> str:
+    """Give the class of lamella.errors that an error is counted as."""
+    for each in type(error).__mro__:
+        if each.__name__ in KINDS and each.__module__ == errors.__name__:
+            return each.__name__
+    return "Cancelled" if isinstance(error, KeyboardInterrupt) else "Internal"
