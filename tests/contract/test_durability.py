@@ -257,3 +257,36 @@ def test_unpacking_without_the_blobs_says_what_to_pull(client, reference):
     assert "ull" in caught.value.hint
     client.images.pull(reference)
     assert seen(client, image) == FILES
+
+
+@pytest.mark.parametrize("unpack", [True, False])
+@pytest.mark.parametrize("whole", [0, 20, 400])
+def test_a_pull_that_finds_holes_in_what_it_resumes_fetches_the_layer_from_its_beginning(
+    client, server, unpack, whole
+):
+    built = Built(tar(file("random", os.urandom(3000))))
+    reference = built.push(server)
+    layer = built.descriptors[0]
+    with client.content.writer(f"layer-{layer.digest}", size=layer.size, digest=layer.digest) as ingest:
+        ingest.write(built.layers[0][:whole] + bytes(1000 - whole))
+    image = client.images.pull(reference, unpack=unpack)
+    gets = [r for r in server.requests if r.path.endswith(layer.digest) and r.method == "GET"]
+    assert [request.range for request in gets] == ["bytes=1000-", None]
+    assert client.content.read(layer.digest) == built.layers[0]
+    if unpack:
+        assert set(seen(client, image)) == {"random"}
+    assert client.fsck().findings == []
+
+
+@pytest.mark.parametrize("record", [b"", b'{"name', bytes(200)])
+def test_an_ingest_whose_record_a_power_cut_emptied_starts_over(client, server, record):
+    built = Built(tar(file("random", os.urandom(3000))))
+    layer = built.descriptors[0]
+    with client.content.writer(f"layer-{layer.digest}", size=layer.size, digest=layer.digest) as ingest:
+        ingest.write(bytes(1000))
+    (path,) = client.config.root.glob("ingest/*/ref.json")
+    path.write_bytes(record)
+    assert client.content.ingests() == []
+    client.images.pull(built.push(server))
+    assert client.content.read(layer.digest) == built.layers[0]
+    assert client.fsck().findings == []

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tree import differences, read_tree
 
 import machine_image
+from tree import differences, read_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable

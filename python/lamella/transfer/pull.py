@@ -386,27 +386,31 @@ class Pull:
             self._download(job, None)
 
     def _download(self, job: _LayerJob, ingest: Ingest | None) -> None:
-        """Stream the blob from the registry through the pipeline, into the ingest if there is one."""
+        """Bring the blob from the registry, into the ingest if there is one, and unpack it.
+
+        What an earlier try left in the ingest may be spoiled (a power cut leaves holes in files): where the blob comes out wrong,
+        it is fetched once more from its beginning.
+        """
         descriptor = job.descriptor
-        offset = ingest.offset if ingest is not None else 0
-        blob = str(ingest.data_path) if ingest is not None else None
-        pipeline = self._pipeline(job, blob=blob, offset=offset)
         try:
-            with self._registry.open_blob(self._reference, descriptor, offset=offset) as stream:
-                self._pump(job, stream, pipeline)
-            unpacked = pipeline.finish()
+            try:
+                unpacked = self._stream(job, ingest)
+            except SPOILED as error:
+                if ingest is None or not ingest.offset or isinstance(error, ResourceExhausted):
+                    raise
+                ingest.truncate(0)
+                if job.staging is not None:
+                    job.staging.close()
+                    job.staging = None
+                    self._stage(job)
+                unpacked = self._stream(job, ingest)
         except SPOILED as error:
             # What is here of the blob would fail the next try in the same way, or fills the disk.
-            pipeline.abort()
             if ingest is not None:
                 ingest.discard()
             raise type(error)(
                 f"{self._reference}: layer {descriptor.digest}: {error}", hint=error.hint
             ) from error
-        except BaseException:
-            pipeline.abort()
-            self._check_cancelled()
-            raise
         if ingest is not None:
             try:
                 ingest.commit(
@@ -419,6 +423,22 @@ class Pull:
                 self._client.content.adopt(descriptor.digest, self._source)
         self._settle(job, unpacked)
         self._report(job, "done", received=descriptor.size, unpacked=unpacked.tar_size)
+
+    def _stream(self, job: _LayerJob, ingest: Ingest | None) -> _core.Unpacked:
+        """Send the blob from the registry through the pipeline, after what the ingest has of it."""
+        descriptor = job.descriptor
+        offset = ingest.offset if ingest is not None else 0
+        blob = str(ingest.data_path) if ingest is not None else None
+        pipeline = self._pipeline(job, blob=blob, offset=offset)
+        try:
+            with self._registry.open_blob(self._reference, descriptor, offset=offset) as stream:
+                self._pump(job, stream, pipeline)
+            return pipeline.finish()
+        except BaseException as error:
+            pipeline.abort()
+            if not isinstance(error, SPOILED):
+                self._check_cancelled()
+            raise
 
     def _pump(self, job: _LayerJob, stream: BlobStream, pipeline: _core.Pipeline) -> None:
         descriptor, reporter = job.descriptor, self._reporter

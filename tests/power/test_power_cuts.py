@@ -1,0 +1,153 @@
+"""Power cuts at hundreds of moments: what was promised is there, nothing spoiled is used, and a second try mends.
+
+LAMELLA_NIGHTLY=1 makes it many more. A failure names its cut; ``LAMELLA_POWER_SEED`` runs the workload with another seed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from ctypes.util import find_library
+from pathlib import Path
+
+import pytest
+
+if find_library("fuse3") is None or not Path("/dev/fuse").exists():
+    pytest.skip("needs FUSE and libfuse3 (Debian: libfuse3-3)", allow_module_level=True)
+
+from examination import Original, examine
+from recorded_disk import Cut, RecordedDisk, Recording, after, run
+
+from lamella.client import Client
+from lamella.errors import LamellaError
+from lamella.registry.server import RegistryServer
+from layers import Built, file, folder, hardlink, opaque, symlink, tar, whiteout
+
+NIGHTLY = os.environ.get("LAMELLA_NIGHTLY") == "1"
+CUTS = 300 if NIGHTLY else 12
+SEED = int(os.environ.get("LAMELLA_POWER_SEED", "1"))
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.needs_program("losetup", "mkfs.ext4", "e2fsck"),
+    pytest.mark.timeout(3600 if NIGHTLY else 300),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RegistryServer]:
+    with RegistryServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def originals(server: RegistryServer, tmp_path_factory: pytest.TempPathFactory) -> list[Original]:
+    """Two images that share their lowest layer, with everything that a layer can hold."""
+    base = tar(
+        folder("etc"),
+        *(file(f"etc/{number}", bytes([number]) * (number * 997)) for number in range(24)),
+        file("etc/empty", b""),
+        file("etc/shadow", b"secret", mode=0o400, uid=7, gid=9),
+        symlink("etc/link", "../etc/1"),
+        hardlink("etc/hard", "etc/2"),
+        file("bin", os.urandom(300_000), mode=0o4755),
+        file(
+            "attributes",
+            b"a",
+            pax_headers={"SCHILY.xattr.user.colour": "blue", "mtime": "1700000000.123456789"},
+        ),
+        folder("gone"),
+        file("gone/below"),
+        folder("hidden"),
+        file("hidden/below"),
+    )
+    middle = tar(
+        whiteout("gone"),
+        folder("hidden"),
+        opaque("hidden"),
+        file("hidden/new", b"new"),
+        file("etc/3", b"three"),
+    )
+    bound = tar(hardlink("etc/again", "etc/5"), file("implicit/parent/file", os.urandom(60_000)))
+    other = tar(*(file(f"other/{number}", os.urandom(2000)) for number in range(30)))
+    found = []
+    top = tmp_path_factory.mktemp("original")
+    with Client(top / "root", top / "state") as client:
+        for name, tars in {"first": (base, middle, bound), "second": (base, other)}.items():
+            reference = Built(*tars).push(server, name)
+            found.append(Original(client, reference, top / "mnt"))
+    return found
+
+
+def record(
+    top: Path, workload: str, originals: list[Original], *without: str, options: tuple[str, ...] = ()
+) -> Recording:
+    """Run a workload on a recorded disk."""
+    with RecordedDisk(top / "disk", *options) as disk:
+        program = Path(__file__).with_name("workloads.py")
+        references = [original.reference for original in originals]
+        command = [
+            sys.executable,
+            program,
+            disk.folder,
+            disk.control_file,
+            SEED,
+            workload,
+            *references,
+            *without,
+        ]
+        subprocess.run([str(word) for word in command], check=True, stdin=subprocess.DEVNULL, timeout=120)
+    return disk.recording()
+
+
+def hold(cut: Cut, originals: list[Original], top: Path) -> None:
+    """Examine the store that a power cut leaves."""
+    synced = originals[:1] if "first synced" in cut.done else []
+    try:
+        with after(cut, top / "after") as disk:
+            examine(disk, top / "mnt", originals, synced=synced, repair=cut.seed % 2 == 0)
+    except BaseException as error:
+        error.add_note(str(cut))
+        raise
+
+
+@pytest.mark.parametrize("workload", ["pull", "pull_with_sync", "sync_when_due"])
+def test_after_a_power_cut(workload: str, originals: list[Original], tmp_path: Path) -> None:
+    for cut in record(tmp_path, workload, originals).cuts(CUTS, seed=SEED):
+        hold(cut, originals, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("missing", "workload", "since"),
+    [("boot", "pull", "pulled"), ("syncfs", "pull_with_sync", "first synced")],
+    ids=["what-another-boot-left-is-verified", "a-sync-waits-for-the-disk"],
+)
+def test_the_examination_fails_without(
+    missing: str, workload: str, since: str, originals: list[Original], tmp_path: Path
+) -> None:
+    recording = record(tmp_path, workload, originals, missing)
+    with pytest.raises((AssertionError, OSError, LamellaError)):
+        for cut in recording.cuts(200, seed=SEED, after=since):
+            hold(cut, originals, tmp_path)
+
+
+def test_the_disk_loses_what_was_not_synced_and_nothing_else(tmp_path: Path) -> None:
+    with RecordedDisk(tmp_path / "disk") as disk:
+        with (disk.folder / "synced").open("wb") as file:
+            file.write(b"x" * 100_000)
+            file.flush()
+            os.fsync(file.fileno())
+        disk.mark("synced")
+        (disk.folder / "not").write_bytes(b"y" * 100_000)
+        run("sync", "--file-system", disk.folder)
+        disk.mark("both")
+    recording = disk.recording()
+    kept = []
+    for cut in recording.cuts(12, seed=SEED, after="synced"):
+        with after(cut, tmp_path / "after") as top:
+            assert (top / "synced").read_bytes() == b"x" * 100_000
+            other = top / "not"
+            kept.append(other.exists() and other.read_bytes() == b"y" * 100_000)
+            assert kept[-1] or "both" not in cut.done
+    assert set(kept) == {True, False}

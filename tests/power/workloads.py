@@ -1,0 +1,109 @@
+"""What runs while the power goes: ``workloads.py TOP CONTROL SEED NAME FIRST SECOND [WITHOUT...]``.
+
+TOP is on the recorded disk; FIRST and SECOND are references; CONTROL takes the marks. The rows get a boot identifier of their
+own, as if the machine had been started again since. Meanwhile a second thread does what other programs on a machine do: it
+makes the file system commit its journal, write some file's pages out, or sync everything, so that the disk sees the workload's
+steps in pieces. WITHOUT names parts of lamella that are switched off, to show that the tests notice.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lamella import durability
+from lamella.client import Client
+from lamella.metadata import boot, database
+
+Mark = Callable[[str], None]
+
+
+def pull(client: Client, mark: Mark, first: str, second: str) -> None:
+    client.images.pull(first)
+    mark("pulled")
+    time.sleep(0.1)  # nothing is synced yet: whatever gets to the disk gets there by chance
+
+
+def pull_with_sync(client: Client, mark: Mark, first: str, second: str) -> None:
+    client.images.pull(first, sync=True)
+    mark("first synced")
+    client.images.pull(second)
+
+
+def sync_when_due(client: Client, mark: Mark, first: str, second: str) -> None:
+    client.images.pull(first)
+    durability.DUE_SECONDS = -1.0
+    client.images.pull(second)
+    mark("first synced")
+
+
+def _without(names: list[str]) -> None:
+    """Break lamella on purpose."""
+    if "syncfs" in names:
+        durability._sync_file_systems = lambda root: None
+    database.CHECKPOINT_PAGES = 8  # so that the log is copied back often, and written anew
+
+
+@contextmanager
+def disturbed(top: Path, seed: int, syncs: bool) -> Iterator[None]:
+    """Have the file system write at random moments."""
+    luck, stop = random.Random(seed), threading.Event()
+    libc = ctypes.CDLL(None)
+
+    def disturb() -> None:
+        journal = os.open(top / "other", os.O_RDWR | os.O_CREAT, 0o600)
+        while not stop.wait(luck.uniform(0, 0.004)):
+            what = luck.random()
+            if what < 0.6:  # commits the journal, in which the names and sizes of all files are
+                os.pwrite(journal, b"x", luck.randrange(4096))
+                os.fsync(journal)
+            elif what < 0.9 or not syncs:
+                write_out(luck.choice([path for path in top.rglob("*") if path.is_file()]))
+            else:
+                libc.syncfs(journal)
+        os.close(journal)
+
+    def write_out(path: Path) -> None:
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            return
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)  # starts to write the pages
+        os.close(file)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def main() -> None:
+    top, control, seed, name, first, second, *without = sys.argv[1:]
+    if "boot" not in without:
+        boot.boot_id = lambda: "an earlier one"
+        durability.boot_id = boot.boot_id
+    _without(without)
+
+    def mark(words: str) -> None:
+        Path(control).write_text(f"mark {words}")
+
+    with (
+        Client(Path(top, "root"), Path(top, "state")) as client,
+        disturbed(Path(top), int(seed), syncs=not without),
+    ):
+        globals()[name](client, mark, first, second)
+    mark("end")
+
+
+if __name__ == "__main__":
+    main()
