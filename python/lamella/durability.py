@@ -33,10 +33,10 @@ DUE_SECONDS = 60.0
 """How old rows are when whoever comes by syncs them. The kernel itself starts writing after 30 s (vm.dirty_expire_centisecs)."""
 _BATCH = 1000
 
-# A layer that an active snapshot writes to is never done.
+# A layer that an active snapshot writes to is never done; its inodes are counted when it is committed.
 _UNSYNCED_LAYERS = """
-    SELECT id FROM layers WHERE synced = 0 AND boot_id = :boot AND created_at <= :before
-        AND (diff_id IS NOT NULL OR EXISTS (SELECT 1 FROM snapshots WHERE layer = layers.id AND kind = 'committed'))
+    SELECT id FROM layers
+    WHERE synced = 0 AND (diff_id IS NOT NULL OR inodes > 0) AND boot_id = :boot AND created_at <= :before
 """
 _UNSYNCED_BLOBS = (
     "SELECT digest, created_at FROM blobs WHERE synced = 0 AND boot_id = :boot AND created_at <= :before"

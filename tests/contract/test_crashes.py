@@ -16,6 +16,7 @@ import pytest
 
 from lamella.digest import digest_of
 from lamella.errors import AlreadyExists, NotFound
+from lamella.metadata import schema
 from steps import kills
 from stores import Store
 
@@ -238,5 +239,31 @@ def test_making_a_new_store(tmp_path):
     for _ in kills(scene, points=POINTS):
         store = Store(root)
         store.put(DATA)
+        store.check(clean=True)
+        store.close()
+
+
+def test_migrating_a_store(tmp_path, monkeypatch):
+    roots = (tmp_path / str(number) / "root" for number in count(1))
+    root = tmp_path
+
+    def scene() -> Callable[[], None]:
+        nonlocal root
+        root = next(roots)
+        root.parent.mkdir()
+        with monkeypatch.context() as earlier:
+            earlier.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+            earlier.setattr(schema, "VERSION", 1)
+            old = Store(root)
+            old.put(DATA)
+            old.close()
+        return lambda: Store(root).close()
+
+    for _ in kills(scene, points=POINTS):
+        store = Store(root)
+        assert store.content.read(DIGEST) == DATA
+        store.put(KEPT)
+        with store.database.read() as db:
+            assert db.execute("SELECT topic FROM events").fetchall() == [("/content/create",)]
         store.check(clean=True)
         store.close()

@@ -12,6 +12,10 @@ keeps it right: JSON cannot be searched the other way round ("who names this blo
 transactions safe. ``owner`` is the row that carries the label, as a node (gc.py): id * 4 + 0 content, 1 snapshot, 2 image,
 3 container. ``kind`` is root, expire, or the kind of what is named; with "<" in front the reference goes from the
 named object to the owner. ``scope`` is the snapshotter of a named snapshot.
+
+``events`` is filled by triggers too (version 2), so that an event is there if, and only if, its change is, whoever wrote it, a
+process of an older lamella that has the store open included. Only what tasks do comes from elsewhere (events/spool.py).
+Numbers have no gaps: they are given inside the write transaction, and the newest row is never deleted.
 """
 
 from __future__ import annotations
@@ -209,7 +213,88 @@ def _first_version() -> str:
     return script
 
 
-MIGRATIONS: tuple[str, ...] = (_first_version(),)
+_SECOND_TABLES = """
+CREATE TABLE events (
+    number INTEGER PRIMARY KEY,
+    at TEXT NOT NULL,
+    namespace TEXT NOT NULL,
+    topic TEXT NOT NULL,
+    data TEXT NOT NULL
+) STRICT;
+-- The newest 32,768 are kept.
+CREATE TRIGGER events_trimmed AFTER INSERT ON events WHEN new.number % 256 = 0 BEGIN
+    DELETE FROM events WHERE number <= new.number - 32768;
+END;
+
+-- Spool files whose lines are in the table already, until somebody sees that they are gone (events/spool.py).
+CREATE TABLE drained_spools (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+
+-- For durability.py. An active snapshot's layer has no inodes counted: it is never done, and there may be very many.
+CREATE INDEX blobs_unsynced ON blobs (boot_id, created_at) WHERE synced = 0;
+CREATE INDEX layers_unsynced ON layers (boot_id, created_at) WHERE synced = 0 AND (diff_id IS NOT NULL OR inodes > 0);
+"""
+
+_EVENT_TRIGGER = """
+CREATE TRIGGER {table}_event_{name} AFTER {change} BEGIN
+    INSERT INTO events (at, namespace, topic, data)
+    VALUES (strftime('%Y-%m-%dT%H:%M:%f000Z'), {namespace}, '{topic}', json_object({data}));
+END;
+"""
+
+# (table, name of the trigger, change, topic, data). Topics and fields are those of containerd's api/events, and "name" of a
+# container. An update that changes nothing is none.
+_EVENTS = (
+    ("namespaces", "created", "INSERT ON namespaces", "/namespaces/create",
+     "'name', new.name, 'labels', json(new.labels)"),
+    ("namespaces", "updated", "UPDATE ON namespaces WHEN new.labels <> old.labels", "/namespaces/update",
+     "'name', new.name, 'labels', json(new.labels)"),
+    ("namespaces", "deleted", "DELETE ON namespaces", "/namespaces/delete", "'name', old.name"),
+    ("images", "created", "INSERT ON images", "/images/create", "'name', new.name, 'labels', json(new.labels)"),
+    ("images", "updated",
+     "UPDATE ON images WHEN (new.name, new.media_type, new.digest, new.size, new.annotations, new.labels)"
+     " IS NOT (old.name, old.media_type, old.digest, old.size, old.annotations, old.labels)",
+     "/images/update", "'name', new.name, 'labels', json(new.labels)"),
+    ("images", "deleted", "DELETE ON images", "/images/delete", "'name', old.name"),
+    ("content", "created", "INSERT ON content", "/content/create",
+     "'digest', new.digest, 'size', (SELECT size FROM blobs WHERE digest = new.digest)"),
+    ("content", "updated", "UPDATE ON content WHEN new.labels <> old.labels", "/content/update",
+     "'digest', new.digest, 'labels', json(new.labels)"),
+    ("content", "deleted", "DELETE ON content", "/content/delete", "'digest', old.digest"),
+    ("snapshots", "prepared", "INSERT ON snapshots WHEN new.kind <> 'committed'", "/snapshot/prepare",
+     "'key', new.name, 'parent', coalesce((SELECT name FROM snapshots WHERE number = new.parent), ''),"
+     " 'snapshotter', new.snapshotter"),
+    # An unpacked layer becomes a committed snapshot without ever having been an active one: its key is empty.
+    ("snapshots", "added", "INSERT ON snapshots WHEN new.kind = 'committed'", "/snapshot/commit",
+     "'key', '', 'name', new.name, 'snapshotter', new.snapshotter"),
+    ("snapshots", "committed", "UPDATE ON snapshots WHEN new.kind = 'committed' AND old.kind <> 'committed'",
+     "/snapshot/commit", "'key', old.name, 'name', new.name, 'snapshotter', new.snapshotter"),
+    ("snapshots", "updated", "UPDATE ON snapshots WHEN new.kind = old.kind AND new.labels <> old.labels",
+     "/snapshot/update", "'key', new.name, 'labels', json(new.labels), 'snapshotter', new.snapshotter"),
+    ("snapshots", "removed", "DELETE ON snapshots", "/snapshot/remove",
+     "'key', old.name, 'snapshotter', old.snapshotter"),
+    ("containers", "created", "INSERT ON containers", "/containers/create",
+     "'id', new.id, 'image', new.image, 'runtime', json_object('name', new.runtime), 'name', new.name"),
+    ("containers", "updated",
+     "UPDATE ON containers WHEN (new.name, new.image, new.snapshotter, new.snapshot_key, new.runtime, new.spec, new.labels,"
+     " new.extra) IS NOT (old.name, old.image, old.snapshotter, old.snapshot_key, old.runtime, old.spec, old.labels, old.extra)",
+     "/containers/update",
+     "'id', new.id, 'image', new.image, 'labels', json(new.labels), 'snapshot_key', new.snapshot_key, 'name', new.name"),
+    ("containers", "deleted", "DELETE ON containers", "/containers/delete", "'id', old.id, 'name', old.name"),
+)  # fmt: skip
+
+
+def _second_version() -> str:
+    script = _SECOND_TABLES
+    for table, name, change, topic, data in _EVENTS:
+        row = "old" if change.startswith("DELETE") else "new"
+        column = "name" if table == "namespaces" else "namespace"
+        script += _EVENT_TRIGGER.format(
+            table=table, name=name, change=change, namespace=f"{row}.{column}", topic=topic, data=data
+        )
+    return script
+
+
+MIGRATIONS: tuple[str, ...] = (_first_version(), _second_version())
 """SQL scripts; the n-th brings a database from version n to n + 1."""
 
 VERSION = len(MIGRATIONS)
