@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lamella.containers.monitor import Attached as Attached
     from lamella.containers.result import RunResult as RunResult
     from lamella.errors import LamellaError as LamellaError
+    from lamella.events import Event as Event
     from lamella.images import Image as Image
     from lamella.reference import Reference as Reference
     from lamella.transfer.progress import Progress as Progress
@@ -33,6 +34,7 @@ _HOMES = {
     "Client": "lamella.client",
     "Config": "lamella.config",
     "Container": "lamella.containers.container",
+    "Event": "lamella.events",
     "Image": "lamella.images",
     "LamellaError": "lamella.errors",
     "Progress": "lamella.transfer.progress",
@@ -46,6 +48,7 @@ __all__ = [
     "Client",
     "Config",
     "Container",
+    "Event",
     "Image",
     "LamellaError",
     "Progress",

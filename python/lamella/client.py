@@ -7,6 +7,7 @@ threads. After a fork the child must open its own; a client that notices it was 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -15,9 +16,12 @@ from lamella.config import Config
 from lamella.metadata import Database
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from lamella.containers.collection import Containers
     from lamella.content import ContentStore
     from lamella.du import DiskUsage
+    from lamella.events import EventStream
     from lamella.fsck import FsckReport
     from lamella.gc import GcReport
     from lamella.images import Images
@@ -26,7 +30,6 @@ if TYPE_CHECKING:
     from lamella.namespaces import Namespaces
     from lamella.snapshots.layers import LayerStore
     from lamella.snapshots.overlayfs import OverlaySnapshotter
-    from lamella.transfer.progress import ProgressCallback
 
 
 class Client:
@@ -81,6 +84,40 @@ class Client:
         report.orphans += remove_orphaned_tasks(self.database, self.config, dry_run=dry_run)
         return report
 
+    def events(
+        self,
+        *,
+        filters: Sequence[str] = (),
+        since: int | str | datetime | None = None,
+        until: str | datetime | None = None,
+        follow: bool = True,
+        all_namespaces: bool = False,
+        timeout: float | None = None,
+    ) -> EventStream:
+        """Follow what happens in the store, whichever process does it: an iterator over :class:`lamella.events.Event`.
+
+        It begins after this call; with ``since`` after the event of that number, or at a time (RFC 3339 text, or a datetime
+        with a zone). It waits for what comes; with ``follow=False`` it ends with the newest event (and begins with the oldest
+        that is kept), with ``until`` at that time. Another waits at most ``timeout`` seconds for an event
+        (DeadlineExceeded, after which one may go on). ``filters`` are containerd's, by ``topic``, ``namespace`` and
+        ``event.FIELD`` (``event.labels."a.b"``). Topics and fields: :mod:`lamella.events`.
+
+        The stream is a context and has ``close()``; it does not depend on this client any more. The newest 32,768 events are
+        kept. Errors: DataLoss when those after ``since``, or those that come next, were dropped already;
+        InvalidArgument for a filter, time or number.
+        """
+        from lamella.events import EventStream
+
+        return EventStream(
+            self.config,
+            filters=filters,
+            since=since,
+            until=until,
+            follow=follow,
+            all_namespaces=all_namespaces,
+            timeout=timeout,
+        )
+
     def du(self) -> DiskUsage:
         """Say what the images, snapshots and containers take on disk, and what :meth:`gc` would free."""
         from lamella.du import usage
@@ -102,31 +139,14 @@ class Client:
 
         return read(self.config)
 
-    def fsck(
-        self,
-        *,
-        repair: bool = False,
-        verify_layers: bool = False,
-        fetch: bool = True,
-        plain_http: bool = False,
-        jobs: int = 2,
-        progress: ProgressCallback | None = None,
-    ) -> FsckReport:
-        """Look for damage, in all namespaces; mend what can be mended with ``repair``, without a network with ``fetch=False``.
+    def fsck(self, *, repair: bool = False, jobs: int = 2) -> FsckReport:
+        """Look for damage, in all namespaces, with ``jobs`` threads that hash; mend what can be mended with ``repair``.
 
         See :func:`lamella.fsck.check`.
         """
         from lamella.fsck import check
 
-        return check(
-            self,
-            repair=repair,
-            verify_layers=verify_layers,
-            fetch=fetch,
-            plain_http=plain_http,
-            jobs=jobs,
-            progress=progress,
-        )
+        return check(self, repair=repair, jobs=jobs)
 
     @cached_property
     def content(self) -> ContentStore:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from lamella.cli import output, values
@@ -29,6 +31,38 @@ def test_durations(text: str, seconds: float) -> None:
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration"):
         values.parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-03-01T12:00:00Z", "2026-03-01T12:00:00.000000Z"),
+        ("2026-03-01T12:00:00.5+02:00", "2026-03-01T10:00:00.500000Z"),
+        ("2026-03-01T12:00", "2026-03-01T10:00:00.000000Z"),
+        ("2026-03-01", "2026-02-28T22:00:00.000000Z"),
+        ("1772366400", "2026-03-01T12:00:00.000000Z"),
+        ("1772366400.25", "2026-03-01T12:00:00.250000Z"),
+        ("10m", "2026-03-01T11:50:00.000000Z"),
+        ("1h30m", "2026-03-01T10:30:00.000000Z"),
+    ],
+)
+def test_moments_are_read_as_docker_reads_them(
+    text: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "CAT-2")
+    time.tzset()
+    monkeypatch.setattr(time, "time_ns", lambda: 1_772_366_400_000_000_000)
+    try:
+        assert values.parse_moment(text) == moment
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("text", ["", "soon", "nan", "inf", "1e300", "-5m", "2026-13-01"])
+def test_what_is_no_moment_is_said(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a time such as"):
+        values.parse_moment(text)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("gc", "Remove what nothing refers to.", "gc", "GC"),
             Entry("fsck", "Look for damage and mend it.", "fsck", "FSCK"),
             Entry("du", "Show what takes the disk.", "du", "DU"),
+            Entry("events", "Follow what happens.", "events", "EVENTS"),
             Entry("metrics", "Print counters and gauges for Prometheus.", "metrics", "METRICS"),
         ),
     ),

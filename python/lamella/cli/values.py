@@ -66,6 +66,28 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def parse_moment(text: str) -> str:
+    """Give RFC 3339 text for a moment: RFC 3339 (a local time without a zone), seconds since 1970, or how long ago (``10m``)."""
+    from datetime import UTC, datetime
+
+    from lamella.metadata.clock import format_time, parse_time, timestamp
+
+    try:
+        return format_time(int(float(text) * 1_000_000))
+    except (ValueError, OverflowError):
+        pass
+    try:
+        return timestamp(-parse_duration(text))
+    except ValueError:
+        pass
+    try:
+        return parse_time(datetime.fromisoformat(text.strip()).astimezone(UTC).isoformat())
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{text!r} is not a time such as 2026-03-01T12:00:00Z, 1772366400, or 10m (ago)"
+        ) from None
+
+
 def parse_pair(text: str) -> tuple[str, str]:
     """Split ``KEY=VALUE``; without ``=`` the value is empty."""
     key, _, value = text.partition("=")

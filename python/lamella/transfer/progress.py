@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-Phase = Literal["resolving", "downloading", "checking", "unpacking", "exists", "done"]
+Phase = Literal["resolving", "downloading", "unpacking", "exists", "done"]
 INTERVAL = 0.1
 """Seconds between two reports of one blob."""
 
