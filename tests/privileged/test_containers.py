@@ -669,6 +669,18 @@ def test_exec_needs_a_running_container(client, image):
     box.remove()
 
 
+def test_an_exec_that_comes_as_the_container_ends_is_told_that_it_does_not_run(client, image):
+    box = client.containers.create(image, ["/bin/sleep", "300"])
+    for _ in range(10):
+        box.start()
+        box.kill()
+        with pytest.raises(FailedPrecondition, match="is not running"):
+            while True:
+                box.exec(["/bin/true"])
+        box.wait(30)
+    box.remove()
+
+
 def test_many_execs_run_at_once(box):
     import threading
 

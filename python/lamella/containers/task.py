@@ -234,47 +234,31 @@ class Task:
     def ask(self, document: dict[str, Any]) -> None:
         """Send one request to the monitor and wait for its answer. NotFound when the task has ended."""
         if self.exit() is not None:
-            raise NotFound("the container's task has ended")
-        connection = Connection.open(self.folder)
-        try:
-            connection.request(document)
-            if connection.reply() is None:
-                raise NotFound("the container's task has ended")
-        except (BrokenPipeError, ConnectionResetError):
-            raise NotFound("the container's task has ended") from None
-        except FailedPrecondition:
-            if self.exit() is None:
-                raise
-            raise NotFound("the container's task has ended") from None
-        finally:
-            connection.close()
+            raise _ended()
+        self._request(document).close()
 
     def attach(self, *, stdin: bool) -> Attached:
         """Join the streams from now on. NotFound when the task has ended."""
-        connection = Connection.open(self.folder)
-        try:
-            connection.request({"op": "attach", "stdin": stdin})
-            if connection.reply() is None:
-                raise NotFound("the container's task has ended")
-        except BaseException:
-            connection.close()
-            raise
-        return Attached(connection)
+        return Attached(self._request({"op": "attach", "stdin": stdin}))
 
     def exec(self, process: dict[str, Any], *, stdin: bool) -> Attached:
         """Start one more process (the spec's process object); return its streams. NotFound when the task has ended."""
+        return Attached(self._request({"op": "exec", "process": process, "stdin": stdin}))
+
+    def _request(self, document: dict[str, Any]) -> Connection:
+        """Have the monitor accept a request; return the connection. NotFound when the task has ended, also meanwhile."""
         connection = Connection.open(self.folder)
         try:
-            connection.request({"op": "exec", "process": process, "stdin": stdin})
-            if connection.reply() is None:
-                raise NotFound("the container's task has ended")
+            connection.request(document)
+            if connection.reply() is not None:
+                return connection
         except (BrokenPipeError, ConnectionResetError):
-            connection.close()
-            raise NotFound("the container's task has ended") from None
+            pass
         except BaseException:
             connection.close()
             raise
-        return Attached(connection)
+        connection.close()
+        raise _ended()
 
     def remove(self) -> None:
         """Remove the bundle and the log. FailedPrecondition while it runs. Harmless twice, and when two do it at once."""
@@ -300,6 +284,10 @@ class Task:
         from lamella.containers.cgroups import remove_cgroups
 
         remove_cgroups(spec.linux.cgroups_path)
+
+
+def _ended() -> NotFound:
+    return NotFound("the container's task has ended")
 
 
 class _BundleLinux(msgspec.Struct, frozen=True, rename="camel"):

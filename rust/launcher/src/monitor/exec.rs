@@ -6,7 +6,7 @@ use rustix::event::epoll;
 use serde_json::json;
 
 use super::record::ExitRecord;
-use super::{INIT, Monitor, Process, Stdio};
+use super::{INIT, Monitor, Process, Stdio, ended};
 use crate::channel::{Channel, Message};
 use crate::enter::{Entry, enter};
 use crate::error::{Failure, Kind};
@@ -49,7 +49,8 @@ impl Monitor {
             (stdio, Some(streams))
         };
         let group = self.cgroup.group(&format!("exec-{}", self.next_process));
-        let helper = enter(pid, self.shared.namespaces, &self.cgroup, group.as_ref(), &entry, &theirs, streams)?;
+        let helper = enter(pid, self.shared.namespaces, &self.cgroup, group.as_ref(), &entry, &theirs, streams)
+            .map_err(|failure| if self.has_ended() { ended() } else { failure })?;
         let added = self.add_process(Process {
             helper: Some(helper),
             channel: Some(ours),
@@ -132,6 +133,8 @@ impl Monitor {
     }
 
     fn start_failed(&mut self, id: u32, failure: Failure) {
+        // Its end takes the namespaces, cgroups and processes away at whatever step an exec is.
+        let failure = if id != INIT && self.has_ended() { ended() } else { failure };
         let code = failure.exit_code.unwrap_or(1);
         self.answer_starter(id, &json!({"error": failure}));
         if id == INIT {
