@@ -299,24 +299,29 @@ class ContentStore:
         size: int = 0,
         digest: str | None = None,
         wait: bool = False,
-        cancelled: Callable[[], bool] | None = None,
+        waiting: Callable[[], object] | None = None,
+        shared: bool = False,
     ) -> Ingest:
         """Open the ingest of a ref, or the one that was left unfinished, to go on at its offset.
 
         ``size`` and ``digest`` are what is expected in the end (0 and None: unknown). An unfinished ingest that was
-        to have another size or digest starts over. Errors: InvalidArgument for an empty ref; Unavailable while another
-        writes to it, unless ``wait``; Cancelled when ``cancelled`` says so meanwhile; AlreadyExists when the digest is
-        in the store (one that only other namespaces see becomes visible in this one, as in containerd).
+        to have another size or digest starts over. ``shared``, with a digest: there is one such ingest for all namespaces,
+        whatever its ref; it is listed in the namespace of its last writer. ``waiting`` is called while another writes, see
+        :meth:`lamella.locks.FileLock.acquire`. Errors: InvalidArgument for an empty ref; Unavailable while another
+        writes to it, unless ``wait``; AlreadyExists when the digest is in the store (one that only other namespaces see
+        becomes visible in this one, as in containerd).
         """
         check_ref(ref)
+        if shared and digest is None:
+            raise InvalidArgument(f"ingest {ref!r}: only one whose digest is known can be shared")
         if size < 0:
             raise InvalidArgument(f"ingest {ref!r}: the size {size} is negative")
         expected = parse_digest(digest) if digest else None
         if expected is not None:
             self._refuse_present(expected)
-        folder = self._folder(ref)
+        folder = self._shared_folder(expected) if shared and expected else self._folder(ref)
         lock = FileLock(folder / "lock", what=f"ingest {ref!r}")
-        lock.acquire(wait=wait, cancelled=cancelled)
+        lock.acquire(wait=wait, waiting=waiting)
         try:
             if expected is not None:  # its writer may just have committed it
                 self._refuse_present(expected)
@@ -364,17 +369,17 @@ class ContentStore:
 
     def status(self, ref: str) -> IngestStatus:
         """Return how far one ingest is. NotFound."""
-        folder = self._folder(check_ref(ref))
-        with translated(f"look at the ingest {ref!r}"):
-            record = read_ingest(folder)
-            if record is None:
-                raise NotFound(f"there is no ingest {ref!r} in namespace {self._namespace}")
-            return ingest_status(folder, record)
+        return ingest_status(*self._find_ingest(ref))
+
+    def received(self, digest: str) -> int:
+        """Say how many bytes of a blob are here, of whole ones or in its shared ingest."""
+        parsed = parse_digest(digest)
+        with translated(f"look at the blob {digest}"):
+            return file_length(self._file(parsed)) or file_length(self._shared_folder(parsed) / "data")
 
     def abort(self, ref: str) -> None:
         """Throw an ingest away. NotFound; Unavailable while somebody writes to it."""
-        self.status(ref)
-        folder = self._folder(ref)
+        folder, _ = self._find_ingest(ref)
         lock = FileLock(folder / "lock", what=f"ingest {ref!r}")
         lock.acquire(wait=False)
         try:
@@ -386,14 +391,16 @@ class ContentStore:
         """Give the record of the ingest to go on with; what is on disk fits it."""
         data = folder / "data"
         record = read_ingest(folder)
-        if record is not None and record.ref == wanted.ref and record.namespace == wanted.namespace:
+        if record is not None:
             total, expected = wanted.total or record.total, wanted.expected or record.expected
             same = (total, expected) == (record.total or total, record.expected or expected)
             if same and (not total or file_length(data) <= total):
-                if (total, expected) != (record.total, record.expected):
-                    record = msgspec.structs.replace(record, total=total, expected=expected)
-                    write_record(folder, record)
-                return record
+                found = msgspec.structs.replace(
+                    wanted, total=total, expected=expected, started_at=record.started_at
+                )
+                if found != record:
+                    write_record(folder, found)
+                return found
         data.unlink(missing_ok=True)
         write_record(folder, wanted)
         return wanted
@@ -452,6 +459,19 @@ class ContentStore:
 
     def _folder(self, ref: str) -> Path:
         return self._ingests / hashlib.sha256(f"{self._namespace}\0{ref}".encode()).hexdigest()
+
+    def _shared_folder(self, digest: Digest) -> Path:
+        return self._ingests / hashlib.sha256(f"\0{digest}".encode()).hexdigest()
+
+    def _find_ingest(self, ref: str) -> tuple[Path, IngestRecord]:
+        """Find an ingest of this namespace; its folder is named by the ref, or by a digest if it is shared. NotFound."""
+        own = self._folder(check_ref(ref))
+        with translated(f"look at the ingest {ref!r}"):
+            for folder in (own, *ingest_folders(self._ingests)):
+                record = read_ingest(folder)
+                if record is not None and (record.namespace, record.ref) == (self._namespace, ref):
+                    return folder, record
+        raise NotFound(f"there is no ingest {ref!r} in namespace {self._namespace}")
 
     def _missing(self, digest: str) -> NotFound:
         return NotFound(

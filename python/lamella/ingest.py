@@ -2,7 +2,7 @@
 
 On disk::
 
-    <root>/ingest/<id>/   0700  one ingest; id = SHA-256 of namespace, NUL, ref
+    <root>/ingest/<id>/   0700  one ingest; id = SHA-256 of namespace, NUL, ref; of NUL, digest for a shared one
         data                    what has been written so far
         ref.json                namespace, ref, expected total and digest, when it was started
         lock                    flock: held by whoever writes

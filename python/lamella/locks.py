@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from lamella.disk import make_private_folder, translated
-from lamella.errors import Cancelled, Unavailable
+from lamella.errors import Unavailable
 
 _POLL_FIRST = 0.001
 _POLL_MAX = 0.05
@@ -43,19 +43,24 @@ class FileLock:
         """True between acquire and release."""
         return self._descriptor >= 0
 
-    def acquire(self, *, wait: bool = True, cancelled: Callable[[], bool] | None = None) -> None:
-        """Take the lock. Unavailable when another holds it and ``wait`` is false; Cancelled when ``cancelled`` says so."""
-        if not self.try_acquire():
-            if not wait:
-                raise Unavailable(
-                    f"{self._what} is in use", hint="Another process or thread works on it; try again later."
-                )
-            pause = _POLL_FIRST
-            while not self.try_acquire():
-                if cancelled is not None and cancelled():
-                    raise Cancelled(f"stopped waiting for {self._what}")
-                time.sleep(pause)
-                pause = min(pause * 1.5, _POLL_MAX)
+    def acquire(self, *, wait: bool = True, waiting: Callable[[], object] | None = None) -> bool:
+        """Take the lock; tell whether that took waiting for another. Unavailable when it would and ``wait`` is false.
+
+        ``waiting`` is called again and again meanwhile, at least 20 times a second; what it raises ends the wait.
+        """
+        if self.try_acquire():
+            return False
+        if not wait:
+            raise Unavailable(
+                f"{self._what} is in use", hint="Another process or thread works on it; try again later."
+            )
+        pause = _POLL_FIRST
+        while not self.try_acquire():
+            if waiting is not None:
+                waiting()
+            time.sleep(pause)
+            pause = min(pause * 1.5, _POLL_MAX)
+        return True
 
     def try_acquire(self) -> bool:
         """Take the lock if nobody holds it."""

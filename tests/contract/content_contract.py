@@ -13,7 +13,6 @@ from lamella.content import ContentStore
 from lamella.digest import digest_of
 from lamella.errors import (
     AlreadyExists,
-    Cancelled,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -25,6 +24,15 @@ DATA = bytes(range(256)) * 40
 DIGEST = digest_of(DATA)
 SIZE = len(DATA)
 ABSENT = digest_of(b"absent")
+
+
+class Stopped(Exception):
+    """What a test has somebody raise."""
+
+
+def stop_if(stopped: bool) -> None:
+    if stopped:
+        raise Stopped
 
 
 class ContentContract:
@@ -268,11 +276,46 @@ class ContentContract:
         assert len(errors) == 1
         assert content.ingests() == []
 
-    def test_waiting_can_be_cancelled(self, content):
+    def test_waiting_ends_with_what_its_callback_raises(self, content):
         with content.writer("ref"):
             looks = iter([False, False, True])
-            with pytest.raises(Cancelled):
-                content.writer("ref", wait=True, cancelled=lambda: next(looks))
+            with pytest.raises(Stopped):
+                content.writer("ref", wait=True, waiting=lambda: stop_if(next(looks)))
+
+    def test_a_shared_ingest_is_one_for_all_namespaces(self, content, reopen):
+        other = reopen(namespace="other")
+        with content.writer("ref", size=SIZE, digest=DIGEST, shared=True) as ingest:
+            ingest.write(DATA[:1000])
+            with pytest.raises(Unavailable):
+                other.writer("another ref", size=SIZE, digest=DIGEST, shared=True)
+            assert (content.received(DIGEST), other.received(DIGEST)) == (1000, 1000)
+            assert [status.ref for status in content.ingests()] == ["ref"]
+            assert other.ingests() == []
+        with other.writer("another ref", size=SIZE, digest=DIGEST, shared=True) as ingest:
+            assert ingest.offset == 1000
+            assert content.ingests() == []
+            assert other.status("another ref").offset == 1000
+            ingest.write(DATA[1000:])
+            ingest.commit()
+        assert other.received(DIGEST) == SIZE
+        assert other.ingests() == []
+        assert other.read(DIGEST) == DATA
+        with pytest.raises(NotFound):
+            content.info(DIGEST)
+        with pytest.raises(AlreadyExists):
+            content.writer("ref", size=SIZE, digest=DIGEST, shared=True)
+        assert content.read(DIGEST) == DATA
+
+    def test_a_shared_ingest_can_be_aborted_by_its_ref_and_needs_a_digest(self, content, reopen):
+        with content.writer("ref", digest=DIGEST, shared=True) as ingest:
+            ingest.write(DATA[:1000])
+        with pytest.raises(NotFound):
+            reopen(namespace="other").abort("ref")
+        content.abort("ref")
+        assert content.ingests() == []
+        assert content.received(DIGEST) == 0
+        with pytest.raises(InvalidArgument, match="digest"):
+            content.writer("ref", shared=True)
 
     def test_a_writer_for_what_is_here_already_exists_and_leaves_no_ingest(self, content):
         content.write("ref", DATA, digest=DIGEST, size=SIZE)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 
 import msgspec
 import pytest
@@ -348,59 +347,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, server):
         lamella._core.unmount(str(small))
 
 
-# Several at once, and stopping
-
-
-def test_two_pulls_at_once_fetch_each_blob_once(client, server):
-    noise = [tar(file(f"noise{n}", os.urandom(1 << 20))) for n in range(4)]
-    built = Built(BASE, *noise, UPPER)
-    reference = built.push(server)
-    server.requests.clear()
-    failures = []
-
-    def pull():
-        try:
-            with lamella.Client(client.config.root, client.config.state) as own:
-                own.images.pull(reference)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=pull) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    paths = [request.path for request in blob_requests(server)]
-    assert len([path for path in paths if any(d.digest in path for d in built.descriptors)]) == len(
-        built.layers
-    )
-
-
-def test_two_images_with_the_same_layers_in_another_order_do_not_wait_for_each_other(client, server):
-    # Both layers need what lies beneath them, so that each pull keeps them until its end.
-    one, two = tar(file("a/x", os.urandom(1 << 20))), tar(file("b/y", os.urandom(1 << 20)))
-    references = [Built(one, two).push(server, "one"), Built(two, one).push(server, "two")]
-    failures = []
-
-    def pull(reference):
-        try:
-            with lamella.Client(client.config.root, client.config.state) as own:
-                own.images.pull(reference)
-        except BaseException as error:
-            failures.append(error)
-
-    for _ in range(5):
-        threads = [threading.Thread(target=pull, args=(reference,)) for reference in references]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-            assert not thread.is_alive()
-        assert failures == []
-        for image in client.images.list():
-            client.images.remove(image.name)
-        client.gc()
+# Progress, and stopping
 
 
 def test_a_progress_callback_that_raises_stops_the_pull(client, server):

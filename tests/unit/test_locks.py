@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lamella.disk import make_private_folder, storage_error, translated
-from lamella.errors import Cancelled, LamellaError, NotFound, PermissionDenied, ResourceExhausted, Unavailable
+from lamella.errors import LamellaError, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from lamella.locks import FileLock, FolderLock, is_locked
 
 
@@ -51,9 +51,22 @@ def test_a_waiting_one_gets_it(tmp_path):
     second.release()
 
 
-def test_waiting_can_be_cancelled(tmp_path):
-    with lock(tmp_path / "lock"), pytest.raises(Cancelled, match="the thing"):
-        lock(tmp_path / "lock").acquire(cancelled=lambda: True)
+def test_waiting_ends_with_what_its_callback_raises(tmp_path):
+    def stop() -> None:
+        raise InterruptedError
+
+    second = lock(tmp_path / "lock")
+    with lock(tmp_path / "lock"), pytest.raises(InterruptedError):
+        second.acquire(waiting=stop)
+    assert not second.acquire(waiting=stop)
+    second.release()
+
+
+def test_who_takes_a_lock_learns_whether_that_took_waiting(tmp_path):
+    first, second = lock(tmp_path / "lock"), lock(tmp_path / "lock")
+    assert not first.acquire()
+    assert second.acquire(waiting=first.release)
+    second.release()
 
 
 def test_a_transient_file_is_gone_after_release(tmp_path):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _WORDS = {
     "resolving": "resolving",
     "downloading": "fetching",
+    "waiting": "waiting",
     "unpacking": "unpacking",
     "exists": "here already",
     "done": "done",

@@ -81,17 +81,17 @@ class LayerStore:
         diff_id: str,
         *,
         wait: bool = True,
-        cancelled: Callable[[], bool] | None = None,
+        waiting: Callable[[], object] | None = None,
     ) -> Staging:
         """Become the one who unpacks a layer; then look with :meth:`find` whether somebody just did.
 
-        Unavailable when somebody is at it and ``wait`` is false; Cancelled when ``cancelled`` says so meanwhile.
+        Unavailable when somebody is at it and ``wait`` is false; ``waiting`` as in :meth:`lamella.locks.FileLock.acquire`.
         """
         check_identifier(snapshotter, "snapshotter")
         algorithm, encoded = split_digest(parse_digest(diff_id))
         path = self._root / "locks" / f"layer-{snapshotter}-{algorithm}-{encoded}"
         lock = FileLock(path, what=f"the layer {diff_id}", transient=True)
-        lock.acquire(wait=wait, cancelled=cancelled)
+        lock.acquire(wait=wait, waiting=waiting)
         return Staging(self._database, self._folders(snapshotter), snapshotter, lock)
 
     def _folders(self, snapshotter: str) -> LayerFolders:

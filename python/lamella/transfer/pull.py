@@ -10,9 +10,11 @@ Without ``keep_layers`` nothing is written but the layer folders: a blob that is
 alone. The manifest then carries labels that say so in place of the references to its layers, and blobs that nothing else
 leads to go when the pull is done and the folders, from then on the only copy, are on disk.
 
-Locks: each layer takes the ingest lock of its blob, then the staging lock of its diffID; both are the kernel's (flock) and end
-with the process. A layer that has to wait for the layers beneath it gives its staging lock back first, so that two pulls never
-wait for each other.
+Locks, all the kernel's (flock), which end with the process: one pull at a time of one manifest, in whatever namespace
+(``<root>/locks/image-...``), and within it each layer takes the lock of its blob's ingest, which all namespaces share, then the
+staging lock of its diffID. So what two images or two pulls of one have in common is fetched and unpacked once; who waits
+says how far the other is, and goes on where it stopped if it dies. A layer that has to wait for the layers beneath it
+gives its staging lock back first, so that two pulls never wait for each other.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from lamella import _core, oci, platforms
-from lamella.digest import Digest
+from lamella.digest import Digest, split_digest
 from lamella.durability import Unverified, sync, sync_if_due
 from lamella.errors import (
     AlreadyExists,
@@ -39,6 +41,7 @@ from lamella.errors import (
     Unsupported,
 )
 from lamella.labels import DISCARDED_LAYER, GC_REF_CONTENT, LAYERS_DISCARDED
+from lamella.locks import FileLock
 from lamella.metadata import timestamp
 from lamella.metadata.reachability import CONTENT, condemned
 from lamella.reference import Reference
@@ -170,6 +173,8 @@ class Pull:
                 return document if document is not None and wanted is target else self._document(wanted)
 
             descriptor, data, indexes = self._choose(target, read)
+            if self._wait_for_others(descriptor, data) and (pulled := self._find(target)):
+                return pulled
             for index, index_data, chosen in indexes:
                 self._keep(index, index_data, _index_labels(index_data, chosen))
             manifest = oci.parse_manifest(data)
@@ -185,6 +190,22 @@ class Pull:
             sync(client.database, client.config)  # the folders have no second copy to be unpacked from
             self._drop_blobs(manifest)  # now that the lease does not hold them any more
         return self._done(target, descriptor, manifest)
+
+    def _wait_for_others(self, descriptor: oci.Descriptor, data: bytes) -> bool:
+        """Become the only pull of a manifest, until the end; tell whether that took waiting. Says how far the other is."""
+        manifest = oci.parse_manifest(data)
+        algorithm, encoded = split_digest(descriptor.digest)
+        path = self._client.config.root / "locks" / f"image-{algorithm}-{encoded}"
+        lock = FileLock(path, what=f"the image {descriptor.digest}", transient=True)
+        self._open.callback(lock.release)
+        return lock.acquire(waiting=lambda: self._show_waiting(*manifest.layers))
+
+    def _show_waiting(self, *layers: oci.Descriptor) -> None:
+        """Tell the callback how much of what others fetch is here; a callback that raises ends the wait."""
+        for layer in layers:
+            if self._reporter.due(layer.digest):
+                received = min(self._client.content.received(layer.digest), layer.size)
+                self._report(layer, "waiting", received=received)
 
     def _done(self, target: oci.Descriptor, descriptor: oci.Descriptor, manifest: oci.Manifest) -> Pulled:
         size = sum(layer.size for layer in manifest.layers)
@@ -320,7 +341,7 @@ class Pull:
         if not self._keep_layers:
             self._stage(job)
             if job.staging is None:
-                self._report(job, "exists", received=descriptor.size)
+                self._report(descriptor, "exists", received=descriptor.size)
             else:
                 self._fill(job)
             return
@@ -331,7 +352,8 @@ class Pull:
                     size=descriptor.size,
                     digest=descriptor.digest,
                     wait=True,
-                    cancelled=self._cancelled.is_set,
+                    waiting=lambda: self._wait_for_layer(descriptor),
+                    shared=True,
                 )
             except AlreadyExists:
                 pass
@@ -344,7 +366,7 @@ class Pull:
         self._stage(job)
         if job.staging is not None:
             self._unpack_blob(job)
-        self._report(job, "exists" if job.unpacked is None else "done", received=descriptor.size)
+        self._report(descriptor, "exists" if job.unpacked is None else "done", received=descriptor.size)
 
     def _stage(self, job: _LayerJob) -> None:
         """Find the layer's folder, or open a new one for it."""
@@ -354,7 +376,7 @@ class Pull:
         job.layer = layers.find(snapshotter, job.diff_id, job.chain_id)
         if job.layer is not None:
             return
-        staging = layers.stage(snapshotter, job.diff_id, cancelled=self._cancelled.is_set)
+        staging = layers.stage(snapshotter, job.diff_id, waiting=lambda: self._wait_for_layer(job.descriptor))
         job.layer = layers.find(snapshotter, job.diff_id, job.chain_id)
         if job.layer is not None:
             staging.close()
@@ -381,7 +403,7 @@ class Pull:
         if content.exists(descriptor.digest):
             content.adopt(descriptor.digest, self._source)
             self._unpack_blob(job)
-            self._report(job, "done", received=descriptor.size)
+            self._report(descriptor, "done", received=descriptor.size)
         else:
             self._download(job, None)
 
@@ -422,7 +444,7 @@ class Pull:
             except AlreadyExists:  # it came under another ref, or by another namespace, meanwhile
                 self._client.content.adopt(descriptor.digest, self._source)
         self._settle(job, unpacked)
-        self._report(job, "done", received=descriptor.size, unpacked=unpacked.tar_size)
+        self._report(descriptor, "done", received=descriptor.size, unpacked=unpacked.tar_size)
 
     def _stream(self, job: _LayerJob, ingest: Ingest | None) -> _core.Unpacked:
         """Send the blob from the registry through the pipeline, after what the ingest has of it."""
@@ -447,10 +469,13 @@ class Pull:
             self._check_cancelled()
             pipeline.write(buffer[:count])
             if reporter.due(descriptor.digest):
-                self._report(job, "downloading", received=pipeline.received, unpacked=pipeline.unpacked)
+                self._report(
+                    descriptor, "downloading", received=pipeline.received, unpacked=pipeline.unpacked
+                )
 
-    def _report(self, job: _LayerJob, phase: Phase, *, received: int = 0, unpacked: int = 0) -> None:
-        descriptor = job.descriptor
+    def _report(
+        self, descriptor: oci.Descriptor, phase: Phase, *, received: int = 0, unpacked: int = 0
+    ) -> None:
         self._reporter.say(
             Progress(
                 phase=phase,
@@ -462,6 +487,10 @@ class Pull:
             )
         )
 
+    def _wait_for_layer(self, layer: oci.Descriptor) -> None:
+        self._check_cancelled()
+        self._show_waiting(layer)
+
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise Cancelled(f"the pull of {self._reference} was stopped")
@@ -469,7 +498,7 @@ class Pull:
     def _unpack_blob(self, job: _LayerJob) -> None:
         """Unpack a layer whose blob is in the store."""
         descriptor = job.descriptor
-        self._report(job, "unpacking", received=descriptor.size)
+        self._report(descriptor, "unpacking", received=descriptor.size)
         pipeline = self._pipeline(job, blob=None)
         try:
             pipeline.read_from(str(self._client.content.path(descriptor.digest)))
