@@ -267,7 +267,9 @@ def test_a_pull_that_finds_holes_in_what_it_resumes_fetches_the_layer_from_its_b
     built = Built(tar(file("random", os.urandom(3000))))
     reference = built.push(server)
     layer = built.descriptors[0]
-    with client.content.writer(f"layer-{layer.digest}", size=layer.size, digest=layer.digest) as ingest:
+    with client.content.writer(
+        f"layer-{layer.digest}", size=layer.size, digest=layer.digest, shared=True
+    ) as ingest:
         ingest.write(built.layers[0][:whole] + bytes(1000 - whole))
     image = client.images.pull(reference, unpack=unpack)
     gets = [r for r in server.requests if r.path.endswith(layer.digest) and r.method == "GET"]
@@ -282,7 +284,9 @@ def test_a_pull_that_finds_holes_in_what_it_resumes_fetches_the_layer_from_its_b
 def test_an_ingest_whose_record_a_power_cut_emptied_starts_over(client, server, record):
     built = Built(tar(file("random", os.urandom(3000))))
     layer = built.descriptors[0]
-    with client.content.writer(f"layer-{layer.digest}", size=layer.size, digest=layer.digest) as ingest:
+    with client.content.writer(
+        f"layer-{layer.digest}", size=layer.size, digest=layer.digest, shared=True
+    ) as ingest:
         ingest.write(bytes(1000))
     (path,) = client.config.root.glob("ingest/*/ref.json")
     path.write_bytes(record)
