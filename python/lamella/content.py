@@ -543,8 +543,10 @@ def delete_blob_row(db: Transaction, digest: Digest, now: str) -> int | None:
 def unlink_blobs(database: Database, blobs: Path, digests: Sequence[Digest]) -> list[tuple[Digest, int]]:
     """Remove the files of blobs that no row names; those that came back stay. Return what went, with its bytes.
 
-    The rename away happens inside a write transaction (see the head of this module), the slow part after it.
+    The rename away happens inside a write transaction (see the head of this module), the slow part after it. That the
+    rows are gone is on disk before: else a power cut could bring back a row that says its blob is complete.
     """
+    database.flush()
     gone = []
     doomed = []
     trash = blobs.parent / "ingest"

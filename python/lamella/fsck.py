@@ -12,7 +12,9 @@ kind                what it is                                         what --re
 database            SQLite finds the metadata damaged                  nothing
 damaged-blob        a blob's bytes have another digest                 forgets it; a pull fetches it
 missing-blob        a blob has a row and no file                       forgets it; a pull fetches it
-missing-layer       the folder of a layer is gone                      unpacks it anew from its blob
+missing-layer       the folder of a layer is gone                      unpacks it anew from its blob; gives an active
+                                                                       snapshot an empty one; forgets a committed one
+                                                                       that nothing stands on
 unverified-layer    another boot left a layer without a sync           unpacks it anew from its blob
 unverifiable        the same for what somebody committed               keeps it: only its owner can tell
 dangling-image      an image points at content that is not here        nothing; a pull fetches it
@@ -378,8 +380,8 @@ class _Check:
                 """
                 SELECT id, snapshotter, diff_id, synced OR boot_id = ?,
                     EXISTS (SELECT 1 FROM snapshots WHERE layer = layers.id AND kind = 'committed')
-                FROM layers ORDER BY id
-                """,
+                FROM layers ORDER BY diff_id IS NULL, id
+                """,  # those with a diffID first: others stand on them
                 (boot_id(),),
             ).fetchall()
         self._report.layers = len(rows)
@@ -406,7 +408,13 @@ class _Check:
                     lambda: self._accept(layer_id),
                 )
             else:
-                self._found("missing-layer", name, detail, "remove its snapshot: what it held is lost")
+                self._found(
+                    "missing-layer",
+                    name,
+                    detail,
+                    "remove its snapshot, what it held is lost; lamella fsck --repair empties it, if it was active",
+                    lambda: self._renew(layer_id, snapshotter),
+                )
             return
         self._found(
             "unverified-layer" if there else "missing-layer",
@@ -415,6 +423,34 @@ class _Check:
             "lamella fsck --repair unpacks it anew",
             lambda: self._unpack(layer_id, snapshotter, diff_id),
         )
+
+    def _renew(self, layer_id: str, snapshotter: str) -> str | None:
+        """Give what may be written to an empty folder; forget what somebody committed, unless something stands on it.
+
+        A power cut leaves such rows: the database's log may get to disk before the folder does.
+        """
+        from lamella.client import Client
+
+        config = self._client.config
+        with self._database.read() as db:
+            rows = db.execute(
+                """
+                SELECT namespace, name, kind, EXISTS (SELECT 1 FROM snapshots c WHERE c.parent = s.number)
+                FROM snapshots s WHERE layer = ?
+                """,
+                (layer_id,),
+            ).fetchall()
+        done = "forgot it"
+        for namespace, name, kind, has_children in rows:
+            with Client(config.root, config.state, namespace, snapshotter) as client:
+                if kind != "committed":
+                    client.snapshots.renew(name)
+                    done = "gave it an empty folder: what it held is lost"
+                elif has_children:
+                    return None
+                else:
+                    client.snapshots.remove(name)
+        return done
 
     def _accept(self, layer_id: str) -> str:
         """Believe what cannot be checked, so that it is named once."""

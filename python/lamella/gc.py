@@ -297,6 +297,8 @@ class _Collection:
                     report.layers += 1
                     report.note("layer", layer_id, disk_bytes)
                     gone.append((snapshotter, layer_id))
+        if gone:
+            self._database.flush()  # as in content.unlink_blobs
         for snapshotter, layer_id in gone:
             folders = LayerFolders(self._root, snapshotter)
             with self._failures():

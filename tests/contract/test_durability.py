@@ -294,3 +294,56 @@ def test_an_ingest_whose_record_a_power_cut_emptied_starts_over(client, server, 
     client.images.pull(built.push(server))
     assert client.content.read(layer.digest) == built.layers[0]
     assert client.fsck().findings == []
+
+
+def test_what_was_synced_goes_from_the_disk_after_its_row_has(store, monkeypatch):
+    """Else a power cut could bring back a row that says that what it names is complete."""
+    store.put(b"data")
+    store.snapshots.prepare("work")
+    store.snapshots.commit("mine", "work")
+    store.layer({"a": "1"})
+    durability.sync(store.database, store.config)
+    flushed = []
+    monkeypatch.setattr(
+        "lamella.metadata.Database.flush",
+        lambda self: flushed.append((len(store.blob_files()), len(store.layer_folders()), len(rows()))),
+    )
+
+    def rows():
+        return marks(store, "blobs") + marks(store, "layers")
+
+    store.snapshots.remove("mine")
+    assert flushed == [(1, 2, 2)]
+    flushed.clear()
+    store.content.delete(digest_of(b"data"))
+    assert flushed == [(1, 1, 1)]
+    flushed.clear()
+    store.gc()
+    assert flushed[0] == (0, 1, 0)
+    assert store.layer_folders() == store.blob_files() == set()
+
+
+def test_fsck_gives_active_snapshots_that_a_power_cut_took_an_empty_folder(store, client):
+    base = store.stack("base", {"a": "1"})
+    for key, parent in (("active", base), ("alone", ""), ("below", base)):
+        store.snapshots.prepare(key, parent)
+    store.snapshots.commit("mine", "below")
+    store.snapshots.prepare("on-mine", "mine")
+    store.snapshots.view("view")
+    lost = {store.snapshots.layer_paths(key)[0] for key in ("active", "alone", "on-mine", "view", "mine")}
+    for path in lost:
+        shutil.rmtree(path.parent)
+    left = [finding for finding in client.fsck(repair=True).findings if not finding.mended]
+    assert {finding.kind for finding in left} == {"missing-layer"}
+    assert "default/mine" in left[0].detail + left[1].detail
+    for key in ("active", "alone", "view"):
+        (path, *_) = store.snapshots.layer_paths(key)
+        assert path not in lost and list(path.iterdir()) == []
+        assert path.stat().st_mode & 0o777 == 0o755
+    assert (store.snapshots.layer_paths("active")[0].parent / "work").is_dir()
+    store.snapshots.remove("on-mine")
+    assert client.fsck(repair=True).clean
+    with pytest.raises(NotFound):
+        store.snapshots.stat("mine")
+    assert client.fsck().findings == []
+    assert len(store.layer_folders()) == 4

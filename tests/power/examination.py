@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lamella import _core
 from lamella.client import Client
 from lamella.digest import digest_of
-from lamella.errors import LamellaError
+from lamella.errors import FailedPrecondition, LamellaError
 from lamella.fsck import FsckReport
 from lamella.images import Image
 from lamella.snapshots import Mount
@@ -48,27 +49,38 @@ def mounted_tree(mounts: list[Mount], mount_point: Path, then: Any) -> Tree:
 
 
 def examine(
-    top: Path, mount_point: Path, originals: list[Original], *, synced: list[Original], repair: bool
+    top: Path,
+    mount_point: Path,
+    originals: list[Original],
+    *,
+    synced: list[Original],
+    written: dict[str, bytes] | None,
+    repair: bool,
 ) -> None:
     """Hold a store against the promises, then mend it and hold it against the originals.
 
-    ``synced``: what a sync has returned for. ``repair``: mend by fsck, then by pulls; else by pulls alone.
+    ``synced``: what a sync has returned for; ``written``: files of the snapshot "mine", if one has returned for it.
+    ``repair``: mend by fsck, then by pulls; else by pulls alone.
     """
     layers = {diff_id: tree for original in originals for diff_id, tree in original.layers.items()}
     with Client(top / "root", top / "state") as client:
         _synced_rows_are_complete(client, layers)
         for original in synced:
             _is_complete(client, original, mount_point)
+        if written is not None:
+            mine = client.snapshots.layer_paths("mine")[0]
+            assert {name: (mine / name).read_bytes() for name in written} == written
         _nothing_spoiled_is_read(client)
+        _snapshots_can_be_used_or_say_why(client, layers)
         if repair:
-            left = [finding for finding in client.fsck(repair=True).findings if not finding.mended]
+            left = _unmended(client.fsck(repair=True))
             assert {finding.kind for finding in left} <= PULL_MENDS, left
         for original in originals:
             image = client.images.pull(original.reference)
             assert differences(original.tree, container_tree(client, image, mount_point)) == []
             for part in (image.manifest.config, *image.manifest.layers):
                 assert digest_of(client.content.read(part.digest)) == part.digest
-        assert _unmended(client.fsck(repair=True)) == []
+        _remove_what_is_lost(client)
         assert client.fsck().findings == []
 
 
@@ -92,7 +104,7 @@ def _is_complete(client: Client, original: Original, mount_point: Path) -> None:
     image = client.images.get(original.reference)
     assert differences(original.tree, container_tree(client, image, mount_point)) == []
     for part in (image.target, image.manifest.config, *image.manifest.layers):
-        if part.digest not in image.manifest.layers or not image.layers_discarded:
+        if part not in image.manifest.layers or not image.layers_discarded:
             assert digest_of(client.content.read(part.digest)) == part.digest
 
 
@@ -104,6 +116,37 @@ def _nothing_spoiled_is_read(client: Client) -> None:
             assert not client.content.exists(info.digest)
         else:
             assert digest_of(data) == info.digest
+
+
+def _snapshots_can_be_used_or_say_why(client: Client, layers: dict[str, Tree]) -> None:
+    for info in list(client.snapshots.walk()):
+        try:
+            if info.kind == "committed":
+                client.snapshots.prepare("try", info.name)
+                client.snapshots.remove("try")
+            folders = client.snapshots.layer_paths(info.name)
+        except LamellaError:
+            continue
+        by_id = {folder.parent.name: folder for folder in folders}
+        with client.database.read() as db:
+            rows = db.execute("SELECT id, diff_id FROM layers WHERE diff_id IS NOT NULL").fetchall()
+        for layer, diff_id in rows:
+            if layer in by_id:
+                assert differences(layers[diff_id], read_tree(by_id[layer])) == [], info
+
+
+def _remove_what_is_lost(client: Client) -> None:
+    """Do what fsck says about a committed snapshot that was lost while others stand on it: remove them, and it goes."""
+    for finding in _unmended(client.fsck(repair=True)):
+        assert finding.kind == "missing-layer", finding
+        with client.database.read() as db:
+            rows = db.execute(
+                "SELECT name FROM snapshots WHERE layer = ?", (finding.name.rpartition("/")[2],)
+            ).fetchall()
+        for (name,) in rows:
+            with suppress(FailedPrecondition):  # the one beneath
+                client.snapshots.remove(name)
+    assert _unmended(client.fsck(repair=True)) == []
 
 
 def _unmended(report: FsckReport) -> list[Any]:

@@ -19,6 +19,7 @@ if find_library("fuse3") is None or not Path("/dev/fuse").exists():
 
 from examination import Original, examine
 from recorded_disk import Cut, RecordedDisk, Recording, after, run
+from workloads import WRITTEN
 
 from lamella.client import Client
 from lamella.errors import LamellaError
@@ -26,7 +27,7 @@ from lamella.registry.server import RegistryServer
 from layers import Built, file, folder, hardlink, opaque, symlink, tar, whiteout
 
 NIGHTLY = os.environ.get("LAMELLA_NIGHTLY") == "1"
-CUTS = 300 if NIGHTLY else 12
+CUTS = 300 if NIGHTLY else 8
 SEED = int(os.environ.get("LAMELLA_POWER_SEED", "1"))
 pytestmark = [
     pytest.mark.privileged,
@@ -104,15 +105,19 @@ def record(
 def hold(cut: Cut, originals: list[Original], top: Path) -> None:
     """Examine the store that a power cut leaves."""
     synced = originals[:1] if "first synced" in cut.done else []
+    written = WRITTEN if "mine synced" in cut.done else None
     try:
         with after(cut, top / "after") as disk:
-            examine(disk, top / "mnt", originals, synced=synced, repair=cut.seed % 2 == 0)
+            examine(disk, top / "mnt", originals, synced=synced, written=written, repair=cut.seed % 2 == 0)
     except BaseException as error:
         error.add_note(str(cut))
         raise
 
 
-@pytest.mark.parametrize("workload", ["pull", "pull_with_sync", "sync_when_due"])
+@pytest.mark.parametrize(
+    "workload",
+    ["pull", "pull_with_sync", "sync_when_due", "pull_without_layers", "commit", "collect", "repair"],
+)
 def test_after_a_power_cut(workload: str, originals: list[Original], tmp_path: Path) -> None:
     for cut in record(tmp_path, workload, originals).cuts(CUTS, seed=SEED):
         hold(cut, originals, tmp_path)

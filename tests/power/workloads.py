@@ -23,6 +23,8 @@ from lamella.client import Client
 from lamella.metadata import boot, database
 
 Mark = Callable[[str], None]
+WRITTEN = {"etc/mine": b"m" * 20_000, "written/file": b"w" * 3000}
+"""What the workload "commit" adds to the image that it starts from."""
 
 
 def pull(client: Client, mark: Mark, first: str, second: str) -> None:
@@ -41,6 +43,61 @@ def sync_when_due(client: Client, mark: Mark, first: str, second: str) -> None:
     client.images.pull(first)
     durability.DUE_SECONDS = -1.0
     client.images.pull(second)
+    mark("first synced")
+
+
+def pull_without_layers(client: Client, mark: Mark, first: str, second: str) -> None:
+    client.images.pull(first, keep_layers=False)
+    mark("first synced")
+
+
+def commit(client: Client, mark: Mark, first: str, second: str) -> None:
+    image = client.images.pull(first, sync=True)
+    mark("first synced")
+    for name in ("mine", "lost"):
+        client.snapshots.prepare("work", image.chain_id)
+        top = client.snapshots.layer_paths("work")[0]
+        for file, data in WRITTEN.items():
+            (top / file).parent.mkdir(exist_ok=True)
+            (top / file).write_bytes(data)
+        client.snapshots.commit(name, "work")
+        client.snapshots.prepare(f"on-{name}", name)
+        if name == "mine":
+            client.sync()
+            mark("mine synced")
+    client.snapshots.prepare("without-parent")
+    client.snapshots.remove("on-lost")
+    client.snapshots.remove("lost")
+
+
+def collect(client: Client, mark: Mark, first: str, second: str) -> None:
+    client.images.pull(first)
+    client.images.pull(second, sync=True)
+    mark("first synced")
+    client.images.remove(second)
+    client.gc()
+    client.snapshots.prepare("work")
+    client.snapshots.remove("work")
+
+
+def repair(client: Client, mark: Mark, first: str, second: str) -> None:
+    """Mend what an earlier power cut has left."""
+    client.images.pull(first)
+    image = client.images.pull(second, sync=True)
+    with client.database.write() as db:
+        for table in ("blobs", "layers"):
+            db.execute(f"UPDATE {table} SET boot_id = 'an even earlier one', synced = 0")
+    client.database.flush()
+    for number, layer in enumerate(image.layers):
+        blob = client.config.root / "blobs" / layer.digest.replace(":", "/")
+        blob.chmod(0o600)
+        os.truncate(blob, number * 100)
+    for path in client.config.root.glob("snapshots/overlayfs/*/fs/etc/1"):
+        path.write_bytes(b"")
+    client.fsck(repair=True)
+    mark("repaired")
+    client.images.pull(second)
+    client.images.pull(first, sync=True)
     mark("first synced")
 
 
@@ -65,12 +122,14 @@ def disturbed(top: Path, seed: int, syncs: bool) -> Iterator[None]:
                 os.pwrite(journal, b"x", luck.randrange(4096))
                 os.fsync(journal)
             elif what < 0.9 or not syncs:
-                write_out(luck.choice([path for path in top.rglob("*") if path.is_file()]))
+                write_out(
+                    luck.choice([f"{place}/{name}" for place, _, names in os.walk(top) for name in names])
+                )
             else:
                 libc.syncfs(journal)
         os.close(journal)
 
-    def write_out(path: Path) -> None:
+    def write_out(path: str) -> None:
         try:
             file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         except OSError:

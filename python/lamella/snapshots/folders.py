@@ -59,10 +59,10 @@ class LayerFolders:
                 self._create_top()
                 os.mkdir(folder, 0o700)  # noqa: PTH102
             try:
-                fs = f"{folder}/fs"
-                os.mkdir(fs, 0o700)  # noqa: PTH102
                 if work:
                     os.mkdir(f"{folder}/work", 0o700)  # noqa: PTH102
+                fs = f"{folder}/fs"  # last, so that where it is, the other is, after a power cut, too
+                os.mkdir(fs, 0o700)  # noqa: PTH102
                 mode = 0o755
                 if like is not None:
                     try:

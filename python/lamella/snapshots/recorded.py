@@ -163,6 +163,25 @@ class RecordedSnapshotter(ABC):
                 )
             self._insert(db, name=name, kind="committed", stack=stack, layer=layer.id, labels=text)
 
+    def renew(self, key: str) -> None:
+        """Give an active snapshot or view whose folder is gone a new, empty one. Harmless where it is there."""
+        with self._database.write() as db:
+            stack = self._stack(db, key)
+            _, kind, lost, _ = stack[0]
+            if lost is None or Path(self._folders.fs(lost)).is_dir():
+                return
+            if kind == "committed":
+                raise FailedPrecondition(
+                    f"what the committed snapshot {key!r} held is lost", hint="Remove it."
+                )
+            own = self._create_folder(kind, self._usable_layers(stack[1:], key))
+            assert own is not None
+            self._database.on_rollback(lambda _: self._folders.remove(own))
+            self._insert_layer(db, own)
+            db.execute("UPDATE snapshots SET layer = ? WHERE layer = ?", (own, lost))
+            db.execute("DELETE FROM layers WHERE id = ?", (lost,))
+            self._database.after_commit(lambda: self._folders.remove(lost))
+
     # Looking
 
     def mounts(self, key: str) -> list[Mount]:
@@ -283,12 +302,15 @@ class RecordedSnapshotter(ABC):
             own = self._create_folder(kind, parents)
             if own is not None:
                 self._database.on_rollback(lambda _: self._folders.remove(own))
-                db.execute(
-                    "INSERT INTO layers (id, snapshotter, created_at, boot_id) VALUES (?, ?, ?, ?)",
-                    (own, self.name, timestamp(), boot_id()),
-                )
+                self._insert_layer(db, own)
             self._insert(db, name=key, kind=kind, stack=stack, layer=own, labels=text)
         return self._mounts(kind, own, parents)
+
+    def _insert_layer(self, db: Transaction, layer: str) -> None:
+        db.execute(
+            "INSERT INTO layers (id, snapshotter, created_at, boot_id) VALUES (?, ?, ?, ?)",
+            (layer, self.name, timestamp(), boot_id()),
+        )
 
     def _insert(
         self,
@@ -374,11 +396,13 @@ class RecordedSnapshotter(ABC):
             """
             DELETE FROM layers WHERE id = ? AND diff_id IS NULL
                 AND NOT EXISTS (SELECT 1 FROM snapshots WHERE layer = layers.id)
-            RETURNING id
+            RETURNING synced
             """,
             (layer,),
         ).fetchone()
         if gone is not None:
+            if gone[0]:  # as in content.unlink_blobs
+                self._database.after_commit(self._database.flush)
             self._database.after_commit(lambda: self._folders.remove(layer))
 
     def _missing(self, key: str) -> NotFound:
