@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lamella.namespaces import Namespaces
     from lamella.snapshots.layers import LayerStore
     from lamella.snapshots.overlayfs import OverlaySnapshotter
+    from lamella.transfer.progress import ProgressCallback
 
 
 class Client:
@@ -139,14 +140,31 @@ class Client:
 
         return read(self.config)
 
-    def fsck(self, *, repair: bool = False, jobs: int = 2) -> FsckReport:
-        """Look for damage, in all namespaces, with ``jobs`` threads that hash; mend what can be mended with ``repair``.
+    def fsck(
+        self,
+        *,
+        repair: bool = False,
+        verify_layers: bool = False,
+        fetch: bool = True,
+        plain_http: bool = False,
+        jobs: int = 2,
+        progress: ProgressCallback | None = None,
+    ) -> FsckReport:
+        """Look for damage, in all namespaces; mend what can be mended with ``repair``, without a network with ``fetch=False``.
 
         See :func:`lamella.fsck.check`.
         """
         from lamella.fsck import check
 
-        return check(self, repair=repair, jobs=jobs)
+        return check(
+            self,
+            repair=repair,
+            verify_layers=verify_layers,
+            fetch=fetch,
+            plain_http=plain_http,
+            jobs=jobs,
+            progress=progress,
+        )
 
     @cached_property
     def content(self) -> ContentStore:

@@ -54,7 +54,7 @@ from lamella.ingest import (
     remove_ingest,
     write_record,
 )
-from lamella.labels import check_labels, decode_labels, encode_labels, merge_labels
+from lamella.labels import adopt_labels, check_labels, decode_labels, encode_labels, merge_labels
 from lamella.locks import FileLock
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.boot import boot_id
@@ -240,11 +240,14 @@ class ContentStore:
             return self.info(digest)
 
     def adopt(self, digest: str, labels: Mapping[str, str] | None = None) -> ContentInfo:
-        """Let this namespace see a blob of the store, adding labels. NotFound when it is nowhere. Twice is harmless."""
+        """Let this namespace see a blob of the store, adding labels (:func:`lamella.labels.adopt_labels`).
+
+        NotFound when it is nowhere. Twice is harmless.
+        """
         parsed = parse_digest(digest)
         changes = labels or {}
         with self._database.write() as db:
-            if not self._merge_labels(db, parsed, changes):
+            if not self._merge_labels(db, parsed, changes, adopt_labels):
                 if db.execute("SELECT 1 FROM blobs WHERE digest = ?", (parsed,)).fetchone() is None:
                     raise self._missing(digest)
                 self._insert(db, parsed, check_labels(changes))
@@ -268,14 +271,20 @@ class ContentStore:
         with suppress(LamellaError):
             unlink_blobs(self._database, self._blobs, [digest])
 
-    def _merge_labels(self, db: Transaction, digest: Digest, changes: Mapping[str, str]) -> bool:
+    def _merge_labels(
+        self,
+        db: Transaction,
+        digest: Digest,
+        changes: Mapping[str, str],
+        merge: Callable[[Mapping[str, str], Mapping[str, str]], dict[str, str]] = merge_labels,
+    ) -> bool:
         """Change the labels of a content row; False when there is none. Nothing is written when nothing changes."""
         row = db.execute(
             "SELECT labels FROM content WHERE namespace = ? AND digest = ?", (self._namespace, digest)
         ).fetchone()
         if row is None:
             return False
-        text = encode_labels(merge_labels(decode_labels(row[0]), changes))
+        text = encode_labels(merge(decode_labels(row[0]), changes))
         if text != row[0]:
             db.execute(
                 "UPDATE content SET labels = ?, updated_at = ? WHERE namespace = ? AND digest = ?",

@@ -229,7 +229,7 @@ class Images:
             NoRegistry(image.name),
             platform=image.platform,
             keep_layers=not image.layers_discarded,
-        ).unpack(image.target)
+        ).complete(image.target)
         return image
 
     def get(self, ref: str | Reference) -> Image:

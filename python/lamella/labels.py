@@ -33,6 +33,9 @@ GC_BACK_REF_SNAPSHOT = "containerd.io/gc.bref.snapshot."
 GC_BACK_REF_IMAGE = "containerd.io/gc.bref.image"
 GC_BACK_REF_CONTAINER = "containerd.io/gc.bref.container"
 
+DISTRIBUTION_SOURCE = "containerd.io/distribution.source."
+"""On content, followed by a registry's domain: the repositories of it that have this content, sorted, joined by commas."""
+
 LAYERS_DISCARDED = "lamella.dev/layers-discarded"
 """On a manifest: its compressed layers were dropped once they were unpacked. The value is the time."""
 DISCARDED_LAYER = "lamella.dev/discarded.l."
@@ -69,6 +72,19 @@ def merge_labels(labels: Mapping[str, str], changes: Mapping[str, str]) -> dict[
     merged = {key: value for key, value in labels.items() if key not in changes}
     merged.update(checked)
     return merged
+
+
+def adopt_labels(labels: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    """Merge as :func:`merge_labels`, for content that came once more: repositories that it came from are added to the others.
+
+    The rule is containerd's (core/remotes/docker/handler.go): sorted, each once; what would be too long is left as it was.
+    """
+    joined = dict(more)
+    for key, value in more.items():
+        if key.startswith(DISTRIBUTION_SOURCE) and value and key in labels:
+            text = ",".join(sorted({*labels[key].split(","), *value.split(",")}))
+            joined[key] = text if len(key.encode()) + len(text.encode()) <= LABEL_MAX else labels[key]
+    return merge_labels(labels, joined)
 
 
 def encode_labels(labels: Mapping[str, str]) -> str:

@@ -33,12 +33,32 @@ def test_damage_gives_status_1_until_it_is_mended(pulled):
     assert f"wrong: damaged-blob {digest}" in text.out
     assert f"lamella pull {reference}" in text.out
 
-    repaired = lamella("fsck", "--repair")
-    assert repaired.status == 1  # the image has to be pulled
-    assert f"mended: damaged-blob {digest}" in repaired.out
+    offline = lamella("fsck", "--repair", "--no-fetch")
+    assert offline.status == 1
+    assert f"wrong: damaged-blob {digest}" in offline.out
+    assert f"removed its bytes; it was not to be fetched; fetch it: lamella pull {reference}" in offline.out
     assert not orphan.exists()
-    lamella("-q", "pull", reference).ok()
+    repaired = lamella("fsck", "--repair").ok()
+    assert f"mended: missing-blob {digest}" in repaired.out
+    assert f"fetched it from {reference.removesuffix(':latest')}" in repaired.out
     lamella("fsck").ok()
+
+
+def test_layers_are_compared_with_their_blobs_where_it_is_asked_for(pulled):
+    lamella, reference = pulled
+    image = lamella("--json", "images", "inspect", reference).ok().document
+    folders = [path / "fs" for path in (lamella.root / "snapshots" / "overlayfs").iterdir()]
+    victim = max(
+        (file for folder in folders for file in folder.rglob("*") if file.is_file()),
+        key=lambda f: f.stat().st_size,
+    )
+    victim.unlink()
+    lamella("fsck").ok()
+    assert "wrong: damaged-layer" in lamella("fsck", "--verify-layers").out
+    assert "mended: damaged-layer" in lamella("fsck", "--verify-layers", "--repair").ok().out
+    assert lamella("--json", "fsck", "--verify-layers").ok().document["layers_compared"] == len(
+        image["layers"]
+    )
 
 
 def test_what_a_killed_process_left_is_named_and_gives_status_0(pulled):

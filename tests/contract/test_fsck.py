@@ -70,33 +70,6 @@ def test_a_store_in_order_has_no_findings(pulled):
     assert kinds(client.fsck(repair=True)) == []
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: path.write_bytes(b""),
-        lambda path: os.truncate(path, path.stat().st_size - 1),
-        lambda path: path.write_bytes(bytes(path.stat().st_size)),
-        lambda path: path.unlink(),
-    ],
-    ids=["empty", "cut", "zeroed", "gone"],
-)
-def test_a_damaged_blob_is_forgotten_and_the_named_pull_brings_it_back(pulled, damage):
-    client, image = pulled
-    digest = image.layers[1].digest
-    damage(blob_file(client, digest))
-    (finding,) = [f for f in client.fsck().findings if f.name == digest]
-    assert finding.kind in ("damaged-blob", "missing-blob")
-    assert f"lamella pull {image.name}" in finding.action
-    assert "it came from 127.0.0.1" in finding.detail
-    repaired = client.fsck(repair=True)
-    assert [(f.kind, f.mended) for f in repaired.findings if f.name == digest] == [(finding.kind, True)]
-    assert not repaired.clean  # the image is not whole before it was pulled
-    assert kinds(client.fsck()) == ["dangling-image"]
-    client.images.pull(image.name)
-    assert kinds(client.fsck()) == []
-    assert digest_of(client.content.read(digest)) == digest
-
-
 def test_a_damaged_blob_that_no_image_needs_is_forgotten(client):
     data = b"alone"
     digest = digest_of(data)
@@ -120,17 +93,6 @@ def test_a_layer_folder_that_is_gone_is_unpacked_anew(pulled):
     shutil.rmtree(layer_folder(client, image.chain_ids[0]))
     made_and_mended(client, "missing-layer")
     assert sorted(os.listdir(layer_folder(client, image.chain_ids[0]) / "fs")) == before
-
-
-def test_a_layer_that_cannot_be_unpacked_stays_wrong(pulled):
-    client, image = pulled
-    shutil.rmtree(layer_folder(client, image.chain_id))
-    blob_file(client, image.layers[1].digest).unlink()
-    repaired = client.fsck(repair=True)
-    assert kinds(repaired) == ["dangling-image", "missing-blob", "missing-layer"]
-    assert not repaired.clean
-    client.images.pull(image.name)
-    assert kinds(client.fsck()) == []
 
 
 def test_a_half_unpacked_layer_is_removed(pulled):
@@ -164,14 +126,6 @@ def test_an_ingest_that_nobody_can_resume_is_removed(pulled):
     (client.config.root / "ingest" / f"{TRASH}00").write_bytes(b"x")
     made_and_mended(client, "damaged-ingest", "damaged-ingest")
     assert not broken.exists()
-
-
-def test_an_image_whose_content_is_gone_is_named(pulled):
-    client, image = pulled
-    client.content.delete(image.manifest.config.digest)
-    (finding,) = client.fsck(repair=True).findings
-    assert (finding.kind, finding.mended) == ("dangling-image", False)
-    assert f"pull {image.familiar_name}" in finding.action
 
 
 def test_a_container_without_its_snapshot_is_named(pulled):

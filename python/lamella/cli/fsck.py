@@ -13,14 +13,26 @@ if TYPE_CHECKING:
 
 
 def _arguments(parser: Parser) -> None:
-    parser.add_argument("--repair", action="store_true", help="Mend what can be mended.")
-    parser.add_argument(
-        "--jobs", type=int, default=2, metavar="N", help="How many threads hash blobs (default: 2)."
-    )
+    add = parser.add_argument
+    add("--repair", action="store_true", help="Mend what can be mended.")
+    add("--no-fetch", action="store_true", help="Mend with what is here; ask no registry.")
+    add("--plain-http", action="store_true", help="Allow HTTP without TLS to a host that is not loopback.")
+    add("--verify-layers", action="store_true", help="Compare unpacked layers with their blobs, too.")
+    add("--jobs", type=int, default=2, metavar="N", help="How many threads hash and fetch (default: 2).")
 
 
 def _fsck(arguments: argparse.Namespace, session: Session) -> int:
-    report = session.client.fsck(repair=arguments.repair, jobs=arguments.jobs)
+    from lamella.cli.progress import watch
+
+    with watch(quiet=session.quiet) as callback:
+        report = session.client.fsck(
+            repair=arguments.repair,
+            verify_layers=arguments.verify_layers,
+            fetch=not arguments.no_fetch,
+            plain_http=arguments.plain_http,
+            jobs=arguments.jobs,
+            progress=callback,
+        )
     if session.json:
         session.document(report)
     else:
@@ -44,10 +56,12 @@ FSCK = Command(
     _arguments,
     description="Database and disk are compared both ways, in all namespaces, and every blob is hashed. The exit status is 1 "
     "when something is wrong that was not mended. What killed processes left behind is named too, but is not wrong: gc takes "
-    "it. With --repair, what nothing refers to is removed, layers are unpacked anew from their blobs, and damaged blobs are "
-    "forgotten, so that the pull that is named fetches them.",
+    "it. With --repair, damaged and missing blobs are fetched from the registries that they came from, layers are unpacked "
+    "anew, and what nothing refers to is removed; what cannot be had is named with its images. --verify-layers unpacks every "
+    "layer once more, beside the other, and takes as long as that.",
     examples=[
         ("only look", "lamella fsck"),
         ("mend what can be mended", "lamella fsck --repair"),
+        ("a disk that loses bits", "lamella fsck --repair --verify-layers"),
     ],
 )

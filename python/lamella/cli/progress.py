@@ -18,6 +18,7 @@ _WORDS = {
     "resolving": "resolving",
     "downloading": "fetching",
     "waiting": "waiting",
+    "checking": "checking",
     "unpacking": "unpacking",
     "exists": "here already",
     "done": "done",
@@ -57,13 +58,15 @@ class _Board:
 
     def show(self, progress: Progress) -> None:
         """Take one report of the library; safe to call from any thread, as rich's Progress is."""
-        if not progress.digest:
+        if not progress.digest and progress.phase != "checking":
             return
         bar = self._bars.get(progress.digest)
         phase = _WORDS.get(progress.phase, progress.phase)
         if bar is None:
             bar = self._bars[progress.digest] = self._display.add_task(
-                short(progress.digest), total=progress.size or None, phase=phase
+                short(progress.digest) if progress.digest else "blobs",
+                total=progress.size or None,
+                phase=phase,
             )
         complete = progress.size if progress.phase in ("exists", "done") else progress.received
         self._display.update(bar, completed=complete, total=progress.size or None, phase=phase)

@@ -173,6 +173,11 @@ SELECT node,
 FROM up
 """  # noqa: S608 (constants)
 
+_IMAGES_ABOVE = f"""
+WITH RECURSIVE up (node) AS (SELECT value FROM json_each(:nodes) UNION {_UP})
+SELECT namespace, name FROM up CROSS JOIN images ON number = node >> 2 WHERE node & 3 = 2 ORDER BY namespace, name
+"""  # noqa: S608 (constants)
+
 
 def mark(db: Transaction, now: str) -> None:
     """Fill the temporary tables ``live`` and ``garbage`` (content and snapshots) with the nodes of the present state."""
@@ -210,6 +215,11 @@ def condemned(db: Transaction, nodes: Sequence[int], now: str) -> list[int]:
         return []
     half = len(nodes) // 2
     return condemned(db, nodes[:half], now) + condemned(db, nodes[half:], now)
+
+
+def images_above(db: Transaction, nodes: Sequence[int]) -> list[tuple[str, str]]:
+    """Return the images, as (namespace, name), that lead to any of ``nodes``; an image's own node leads to itself."""
+    return db.execute(_IMAGES_ABOVE, {"nodes": msgspec.json.encode(nodes).decode()}).fetchall()
 
 
 def is_past(expire: object, now: str) -> bool:

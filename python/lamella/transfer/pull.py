@@ -40,12 +40,13 @@ from lamella.errors import (
     ResourceExhausted,
     Unsupported,
 )
-from lamella.labels import DISCARDED_LAYER, GC_REF_CONTENT, LAYERS_DISCARDED
+from lamella.labels import DISCARDED_LAYER, DISTRIBUTION_SOURCE, GC_REF_CONTENT, LAYERS_DISCARDED
 from lamella.locks import FileLock
 from lamella.metadata import timestamp
 from lamella.metadata.reachability import CONTENT, condemned
 from lamella.reference import Reference
 from lamella.transfer.progress import Phase, Progress, ProgressCallback, Reporter
+from lamella.transfer.unpack import NoRegistry
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from lamella.registry.blob import BlobStream
     from lamella.registry.client import RegistryClient
     from lamella.snapshots.layers import Layer, Staging
-    from lamella.transfer.unpack import NoRegistry
 
 CHUNK = 1024 * 1024
 """Bytes read from the network at a time; smaller pieces cost more system calls, larger ones only memory."""
@@ -100,14 +100,17 @@ class Pull:
         reference: Reference,
         registry: RegistryClient | NoRegistry,
         *,
+        source: Reference | None = None,
         platform: oci.Platform | None = None,
         progress: ProgressCallback | None = None,
         unpack: bool = True,
         keep_layers: bool = True,
         parallel: int = PARALLEL_LAYERS,
     ) -> None:
+        """Get ready to pull ``reference``; by digest, from the repository of ``source`` if that is another."""
         self._client = client
         self._reference = reference
+        self._repository = source or reference
         self._registry = registry
         self._asked = platform
         self._platform = platform or platforms.default_platform()
@@ -118,7 +121,9 @@ class Pull:
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
         self._open = ExitStack()
-        self._source = {f"containerd.io/distribution.source.{reference.domain}": reference.path}
+        self._source: dict[str, str] = {}
+        if not isinstance(registry, NoRegistry):
+            self._source = {DISTRIBUTION_SOURCE + self._repository.domain: self._repository.path}
 
     def run(self) -> Pulled:
         """Do it.
@@ -133,8 +138,11 @@ class Pull:
         pulled = self._find(target) if document is None else None
         return pulled or self._fetch(target, document)
 
-    def unpack(self, target: oci.Descriptor) -> Pulled:
-        """Do the part after the download alone, for an image whose blobs are here. NotFound when one is not."""
+    def complete(self, target: oci.Descriptor) -> Pulled:
+        """Bring what is missing of a target that is known, whatever a tag says by now. Errors as :meth:`run`.
+
+        With NoRegistry that is unpacking alone; NotFound when a blob is not here.
+        """
         return self._fetch(target, None)
 
     def _find(self, target: oci.Descriptor) -> Pulled | None:
@@ -220,7 +228,7 @@ class Pull:
         if content.exists(descriptor.digest):
             content.adopt(descriptor.digest, {})
             return content.read(descriptor.digest)
-        return self._registry.fetch_document(self._reference, descriptor)
+        return self._registry.fetch_document(self._repository, descriptor)
 
     def _keep(self, descriptor: oci.Descriptor, data: bytes, labels: dict[str, str]) -> None:
         """Put a document into the store, or add labels to the one that is there."""
@@ -453,7 +461,7 @@ class Pull:
         blob = str(ingest.data_path) if ingest is not None else None
         pipeline = self._pipeline(job, blob=blob, offset=offset)
         try:
-            with self._registry.open_blob(self._reference, descriptor, offset=offset) as stream:
+            with self._registry.open_blob(self._repository, descriptor, offset=offset) as stream:
                 self._pump(job, stream, pipeline)
             return pipeline.finish()
         except BaseException as error:

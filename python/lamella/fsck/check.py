@@ -1,0 +1,291 @@
+"""One check of one store, from beginning to end; and what is neither blobs nor layers: database, ingests, references, tasks."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lamella import oci
+from lamella.digest import Digest
+from lamella.disk import TRASH
+from lamella.errors import LamellaError, NotFound
+from lamella.fsck.blobs import BlobCheck
+from lamella.fsck.layers import LayerCheck
+from lamella.fsck.mounts import mount_points, unmount
+from lamella.fsck.report import FsckReport
+from lamella.fsck.sources import Sources, image_sources
+from lamella.fsck.store import CheckedStore, NotMended, entries, pull_command
+from lamella.ingest import ingest_folders, read_ingest, remove_ingest
+from lamella.locks import FileLock, is_locked
+from lamella.transfer.progress import ProgressCallback, Reporter
+
+if TYPE_CHECKING:
+    from lamella.client import Client
+    from lamella.containers.task import Task
+    from lamella.images import Image
+
+
+def check(
+    client: Client,
+    *,
+    repair: bool = False,
+    verify_layers: bool = False,
+    fetch: bool = True,
+    plain_http: bool = False,
+    jobs: int = 2,
+    progress: ProgressCallback | None = None,
+) -> FsckReport:
+    """Check the store of a client, all its namespaces; ``jobs`` threads hash blobs, and fetch them.
+
+    With ``repair``, mend; with ``fetch`` from the registries that content came from too, for which ``plain_http`` allows HTTP
+    without TLS to others than this machine (a store does not remember with which options it was pulled). With
+    ``verify_layers``, unpack each blob once more and compare. What is mended or wrong is in the report; an error is raised
+    only where the store cannot be looked at. Twice is harmless, and so is running it beside others.
+    """
+    report = FsckReport(repair=repair)
+    reporter = Reporter(progress)
+    sources = Sources(reporter, fetch=fetch, plain_http=plain_http)
+    try:
+        with CheckedStore(client, report, sources, reporter, jobs) as store:
+            _Check(store).run(verify_layers=verify_layers)
+    finally:
+        sources.close()
+    return report
+
+
+class _Check:
+    """One check of one store."""
+
+    def __init__(self, store: CheckedStore) -> None:
+        self._store = store
+        self._database = store.database
+        self._root = store.root
+
+    def run(self, *, verify_layers: bool) -> None:
+        """Do it. Mounts first: they keep folders from being removed; layers after the blobs that they are unpacked from."""
+        self._check_database()
+        self._check_mounts()
+        self._check_tasks()
+        layers = LayerCheck(self._store)
+        layers.look()
+        BlobCheck(self._store).run()
+        self._check_ingests()
+        self._check_images()
+        layers.judge()
+        if verify_layers:
+            layers.verify()
+        layers.check_orphans()
+        self._check_containers()
+
+    # The database
+
+    def _check_database(self) -> None:
+        with self._database.read() as db:
+            for (problem,) in db.execute("PRAGMA integrity_check").fetchall():
+                if problem != "ok":
+                    self._store.found(
+                        "database", "metadata.db", problem, "restore it from a copy, or pull anew"
+                    )
+            for table, _, parent, _ in db.execute("PRAGMA foreign_key_check").fetchall():
+                self._store.found(
+                    "database", table, f"a row refers to one of {parent} that is gone", "report this defect"
+                )
+            self._store.report.snapshots = db.execute("SELECT count(*) FROM snapshots").fetchone()[0]
+
+    # Ingests
+
+    def _check_ingests(self) -> None:
+        ingests = self._root / "ingest"
+
+        def trash() -> set[str]:
+            return {path.name for path in entries(ingests) if path.name.startswith(TRASH)}
+
+        def damaged() -> set[tuple[str, str]]:
+            """Give each with the time of its last change: another one of the same ref is another one."""
+            found = set()
+            for folder in ingest_folders(ingests):
+                if read_ingest(folder) is None and not is_locked(folder / "lock"):
+                    with suppress(FileNotFoundError):
+                        found.add((folder.name, str(folder.stat().st_mtime_ns)))
+            return found
+
+        for name in self._store.lasting(trash):
+            self._store.left(
+                "damaged-ingest",
+                name,
+                "a blob whose removal was cut off",
+                lambda path=ingests / name: _unlink(path),  # type: ignore[misc]
+            )
+        for name, _ in self._store.lasting(damaged):
+            self._store.left(
+                "damaged-ingest",
+                name,
+                "its record is missing or cannot be read, so that nobody can resume it",
+                lambda folder=ingests / name: _remove_ingest(folder),  # type: ignore[misc]
+            )
+
+    # References
+
+    def _check_images(self) -> None:
+        for client, image in self._suspects():
+            missing = _missing_content(client, image)
+            if missing and _is_the_same(client, image):
+                fetch = pull_command(client, image)
+                self._store.found(
+                    "dangling-image",
+                    f"{client.config.namespace}/{image.name}",
+                    f"{missing} is not here",
+                    f"lamella fsck --repair fetches it, or: {fetch}"
+                    if self._store.sources.fetch
+                    else f"fetch it: {fetch}",
+                    lambda client=client, image=image: self._complete(client, image),  # type: ignore[misc]
+                )
+
+    def _suspects(self) -> list[tuple[Client, Image]]:
+        """Give the images whose target has no row, or that lead to a label which names content without one."""
+        with self._database.read() as db:
+            nodes = db.execute(
+                """
+                SELECT number * 4 + 2 FROM images i WHERE NOT EXISTS (
+                    SELECT 1 FROM content c WHERE c.namespace = i.namespace AND c.digest = i.digest)
+                UNION
+                SELECT owner FROM gc_labels g WHERE kind = 'content' AND NOT EXISTS (
+                    SELECT 1 FROM content c WHERE c.namespace = g.namespace AND c.digest = g.named)
+                """
+            ).fetchall()
+        return self._store.images_above([node for (node,) in nodes]) if nodes else []
+
+    def _complete(self, client: Client, image: Image) -> str:
+        """Fetch what an image lacks; unpack it if it was, which puts the labels right that keep its snapshots."""
+        sources = self._store.sources
+        advice = f"fetch it: {pull_command(client, image)}"
+        if not sources.fetch:
+            raise NotMended(f"it was not to be fetched; {advice}")
+        try:
+            keep_layers = not image.layers_discarded
+        except LamellaError:
+            keep_layers = True
+        try:
+            source = sources.complete(
+                client, image, image_sources(client, image), unpack=False, keep_layers=keep_layers
+            )
+        except NotFound as error:
+            raise NotMended(f"it could not be fetched: {error.message}; {advice}") from None
+        fresh = client.images.get(image.name)
+        with suppress(NotFound):  # it was pulled without unpacking
+            for name in fresh.chain_ids[-1:]:
+                client.snapshots.stat(name)
+                client.images.unpack(image.name)
+        return f"fetched it from {source}"
+
+    def _check_containers(self) -> None:
+        with self._database.read() as db:
+            rows = db.execute(
+                """
+                SELECT namespace, name, snapshot_key FROM containers c
+                WHERE snapshot_key <> '' AND NOT EXISTS (
+                    SELECT 1 FROM snapshots s WHERE s.namespace = c.namespace AND s.snapshotter = c.snapshotter
+                        AND s.name = c.snapshot_key)
+                """
+            ).fetchall()
+        for namespace, name, key in rows:
+            self._store.found(
+                "dangling-container",
+                f"{namespace}/{name}",
+                f"its snapshot {key} is gone",
+                f"remove it: lamella -n {namespace} containers rm {name}",
+            )
+
+    # Mounts and tasks
+
+    def _check_mounts(self) -> None:
+        places = [f"{self._root}/snapshots/", f"{self._store.config.state}/tasks/"]
+        for point in reversed(mount_points()):  # the latest first: it may lie in an earlier one
+            if any(point.startswith(place) for place in places):
+                self._store.found(
+                    "mount",
+                    point,
+                    "containers are mounted in their own namespaces, so that this was left behind",
+                    f"lamella fsck --repair unmounts it, or: umount {point}",
+                    lambda point=point: unmount(point),  # type: ignore[misc]
+                )
+
+    def _check_tasks(self) -> None:
+        from lamella.containers.orphans import orphaned_tasks
+
+        def orphans() -> set[tuple[Path, Path]]:
+            return {
+                (task.folder, task.log_folder) for task in orphaned_tasks(self._database, self._store.config)
+            }
+
+        lasting = {folder for folder, _ in self._store.lasting(orphans)}
+        for task in orphaned_tasks(self._database, self._store.config):
+            if task.folder not in lasting:
+                continue
+            name = f"{task.folder.parent.name}/{task.folder.name}"
+            if task.running():
+                self._store.found(
+                    "unknown-task",
+                    name,
+                    "a container runs that has no record",
+                    f"kill its processes (the monitor's socket is {task.folder}/control.sock)",
+                )
+                continue
+
+            def mend(task: Task = task) -> str | None:
+                if any(point.startswith(f"{task.folder.parent}") for point in mount_points()):
+                    return None  # removing would reach into what is mounted there
+                task.remove()
+                return "removed it"
+
+            self._store.left("stale-task", name, "there is no container of that name", mend)
+
+
+def _missing_content(client: Client, image: Image) -> str | None:
+    """Say which document or layer of an image has no row; of an index, one platform is enough."""
+    try:
+        if not _seen(client, image.target.digest):
+            return f"its manifest {image.target.digest}"
+        manifest = image.manifest
+        parts = [manifest.config, *([] if image.layers_discarded else manifest.layers)]
+    except LamellaError as error:
+        return str(error)
+    for part in parts:
+        if not _seen(client, part.digest):
+            what = "its config" if part.media_type in oci.CONFIG_TYPES else "the layer"
+            return f"{what} {part.digest}"
+    return None
+
+
+def _is_the_same(client: Client, image: Image) -> bool:
+    """Tell whether an image is still there and points where it did."""
+    try:
+        return client.images.get(image.name) == image
+    except LamellaError:
+        return False
+
+
+def _seen(client: Client, digest: Digest) -> bool:
+    try:
+        client.content.info(digest)
+    except LamellaError:
+        return False
+    return True
+
+
+def _unlink(path: Path) -> str:
+    path.unlink(missing_ok=True)
+    return "removed it"
+
+
+def _remove_ingest(folder: Path) -> str | None:
+    lock = FileLock(folder / "lock", what=f"ingest {folder.name}")
+    if not lock.try_acquire():
+        return None
+    try:
+        if read_ingest(folder) is None:
+            remove_ingest(folder)
+    finally:
+        lock.release()
+    return "removed it"
