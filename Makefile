@@ -44,6 +44,10 @@ test: build ## Run everything that can run here (cargo test, then pytest)
 	cargo test --workspace --locked
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+.PHONY: nightly
+nightly: build ## Run pytest at length: kills at every step, ten minutes of stress (LAMELLA_SEED=N repeats a choice)
+	LAMELLA_NIGHTLY=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
 .PHONY: lint
 lint: build ## Check formatting, lints, types, stubs, licences
 	cargo fmt --all --check

@@ -73,13 +73,25 @@ def compress(data: bytes, compression: str = "gzip") -> bytes:
     return zstandard.compress(data) if compression == "zstd" else data
 
 
-def program(status: int = 0) -> bytes:
-    """Give an executable that needs nothing and ends with a status: 64-bit ELF, one segment (elf(5))."""
+def program(status: int | None = 0) -> bytes:
+    """Give an executable that needs nothing and ends with a status, or never (None): 64-bit ELF, one segment (elf(5))."""
     code = {
-        # mov edi, status; mov eax, 231 (exit_group); syscall
-        "x86_64": (62, b"\xbf" + struct.pack("<I", status) + b"\xb8\xe7\0\0\0\x0f\x05"),
-        # mov w0, status; mov w8, 94 (exit_group); svc 0
-        "aarch64": (183, struct.pack("<III", 0x52800000 | status << 5, 0x52800BC8, 0xD4000001)),
+        "x86_64": (
+            62,
+            # mov eax, 34 (pause); syscall; again
+            b"\xb8\x22\0\0\0\x0f\x05\xeb\xf7"
+            if status is None
+            # mov edi, status; mov eax, 231 (exit_group); syscall
+            else b"\xbf" + struct.pack("<I", status) + b"\xb8\xe7\0\0\0\x0f\x05",
+        ),
+        "aarch64": (
+            183,
+            # mov x0 to x3, 0; mov x8, 73 (ppoll); svc 0; again
+            struct.pack("<7I", *(0xD2800000 | n for n in range(4)), 0xD2800928, 0xD4000001, 0x17FFFFFA)
+            if status is None
+            # mov w0, status; mov w8, 94 (exit_group); svc 0
+            else struct.pack("<3I", 0x52800000 | status << 5, 0x52800BC8, 0xD4000001),
+        ),
     }
     machine, text = code[platform.machine()]
     start, size = 0x400000, 64 + 56

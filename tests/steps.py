@@ -40,6 +40,8 @@ import pytest
 NIGHTLY = os.environ.get("LAMELLA_NIGHTLY") == "1"
 SEED = int(os.environ.get("LAMELLA_SEED") or time.time_ns() % 1_000_000)
 JOIN_SECONDS = 30
+patience = pytest.mark.timeout(3600 if NIGHTLY else 300)
+"""For tests that take all steps in the nightly form."""
 
 
 class When(NamedTuple):

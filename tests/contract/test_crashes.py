@@ -17,14 +17,15 @@ import pytest
 from lamella.digest import digest_of
 from lamella.errors import AlreadyExists, NotFound
 from lamella.metadata import schema
-from steps import kills
+from steps import kills, patience
 from stores import Store
 
+pytestmark = patience
 ROOT = {"containerd.io/gc.root": "x"}
 KEPT = b"kept"
 DATA = b"x" * 3000
 DIGEST = digest_of(DATA)
-POINTS = 16
+POINTS = 12
 
 
 def crashes(

@@ -12,12 +12,14 @@ from crashes import (
     each_kill,
     image,
     partial_blobs,
+    quiet,
     runs,
     unpacked_layers,
 )
 from lamella.errors import NotFound
+from steps import patience
 
-pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("alone")]
+pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("alone"), patience]
 FILLING = os.urandom(2_500_000)  # more than two of the pieces in which it comes
 
 
@@ -42,10 +44,10 @@ def test_a_second_pull_fetches_what_is_missing_and_nothing_else(tmp_path, server
     def pull(client):
         return client.images.pull(reference, **options)
 
-    for client, _ in each_kill(tmp_path, nothing, pull, points=45):
+    for client, _ in each_kill(tmp_path, nothing, pull, points=35):
         complete, partial, unpacked = complete_blobs(client), partial_blobs(client), unpacked_layers(client)
         whole = is_here(client, reference)
-        server.requests.clear()
+        quiet(server)
         pulled = pull(client)
         requests = len(server.requests)
         asked = blob_requests(server)
@@ -74,8 +76,8 @@ def test_an_image_that_shares_layers_with_one_that_is_here(tmp_path, server):
     def pull(client):
         return client.images.pull(reference)
 
-    for client, _ in each_kill(tmp_path, lambda client: client.images.pull(here), pull, points=25):
-        server.requests.clear()
+    for client, _ in each_kill(tmp_path, lambda client: client.images.pull(here), pull, points=16):
+        quiet(server)
         runs(client, pull(client))
         assert not {layer.digest for layer in first.descriptors} & blob_requests(server).keys()
         runs(client, client.images.get(here))
@@ -88,9 +90,9 @@ def test_an_unpack_of_what_is_here(tmp_path, server):
         client.images.unpack(reference)
 
     for client, _ in each_kill(
-        tmp_path, lambda client: client.images.pull(reference, unpack=False), unpack, points=25
+        tmp_path, lambda client: client.images.pull(reference, unpack=False), unpack, points=16
     ):
-        server.requests.clear()
+        quiet(server)
         unpack(client)
         assert not server.requests
         runs(client, client.images.get(reference))
@@ -111,8 +113,8 @@ def test_a_removal_and_a_collection(tmp_path, server):
         client.images.remove(removed)
         client.gc()
 
-    for client, _ in each_kill(tmp_path, before, remove, points=40):
-        server.requests.clear()
+    for client, _ in each_kill(tmp_path, before, remove, points=25):
+        quiet(server)
         runs(client, client.images.pull(kept))
         assert blob_requests(server) == {}
         runs(client, client.images.pull(removed))

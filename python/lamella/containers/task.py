@@ -79,6 +79,7 @@ class Task:
         if self._settled():
             raise FailedPrecondition("the container is running already")
         self._await_monitor()
+        self._clean_up()
         for name in ("exit.json", "control.sock", "pid"):
             (self.folder / name).unlink(missing_ok=True)
         try:
@@ -268,15 +269,19 @@ class Task:
                     raise FailedPrecondition(
                         "the container is running", hint="Stop it first, or remove with force."
                     )
-                if self.exit() is None:
-                    self._clean_up()
                 _core.remove_tree(str(self.log_folder))
+                # The pid goes after the cgroups: by now, as a rule (10 us). The bundle alone says which they are.
+                while (self.folder / "pid").exists() and self._monitored():
+                    time.sleep(0.0005)
+                self._clean_up()
                 _core.remove_tree(str(self.folder))
         except (FileNotFoundError, NotADirectoryError):
             _core.remove_tree(str(self.log_folder))  # it never had a bundle, or another has just removed it
 
     def _clean_up(self) -> None:
-        """Take away what a monitor that was killed could not."""
+        """Take away what a monitor that was killed could not. Its socket tells: that goes last of all."""
+        if not (self.folder / "control.sock").exists() or self._monitored():
+            return
         try:
             spec = msgspec.json.decode((self.folder / "config.json").read_bytes(), type=_BundleSpec)
         except (FileNotFoundError, msgspec.MsgspecError):

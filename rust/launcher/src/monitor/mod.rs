@@ -288,8 +288,9 @@ impl Monitor {
                     client.send_document(&document)
                 });
             }
-            let _ = rustix::fs::unlinkat(&self.bundle, "pid", rustix::fs::AtFlags::empty());
             self.cgroup.remove();
+            // After the cgroups: whoever removes the bundle, which says where they are, waits for this.
+            let _ = rustix::fs::unlinkat(&self.bundle, "pid", rustix::fs::AtFlags::empty());
         }
         // Whoever asked something in the last moment gets its answer.
         self.accept();

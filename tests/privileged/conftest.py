@@ -1,0 +1,7 @@
+"""Fixtures that tests of the contract suites and privileged ones share."""
+
+from __future__ import annotations
+
+from crashes import alone, server
+
+__all__ = ["alone", "server"]

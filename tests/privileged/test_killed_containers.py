@@ -1,0 +1,135 @@
+"""kill -9 at every step of a container's life, of the caller, the launcher, the monitor and the container itself.
+
+Whoever dies: nothing runs unobserved, the record can be removed or started again, and no folder, mount, cgroup or process
+is left.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+import pytest
+
+from crashes import each_kill, image, runs
+from lamella.containers.cgroups import _hierarchies
+from lamella.errors import LamellaError, NotFound
+from steps import patience
+
+pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("alone"), patience]
+
+
+@pytest.fixture
+def reference(server):
+    return image().push(server)
+
+
+def each(folder, reference, before, operation, *, points, everyone):
+    """As each_kill; an error of ours is an answer when somebody else than the caller was killed."""
+
+    def pull(client):
+        client.images.pull(reference)
+        before(client)
+
+    def run(client):
+        with suppress(LamellaError):
+            operation(client)
+
+    for client, outcome in each_kill(folder, pull, run, points=points, everyone=everyone):
+        assert outcome.status <= 0, "an error that is none of ours"
+        yield client, outcome
+        runs(client, client.images.get(reference))
+
+
+@pytest.mark.parametrize("everyone", [False, True], ids=["one", "all"])
+def test_a_run(tmp_path, reference, everyone):
+    def run(client):
+        client.containers.run(reference, ["/bin/true"], remove=True, name="box")
+
+    for client, _ in each(tmp_path, reference, lambda _: None, run, points=25, everyone=everyone):
+        boxes = client.containers.list(all=True)
+        assert [box.status for box in boxes] in ([], ["created"], ["stopped"], ["unknown"])
+        for box in boxes:
+            box.start()
+            assert box.wait(30) == 0
+            box.remove()
+        run(client)
+
+
+@pytest.mark.parametrize("everyone", [False, True], ids=["one", "all"])
+def test_a_start(tmp_path, reference, everyone):
+    def create(client):
+        client.containers.create(reference, ["/bin/true"], name="box")
+
+    def start(client):
+        box = client.containers.get("box")
+        box.start()
+        box.wait(30)
+
+    for client, _ in each(tmp_path, reference, create, start, points=25, everyone=everyone):
+        box = client.containers.get("box")
+        assert box.status in ("created", "stopped", "unknown")
+        box.start()
+        assert box.wait(30) == 0
+        assert box.status == "stopped"
+
+
+def test_a_creation_and_a_removal(tmp_path, reference):
+    def create(client):
+        box = client.containers.create(reference, ["/bin/true"], name="box")
+        box.start()
+        box.wait(30)
+
+    def replace(client):
+        client.containers.get("box").remove()
+        client.containers.create(reference, ["/bin/true"], name="box", labels={"new": "1"})
+
+    for client, _ in each(tmp_path, reference, create, replace, points=15, everyone=False):
+        with suppress(NotFound):
+            client.containers.get("box").remove()
+        with pytest.raises(NotFound):
+            client.snapshots.stat("box")
+        client.containers.create(reference, ["/bin/true"], name="box")
+
+
+@pytest.mark.parametrize("again", ["start", "remove"])
+def test_cgroups_that_a_monitor_could_not_remove_any_more_go_with_the_next_start_or_removal(
+    client, reference, again
+):
+    box = client.containers.create(client.images.pull(reference), ["/bin/true"])
+    box.start()
+    box.wait(30)
+    while box.task._monitored():
+        time.sleep(0.001)
+    (box.task.folder / "control.sock").touch()  # what it removes last
+    left = [hierarchy / box.spec["linux"]["cgroupsPath"].strip("/") for hierarchy in _hierarchies()]
+    for folder in left:
+        with suppress(OSError):  # a hierarchy that has no such groups
+            folder.mkdir(parents=True)
+    assert any(folder.is_dir() for folder in left)
+    if again == "start":
+        box.start()
+        assert box.wait(30) == 0
+    box.remove()
+    assert not any(folder.is_dir() for folder in left)
+
+
+def test_a_commit_and_a_branch(tmp_path, reference):
+    def before(client):
+        client.snapshots.prepare("work", client.images.get(reference).chain_id)
+        (client.snapshots.layer_paths("work")[0] / "mine").write_text("x")
+
+    def branch(client):
+        client.snapshots.commit("base", "work")
+        client.snapshots.prepare("next", "base")
+        client.snapshots.view("look", "base")
+        client.snapshots.remove("look")
+
+    for client, _ in each(tmp_path, reference, before, branch, points=12, everyone=False):
+        names = {info.name for info in client.snapshots.walk()} & {"work", "base", "next", "look"}
+        assert ("work" in names) != ("base" in names)
+        if "work" in names:
+            branch(client)
+        assert (client.snapshots.layer_paths("base")[0] / "mine").read_text() == "x"
+        if "next" in names:
+            client.snapshots.remove("next")
