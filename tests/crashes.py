@@ -119,6 +119,7 @@ def nothing_is_left(client: lamella.Client) -> None:
             (client.config.root, "snapshots/*/*"),
             (client.config.root, "containers/*/*"),
             (client.config.root, "locks/*"),
+            (client.config.root, "events/*"),
             (client.config.state, "tasks/*/*"),
         ]
         for path in top.glob(pattern)

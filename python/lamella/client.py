@@ -78,7 +78,9 @@ class Client:
 
         if not dry_run:
             from lamella.durability import sync_if_due
+            from lamella.events.spool import drain
 
+            drain(self.database, self.config)
             sync_if_due(self.database, self.config)
             self.containers.remove_ended()
         report = collect(self.database, self.config, dry_run=dry_run)

@@ -16,6 +16,7 @@ import pytest
 
 from lamella.digest import digest_of
 from lamella.errors import AlreadyExists, NotFound
+from lamella.events import spool
 from lamella.metadata import schema
 from steps import kills, patience
 from stores import Store
@@ -226,6 +227,32 @@ def test_collecting(tmp_path):
         assert [info.digest for info in store.content.walk()] == [digest_of(KEPT)]
         assert [info.name for info in store.snapshots.walk()] == ["base"]
         assert store.leases.list() == []
+
+
+def test_taking_events_in(tmp_path):
+    lines = "".join(
+        f'{{"at":"2026-01-01T00:00:00Z","namespace":"n","topic":"/tasks/exit","event":{{"container_id":"{number}"}}}}\n'
+        for number in range(5)
+    )
+
+    def before(store: Store) -> None:
+        path = spool.spool_path(store.root)
+        path.parent.mkdir()
+        path.write_text(lines)
+        spool.take(store.root)  # by one who was killed then
+        path.write_text(lines)
+
+    def take_in(store: Store) -> None:
+        spool.drain(store.database, store.config)
+
+    for store in crashes(tmp_path, before, take_in):
+        take_in(store)
+        with store.database.read() as db:
+            told = db.execute(
+                "SELECT data ->> 'container_id' FROM events WHERE topic = '/tasks/exit' ORDER BY number"
+            ).fetchall()
+        assert "".join(row[0] for row in told) == "0123401234"
+        assert list((store.root / "events").iterdir()) == []
 
 
 def test_making_a_new_store(tmp_path):

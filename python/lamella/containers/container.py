@@ -18,6 +18,8 @@ from lamella.containers.spec import exec_process
 from lamella.containers.task import Status, Task
 from lamella.durability import Unverified
 from lamella.errors import CommandNotFound, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+from lamella.events import spool
+from lamella.metadata import Transaction, timestamp
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -154,8 +156,25 @@ class Container:
             self._mounts(),
             attach=attach,
             stdin=record.extra.stdin,
+            before_reset=self._forget_past_run,
         )
+        spool.drain_if_large(self._client.database, self._client.config)
         return attached
+
+    def _forget_past_run(self) -> None:
+        if self.task.past_run() is None:
+            return
+        spools = spool.take(self._client.config.root)
+        with self._client.database.write() as db:
+            spool.take_in(self._client.database, spools)
+            self._tell_past_run(db)
+
+    def _tell_past_run(self, db: Transaction) -> None:
+        """Record the event that says that the exit of the last run is given up, if there is one."""
+        past = self.task.past_run()
+        if past is not None:
+            fields = {"container_id": self.id, "id": self.id, **past, "name": self.name}
+            spool.record(db, timestamp(), self._client.config.namespace, "/tasks/delete", fields)
 
     def _mounts(self) -> list[Mount]:
         """Give what its root is mounted from; layers that a power cut may have spoiled are unpacked anew first."""
@@ -233,11 +252,13 @@ class Container:
             read_file=self._read_file,
         )
         try:
-            return self.task.exec(process, stdin=stdin)
+            attached = self.task.exec(process, stdin=stdin)
         except NotFound as error:
             if isinstance(error, CommandNotFound):
                 raise
             raise FailedPrecondition(f"container {self.name} is not running") from None
+        spool.drain_if_large(self._client.database, self._client.config)
+        return attached
 
     def _read_file(self, path: str, limit: int) -> bytes | None:
         layers = self._client.snapshots.layer_paths(self.record.snapshot_key)
@@ -328,11 +349,13 @@ class Container:
             self._kill_now()
         record = self.record
         snapshots = self._client.snapshots
+        key = (self._client.config.namespace, record.id)
+        spools = spool.take(self._client.config.root)
         with self._client.database.write() as db:
-            db.execute(
-                "DELETE FROM containers WHERE namespace = ? AND id = ?",
-                (self._client.config.namespace, record.id),
-            )
+            spool.take_in(self._client.database, spools)  # its exit is to stand before its end
+            if db.execute("SELECT 1 FROM containers WHERE namespace = ? AND id = ?", key).fetchone():
+                self._tell_past_run(db)
+            db.execute("DELETE FROM containers WHERE namespace = ? AND id = ?", key)
             with suppress(NotFound):
                 snapshots.remove(record.snapshot_key)
         self.task.remove()

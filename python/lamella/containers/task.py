@@ -10,8 +10,8 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from lamella.config import Config
 from lamella.containers.monitor import Attached, Connection, Exit, _Failure, raise_failure
 from lamella.disk import make_private_folder, make_state_folder
 from lamella.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted
+from lamella.events.spool import spool_path
 from lamella.locks import FolderLock
 from lamella.snapshots import Mount
 
@@ -45,6 +46,11 @@ class Task:
     def __init__(self, config: Config, container_id: str) -> None:
         self.folder = config.state / "tasks" / config.namespace / container_id
         self.log_folder = config.root / "containers" / config.namespace / container_id
+        self._events = {
+            "spool": str(spool_path(config.root)),
+            "namespace": config.namespace,
+            "container": container_id,
+        }
 
     @property
     def log_path(self) -> Path:
@@ -59,27 +65,30 @@ class Task:
         *,
         attach: bool,
         stdin: bool,
+        before_reset: Callable[[], None],
     ) -> tuple[Started, Attached | None]:
         """Write the bundle and launch it.
 
-        ``files`` are the container's hosts, hostname and resolv.conf. Errors: FailedPrecondition when it runs already,
+        ``files`` are the container's hosts, hostname and resolv.conf. ``before_reset`` is called before the records of the last
+        run go. Errors: FailedPrecondition when it runs already,
         CommandNotFound and CommandNotExecutable for the program, and what else the launcher reports; after one nothing of the
         task is left.
         """
         self._make_folders()
         try:
             with self._exclusive():
-                self._write_bundle(spec, files)
+                self._write_bundle(spec, files, before_reset)
                 return self._launch(rootfs, attach=attach, stdin=stdin)
         except FileNotFoundError:
             raise NotFound("the container was removed") from None
 
-    def _write_bundle(self, spec: bytes, files: dict[str, bytes]) -> None:
+    def _write_bundle(self, spec: bytes, files: dict[str, bytes], before_reset: Callable[[], None]) -> None:
         """Write the bundle anew; the last run's records go."""
         if self._settled():
             raise FailedPrecondition("the container is running already")
         self._await_monitor()
         self._clean_up()
+        before_reset()
         for name in ("exit.json", "control.sock", "pid"):
             (self.folder / name).unlink(missing_ok=True)
         try:
@@ -101,6 +110,7 @@ class Task:
                 "attach": attach,
                 "stdin": stdin,
                 "hold": False,
+                "events": self._events,
             }
         )
         ours, theirs = socket.socketpair() if attach else (None, None)
@@ -196,6 +206,14 @@ class Task:
             return None
         except msgspec.MsgspecError as error:
             raise FailedPrecondition(f"the exit record of the task is damaged: {error}") from None
+
+    def past_run(self) -> dict[str, Any] | None:
+        """Give what the records say of a run that is over (the fields of /tasks/delete); None when there was none."""
+        with suppress(FailedPrecondition, NotADirectoryError):
+            ended = self.exit()
+            if ended is not None:
+                return {"exit_status": ended.exit_code, "exited_at": ended.exited_at}
+        return {} if (self.folder / "pid").exists() else None
 
     def pid(self) -> int | None:
         """Return the host's pid of the container's first process while it runs."""

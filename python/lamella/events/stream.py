@@ -1,7 +1,7 @@
 """Following events: an iterator over the table, which waits for what comes.
 
 A stream has a connection of its own and no transaction between two looks, so that it holds up neither its client's threads nor
-SQLite's checkpoints. It looks every POLL_SECONDS, which costs 0.2 % of a core: what it needs is in memory then.
+SQLite's checkpoints. It looks every POLL_SECONDS, which costs some tenths of a percent of a core.
 """
 
 from __future__ import annotations

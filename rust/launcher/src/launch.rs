@@ -202,11 +202,12 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
         bundle,
         listener,
         log: request.log,
+        events: request.events,
         client: client.map(|socket| (socket, request.stdin, request.stdin_once)),
         shared: Shared { namespaces: entered, filter, personality },
     });
     let monitor = match monitor {
-        Ok(monitor) => monitor,
+        Ok(monitor) => monitor.announce(&request.bundle),
         Err(failure) => {
             end(begun.pid);
             return Err(failure);

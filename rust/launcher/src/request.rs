@@ -34,12 +34,27 @@ pub struct Request {
     /// Standard input ends when the first attached client goes away.
     #[serde(default)]
     pub stdin_once: bool,
+    /// Where the task's events go, if they go anywhere.
+    #[serde(default)]
+    pub events: Option<EventTarget>,
     /// Where the cgroup hierarchies are mounted; /sys/fs/cgroup when absent.
     #[serde(default)]
     pub cgroup_root: Option<String>,
     /// Set everything up and wait for the `start` operation before the program is run.
     #[serde(default)]
     pub hold: bool,
+}
+
+/// Where events of the task are told, and what the task is called in them.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventTarget {
+    /// The store's spool; it is made when it is not there, and so is its folder.
+    pub spool: String,
+    /// The container's namespace.
+    pub namespace: String,
+    /// The container's identifier.
+    pub container: String,
 }
 
 /// One mount of a snapshot, as containerd's mount structure has it.
@@ -73,7 +88,8 @@ impl Request {
         if !request.bundle.starts_with('/') {
             return Err(Failure::invalid("bundle", format!("{:?} is not absolute", request.bundle)));
         }
-        for (field, path) in [("log", &request.log), ("cgroup_root", &request.cgroup_root)] {
+        let spool = request.events.as_ref().map(|target| target.spool.clone());
+        for (field, path) in [("log", &request.log), ("cgroup_root", &request.cgroup_root), ("events.spool", &spool)] {
             if path.as_ref().is_some_and(|path| !path.starts_with('/')) {
                 return Err(Failure::invalid(field, "is not an absolute path"));
             }
@@ -120,5 +136,7 @@ mod tests {
             assert_eq!(Request::parse(document).expect_err(document).kind, crate::error::Kind::Unsupported);
         }
         Request::parse(r#"{"version":1,"bundle":"b"}"#).expect_err("relative");
+        let events = r#"{"version":1,"bundle":"/b","events":{"spool":"s","namespace":"n","container":"c"}}"#;
+        Request::parse(events).expect_err("relative");
     }
 }

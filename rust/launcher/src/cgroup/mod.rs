@@ -13,6 +13,7 @@
 //! RCU grace period (12-29 ms when cold). On v2 clone3 makes the process right in the cgroup.
 
 pub mod devices;
+mod oom;
 mod settings;
 mod v1;
 mod v2;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use crate::error::{Failure, Kind, describe};
 use crate::spec::{Resources, Spec};
 use crate::sys;
+pub use oom::OomWatch;
 use settings::Setting;
 
 /// Where the hierarchies are mounted.
@@ -217,14 +219,6 @@ impl Cgroup {
     /// A folder whose `cgroup.procs` names all processes.
     fn process_folder(&self) -> Option<&Path> {
         self.folder("pids").or_else(|| self.folders.first().map(|folder| folder.path.as_path()))
-    }
-
-    /// How many processes the kernel killed because a memory limit was reached.
-    pub fn oom_kills(&self) -> u64 {
-        let Some(folder) = self.folder("memory") else { return 0 };
-        let file = if self.unified.is_some() { "memory.events" } else { "memory.oom_control" };
-        let text = std::fs::read_to_string(folder.join(file)).unwrap_or_default();
-        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
     }
 
     /// Stop (or let go on) every process; returns when the kernel says so.

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{INIT, Monitor};
+use super::{INIT, Monitor, events};
 use crate::channel::Message;
 use crate::error::{Failure, Kind, Step};
 use crate::rootfs;
@@ -142,7 +142,7 @@ impl Monitor {
         }
         self.running()?;
         let id = self.clients.get(&client).and_then(|client| client.attached).unwrap_or(INIT);
-        let process = self.processes.get(&id).filter(|process| process.status.is_none());
+        let process = self.processes.get(&id).filter(|process| process.ended.is_none());
         let Some(pid) = process.and_then(|process| process.pid) else {
             return Err(Failure::new(Kind::FailedPrecondition, "the process has ended"));
         };
@@ -191,14 +191,18 @@ impl Monitor {
     fn pause(&mut self) -> Result<(), Failure> {
         self.running()?;
         self.cgroup.set_frozen(true)?;
-        self.paused = true;
+        if !std::mem::replace(&mut self.paused, true) {
+            self.events.tell([(events::PAUSED, json!({}))]);
+        }
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), Failure> {
         self.running()?;
         self.cgroup.set_frozen(false)?;
-        self.paused = false;
+        if std::mem::replace(&mut self.paused, false) {
+            self.events.tell([(events::RESUMED, json!({}))]);
+        }
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use rustix::event::epoll;
 use serde_json::json;
 
 use super::record::ExitRecord;
-use super::{INIT, Monitor, Process, Stdio, ended};
+use super::{INIT, Monitor, Process, Stdio, ended, events};
 use crate::channel::{Channel, Message};
 use crate::enter::{Entry, enter};
 use crate::error::{Failure, Kind};
@@ -48,7 +48,7 @@ impl Monitor {
             let (stdio, streams) = Stdio::pipes(stdin)?;
             (stdio, Some(streams))
         };
-        let group = self.cgroup.group(&format!("exec-{}", self.next_process));
+        let group = self.cgroup.group(&events::exec_id(self.next_process));
         let helper = enter(pid, self.shared.namespaces, &self.cgroup, group.as_ref(), &entry, &theirs, streams)
             .map_err(|failure| if self.has_ended() { ended() } else { failure })?;
         let added = self.add_process(Process {
@@ -118,14 +118,23 @@ impl Monitor {
 
     fn started(&mut self, id: u32) {
         let Some(process) = self.processes.get(&id) else { return };
-        if !process.running && (process.status.is_some() || process.pid.is_none()) {
+        if !process.running && (process.ended.is_some() || process.pid.is_none()) {
             let failure = Failure::new(Kind::FailedPrecondition, "the process was killed before its program started");
             return self.start_failed(id, failure);
         }
         let started_at = time::now();
         if id == INIT {
             self.started_at = Some(started_at.clone());
+            self.events.tell([(events::START, json!({"pid": process.pid}))]);
+        } else {
+            let exec_id = events::exec_id(id);
+            self.events.tell([
+                (events::EXEC_ADDED, json!({"exec_id": &exec_id})),
+                (events::EXEC_STARTED, json!({"exec_id": &exec_id, "pid": process.pid})),
+            ]);
+            self.tell_exec_exit(id);
         }
+        let Some(process) = self.processes.get(&id) else { return };
         let answer = json!({"ok": true, "pid": process.pid, "started_at": started_at, "warnings": &process.warnings});
         self.answer_starter(id, &answer);
         self.go_on_reading(id);
@@ -145,7 +154,7 @@ impl Monitor {
         }
         let Some(process) = self.processes.remove(&id) else { return };
         // It ends by itself; this is for one that hangs.
-        if let (Some(pid), None) = (process.pid, process.status) {
+        if let (Some(pid), None) = (process.pid, &process.ended) {
             let _ = sys::kill(pid, libc::SIGKILL);
         }
         // The connection is an ordinary one again.

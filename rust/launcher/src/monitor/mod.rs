@@ -11,9 +11,11 @@
 
 mod clients;
 mod control;
+mod events;
 mod exec;
 mod frames;
 mod log;
+mod memory;
 mod pump;
 mod reap;
 mod record;
@@ -23,7 +25,7 @@ mod stdio;
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
@@ -34,10 +36,13 @@ use crate::cgroup::{Cgroup, Group};
 use crate::channel::Channel;
 use crate::error::{Failure, Kind, Step};
 use crate::process::seccomp::Filter;
+use crate::request::EventTarget;
 use crate::spec::Personality;
 use crate::sys;
 use clients::Client;
+use events::Events;
 use log::Log;
+use memory::Memory;
 use record::ExitRecord;
 pub use record::forget as forget_exit;
 pub use stdio::Stdio;
@@ -69,6 +74,8 @@ pub struct Start {
     pub listener: OwnedFd,
     /// Where output is recorded.
     pub log: Option<String>,
+    /// Where the task's events go.
+    pub events: Option<EventTarget>,
     /// The first attached client, whether it gives input, and whether input ends with it.
     pub client: Option<(OwnedFd, bool, bool)>,
     /// What further processes get from the container.
@@ -103,7 +110,7 @@ struct Process {
     stdio: Stdio,
     /// Its output is not read: it is not started yet, or a client is behind.
     stalled: bool,
-    status: Option<WaitStatus>,
+    ended: Option<ExitRecord>,
     group: Option<Group>,
 }
 
@@ -116,6 +123,7 @@ enum Source {
     Input(u32),
     Output(u32, u8),
     Client(u32),
+    Memory,
 }
 
 impl Source {
@@ -127,6 +135,7 @@ impl Source {
             Self::Input(process) => (3, 0, process),
             Self::Output(process, index) => (4, index, process),
             Self::Client(client) => (5, 0, client),
+            Self::Memory => (6, 0, 0),
         };
         epoll::EventData::new_u64(kind | u64::from(index) << 8 | u64::from(id) << 32)
     }
@@ -141,6 +150,7 @@ impl Source {
             3 => Self::Input(id),
             4 => Self::Output(id, index),
             5 => Self::Client(id),
+            6 => Self::Memory,
             _ => return None,
         })
     }
@@ -159,6 +169,8 @@ pub struct Monitor {
     started_at: Option<String>,
     paused: bool,
     log: Option<Log>,
+    events: Events,
+    memory: Memory,
     processes: BTreeMap<u32, Process>,
     next_process: u32,
     /// Children that ended before the monitor learned what they are.
@@ -190,6 +202,8 @@ impl Monitor {
             started_at: start.started_at,
             paused: false,
             log: start.log.as_deref().map(Log::new),
+            events: Events(start.events),
+            memory: Memory::default(),
             processes: BTreeMap::new(),
             next_process: INIT,
             unclaimed: BTreeMap::new(),
@@ -221,6 +235,18 @@ impl Monitor {
         Ok(monitor)
     }
 
+    /// Tell those who follow events that the container was made, and, unless it is held, started.
+    #[must_use]
+    pub fn announce(self, bundle: &str) -> Self {
+        let pid = self.processes.get(&INIT).and_then(|init| init.pid);
+        let create = (events::CREATE, json!({"bundle": bundle, "pid": pid}));
+        match self.started_at {
+            Some(_) => self.events.tell([create, (events::START, json!({"pid": pid}))]),
+            None => self.events.tell([create]),
+        }
+        self
+    }
+
     fn watch(&self, file: BorrowedFd<'_>, source: Source, events: epoll::EventFlags) -> Result<(), Errno> {
         epoll::add(&self.epoll, file, source.encode(), events)
     }
@@ -244,12 +270,16 @@ impl Monitor {
     /// Serve until the container is gone and all is said.
     pub fn run(&mut self) {
         let mut space = [MaybeUninit::<epoll::Event>::uninit(); EVENTS];
+        self.watch_memory();
         loop {
+            self.look_at_memory();
             if self.exit.is_some() && self.finish() {
                 return;
             }
             let stray = self.processes.values().any(Process::has_stray_output);
-            let timeout = stray.then(|| Timespec { tv_sec: STRAY_OUTPUT.as_secs() as i64, tv_nsec: 0 });
+            let timeout = [stray.then_some(STRAY_OUTPUT), self.memory.timeout()].into_iter().flatten().min();
+            let began = Instant::now();
+            let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());
             let events: Vec<(Source, epoll::EventFlags)> = match epoll::wait(&self.epoll, &mut space, timeout.as_ref())
             {
                 Ok((events, _)) => {
@@ -257,7 +287,7 @@ impl Monitor {
                 }
                 Err(_) => continue,
             };
-            if events.is_empty() {
+            if events.is_empty() && began.elapsed() >= STRAY_OUTPUT {
                 self.close_stray_outputs();
             }
             for (source, flags) in events {
@@ -268,6 +298,7 @@ impl Monitor {
                     Source::Input(process) => self.feed(process, flags.contains(epoll::EventFlags::ERR)),
                     Source::Output(process, index) => self.pump(process, index),
                     Source::Client(client) => self.serve(client, flags),
+                    Source::Memory => self.memory_ran_out(),
                 }
             }
         }
@@ -322,7 +353,7 @@ impl Monitor {
     /// Whether the first process has ended or is about to, which the kernel knows before the monitor can reap it.
     fn has_ended(&self) -> bool {
         let Ok(init) = self.running() else { return true };
-        init.status.is_some() || init.pid.is_some_and(is_exiting)
+        init.ended.is_some() || init.pid.is_some_and(is_exiting)
     }
 }
 
@@ -343,7 +374,7 @@ fn ended() -> Failure {
 impl Process {
     /// It has ended, and something of its output is still open although nothing is to be read from it.
     fn has_stray_output(&self) -> bool {
-        self.status.is_some() && !self.stalled && self.stdio.has_output()
+        self.ended.is_some() && !self.stalled && self.stdio.has_output()
     }
 }
 

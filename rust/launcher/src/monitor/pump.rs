@@ -19,7 +19,7 @@ impl Monitor {
         let (Some(source), kind) = (&output.source, output.kind) else { return };
         // What a dead process has left in a pipe is all there, whoever else holds the pipe; a terminal hands its last
         // output over a little later, and then gives EIO.
-        let complete = process.status.is_some() && process.stdio.terminal.is_none();
+        let complete = process.ended.is_some() && process.stdio.terminal.is_none();
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
         buffer.reserve_exact(CHUNK);
@@ -89,7 +89,7 @@ impl Monitor {
                 let _ = epoll::add(&self.epoll, source, data, epoll::EventFlags::IN);
             }
         }
-        if process.status.is_some() {
+        if process.ended.is_some() {
             self.drain(id);
             self.settle(id);
         }

@@ -7,7 +7,7 @@ use rustix::process::{WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 use serde_json::json;
 
 use super::record::ExitRecord;
-use super::{INIT, Monitor};
+use super::{INIT, Monitor, events};
 use crate::sys;
 
 impl Monitor {
@@ -18,7 +18,7 @@ impl Monitor {
             }
             // Somebody shuts the machine or the session down: the container is what they mean.
             if let Ok(init) = self.running()
-                && let (Some(pid), None) = (init.pid, init.status)
+                && let (Some(pid), None) = (init.pid, &init.ended)
             {
                 let _ = sys::kill(pid, signal);
             }
@@ -40,16 +40,19 @@ impl Monitor {
     /// A process has ended.
     pub(super) fn note_end(&mut self, id: u32, status: WaitStatus) {
         let Some(process) = self.processes.get_mut(&id) else { return };
-        process.status = Some(status);
+        let oom_killed = id == INIT && self.cgroup.oom_kills() > 0;
+        let record = ExitRecord::new(status, oom_killed);
+        process.ended = Some(record.clone());
         if id == INIT {
             if !self.own_pids {
                 // Nothing of a container outlives its first process; with a PID namespace the kernel sees to it.
                 self.cgroup.signal_all(libc::SIGKILL);
             }
             if self.exit.is_none() {
-                let oom_killed = self.cgroup.oom_kills() > 0;
-                self.end_with(ExitRecord::new(status, oom_killed));
+                self.end_with(record);
             }
+        } else if process.channel.is_none() {
+            self.tell_exec_exit(id);
         }
         self.drain(id);
         self.settle(id);
@@ -69,8 +72,26 @@ impl Monitor {
         true
     }
 
+    /// Tell those who follow events that an added process has ended, if it has.
+    pub(super) fn tell_exec_exit(&self, id: u32) {
+        if let Some(process) = self.processes.get(&id)
+            && let Some(record) = &process.ended
+        {
+            let exec_id = events::exec_id(id);
+            self.events.tell([(events::EXIT, self.events.exit(Some(&exec_id), process.pid, record))]);
+        }
+    }
+
     /// The container has ended: write it down, then tell who waits. Who is attached hears it after all output.
     pub(super) fn end_with(&mut self, record: ExitRecord) {
+        // First of all, so that whoever knows the exit finds it among the events.
+        let pid = self.processes.get(&INIT).and_then(|init| init.pid);
+        let exit = (events::EXIT, self.events.exit(None, pid, &record));
+        if self.has_untold_kills() {
+            self.events.tell([(events::OOM, json!({})), exit]);
+        } else {
+            self.events.tell([exit]);
+        }
         // Where it cannot be written (a full disk), clients still learn it.
         let _ = record.write(self.bundle.as_fd());
         let document = json!({"exit": &record});
@@ -92,10 +113,10 @@ impl Monitor {
     /// Take leave of an added process that has ended and said all: tell its client how.
     pub(super) fn settle(&mut self, id: u32) {
         let Some(process) = self.processes.get(&id).filter(|_| id != INIT) else { return };
-        let (Some(status), None, false) = (process.status, &process.channel, process.stdio.has_output()) else {
+        let (Some(record), None, false) = (&process.ended, &process.channel, process.stdio.has_output()) else {
             return;
         };
-        let document = json!({"exit": ExitRecord::new(status, false)});
+        let document = json!({"exit": record});
         for client in self.clients_of(id) {
             self.tell(client, |client| {
                 client.finished = true;
