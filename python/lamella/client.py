@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from lamella.config import Config
 from lamella.metadata import Database
+from lamella.reserve import fill, frees_space
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -71,6 +72,7 @@ class Client:
         """Close the store. Containers go on. Harmless twice."""
         self.database.close()
 
+    @frees_space
     def gc(self, *, dry_run: bool = False) -> GcReport:
         """Remove what nothing refers to; with ``dry_run`` only say what would go."""
         from lamella.containers.orphans import remove_orphaned_tasks
@@ -84,6 +86,8 @@ class Client:
             sync_if_due(self.database, self.config)
             self.containers.remove_ended()
         report = collect(self.database, self.config, dry_run=dry_run)
+        if not dry_run:
+            fill(self.config.root)
         report.orphans += remove_orphaned_tasks(self.database, self.config, dry_run=dry_run)
         return report
 

@@ -58,6 +58,7 @@ from lamella.labels import adopt_labels, check_labels, decode_labels, encode_lab
 from lamella.locks import FileLock
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.boot import boot_id
+from lamella.reserve import frees_space
 
 __all__ = [
     "ContentInfo",
@@ -253,6 +254,7 @@ class ContentStore:
                 self._insert(db, parsed, check_labels(changes))
             return self.info(digest)
 
+    @frees_space
     def delete(self, digest: str) -> None:
         """Take a blob out of this namespace, and off the disk when no other one sees it and no lease names it. NotFound."""
         parsed = parse_digest(digest)

@@ -18,6 +18,7 @@ from lamella.errors import FailedPrecondition, InvalidArgument, LamellaError, No
 from lamella.labels import LAYERS_DISCARDED, check_labels, decode_labels, encode_labels
 from lamella.metadata import timestamp
 from lamella.reference import Reference
+from lamella.reserve import frees_space
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -292,6 +293,7 @@ class Images:
         except LamellaError:
             return None, None
 
+    @frees_space
     def remove(self, ref: str | Reference) -> None:
         """Remove the name. Content and snapshots stay until garbage collection. NotFound when there is none."""
         name = str(ref if isinstance(ref, Reference) else Reference.parse(ref))

@@ -30,6 +30,7 @@ from lamella.filters import compile_filters
 from lamella.labels import GC_EXPIRE, check_labels, decode_labels, encode_labels
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.clock import parse_time
+from lamella.reserve import frees_space
 
 DAY = 86400
 
@@ -109,6 +110,7 @@ class Leases:
             raise self._missing(id)
         return _lease(*row)
 
+    @frees_space
     def delete(self, id: str, *, synchronous: bool = False) -> None:
         """Delete a lease. With ``synchronous`` what it protected is collected before this returns. NotFound."""
         with self._database.write() as db:

@@ -14,6 +14,7 @@ from lamella.config import check_identifier
 from lamella.errors import AlreadyExists, FailedPrecondition, NotFound
 from lamella.labels import check_labels, decode_labels, encode_labels, merge_labels
 from lamella.metadata import Database, timestamp
+from lamella.reserve import frees_space
 
 _CONTENTS = ("images", "containers", "snapshots", "content", "leases")
 
@@ -74,6 +75,7 @@ class Namespaces:
             ).fetchone()
         return _namespace(*row)
 
+    @frees_space
     def delete(self, name: str) -> None:
         """Delete an empty namespace. NotFound; FailedPrecondition, saying what is in it, when it is not empty."""
         with self._database.write() as db:

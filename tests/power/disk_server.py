@@ -102,5 +102,5 @@ if __name__ == "__main__":
         foreground=True,
         nothreads=True,
         direct_io=True,
-        fsname="lamella-power",
+        fsname="recorded-disk",
     )

@@ -15,58 +15,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from disk_server import RECORD
 
+from disks import loop_device, mounted, run, unmount
+
 SECTOR, BLOCK = 512, 4096
 SIZE = 48 * 1024 * 1024
-
-
-def run(*command: object) -> str:
-    """Run a program of the system; its output when it succeeds, its complaint as an error otherwise."""
-    done = subprocess.run([str(word) for word in command], check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise AssertionError(f"{' '.join(map(str, command))}: {done.stdout}{done.stderr}")
-    return done.stdout.strip()
-
-
-@contextmanager
-def loop_device(file: Path | str) -> Iterator[str]:
-    """Attach a file to a loop device."""
-    device = run("losetup", "--find", "--show", file)
-    try:
-        yield device
-    finally:
-        run("losetup", "--detach", device)
-
-
-@contextmanager
-def mounted(device: str, folder: Path, *options: str) -> Iterator[Path]:
-    """Mount a device; it is gone at the end, if need be by a lazy unmount."""
-    folder.mkdir(exist_ok=True)
-    run("mount", *(("-o", ",".join(options)) if options else ()), device, folder)
-    try:
-        yield folder
-    finally:
-        unmount(folder)
-        # Whoever made a mount namespace meanwhile (every container's start does) holds a copy for a moment.
-        in_use = Path("/sys/fs/ext4", Path(device).name)
-        deadline = time.monotonic() + 20
-        while in_use.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-
-
-def unmount(folder: Path) -> None:
-    """Unmount; whatever holds the place for a moment is waited for, whatever holds it longer is left behind lazily."""
-    for _ in range(50):
-        if subprocess.run(["umount", folder], check=False, capture_output=True).returncode == 0:
-            return
-        time.sleep(0.05)
-    with suppress(AssertionError):
-        run("umount", "--lazy", folder)
 
 
 class RecordedDisk:
@@ -228,7 +186,7 @@ def after(cut: Cut, folder: Path) -> Iterator[Path]:
 
     A file system that is damaged all the same would be a defect of the simulation: it is checked at the end.
     """
-    memory = os.memfd_create("lamella-power")
+    memory = os.memfd_create(str(folder))  # the name is looked for when something is left behind
     try:
         with os.fdopen(os.dup(memory), "wb") as file:
             file.write(cut.image)

@@ -18,9 +18,10 @@ if find_library("fuse3") is None or not Path("/dev/fuse").exists():
     pytest.skip("needs FUSE and libfuse3 (Debian: libfuse3-3)", allow_module_level=True)
 
 from examination import Original, examine
-from recorded_disk import Cut, RecordedDisk, Recording, after, run
+from recorded_disk import Cut, RecordedDisk, Recording, after
 from workloads import WRITTEN
 
+from disks import run
 from lamella.client import Client
 from lamella.errors import LamellaError
 from lamella.registry.server import RegistryServer

@@ -20,6 +20,7 @@ from lamella.durability import Unverified
 from lamella.errors import CommandNotFound, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from lamella.events import spool
 from lamella.metadata import Transaction, timestamp
+from lamella.reserve import frees_space
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -336,6 +337,7 @@ class Container:
                 if stream is None or entry.stream == stream:
                     yield entry.stream, entry.data
 
+    @frees_space
     def remove(self, *, force: bool = False) -> None:
         """Remove the record, its active snapshot, its bundle and its log; nothing else.
 

@@ -16,6 +16,7 @@ from lamella.errors import LamellaError, NotFound
 from lamella.fsck.report import Finding, FindingKind, FsckReport, LeftoverKind
 from lamella.fsck.sources import Sources
 from lamella.metadata.reachability import images_above
+from lamella.reserve import with_reserve
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -95,7 +96,7 @@ class CheckedStore:
         finding = Finding(kind=kind, name=name, detail=detail, action=possible)
         if self.repair and mend is not None:
             try:
-                done = mend()
+                done = with_reserve(self.root, mend)
             except NotMended as tried:
                 finding.action = str(tried)
             except (LamellaError, OSError) as error:

@@ -42,6 +42,7 @@ from lamella.errors import (
 )
 from lamella.locks import FileLock
 from lamella.metadata import schema
+from lamella.reserve import fill, with_reserve
 
 BUSY_SECONDS = 60.0
 """How long a writer waits for the others before it gives up with Unavailable."""
@@ -74,7 +75,7 @@ class Database:
         self._waiting_since = 0.0
         self._after_commit: list[Callable[[], None]] = []
         self._on_rollback: list[Callable[[bool], None]] = []
-        self._connection: apsw.Connection | None = self._connect()
+        self._connection: apsw.Connection | None = with_reserve(config.root, self._connect)
         _open.add(self)
 
     def __repr__(self) -> str:
@@ -102,6 +103,12 @@ class Database:
         longer than ``busy_seconds``. Inside a read transaction it is an error: what was read may be old by then.
         """
         return Write(self)
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the calling thread is in a write transaction."""
+        with self._lock:
+            return self._depth > 0
 
     def after_commit(self, action: Callable[[], None]) -> None:
         """Run ``action`` once the outermost transaction is committed and its lock released; never if it is not.
@@ -198,6 +205,7 @@ class Database:
         """
         lock = FileLock(self.config.root / "locks" / "schema", what="the metadata schema", transient=True)
         with lock:
+            fill(self.config.root)
             connection.execute("PRAGMA journal_mode = WAL").fetchall()
             connection.execute("PRAGMA foreign_keys = OFF").fetchall()
             connection.execute("BEGIN IMMEDIATE")
@@ -438,7 +446,7 @@ _ERRORS: dict[type[apsw.Error], tuple[type[LamellaError], str, str]] = {
     apsw.FullError: (
         ResourceExhausted,
         "cannot grow: the disk is full",
-        "Free some space; gc needs a little, too.",
+        "Free some space: remove images, then run lamella gc.",
     ),
     apsw.TooBigError: (ResourceExhausted, "takes no value of that size", "Use shorter labels."),
     apsw.NoMemError: (ResourceExhausted, "needs more memory than there is", "Free some memory."),

@@ -20,6 +20,7 @@ from lamella.filters import compile_filters
 from lamella.labels import check_labels, decode_labels, encode_labels, merge_labels
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.boot import boot_id
+from lamella.reserve import frees_space
 from lamella.snapshots import Mount, SnapshotInfo, SnapshotKind, Usage
 from lamella.snapshots.folders import LayerFolders
 
@@ -119,6 +120,7 @@ class RecordedSnapshotter(ABC):
                 (name, text, timestamp(), *self._scope, key),
             )
 
+    @frees_space
     def remove(self, key: str) -> None:
         """Remove a snapshot and, if nothing else has it, its folder."""
         with self._database.write() as db:
