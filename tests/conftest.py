@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(REPOSITORY / "examples"), str(REPOSITORY / "tools")]
+sys.path[:0] = [str(REPOSITORY / name) for name in ("examples", "tools", "benches")]
 pytest.register_assert_rewrite("crashes", "stores")
 
 REQUIRE_ALL = os.environ.get("LAMELLA_REQUIRE_ALL") == "1"

@@ -52,11 +52,15 @@ CREATE TEMP TABLE reach AS WITH RECURSIVE reach (root, node) AS (
         CROSS JOIN snapshots s ON s.namespace = g.namespace AND s.snapshotter = g.scope AND s.name = g.named
 ) SELECT root, node FROM reach
 """
-# The same for what is shared beneath the namespaces: bytes of each blob or layer folder (thing), once for each root.
+# The same for what is shared beneath the namespaces: bytes of each blob or layer folder (thing), once for each root. An image is
+# of one namespace, where a blob has one row; only what is no image may come to a thing several times.
 _BLOBS = """
-SELECT DISTINCT reach.root AS root, c.digest AS thing, b.size AS bytes FROM temp.reach AS reach
+SELECT reach.root, c.digest AS thing, b.size AS bytes FROM temp.reach AS reach
     CROSS JOIN content c ON c.number = reach.node >> 2 CROSS JOIN blobs b ON b.digest = c.digest
-    WHERE reach.node & 3 = 0
+    WHERE reach.node & 3 = 0 AND reach.root > 0
+UNION ALL
+SELECT DISTINCT 0, c.digest, 0 FROM temp.reach AS reach CROSS JOIN content c ON c.number = reach.node >> 2
+    WHERE reach.node & 3 = 0 AND reach.root = 0
 """
 _LAYERS = """
 SELECT DISTINCT reach.root AS root, l.id AS thing, l.disk_bytes AS bytes FROM temp.reach AS reach
@@ -64,9 +68,11 @@ SELECT DISTINCT reach.root AS root, l.id AS thing, l.disk_bytes AS bytes FROM te
     WHERE reach.node & 3 = 1 AND s.kind = 'committed'
 """
 _BY_ROOT = """
-WITH pairs AS MATERIALIZED ({pairs}),
-alone AS MATERIALIZED (SELECT thing FROM pairs GROUP BY thing HAVING count(*) = 1)
-SELECT root, sum(iif(thing IN (SELECT thing FROM alone), bytes, 0)), sum(bytes) FROM pairs WHERE root > 0 GROUP BY root
+WITH pairs AS MATERIALIZED ({pairs})
+SELECT root, sum(alone), sum(total) FROM (
+    SELECT root, 0 AS alone, bytes AS total FROM pairs
+    UNION ALL SELECT min(root), min(bytes), 0 FROM pairs GROUP BY thing HAVING count(*) = 1
+) WHERE root > 0 GROUP BY root
 """
 _FOLDERS = """
 SELECT s.namespace, s.snapshotter, s.name, s.kind, s.layer, l.disk_bytes, k.id

@@ -166,8 +166,8 @@ class Containers:
             ).fetchone()
             if row is None:
                 rows = db.execute(
-                    f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND substr(id, 1, ?) = ? LIMIT 2",  # noqa: S608
-                    (namespace, len(container), container),
+                    f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND id >= ? AND id < ? LIMIT 2",  # noqa: S608
+                    (namespace, container, container + "\U0010ffff"),
                 ).fetchall()
                 if len(rows) > 1:
                     raise InvalidArgument(
