@@ -38,7 +38,8 @@ class Client:
     """Open the store under ``root``, creating it when it is not there.
 
     ``durable``: a pull returns only when what it brought survives a power cut (:mod:`lamella.durability`); without it that
-    happens a little later.
+    happens a little later. ``auto_gc``: what images and containers leave is collected when they go (:mod:`lamella.autogc`);
+    None: as the environment's LAMELLA_GC says, ``auto`` or ``manual`` (the default).
 
     Errors: PermissionDenied when the store cannot be opened, FailedPrecondition when a newer lamella made it,
     InvalidArgument for a malformed namespace.
@@ -52,9 +53,12 @@ class Client:
         snapshotter: str | None = None,
         *,
         durable: bool = False,
+        auto_gc: bool | None = None,
     ) -> None:
         self.durable = durable
-        self.config = Config.load(root=root, state=state, namespace=namespace, snapshotter=snapshotter)
+        self.config = Config.load(
+            root=root, state=state, namespace=namespace, snapshotter=snapshotter, auto_gc=auto_gc
+        )
         self.database = Database(self.config)
 
     def __repr__(self) -> str:
@@ -73,8 +77,11 @@ class Client:
         self.database.close()
 
     @frees_space
-    def gc(self, *, dry_run: bool = False) -> GcReport:
-        """Remove what nothing refers to; with ``dry_run`` only say what would go."""
+    def gc(self, *, dry_run: bool = False, wait: bool = True) -> GcReport:
+        """Remove what nothing refers to; with ``dry_run`` only say what would go.
+
+        While another process collects it waits, or raises Unavailable without ``wait``. Twice is harmless.
+        """
         from lamella.containers.orphans import remove_orphaned_tasks
         from lamella.gc import collect
 
@@ -85,11 +92,17 @@ class Client:
             drain(self.database, self.config)
             sync_if_due(self.database, self.config)
             self.containers.remove_ended()
-        report = collect(self.database, self.config, dry_run=dry_run)
+        report = collect(self.database, self.config, dry_run=dry_run, wait=wait)
         if not dry_run:
             fill(self.config.root)
         report.orphans += remove_orphaned_tasks(self.database, self.config, dry_run=dry_run)
         return report
+
+    def last_gc(self) -> GcReport | None:
+        """Return what the last collection of the store did, whoever ran it, but for the names; None when there was none."""
+        from lamella.gc import last_report
+
+        return last_report(self.config.root)
 
     def events(
         self,

@@ -6,7 +6,7 @@
     <state>  0711  tasks/<namespace>/<container>/
 
 Sources, the first that is set wins: the argument, the environment (LAMELLA_ROOT, LAMELLA_STATE, LAMELLA_NAMESPACE,
-LAMELLA_SNAPSHOTTER), the default (/var/lib/lamella and /run/lamella for root, the XDG base directories otherwise).
+LAMELLA_SNAPSHOTTER, LAMELLA_GC), the default (/var/lib/lamella and /run/lamella for root, the XDG base directories otherwise).
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ _IDENTIFIER_SEPARATORS = frozenset("-._")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of one client."""
+    """The settings of one client. ``auto_gc``: collect garbage without being asked (:mod:`lamella.autogc`)."""
 
     root: Path
     state: Path
     namespace: str = DEFAULT_NAMESPACE
     snapshotter: str = DEFAULT_SNAPSHOTTER
+    auto_gc: bool = False
 
     @classmethod
     def load(
@@ -41,6 +42,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         state: str | os.PathLike[str] | None = None,
         namespace: str | None = None,
         snapshotter: str | None = None,
+        auto_gc: bool | None = None,
     ) -> Config:
         """Combine arguments, environment and defaults. Raise InvalidArgument for a malformed one."""
         env = os.environ
@@ -58,7 +60,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 namespace or env.get("LAMELLA_NAMESPACE") or DEFAULT_NAMESPACE, "namespace"
             ),
             snapshotter=snapshotter or env.get("LAMELLA_SNAPSHOTTER") or DEFAULT_SNAPSHOTTER,
+            auto_gc=_auto_gc(env.get("LAMELLA_GC", "")) if auto_gc is None else auto_gc,
         )
+
+
+def _auto_gc(text: str) -> bool:
+    if text not in ("", "auto", "manual"):
+        raise InvalidArgument(f"LAMELLA_GC is {text!r}", hint="Set it to auto, or to manual (the default).")
+    return text == "auto"
 
 
 def _folder(path: str | os.PathLike[str], what: str) -> Path:

@@ -12,7 +12,9 @@ may have found a use for a piece of garbage, so each transaction looks again, fr
 rows, and does a root? The youngest rows come first, that is, referrers before what they refer to, so that this is quick.
 Files and folders are renamed away when no row names them any more, and deleted outside all locks.
 
-One collection at a time: ``<root>/locks/gc``. A dry run takes no lock and writes nothing.
+One collection at a time: ``<root>/locks/gc``. A dry run takes no lock and writes nothing. What the last one did is kept in
+``<root>/gc.json``, written whole by the holder of that lock (:func:`last_report`); when one runs by itself is said in
+:mod:`lamella.autogc`.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -36,7 +38,11 @@ from lamella.ingest import ingest_folders, read_ingest, remove_ingest
 from lamella.locks import FileLock, is_locked
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.reachability import CONTENT, IMAGE, SNAPSHOT, condemned, is_past, mark
+from lamella.sizes import format_size
 from lamella.snapshots.folders import LayerFolders
+
+if TYPE_CHECKING:
+    import apsw
 
 INGEST_SECONDS = 24 * 3600.0
 """How long an unfinished ingest may wait to be resumed."""
@@ -72,6 +78,26 @@ RETURNING id
 """
 
 
+class GcTimes(msgspec.Struct, kw_only=True):
+    """What a collection cost, in seconds, and when it was (RFC 3339).
+
+    ``mark``: finding the garbage, which holds nobody up. ``sweep``: removing it. ``longest_transaction``: the longest that
+    others who wanted to write may have had to wait for it; ``lock_wait``: what it waited for them, all in all.
+    """
+
+    started_at: str
+    finished_at: str = ""
+    mark: float = 0.0
+    sweep: float = 0.0
+    longest_transaction: float = 0.0
+    lock_wait: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.mark + self.sweep
+
+
 class GcReport(msgspec.Struct, kw_only=True):
     """What a collection removed, or would remove.
 
@@ -90,6 +116,7 @@ class GcReport(msgspec.Struct, kw_only=True):
     orphans: int = 0
     bytes_freed: int = 0
     names: list[str] = []
+    times: GcTimes | None = None
 
     def __str__(self) -> str:
         counts = [
@@ -98,7 +125,10 @@ class GcReport(msgspec.Struct, kw_only=True):
             if (count := getattr(self, what))
         ]
         verb = "would remove" if self.dry_run else "removed"
-        return f"{verb} {', '.join(counts) or 'nothing'} ({self.bytes_freed} bytes)"
+        text = f"{verb} {', '.join(counts) or 'nothing'} ({format_size(self.bytes_freed)})"
+        if self.times is not None and not self.dry_run:
+            text += f" in {self.times.total:.2f} s"
+        return text
 
     def note(self, what: str, name: str, freed: int = 0) -> None:
         """Count one thing."""
@@ -108,26 +138,74 @@ class GcReport(msgspec.Struct, kw_only=True):
 
 
 def collect(
-    database: Database, config: Config, *, dry_run: bool = False, ingest_seconds: float = INGEST_SECONDS
+    database: Database,
+    config: Config,
+    *,
+    dry_run: bool = False,
+    ingest_seconds: float = INGEST_SECONDS,
+    wait: bool = True,
 ) -> GcReport:
     """Remove what nothing refers to, in all namespaces of the store; with ``dry_run`` only say what would go.
 
-    Waits for another collection to end. Where something cannot be deleted from disk the rest is, and the error is raised at the
-    end. Other errors are those of the database. Twice is harmless.
+    Waits for another collection to end; Unavailable without ``wait``. Where something cannot be deleted from disk the rest is,
+    and the error is raised at the end. Other errors are those of the database. Twice is harmless.
     """
     # A connection of its own, so that the threads of the caller need not wait for it.
-    with Database(config, busy_seconds=database.busy_seconds) as own:
-        collection = _Collection(own, config, ingest_seconds)
+    with _TimedDatabase(config, busy_seconds=database.busy_seconds) as own:
         if dry_run:
-            return collection.preview()
-        with FileLock(config.root / "locks" / "gc", what="garbage collection", transient=True):
-            return collection.run()
+            return _Collection(own, config, ingest_seconds).preview()
+        lock = FileLock(config.root / "locks" / "gc", what="garbage collection", transient=True)
+        lock.acquire(wait=wait)
+        try:
+            report = _Collection(own, config, ingest_seconds).run()
+            _remember(config.root, report)
+        finally:
+            lock.release()
+        return report
+
+
+def last_report(root: Path) -> GcReport | None:
+    """Give the report of the store's last collection that came to its end; None when there was none."""
+    try:
+        return msgspec.json.decode((root / "gc.json").read_bytes(), type=GcReport)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+
+
+def _remember(root: Path, report: GcReport) -> None:
+    fresh = root / "gc.json.new"
+    with suppress(OSError):  # on a full disk; who looks finds the one before
+        fresh.write_bytes(msgspec.json.encode(msgspec.structs.replace(report, names=[])))
+        fresh.replace(root / "gc.json")
+
+
+class _TimedDatabase(Database):
+    """A connection that notes how long it held the write lock and how long it waited for it."""
+
+    longest = waited = 0.0
+    _began = 0.0
+
+    def _begin_write(self) -> apsw.Connection:
+        asked = time.perf_counter()
+        connection = super()._begin_write()
+        if self._depth == 1:
+            self._began = time.perf_counter()
+            self.waited += self._began - asked
+        return connection
+
+    def _end_write(self, error: BaseException | None, after_mark: int, rollback_mark: int) -> None:
+        outermost = self._depth == 1
+        try:
+            super()._end_write(error, after_mark, rollback_mark)
+        finally:
+            if outermost:
+                self.longest = max(self.longest, time.perf_counter() - self._began)
 
 
 class _Collection:
     """One run over one store."""
 
-    def __init__(self, database: Database, config: Config, ingest_seconds: float) -> None:
+    def __init__(self, database: _TimedDatabase, config: Config, ingest_seconds: float) -> None:
         self._database = database
         self._root = config.root
         self._blobs = config.root / "blobs"
@@ -153,10 +231,22 @@ class _Collection:
 
     def run(self) -> GcReport:
         """Collect."""
-        report = GcReport(dry_run=False)
+        times = GcTimes(started_at=self._now)
+        report = GcReport(dry_run=False, times=times)
+        started = time.perf_counter()
         with self._database.read() as db:
             mark(db, self._now)
             rows = db.execute("SELECT node FROM temp.garbage ORDER BY node >> 2 DESC").fetchall()
+        times.mark = time.perf_counter() - started
+        self._sweep(rows, report)
+        times.sweep = time.perf_counter() - started - times.mark
+        times.longest_transaction, times.lock_wait = self._database.longest, self._database.waited
+        times.finished_at = timestamp()
+        if self._failure is not None:
+            raise self._failure
+        return report
+
+    def _sweep(self, rows: Sequence[tuple[int]], report: GcReport) -> None:
         garbage: dict[int, list[int]] = {IMAGE: [], CONTENT: [], SNAPSHOT: []}
         for (node,) in rows:
             garbage[node & 3].append(node)
@@ -170,9 +260,6 @@ class _Collection:
         self._in_batches(blobs, lambda batch: self._sweep_blobs(batch, report))
         self._in_batches(layers, lambda batch: self._sweep_layers(batch, report))
         self._sweep_disk(report)
-        if self._failure is not None:
-            raise self._failure
-        return report
 
     def _in_batches(self, items: Sequence[Any], sweep: Callable[[Sequence[Any]], None]) -> None:
         """Sweep in transactions that are as large as they may be without anybody noticing."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lamella import oci
+from lamella.autogc import collect_if_due
 from lamella.digest import Digest
 from lamella.errors import FailedPrecondition, InvalidArgument, LamellaError, NotFound
 from lamella.labels import LAYERS_DISCARDED, check_labels, decode_labels, encode_labels
@@ -213,6 +214,8 @@ class Images:
             ).run()
         if self._client.durable if sync is None else sync:
             self._client.sync()
+        if pulled.fetched:
+            collect_if_due(self._client)
         return self.get(pulled.name)
 
     def unpack(self, ref: str | Reference) -> Image:
@@ -293,10 +296,19 @@ class Images:
         except LamellaError:
             return None, None
 
+    def remove(self, ref: str | Reference, *, sync: bool = False) -> None:
+        """Remove the name. NotFound when there is none.
+
+        Content and snapshots stay until garbage collection; with ``sync`` it runs before this returns, and its errors come too.
+        """
+        self._remove(str(ref if isinstance(ref, Reference) else Reference.parse(ref)))
+        if sync:
+            self._client.gc()
+        else:
+            collect_if_due(self._client)
+
     @frees_space
-    def remove(self, ref: str | Reference) -> None:
-        """Remove the name. Content and snapshots stay until garbage collection. NotFound when there is none."""
-        name = str(ref if isinstance(ref, Reference) else Reference.parse(ref))
+    def _remove(self, name: str) -> None:
         with self._client.database.write() as db:
             rows = db.execute(
                 "DELETE FROM images WHERE namespace = ? AND name = ? RETURNING name",

@@ -30,7 +30,7 @@ from lamella.filters import compile_filters
 from lamella.labels import GC_EXPIRE, check_labels, decode_labels, encode_labels
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.clock import parse_time
-from lamella.reserve import frees_space
+from lamella.reserve import frees_space, with_reserve
 
 DAY = 86400
 
@@ -110,19 +110,22 @@ class Leases:
             raise self._missing(id)
         return _lease(*row)
 
-    @frees_space
     def delete(self, id: str, *, synchronous: bool = False) -> None:
         """Delete a lease. With ``synchronous`` what it protected is collected before this returns. NotFound."""
+        self._delete(id)
+        if synchronous:
+            from lamella.gc import collect
+
+            with_reserve(self._database.config.root, lambda: collect(self._database, self._database.config))
+
+    @frees_space
+    def _delete(self, id: str) -> None:
         with self._database.write() as db:
             row = db.execute(
                 "DELETE FROM leases WHERE namespace = ? AND id = ? RETURNING number", (self._namespace, id)
             ).fetchone()
         if row is None:
             raise self._missing(id)
-        if synchronous:
-            from lamella.gc import collect
-
-            collect(self._database, self._database.config)
 
     def add(self, lease_id: str, type: str, resource_id: str) -> None:
         """Protect a resource. NotFound for the lease; InvalidArgument for a malformed resource. Twice is harmless."""

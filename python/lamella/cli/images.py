@@ -75,11 +75,17 @@ def _inspect(arguments: argparse.Namespace, session: Session) -> int:
 
 
 def _rm_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--sync", action="store_true", help="Also remove what nothing refers to now, as gc does."
+    )
     parser.add_argument("references", metavar="REF", nargs="+", help="The images.")
 
 
 def _rm(arguments: argparse.Namespace, session: Session) -> int:
-    return session.each(arguments.references, session.client.images.remove)
+    status = session.each(arguments.references, session.client.images.remove)
+    if arguments.sync:
+        session.client.gc()
+    return status
 
 
 IMAGES = Group(
@@ -111,11 +117,10 @@ IMAGES = Group(
             "Remove images.",
             _rm,
             _rm_arguments,
-            description="Removes the names. Content and snapshots that nothing else refers to go with the next 'lamella gc'.",
+            description="Removes the names. Content and snapshots that nothing else refers to go with the next 'lamella gc', "
+            "or at once with --sync; by themselves where the environment has LAMELLA_GC=auto.",
             aliases=("remove", "delete"),
-            examples=[
-                ("remove an image and what only it used", "lamella images rm nginx:latest && lamella gc")
-            ],
+            examples=[("remove an image and what only it used", "lamella images rm --sync nginx:latest")],
         ),
     ),
 )

@@ -78,8 +78,10 @@ def _rm_arguments(parser: Parser) -> None:
 
 
 def _rm(arguments: argparse.Namespace, session: Session) -> int:
-    leases = session.client.leases
-    return session.each(arguments.ids, lambda name: leases.delete(name, synchronous=arguments.sync))
+    status = session.each(arguments.ids, session.client.leases.delete)
+    if arguments.sync:
+        session.client.gc()
+    return status
 
 
 LEASES = Group(

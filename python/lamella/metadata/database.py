@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import apsw
 
@@ -81,7 +81,7 @@ class Database:
     def __repr__(self) -> str:
         return f"<lamella.metadata.Database {str(self.path)!r}>"
 
-    def __enter__(self) -> Database:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -64,11 +64,15 @@ SPOILED = (DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted, Uns
 
 
 class Pulled(msgspec.Struct, frozen=True):
-    """What a pull brought: the descriptor that the reference names, and the manifest chosen for the platform."""
+    """What a pull brought: the descriptor that the reference names, and the manifest chosen for the platform.
+
+    ``fetched``: not everything was here already.
+    """
 
     name: str
     target: oci.Descriptor
     manifest: oci.Descriptor
+    fetched: bool
 
 
 class Chosen(NamedTuple):
@@ -168,7 +172,7 @@ class Pull:
                         return None
         except (NotFound, Unverified, DataLoss):
             return None
-        return self._done(target, descriptor, manifest)
+        return self._done(target, descriptor, manifest, fetched=False)
 
     def _fetch(self, target: oci.Descriptor, document: bytes | None) -> Pulled:
         """Bring here what is missing, under a lease."""
@@ -197,7 +201,7 @@ class Pull:
         if not self._keep_layers:
             sync(client.database, client.config)  # the folders have no second copy to be unpacked from
             self._drop_blobs(manifest)  # now that the lease does not hold them any more
-        return self._done(target, descriptor, manifest)
+        return self._done(target, descriptor, manifest, fetched=True)
 
     def _wait_for_others(self, descriptor: oci.Descriptor, data: bytes) -> bool:
         """Become the only pull of a manifest, until the end; tell whether that took waiting. Says how far the other is."""
@@ -215,10 +219,12 @@ class Pull:
                 received = min(self._client.content.received(layer.digest), layer.size)
                 self._report(layer, "waiting", received=received)
 
-    def _done(self, target: oci.Descriptor, descriptor: oci.Descriptor, manifest: oci.Manifest) -> Pulled:
+    def _done(
+        self, target: oci.Descriptor, descriptor: oci.Descriptor, manifest: oci.Manifest, *, fetched: bool
+    ) -> Pulled:
         size = sum(layer.size for layer in manifest.layers)
         self._reporter.say(Progress(phase="done", received=size, size=size))
-        return Pulled(name=str(self._reference), target=target, manifest=descriptor)
+        return Pulled(name=str(self._reference), target=target, manifest=descriptor, fetched=fetched)
 
     # Documents
 
