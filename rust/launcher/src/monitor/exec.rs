@@ -125,7 +125,10 @@ impl Monitor {
         let started_at = time::now();
         if id == INIT {
             self.started_at = Some(started_at.clone());
-            self.events.tell([(events::START, json!({"pid": process.pid}))]);
+            // A held one that nobody has started was killed.
+            if process.starter.is_some() {
+                self.events.tell([(events::START, json!({"pid": process.pid}))]);
+            }
         } else {
             let exec_id = events::exec_id(id);
             self.events.tell([
