@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from stores import open_store, store
+from traces import spans
 
-__all__ = ["open_store", "store"]
+__all__ = ["open_store", "spans", "store"]
