@@ -56,6 +56,7 @@ from lamella.ingest import (
 )
 from lamella.labels import adopt_labels, check_labels, decode_labels, encode_labels, merge_labels
 from lamella.locks import FileLock
+from lamella.logs import Log
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.boot import boot_id
 from lamella.reserve import frees_space
@@ -71,6 +72,7 @@ __all__ = [
     "unlink_blobs",
 ]
 
+_log = Log("lamella")
 _READ_MAX = 64 * 1024 * 1024
 _PAGE = 1000
 _UNVERIFIED = "(b.synced = 0 AND b.boot_id <> ?)"
@@ -331,7 +333,8 @@ class ContentStore:
         if expected is not None:
             self._refuse_present(expected)
         folder = self._shared_folder(expected) if shared and expected else self._folder(ref)
-        lock = FileLock(folder / "lock", what=f"ingest {ref!r}")
+        waits = self._database.metrics.waits("ingest")
+        lock = FileLock(folder / "lock", what=f"ingest {ref!r}", waited=waits)
         lock.acquire(wait=wait, waiting=waiting)
         try:
             if expected is not None:  # its writer may just have committed it
@@ -526,6 +529,7 @@ def is_whole(database: Database, blobs: Path, digest: Digest) -> bool:
                 # A pull may have put the right file there meanwhile. This one is open, so that its inode is not used again.
                 if os.path.samestat(path.stat(), os.fstat(file.fileno())):
                     path.unlink()
+                    _log.warning("the blob %(content)s is damaged; its file was removed", content=digest)
     return False
 
 

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -38,11 +38,10 @@ from lamella.ingest import ingest_folders, read_ingest, remove_ingest
 from lamella.locks import FileLock, is_locked
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.reachability import CONTENT, IMAGE, SNAPSHOT, condemned, is_past, mark
+from lamella.metrics.table import GC_FREED, GC_PAUSE, GC_REMOVED, GC_RUNS, GC_SECONDS
+from lamella.operations import INFO, Operation, by_result, when_ok
 from lamella.sizes import format_size
 from lamella.snapshots.folders import LayerFolders
-
-if TYPE_CHECKING:
-    import apsw
 
 INGEST_SECONDS = 24 * 3600.0
 """How long an unfinished ingest may wait to be resumed."""
@@ -76,6 +75,14 @@ DELETE FROM layers WHERE id = :id AND NOT EXISTS (SELECT 1 FROM snapshots WHERE 
         WHERE r.type = 'layers' AND r.resource = diff_id AND (x.expires_at IS NULL OR x.expires_at > :now)))
 RETURNING id
 """
+_COLLECT = Operation(
+    "gc",
+    "collected garbage: %(snapshots)d snapshots, %(blobs)d blobs, %(layers)d layers, %(bytes)d bytes in %(seconds).3f s",
+    log="lamella",
+    level=INFO,
+    counts=by_result(GC_RUNS),
+    durations=when_ok(GC_SECONDS),
+)
 
 
 class GcTimes(msgspec.Struct, kw_only=True):
@@ -154,10 +161,15 @@ def collect(
     with _TimedDatabase(config, busy_seconds=database.busy_seconds) as own:
         if dry_run:
             return _Collection(own, config, ingest_seconds).preview()
-        lock = FileLock(config.root / "locks" / "gc", what="garbage collection", transient=True)
+        lock = FileLock(
+            config.root / "locks" / "gc",
+            what="garbage collection",
+            transient=True,
+            waited=own.metrics.waits("gc"),
+        )
         lock.acquire(wait=wait)
         try:
-            report = _Collection(own, config, ingest_seconds).run()
+            report = _watched(own, _Collection(own, config, ingest_seconds))
             _remember(config.root, report)
         finally:
             lock.release()
@@ -183,23 +195,31 @@ class _TimedDatabase(Database):
     """A connection that notes how long it held the write lock and how long it waited for it."""
 
     longest = waited = 0.0
-    _began = 0.0
 
-    def _begin_write(self) -> apsw.Connection:
-        asked = time.perf_counter()
-        connection = super()._begin_write()
-        if self._depth == 1:
-            self._began = time.perf_counter()
-            self.waited += self._began - asked
-        return connection
+    def _note_held(self, seconds: float) -> None:
+        super()._note_held(seconds)
+        self.longest = max(self.longest, seconds)
 
-    def _end_write(self, error: BaseException | None, after_mark: int, rollback_mark: int) -> None:
-        outermost = self._depth == 1
+    def _note_wait(self, seconds: float, reason: str) -> None:
+        super()._note_wait(seconds, reason)
+        self.waited += seconds
+
+
+def _watched(database: Database, collection: _Collection) -> GcReport:
+    """Collect, and count what went, also where the end is an error."""
+    report = GcReport(dry_run=False)
+    database.held = GC_PAUSE.series()
+    with _COLLECT(database.metrics) as running:
         try:
-            super()._end_write(error, after_mark, rollback_mark)
+            collection.run(report)
         finally:
-            if outermost:
-                self.longest = max(self.longest, time.perf_counter() - self._began)
+            for (kind,), cell in GC_REMOVED.cells.items():
+                database.metrics.add(cell, getattr(report, kind))
+            database.metrics.add(GC_FREED.cell(), report.bytes_freed)
+            running.note(
+                snapshots=report.snapshots, blobs=report.blobs, layers=report.layers, bytes=report.bytes_freed
+            )
+    return report
 
 
 class _Collection:
@@ -229,10 +249,10 @@ class _Collection:
         self._sweep_disk(report)
         return report
 
-    def run(self) -> GcReport:
+    def run(self, report: GcReport) -> None:
         """Collect."""
         times = GcTimes(started_at=self._now)
-        report = GcReport(dry_run=False, times=times)
+        report.times = times
         started = time.perf_counter()
         with self._database.read() as db:
             mark(db, self._now)
@@ -244,7 +264,6 @@ class _Collection:
         times.finished_at = timestamp()
         if self._failure is not None:
             raise self._failure
-        return report
 
     def _sweep(self, rows: Sequence[tuple[int]], report: GcReport) -> None:
         garbage: dict[int, list[int]] = {IMAGE: [], CONTENT: [], SNAPSHOT: []}

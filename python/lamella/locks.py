@@ -20,22 +20,33 @@ from types import TracebackType
 
 from lamella.disk import make_private_folder, translated
 from lamella.errors import Unavailable
+from lamella.logs import Log
 
 _POLL_FIRST = 0.001
 _POLL_MAX = 0.05
+_log = Log("lamella")
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
 class FileLock:
     """An exclusive lock named by a file. ``transient`` files are removed on release, which loses no waiter.
 
-    Not re-entrant: taking a lock that this object holds is an error of the caller.
+    ``waited`` is told after each wait how many seconds it took, also one that was given up. Not re-entrant: taking a lock that
+    this object holds is an error of the caller.
     """
 
-    def __init__(self, path: Path, *, what: str, transient: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        what: str,
+        transient: bool = False,
+        waited: Callable[[float], object] | None = None,
+    ) -> None:
         self.path = path
         self._what = what
         self._transient = transient
+        self._waited = waited
         self._descriptor = -1
 
     @property
@@ -54,12 +65,18 @@ class FileLock:
             raise Unavailable(
                 f"{self._what} is in use", hint="Another process or thread works on it; try again later."
             )
-        pause = _POLL_FIRST
-        while not self.try_acquire():
-            if waiting is not None:
-                waiting()
-            time.sleep(pause)
-            pause = min(pause * 1.5, _POLL_MAX)
+        began, pause = time.monotonic(), _POLL_FIRST
+        try:
+            while not self.try_acquire():
+                if waiting is not None:
+                    waiting()
+                time.sleep(pause)
+                pause = min(pause * 1.5, _POLL_MAX)
+        finally:
+            seconds = time.monotonic() - began
+            if self._waited is not None:
+                self._waited(seconds)
+            _log.debug("waited %(seconds).3f s for %(lock)s", seconds=seconds, lock=self._what)
         return True
 
     def try_acquire(self) -> bool:

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from traces import spans
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+__all__ = ["lamella", "pulled", "spans"]
 
 
 class Pulled(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lamella.disk import make_private_folder, storage_error, translated
-from lamella.errors import LamellaError, NotFound, PermissionDenied, ResourceExhausted, Unavailable
+from lamella.errors import Cancelled, LamellaError, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from lamella.locks import FileLock, FolderLock, is_locked
 
 
@@ -188,3 +188,29 @@ def test_a_private_folder_is_made_with_what_is_above_it(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
         make_private_folder(tmp_path / "file")
+
+
+def test_a_wait_is_told_with_its_seconds_and_no_other_acquisition_is(tmp_path):
+    waits = []
+    first = FileLock(tmp_path / "lock", what="the thing", waited=waits.append)
+    second = FileLock(tmp_path / "lock", what="the thing", waited=waits.append)
+    first.acquire()
+    with pytest.raises(Unavailable):
+        second.acquire(wait=False)
+    assert waits == []
+    second.acquire(waiting=first.release)
+    assert len(waits) == 1
+    assert waits[0] >= 0
+    second.release()
+
+
+def test_a_wait_that_is_given_up_is_told_too(tmp_path):
+    waits = []
+    second = FileLock(tmp_path / "lock", what="the thing", waited=waits.append)
+
+    def give_up():
+        raise Cancelled("enough")
+
+    with lock(tmp_path / "lock"), pytest.raises(Cancelled):
+        second.acquire(waiting=give_up)
+    assert len(waits) == 1

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import prometheus_client
@@ -126,8 +127,8 @@ def test_the_name_of_the_file_changes_with_every_part_of_the_table(monkeypatch):
     names = {table.layout()}
     for changed in (
         table.Counter("lamella_pulls_total", "", result=("pulled", "present")),
-        table.Counter("lamella_pulls_total", "", result=("pulled", "error", "present")),
-        table.Counter("lamella_pulls_total", "", end=("pulled", "present", "error")),
+        table.Counter("lamella_pulls_total", "", result=("pulled", "error", "present", "waited")),
+        table.Counter("lamella_pulls_total", "", end=("pulled", "present", "waited", "error")),
         table.Counter("lamella_pull_total", "", result=("pulled", "present", "error")),
         table.Histogram("lamella_pulls_total", "", (1.0,), result=("pulled", "present", "error")),
         table.Histogram("lamella_pulls_total", "", (2.0,), result=("pulled", "present", "error")),
@@ -295,3 +296,56 @@ def test_gauges_are_of_all_namespaces(client, tmp_path):
     assert sample(client, "lamella_store_bytes", kind="blobs").value == 5
     assert sample(client, "lamella_store_bytes", kind="metadata").value > 0
     assert sample(client, "lamella_ingests").value == 1
+
+
+def waits(client, lock):
+    return sample(client, "lamella_lock_wait_seconds", lock=lock).count
+
+
+def test_waits_for_another_process_that_writes_are_counted(client):
+    with lamella.Client(root=client.config.root, state=client.config.state) as other:
+        thread = threading.Thread(target=other.snapshots.prepare, args=("waits",))
+        with client.database.write():
+            assert waits(client, "database") == 0
+            thread.start()
+            while not other.database._waiting_since:
+                time.sleep(0.001)
+        thread.join()
+        assert waits(client, "database") == 1
+        client.snapshots.prepare("does-not-wait")
+        assert waits(client, "database") == 1
+
+
+def test_waits_for_another_thread_that_writes_are_counted(client, monkeypatch):
+    taken = threading.Event()
+
+    class Watched:
+        lock = client.database._lock
+
+        def acquire(self, blocking: bool = True) -> bool:
+            got = self.lock.acquire(blocking)
+            if not got:
+                taken.set()
+            return got
+
+        def release(self) -> None:
+            self.lock.release()
+
+    monkeypatch.setattr(client.database, "_lock", Watched())
+    thread = threading.Thread(target=client.snapshots.prepare, args=("waits",))
+    with client.database.write():
+        thread.start()
+        assert taken.wait(10)
+    thread.join()
+    assert waits(client, "database") == 1
+
+
+def test_waits_for_an_ingest_and_a_layer_are_counted(client):
+    digest = digest_of(b"12345")
+    ingest = client.content.writer("ref", digest=digest, size=5)
+    client.content.writer("ref", digest=digest, size=5, wait=True, waiting=ingest.close).close()
+    assert waits(client, "ingest") == 1
+    staging = client.layers.stage("overlayfs", digest)
+    client.layers.stage("overlayfs", digest, waiting=staging.close).close()
+    assert waits(client, "layer") == 1
+    assert waits(client, "gc") == 0

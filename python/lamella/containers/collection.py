@@ -20,7 +20,9 @@ from lamella.durability import Unverified
 from lamella.errors import AlreadyExists, InvalidArgument, NotFound
 from lamella.images import Image
 from lamella.labels import check_labels
+from lamella.logs import Log
 from lamella.metadata import timestamp
+from lamella.tracing import span
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -30,6 +32,7 @@ _FIELDS = ContainerRecord.__struct_fields__
 _COLUMNS = ", ".join(_FIELDS)
 Command = str | Sequence[str] | None
 RUNTIME = "lamella"
+_log = Log("lamella.containers")
 
 
 class Containers:
@@ -63,11 +66,21 @@ class Containers:
             raise TypeError(str(error).replace("Options.", "containers.create() ")) from None
 
     def _create(self, image: str | Image, options: Options, *, auto_remove: bool = False) -> Container:
-        try:
-            return self._create_once(image, options, auto_remove=auto_remove)
-        except Unverified:
-            self._client.images.unpack(image.name if isinstance(image, Image) else image)
-            return self._create_once(image, options, auto_remove=auto_remove)
+        name = _name(image)
+        with span("lamella.container.create", image=name):
+            try:
+                container = self._create_once(image, options, auto_remove=auto_remove)
+            except Unverified as error:
+                _log.warning("%(reason)s; unpacking them anew", image=name, reason=str(error))
+                self._client.images.unpack(name)
+                container = self._create_once(image, options, auto_remove=auto_remove)
+        _log.debug(
+            "created the container %(container_name)s from %(image)s",
+            container=container.id,
+            container_name=container.name,
+            image=container.image,
+        )
+        return container
 
     def _create_once(self, image: str | Image, options: Options, *, auto_remove: bool) -> Container:
         client = self._client
@@ -253,31 +266,32 @@ class Containers:
                     f"input is {type(input).__name__}, not bytes", hint="Encode text: input=text.encode()."
                 )
             options["stdin"] = True
-        container = self._create(image, self._options(command, options), auto_remove=remove and detach)
-        try:
-            attached = container.start(attach=not detach)
-        except BaseException:
-            container.remove(force=True)
-            raise
-        if attached is None:
-            return container
-        began = time.monotonic()
-        try:
-            with attached:
-                result = await_result(
-                    attached,
-                    input=input,
-                    timeout=timeout,
-                    began=began,
-                    kill=container.kill,
-                    container_id=container.id,
-                )
-        except BaseException:
-            container.stop(0)
-            raise
-        finally:
-            if remove:
+        with span("lamella.container.run", image=_name(image)):
+            container = self._create(image, self._options(command, options), auto_remove=remove and detach)
+            try:
+                attached = container.start(attach=not detach)
+            except BaseException:
                 container.remove(force=True)
+                raise
+            if attached is None:
+                return container
+            began = time.monotonic()
+            try:
+                with attached:
+                    result = await_result(
+                        attached,
+                        input=input,
+                        timeout=timeout,
+                        began=began,
+                        kill=container.kill,
+                        container_id=container.id,
+                    )
+            except BaseException:
+                container.stop(0)
+                raise
+            finally:
+                if remove:
+                    container.remove(force=True)
         return result.check(f"{container.command[0]!r} in {container.name}") if check else result
 
     def _container(self, row: tuple[Any, ...]) -> Container:
@@ -285,6 +299,10 @@ class Containers:
         for name, kind in (("labels", dict[str, str]), ("extra", Extra)):
             fields[name] = msgspec.json.decode(fields[name], type=kind)
         return Container(self._client, ContainerRecord(**fields))
+
+
+def _name(image: str | Image) -> str:
+    return image.name if isinstance(image, Image) else image
 
 
 class _SpecNames(msgspec.Struct):

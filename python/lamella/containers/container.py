@@ -19,8 +19,12 @@ from lamella.containers.task import Status, Task
 from lamella.durability import Unverified
 from lamella.errors import CommandNotFound, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from lamella.events import spool
+from lamella.logs import Log
 from lamella.metadata import Transaction, timestamp
+from lamella.metrics.table import EXEC_SECONDS, EXECS, START_SECONDS, STARTS
+from lamella.operations import INFO, Operation, by_result, when_ok
 from lamella.reserve import frees_space
+from lamella.tracing import span
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -29,6 +33,24 @@ if TYPE_CHECKING:
 __all__ = ["Attached", "Container", "ContainerRecord"]
 
 STOP_TIMEOUT = 10.0
+_log = Log("lamella.containers")
+_START = Operation(
+    "start",
+    "started the container %(container_name)s from %(image)s",
+    log="lamella.containers",
+    level=INFO,
+    span="lamella.container.start",
+    counts=by_result(STARTS),
+    durations=when_ok(START_SECONDS),
+)
+_EXEC = Operation(
+    "exec",
+    "started %(program)r in the container %(container_name)s",
+    log="lamella.containers",
+    span="lamella.exec.start",
+    counts=by_result(EXECS),
+    durations=when_ok(EXEC_SECONDS),
+)
 
 
 class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -151,15 +173,25 @@ class Container:
         nothing running or mounted.
         """
         record = self.record
-        _, attached = self.task.start(
-            record.spec.encode(),
-            network_files(record.extra.network, record.extra.hostname),
-            self._mounts(),
-            attach=attach,
-            stdin=record.extra.stdin,
-            before_reset=self._forget_past_run,
-        )
+        with _START(
+            self._client.database.metrics, container=record.id, container_name=record.name, image=record.image
+        ):
+            started, attached = self.task.start(
+                record.spec.encode(),
+                network_files(record.extra.network, record.extra.hostname),
+                self._mounts(),
+                attach=attach,
+                stdin=record.extra.stdin,
+                before_reset=self._forget_past_run,
+            )
         spool.drain_if_large(self._client.database, self._client.config)
+        for warning in started.warnings:
+            _log.warning(
+                "the container %(container_name)s: %(reason)s",
+                container=record.id,
+                container_name=record.name,
+                reason=warning,
+            )
         return attached
 
     def _forget_past_run(self) -> None:
@@ -185,7 +217,8 @@ class Container:
         except NotFound:
             self._client.containers.get(record.id)  # says so when the container itself was removed
             raise
-        except Unverified:
+        except Unverified as error:
+            _log.warning("%(reason)s; unpacking them anew", image=record.image, reason=str(error))
             self._client.images.unpack(record.image)
             return self._client.snapshots.mounts(record.snapshot_key)
 
@@ -216,9 +249,16 @@ class Container:
         """
         arguments = parse_command(command)
         began = time.monotonic()
-        with self.start_exec(
-            arguments, environment=environment, working_dir=working_dir, user=user, stdin=input is not None
-        ) as attached:
+        with (
+            span("lamella.exec", container=self.id, container_name=self.name, program=_program(arguments)),
+            self.start_exec(
+                arguments,
+                environment=environment,
+                working_dir=working_dir,
+                user=user,
+                stdin=input is not None,
+            ) as attached,
+        ):
             result = await_result(
                 attached,
                 input=input,
@@ -243,21 +283,28 @@ class Container:
 
         Options and errors as :meth:`exec`. Closing the streams does not end it: see :meth:`Attached.kill`.
         """
-        process = exec_process(
-            self.record.spec.encode(),
-            parse_command(command),
-            environment=environment,
-            working_dir=working_dir,
-            user=user,
-            tty=tty,
-            read_file=self._read_file,
-        )
-        try:
-            attached = self.task.exec(process, stdin=stdin)
-        except NotFound as error:
-            if isinstance(error, CommandNotFound):
-                raise
-            raise FailedPrecondition(f"container {self.name} is not running") from None
+        arguments = parse_command(command)
+        with _EXEC(
+            self._client.database.metrics,
+            container=self.id,
+            container_name=self.name,
+            program=_program(arguments),
+        ):
+            process = exec_process(
+                self.record.spec.encode(),
+                arguments,
+                environment=environment,
+                working_dir=working_dir,
+                user=user,
+                tty=tty,
+                read_file=self._read_file,
+            )
+            try:
+                attached = self.task.exec(process, stdin=stdin)
+            except NotFound as error:
+                if isinstance(error, CommandNotFound):
+                    raise
+                raise FailedPrecondition(f"container {self.name} is not running") from None
         spool.drain_if_large(self._client.database, self._client.config)
         return attached
 
@@ -361,6 +408,7 @@ class Container:
             with suppress(NotFound):
                 snapshots.remove(record.snapshot_key)
         self.task.remove()
+        _log.info("removed the container %(container_name)s", container=record.id, container_name=record.name)
 
     def inspect(self) -> dict[str, Any]:
         """Everything known about the container as plain data (the fields of ``lamella containers inspect``)."""
@@ -398,6 +446,11 @@ class LogLine(msgspec.Struct):
     def data(self) -> bytes:
         """The bytes as they were written."""
         return self.log64 or self.log.encode()
+
+
+def _program(arguments: Sequence[str]) -> str:
+    """Give what spans and logs say of a command: arguments may be secrets."""
+    return arguments[0] if arguments else ""
 
 
 def signal_number(value: str | int) -> int:

@@ -15,6 +15,7 @@ from lamella.digest import Digest
 from lamella.errors import LamellaError, NotFound
 from lamella.fsck.report import Finding, FindingKind, FsckReport, LeftoverKind
 from lamella.fsck.sources import Sources
+from lamella.logs import Log
 from lamella.metadata.reachability import images_above
 from lamella.reserve import with_reserve
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lamella.transfer.progress import Reporter
 
 _MOMENT_SECONDS = 0.05
+_log = Log("lamella.fsck")
 _T = TypeVar("_T", str, Digest, tuple[str, str], tuple[Path, Path])
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -104,6 +106,9 @@ class CheckedStore:
             else:
                 if done is not None:
                     finding.action, finding.mended = done, True
+                    _log.warning(
+                        "mended %(finding)s %(content)s: %(reason)s", finding=kind, content=name, reason=done
+                    )
         return finding
 
     def parallel(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:

@@ -41,7 +41,10 @@ from lamella.errors import (
     Unsupported,
 )
 from lamella.locks import FileLock
+from lamella.logs import Log
 from lamella.metadata import schema
+from lamella.metrics import recorder
+from lamella.metrics.table import LOCK_WAIT, TRANSACTION
 from lamella.reserve import fill, with_reserve
 
 BUSY_SECONDS = 60.0
@@ -56,6 +59,8 @@ APPLICATION_ID = 0x6C616D65  # "lame", for file(1)
 _POLL_FIRST = 0.0002
 _POLL_MAX = 0.004
 _open: weakref.WeakSet[Database] = weakref.WeakSet()
+_log = Log("lamella.metadata")
+_WAIT = LOCK_WAIT.series("database")
 
 
 class Database:
@@ -73,6 +78,10 @@ class Database:
         self._depth = 0
         self._readers = 0
         self._waiting_since = 0.0
+        self._held_since = 0.0
+        self.metrics = recorder(config.state)
+        self.held = TRANSACTION.series()
+        """Which histogram gets how long this connection's write transactions keep others waiting."""
         self._after_commit: list[Callable[[], None]] = []
         self._on_rollback: list[Callable[[bool], None]] = []
         self._connection: apsw.Connection | None = with_reserve(config.root, self._connect)
@@ -259,7 +268,10 @@ class Database:
         """Take the thread lock, which the caller must release."""
         if self._pid != os.getpid():
             raise _forked()
-        self._lock.acquire()
+        if not self._lock.acquire(blocking=False):
+            began = time.monotonic()
+            self._lock.acquire()
+            self._note_wait(time.monotonic() - began, "another thread")
         if self._connection is None:
             self._lock.release()
             raise FailedPrecondition(f"the store {self.config.root} is closed", hint="Open a new client.")
@@ -297,7 +309,10 @@ class Database:
         try:
             if self._readers and not self._depth:
                 raise Internal("a write transaction was opened inside a read transaction")
-            connection.execute("SAVEPOINT inner_write" if self._depth else "BEGIN IMMEDIATE")
+            if self._depth:
+                connection.execute("SAVEPOINT inner_write")
+            else:
+                self._begin_immediate(connection)
         except BaseException as error:
             if not self._depth and not self._readers and connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -307,6 +322,28 @@ class Database:
             raise
         self._depth += 1
         return connection
+
+    def _begin_immediate(self, connection: apsw.Connection) -> None:
+        """Take SQLite's write lock."""
+        self._waiting_since = 0.0
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        finally:
+            self._held_since = time.monotonic()
+            if self._waiting_since:
+                self._note_wait(self._held_since - self._waiting_since, "another process")
+
+    def _note_wait(self, seconds: float, reason: str) -> None:
+        self.metrics.observe(_WAIT, seconds)
+        _log.debug(
+            "waited %(seconds).3f s for %(reason)s that wrote",
+            seconds=seconds,
+            lock="database",
+            reason=reason,
+        )
+
+    def _note_held(self, seconds: float) -> None:
+        self.metrics.observe(self.held, seconds)
 
     def _end_write(self, error: BaseException | None, after_mark: int, rollback_mark: int) -> None:
         if self._pid != os.getpid():
@@ -332,6 +369,8 @@ class Database:
                     raise self._translate(error) from error
         finally:
             self._depth -= 1
+            if not self._depth:
+                self._note_held(time.monotonic() - self._held_since)
             self._lock.release()
         failures = []
         for action in actions:

@@ -21,13 +21,16 @@ user) a process counts for itself, and :attr:`Recorder.problem` says why.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella import _core
 from lamella.disk import make_state_folder
 from lamella.errors import LamellaError
-from lamella.metrics.table import NANO, SIZE, Series, layout
+from lamella.logs import Log
+from lamella.metrics.table import LOCK_WAIT, NANO, SIZE, Series, layout
 
 if TYPE_CHECKING:
     from lamella.metrics.prometheus import Collector as Collector
@@ -41,6 +44,7 @@ _HOMES = {
     "exposition": "lamella.metrics.prometheus",
     "read": "lamella.metrics.scrape",
 }
+_log = Log("lamella.metrics")
 _recorders: dict[str, Recorder] = {}
 
 
@@ -65,6 +69,10 @@ class Recorder:
         self.add(series.bucket(seconds))
         self.add(series.total, int(seconds * NANO))
 
+    def waits(self, lock: str) -> Callable[[float], None]:
+        """Give what takes the seconds of each wait for a kind of lock."""
+        return partial(self.observe, LOCK_WAIT.series(lock))
+
     def values(self) -> list[int]:
         """Return all cells, in the order of the table."""
         return self._open().read()
@@ -76,6 +84,7 @@ class Recorder:
                 counters = _core.Counters(str(self.state / f"metrics-{layout()}"), SIZE)
             except (LamellaError, OSError) as error:
                 self.problem = str(error)
+                _log.warning("this process counts for itself: %(reason)s", reason=self.problem)
                 counters = _core.Counters(None, SIZE)
             # Another thread may have been quicker: what it added must not be lost.
             self._counters = self.__dict__.setdefault("_first", counters)

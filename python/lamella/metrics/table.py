@@ -93,14 +93,14 @@ REMOVED = ("leases", "images", "content", "blobs", "snapshots", "layers", "inges
 
 PULLS = Counter(
     "lamella_pulls_total",
-    "Pulls by how they ended: pulled; present: everything was here already; error.",
-    result=("pulled", "present", "error"),
+    "Pulls by how they ended. pulled: something was missing; present: everything was here; waited: another pull was bringing it.",
+    result=("pulled", "present", "waited", "error"),
 )
 PULL_SECONDS = Histogram(
     "lamella_pull_duration_seconds",
     "Duration of the pulls that did not fail.",
     _TRANSFER,
-    result=("pulled", "present"),
+    result=("pulled", "present", "waited"),
 )
 DOWNLOADED = Counter("lamella_downloaded_bytes_total", "Bytes of layers that came from registries.")
 BLOBS = Counter(
@@ -158,10 +158,10 @@ TRANSACTION = Histogram(
 )
 LOCK_WAIT = Histogram(
     "lamella_lock_wait_seconds",
-    "How long those waited who found a lock taken: the database, the ingest of a blob, the unpacking of a layer,"
-    " garbage collection.",
+    "How long those waited who found a lock taken. database: another wrote; image, ingest, layer: another pulled the image,"
+    " fetched the blob, unpacked the layer; gc: another collected.",
     _WAITS,
-    lock=("database", "ingest", "layer", "gc"),
+    lock=("database", "image", "ingest", "layer", "gc"),
 )
 ERRORS = Counter(
     "lamella_errors_total",

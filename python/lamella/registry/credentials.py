@@ -25,12 +25,14 @@ from pathlib import Path
 
 import msgspec
 
+from lamella.logs import Log
 from lamella.reference import DEFAULT_DOMAIN
 
 HELPER_TIMEOUT = 30.0
 """Seconds that a credential helper may take."""
 
 HELPER_OUTPUT_MAX = 1024 * 1024
+_log = Log("lamella.registry")
 _FILE_MAX = 16 * 1024 * 1024
 _HUB_KEY = "https://index.docker.io/v1/"
 _HUB_ALIASES = (
@@ -198,6 +200,7 @@ class CredentialStore:
     def _note(self, problem: str) -> None:
         if problem not in self.problems:
             self.problems.append(problem)
+            _log.warning("%(reason)s", reason=problem)
 
 
 class _Entry(msgspec.Struct, frozen=True):

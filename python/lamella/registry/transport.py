@@ -19,12 +19,13 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
@@ -34,6 +35,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util.retry import Retry
 
 from lamella.errors import Cancelled, LamellaError, PermissionDenied, Unavailable
+from lamella.logs import Log
 from lamella.reference import is_loopback
 from lamella.registry.failures import (
     RETRY_STATUSES,
@@ -51,6 +53,7 @@ RETRY_AFTER_MAX = 60
 CONNECTIONS_MAX = 16
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_log = Log("lamella.registry")
 
 
 class _Request(NamedTuple):
@@ -149,6 +152,7 @@ class Transport:
                 response = self._follow(sent, home)
             except _Broken as broken:
                 patience.spend(broken.error)
+                _log.debug("trying again: %(reason)s", host=home.netloc, reason=broken.error.message)
                 continue
             if response.status_code not in RETRY_STATUSES or not patience.spend_status(response.raw):
                 return response
@@ -203,8 +207,9 @@ class Transport:
                 requests.Request(request.method, request.url, headers=headers, data=request.form)
             )
             settings: Any = session.merge_environment_settings(request.url, {}, True, None, None)
+            began = time.monotonic()
             # Not session.send: even with allow_redirects=False it reads the whole body of a redirect.
-            return session.get_adapter(request.url).send(
+            response = session.get_adapter(request.url).send(
                 prepared, timeout=(self.timeouts.connect, self.timeouts.read), **settings
             )
         except _PrivateAddress:
@@ -213,6 +218,16 @@ class Transport:
             self.check_interrupted()
             failure = explain(error, target, self.timeouts)
             raise (_Broken(failure.error) if failure.passing else failure.error) from None
+        _log.debug(
+            "%(method)s %(host)s%(path)s: %(status)d in %(seconds).3f s",
+            method=request.method,
+            host=target.netloc,
+            # What a registry sends on to may be signed, in the query or the path; queries are not logged at all.
+            path=urlsplit(request.url).path if target == home else "/...",
+            status=response.status_code,
+            seconds=time.monotonic() - began,
+        )
+        return response
 
     def _may_be_private(self, home: Origin) -> bool:
         return (

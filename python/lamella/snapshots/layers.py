@@ -90,7 +90,8 @@ class LayerStore:
         check_identifier(snapshotter, "snapshotter")
         algorithm, encoded = split_digest(parse_digest(diff_id))
         path = self._root / "locks" / f"layer-{snapshotter}-{algorithm}-{encoded}"
-        lock = FileLock(path, what=f"the layer {diff_id}", transient=True)
+        waits = self._database.metrics.waits("layer")
+        lock = FileLock(path, what=f"the layer {diff_id}", transient=True, waited=waits)
         lock.acquire(wait=wait, waiting=waiting)
         return Staging(self._database, self._folders(snapshotter), snapshotter, lock)
 

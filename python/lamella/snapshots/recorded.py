@@ -20,6 +20,8 @@ from lamella.filters import compile_filters
 from lamella.labels import check_labels, decode_labels, encode_labels, merge_labels
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.boot import boot_id
+from lamella.metrics.table import PREPARE_SECONDS, SNAPSHOTS
+from lamella.operations import INFO, Operation, when_ok
 from lamella.reserve import frees_space
 from lamella.snapshots import Mount, SnapshotInfo, SnapshotKind, Usage
 from lamella.snapshots.folders import LayerFolders
@@ -46,6 +48,28 @@ WITH RECURSIVE stack (depth, number, kind, parent, layer, opaque_root, usable) A
 SELECT number, kind, layer, usable FROM stack ORDER BY depth
 """  # noqa: S608 (constants)
 _Row = tuple[int, SnapshotKind, str | None, int]
+_LOG = "lamella.snapshots"
+_PREPARE, _VIEW = (
+    Operation(
+        name,
+        f"made the {kind} snapshot %(snapshot)r on %(parent)r",
+        log=_LOG,
+        counts={"ok": SNAPSHOTS.cell(name)},
+        durations=when_ok(PREPARE_SECONDS, kind),
+    )
+    for kind, name in (("active", "prepare"), ("view", "view"))
+)
+_COMMIT = Operation(
+    "commit",
+    "committed the snapshot %(snapshot)r as %(committed)r",
+    log=_LOG,
+    level=INFO,
+    counts={"ok": SNAPSHOTS.cell("commit")},
+)
+_REMOVE = Operation(
+    "remove", "removed the snapshot %(snapshot)r", log=_LOG, counts={"ok": SNAPSHOTS.cell("remove")}
+)
+_MOUNTS = SNAPSHOTS.cell("mounts")
 _INFO = """
 SELECT s.number, s.name, coalesce(p.name, ''), s.kind, s.labels, s.created_at, s.updated_at
 FROM snapshots s LEFT JOIN snapshots p ON p.number = s.parent
@@ -101,6 +125,10 @@ class RecordedSnapshotter(ABC):
 
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
         """Freeze the active snapshot ``key`` under ``name``."""
+        with _COMMIT(self._database.metrics, snapshot=key, committed=name):
+            self._commit(name, key, labels)
+
+    def _commit(self, name: str, key: str, labels: Mapping[str, str] | None) -> None:
         _check_key(name)
         text = encode_labels(check_labels({**self._default_labels, **(labels or {})}))
         with self._database.read() as db:
@@ -123,7 +151,7 @@ class RecordedSnapshotter(ABC):
     @frees_space
     def remove(self, key: str) -> None:
         """Remove a snapshot and, if nothing else has it, its folder."""
-        with self._database.write() as db:
+        with _REMOVE(self._database.metrics, snapshot=key), self._database.write() as db:
             row = db.execute(
                 """
                 SELECT number, layer, EXISTS (SELECT 1 FROM snapshots c WHERE c.parent = s.number)
@@ -196,7 +224,9 @@ class RecordedSnapshotter(ABC):
                 f"snapshot {key!r} is committed, it cannot be mounted itself",
                 hint=f"Make a view of it: lamella snapshots view KEY {key}",
             )
-        return self._mounts(kind, own, self._usable_layers(stack[1:], key))
+        mounts = self._mounts(kind, own, self._usable_layers(stack[1:], key))
+        self._database.metrics.add(_MOUNTS)
+        return mounts
 
     def stat(self, key: str) -> SnapshotInfo:
         """Return what is known about a snapshot."""
@@ -290,6 +320,13 @@ class RecordedSnapshotter(ABC):
     # Rows
 
     def _create(self, kind: SnapshotKind, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
+        make = _PREPARE if kind == "active" else _VIEW
+        with make(self._database.metrics, snapshot=key, parent=parent):
+            return self._create_rows(kind, key, parent, labels)
+
+    def _create_rows(
+        self, kind: SnapshotKind, key: str, parent: str, labels: Mapping[str, str]
+    ) -> list[Mount]:
         _check_key(key)
         text = encode_labels(labels)
         with self._database.write() as db:

@@ -44,7 +44,10 @@ from lamella.labels import DISCARDED_LAYER, DISTRIBUTION_SOURCE, GC_REF_CONTENT,
 from lamella.locks import FileLock
 from lamella.metadata import timestamp
 from lamella.metadata.reachability import CONTENT, condemned
+from lamella.metrics.table import BLOBS, DOWNLOADED, LAYER_SECONDS, LAYERS, PULL_SECONDS, PULLS, UNPACKED
+from lamella.operations import INFO, Operation, by_result, when_ok
 from lamella.reference import Reference
+from lamella.tracing import in_context, span
 from lamella.transfer.progress import Phase, Progress, ProgressCallback, Reporter
 from lamella.transfer.unpack import NoRegistry
 
@@ -61,6 +64,22 @@ PARALLEL_LAYERS = 5
 LEASE_SECONDS = 24 * 3600
 SPOILED = (DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted, Unsupported)
 """Errors after which what came of a blob is thrown away; after others the next pull goes on where this one stopped."""
+_DOWNLOADED = DOWNLOADED.cell()
+_PULL = Operation(
+    "pull",
+    "pulled %(image)s (%(result)s): %(digest)s in %(seconds).3f s",
+    log="lamella.transfer",
+    level=INFO,
+    counts=by_result(PULLS),
+    durations={result: PULL_SECONDS.series(result) for result in ("pulled", "present", "waited")},
+)
+_UNPACK = Operation("unpack", "unpacked %(image)s in %(seconds).3f s", log="lamella.transfer", level=INFO)
+_LAYER = Operation(
+    "layer",
+    "the layer %(layer)s of %(image)s is here after %(seconds).3f s: blob %(blob)s, folder %(folder)s",
+    log="lamella.transfer",
+    durations=when_ok(LAYER_SECONDS),
+)
 
 
 class Pulled(msgspec.Struct, frozen=True):
@@ -93,6 +112,8 @@ class _LayerJob:
         self.layer: Layer | None = None
         self.staging: Staging | None = None
         self.unpacked: _core.Unpacked | None = None
+        # How they were had: the results that are counted; none where they were not needed.
+        self.blob = self.folder = "none"
 
 
 class Pull:
@@ -113,6 +134,7 @@ class Pull:
     ) -> None:
         """Get ready to pull ``reference``; by digest, from the repository of ``source`` if that is another."""
         self._client = client
+        self._metrics = client.database.metrics
         self._reference = reference
         self._repository = source or reference
         self._registry = registry
@@ -122,6 +144,7 @@ class Pull:
         self._unpack = unpack
         self._keep_layers = keep_layers
         self._parallel = max(1, parallel)
+        self._result = "pulled"
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
         self._open = ExitStack()
@@ -137,17 +160,28 @@ class Pull:
         damaged), ResourceExhausted (disk, caps), Cancelled. Whatever was complete when one was raised stays usable
         for the next try; nothing else stays visible. Twice is harmless: the second pull costs one request.
         """
-        self._reporter.say(Progress(phase="resolving"))
-        target, document = self._registry.resolve(self._reference, known=self._client.content.exists)
-        pulled = self._find(target) if document is None else None
-        return pulled or self._fetch(target, document)
+        with _PULL(self._metrics, image=str(self._reference)) as running:
+            self._reporter.say(Progress(phase="resolving"))
+            with span("lamella.resolve", image=str(self._reference)):
+                target, document = self._registry.resolve(self._reference, known=self._client.content.exists)
+            pulled = self._find(target) if document is None else None
+            if pulled:
+                self._result = "present"
+            pulled = pulled or self._fetch(target, document)
+            running.result = self._result
+            running.note(digest=pulled.manifest.digest)
+            return pulled
 
     def complete(self, target: oci.Descriptor) -> Pulled:
         """Bring what is missing of a target that is known, whatever a tag says by now. Errors as :meth:`run`.
 
         With NoRegistry that is unpacking alone; NotFound when a blob is not here.
         """
-        return self._fetch(target, None)
+        operation = _UNPACK if isinstance(self._registry, NoRegistry) else _PULL
+        with operation(self._metrics, image=str(self._reference), digest=target.digest) as running:
+            pulled = self._fetch(target, None)
+            running.result = self._result
+            return pulled
 
     def _find(self, target: oci.Descriptor) -> Pulled | None:
         """Look whether the image is here, whole, without writing anything; None if something is missing."""
@@ -186,6 +220,7 @@ class Pull:
 
             descriptor, data, indexes = self._choose(target, read)
             if self._wait_for_others(descriptor, data) and (pulled := self._find(target)):
+                self._result = "waited"
                 return pulled
             for index, index_data, chosen in indexes:
                 self._keep(index, index_data, _index_labels(index_data, chosen))
@@ -208,7 +243,8 @@ class Pull:
         manifest = oci.parse_manifest(data)
         algorithm, encoded = split_digest(descriptor.digest)
         path = self._client.config.root / "locks" / f"image-{algorithm}-{encoded}"
-        lock = FileLock(path, what=f"the image {descriptor.digest}", transient=True)
+        waits = self._metrics.waits("image")
+        lock = FileLock(path, what=f"the image {descriptor.digest}", transient=True, waited=waits)
         self._open.callback(lock.release)
         return lock.acquire(waiting=lambda: self._show_waiting(*manifest.layers))
 
@@ -323,14 +359,21 @@ class Pull:
                 except queue.Empty:
                     return
                 try:
-                    self._bring(job)
+                    with _LAYER(
+                        self._metrics, image=str(self._reference), layer=job.descriptor.digest
+                    ) as running:
+                        self._bring(job)
+                        running.note(blob=job.blob, folder=job.folder)
                 except BaseException as error:
                     with self._lock:
                         failures.append(error)
                     self._cancel()
 
         count = min(self._parallel, len(seen))
-        threads = [threading.Thread(target=work, name=f"lamella-pull-{n}", daemon=True) for n in range(count)]
+        threads = [
+            threading.Thread(target=in_context(work), name=f"lamella-pull-{n}", daemon=True)
+            for n in range(count)
+        ]
         try:
             for thread in threads:
                 thread.start()
@@ -370,12 +413,14 @@ class Pull:
                     shared=True,
                 )
             except AlreadyExists:
-                pass
+                self._note_blob(job, "waited")
             else:
                 with ingest:
                     self._stage(job)
                     self._download(job, ingest)
                 return
+        else:
+            self._note_blob(job, "hit")
         content.adopt(descriptor.digest, self._source)
         self._stage(job)
         if job.staging is not None:
@@ -389,11 +434,13 @@ class Pull:
         layers, snapshotter = self._client.layers, self._client.config.snapshotter
         job.layer = layers.find(snapshotter, job.diff_id, job.chain_id)
         if job.layer is not None:
+            self._note_folder(job, "shared")
             return
         staging = layers.stage(snapshotter, job.diff_id, waiting=lambda: self._wait_for_layer(job.descriptor))
         job.layer = layers.find(snapshotter, job.diff_id, job.chain_id)
         if job.layer is not None:
             staging.close()
+            self._note_folder(job, "waited")
             return
         with self._lock:
             job.staging = self._open.enter_context(staging)
@@ -415,6 +462,7 @@ class Pull:
         """Unpack a layer into its staging, from the store or, where its blob is not kept, from the registry."""
         content, descriptor = self._client.content, job.descriptor
         if content.exists(descriptor.digest):
+            self._note_blob(job, "hit")
             content.adopt(descriptor.digest, self._source)
             self._unpack_blob(job)
             self._report(descriptor, "done", received=descriptor.size)
@@ -428,6 +476,7 @@ class Pull:
         it is fetched once more from its beginning.
         """
         descriptor = job.descriptor
+        self._note_blob(job, "miss")
         try:
             try:
                 unpacked = self._stream(job, ingest)
@@ -482,6 +531,7 @@ class Pull:
         while count := stream.readinto(buffer):
             self._check_cancelled()
             pipeline.write(buffer[:count])
+            self._metrics.add(_DOWNLOADED, count)
             if reporter.due(descriptor.digest):
                 self._report(
                     descriptor, "downloading", received=pipeline.received, unpacked=pipeline.unpacked
@@ -527,6 +577,8 @@ class Pull:
         job.unpacked = unpacked
         if job.staging is None:
             return
+        self._metrics.add(UNPACKED.cell(), unpacked.tar_size)
+        self._note_folder(job, "unpacked")
         if unpacked.deferred:
             job.staging.unlock()
         else:
@@ -541,6 +593,14 @@ class Pull:
             inodes=job.unpacked.inodes,
             opaque_root=job.unpacked.opaque_root,
         )
+
+    def _note_blob(self, job: _LayerJob, result: str) -> None:
+        job.blob = result
+        self._metrics.add(BLOBS.cell(result))
+
+    def _note_folder(self, job: _LayerJob, result: str) -> None:
+        job.folder = result
+        self._metrics.add(LAYERS.cell(result))
 
     # Layers, in order
 
