@@ -377,3 +377,25 @@ def test_the_fields_of_lists_have_the_names_that_scripts_rely_on(pulled: tuple[P
     for noun, names in fields.items():
         for row in lamella("--json", noun, "ls").ok().document:
             assert set(row) == set(names.split()), noun
+
+
+@pytest.mark.privileged
+def test_verbose_shows_changes_and_twice_verbose_every_step(lamella: Program, small_image: str) -> None:
+    quiet = lamella("pull", small_image).ok()
+    assert quiet.err == ""
+    once = lamella("-v", "pull", small_image).ok()
+    assert " INFO lamella.transfer: pulled " in once.err
+    assert " DEBUG " not in once.err
+    twice = lamella("-vv", "pull", small_image).ok()
+    assert " INFO lamella.transfer: pulled " in twice.err
+    assert " DEBUG lamella.registry: HEAD " in twice.err
+    assert "urllib3" not in twice.err
+    assert once.out == twice.out == quiet.out
+    assert lamella("pull", small_image).ok().err == ""
+
+
+def test_what_a_log_record_quotes_cannot_drive_the_terminal(lamella: Program) -> None:
+    done = lamella("-vv", "snapshots", "prepare", "key\x1b[31m\n2", "")
+    assert "made the active snapshot" in done.err
+    assert "\x1b" not in done.err
+    assert len(done.err.splitlines()) == len([line for line in done.err.splitlines() if " lamella" in line])

@@ -261,7 +261,11 @@ def top_parser() -> Parser:
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-q", "--quiet", action="store_true", help="No progress and no remarks on stderr.")
     volume.add_argument(
-        "-v", "--verbose", action="store_true", help="Show log messages, and tracebacks of errors."
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="Log what is done, and show tracebacks of errors; -vv: every step.",
     )
     add("--version", action="store_true", help="Show the version and exit.")
     add("words", nargs=REST).required = False

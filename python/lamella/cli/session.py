@@ -50,13 +50,12 @@ class Session:
         self.settings = settings or argparse.Namespace()
         self.json = bool(getattr(settings, "json", False))
         self.quiet = bool(getattr(settings, "quiet", False))
-        self.verbose = bool(getattr(settings, "verbose", False))
+        self.verbose = int(getattr(settings, "verbose", 0))
+        self._stop_logging: Callable[[], None] | None = None
         if self.verbose:
-            import logging
+            from lamella.cli.verbose import start_logging
 
-            logging.basicConfig(
-                level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(levelname)s: %(message)s"
-            )
+            self._stop_logging = start_logging(every_step=self.verbose > 1)
 
     @property
     def location(self) -> dict[str, Any]:
@@ -76,6 +75,8 @@ class Session:
         client = self.__dict__.pop("client", None)
         if client is not None:
             client.close()
+        if self._stop_logging is not None:
+            self._stop_logging()
 
     @property
     def stdout_is_terminal(self) -> bool:
