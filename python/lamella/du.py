@@ -5,8 +5,9 @@ layers, and the committed snapshots of its config. A blob or layer folder counts
 there, in whatever namespace: no other image, container, active snapshot, lease or gc.root label. So what an image has alone is
 what removing it and collecting would free.
 
-Compressed bytes are lengths of blobs; everything else counts as du(1) does, in 512-byte blocks. It is read from the database,
-but for what changes without it: the folders of active snapshots, logs and ingests are looked at.
+Compressed bytes are lengths of blobs, as registries count; everything else counts as du(1) does, in 512-byte blocks. It is read
+from the database, but for what changes without it: the folders of active snapshots, logs and ingests are looked at. What a file
+system adds to a blob (the rest of its last block) and to a layer (the folder around it) is not counted: some kilobytes each.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ SELECT root, sum(alone), sum(total) FROM (
     UNION ALL SELECT min(root), min(bytes), 0 FROM pairs GROUP BY thing HAVING count(*) = 1
 ) WHERE root > 0 GROUP BY root
 """
+_COUNTED = frozenset({"blobs", "snapshots", "containers", "ingest", "reserve"})
 _FOLDERS = """
 SELECT s.namespace, s.snapshotter, s.name, s.kind, s.layer, l.disk_bytes, k.id
 FROM snapshots s JOIN layers l ON l.id = s.layer LEFT JOIN containers k
@@ -115,7 +117,8 @@ class StoreUsage(msgspec.Struct, frozen=True):
     """Bytes of the whole store, all namespaces.
 
     ``blobs`` and ``layers`` (unpacked ones) are shared by the images; ``snapshots`` have what was written on top, by containers
-    and others; ``metadata`` is the database with its log.
+    and others; ``metadata`` is the database with its log, and small files beside it; ``reserve`` is kept free for those who
+    free space (:mod:`lamella.reserve`).
     """
 
     blobs: int
@@ -124,11 +127,12 @@ class StoreUsage(msgspec.Struct, frozen=True):
     logs: int
     ingests: int
     metadata: int
+    reserve: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.blobs + self.layers + self.snapshots + self.logs + self.ingests + self.metadata
+        return sum(msgspec.structs.astuple(self))
 
 
 class DiskUsage(msgspec.Struct, frozen=True):
@@ -192,9 +196,8 @@ def usage(client: Client) -> DiskUsage:
                 snapshots=written,
                 logs=_measured(logs),
                 ingests=_measured(config.root / "ingest"),
-                metadata=sum(
-                    _length(config.root / f"metadata.db{suffix}") for suffix in ("", "-wal", "-shm")
-                ),
+                metadata=_beside(config.root),
+                reserve=_length(config.root / "reserve"),
             ),
             reclaimable=collect(database, config, dry_run=True).bytes_freed,
         )
@@ -232,6 +235,16 @@ def _measured(folder: Path) -> int:
         return _core.disk_usage(str(folder))[0] if folder.is_dir() else 0
     except LamellaError:
         return 0
+
+
+def _beside(root: Path) -> int:
+    """Give the bytes of what lies in the store's folder beside those that are counted by themselves."""
+    with os.scandir(root) as entries:
+        return sum(
+            _measured(Path(entry.path)) if entry.is_dir(follow_symlinks=False) else _length(Path(entry.path))
+            for entry in entries
+            if entry.name not in _COUNTED
+        )
 
 
 def _length(path: Path) -> int:

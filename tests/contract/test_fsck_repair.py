@@ -330,3 +330,17 @@ def test_blobs_are_fetched_while_a_container_runs_on_their_image(client, small_i
     finally:
         box.remove(force=True)
     assert client.fsck(verify_layers=True).findings == []
+
+
+def test_a_repair_goes_on_where_a_pull_stopped_and_starts_over_where_that_was_spoiled(client, server, image):
+    digest = image.layers[1].digest
+    data = blob_file(client, digest).read_bytes()
+    for start in (data[:1000], bytes(1000)):
+        blob_file(client, digest).unlink()
+        with client.content.writer(f"layer-{digest}", size=len(data), digest=digest, shared=True) as ingest:
+            ingest.write(start)
+        server.requests.clear()
+        assert client.fsck(repair=True).clean
+        ranges = [each.range for each in server.requests if digest in each.path]
+        assert ranges == (["bytes=1000-"] if start == data[:1000] else ["bytes=1000-", None])
+        assert client.content.read(digest) == data

@@ -55,6 +55,7 @@ def _du(arguments: argparse.Namespace, session: Session) -> int:
             ("logs", size(store.logs)),
             ("unfinished downloads", size(store.ingests)),
             ("metadata", size(store.metadata)),
+            ("kept free for clean-up", size(store.reserve)),
             ("total", size(store.total)),
             ("'lamella gc' would free", size(usage.reclaimable)),
         ),

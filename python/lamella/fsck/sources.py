@@ -145,7 +145,9 @@ class Sources:
         descriptor = Descriptor(media_type=OCI_LAYER, digest=digest, size=size)
         say = self._reporter
         try:
-            ingest = client.content.writer(f"layer-{digest}", size=size, digest=digest, wait=True)
+            ingest = client.content.writer(
+                f"layer-{digest}", size=size, digest=digest, wait=True, shared=True
+            )
         except AlreadyExists:  # somebody pulled it meanwhile
             return
         with ingest:
