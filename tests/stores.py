@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lamella.config import Config
@@ -102,8 +103,40 @@ class Store:
     def ingest_entries(self) -> set[str]:
         return {path.name for path in self.root.glob("ingest/*")}
 
-    def check(self, *, clean: bool = False) -> None:
-        """Every row has its file, whole; with ``clean`` every file has its row too."""
+    def check_events(self) -> None:
+        """What is there is what events since the beginning say: what they created and did not remove."""
+        there = set()
+        with self.database.read() as db:
+            events = db.execute(
+                "SELECT number, namespace, topic, data FROM events ORDER BY number"
+            ).fetchall()
+            rows = db.execute(
+                """
+                SELECT 'namespaces', name, name FROM namespaces UNION ALL SELECT 'images', namespace, name FROM images
+                UNION ALL SELECT 'content', namespace, digest FROM content
+                UNION ALL SELECT 'snapshot', namespace, name FROM snapshots
+                UNION ALL SELECT 'containers', namespace, id FROM containers
+                """
+            ).fetchall()
+        assert [event[0] for event in events] == list(range(1, len(events) + 1))
+        for _, namespace, topic, data in events:
+            _, kind, change = topic.split("/")
+            fields = msgspec.json.decode(data)
+            keys = {"content": "digest", "containers": "id", "snapshot": "key"}
+            if kind == "tasks" or change == "update":
+                continue
+            thing = (kind, namespace, fields[keys.get(kind, "name")])
+            if change in ("create", "prepare"):
+                assert thing not in there
+                there.add(thing)
+            elif thing[2] or change != "commit":
+                there.remove(thing)
+            if change == "commit":
+                there.add((kind, namespace, fields["name"]))
+        assert there == set(rows)
+
+    def check(self, *, clean: bool = False, events: bool = True) -> None:
+        """Every row has its file, whole, and its events; with ``clean`` every file has its row too."""
         with self.database.read() as db:
             assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             assert db.execute("PRAGMA foreign_key_check").fetchall() == []
@@ -116,6 +149,8 @@ class Store:
                 ).fetchall()
                 == []
             )
+        if events:
+            self.check_events()
         for digest, size in blobs.items():
             algorithm, _, encoded = digest.partition(":")
             data = (self.root / "blobs" / algorithm / encoded).read_bytes()

@@ -293,5 +293,5 @@ def test_migrating_a_store(tmp_path, monkeypatch):
         store.put(KEPT)
         with store.database.read() as db:
             assert db.execute("SELECT topic FROM events").fetchall() == [("/content/create",)]
-        store.check(clean=True)
+        store.check(clean=True, events=False)  # those of version 1 were not recorded
         store.close()

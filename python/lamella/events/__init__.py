@@ -29,6 +29,19 @@ then). Out of memory is told when the kernel kills, at most once a second. The n
 
 from __future__ import annotations
 
-from lamella.events.stream import Event, EventStream
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lamella.events.stream import Event as Event
+    from lamella.events.stream import EventStream as EventStream
 
 __all__ = ["Event", "EventStream"]
+
+
+def __getattr__(name: str) -> object:
+    """Load what following takes when somebody follows: starting a container needs the spool's half alone."""
+    if name not in __all__:
+        raise AttributeError(f"module 'lamella.events' has no attribute {name!r}")
+    from lamella.events import stream
+
+    return getattr(stream, name)
