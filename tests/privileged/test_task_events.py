@@ -78,7 +78,7 @@ def test_a_run_tells_its_whole_life_in_order(client, image, stream):
         "exit_status": 3,
         "exited_at": end["exited_at"],
     }
-    assert gone == {**box, "id": container["id"], "exit_status": 3, "exited_at": end["exited_at"]}
+    assert gone == {**box, "exit_status": 3, "exited_at": end["exited_at"]}
     assert [event.number for event in events] == list(range(events[0].number, events[0].number + 8))
 
 
@@ -173,7 +173,7 @@ def test_a_monitor_that_was_killed_tells_no_exit_and_none_is_made_up(client, str
     box.remove()
     events = until(stream, "/snapshot/remove")
     assert topics(events) == OF_A_REMOVAL
-    assert events[0].event == {"container_id": box.id, "id": box.id, "name": "box"}
+    assert events[0].event == {"container_id": box.id, "name": "box"}
 
 
 def test_a_container_outlives_its_caller_and_its_end_is_told_to_whoever_follows(client, image, stream):

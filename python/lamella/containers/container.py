@@ -206,7 +206,7 @@ class Container:
         """Record the event that says that the exit of the last run is given up, if there is one."""
         past = self.task.past_run()
         if past is not None:
-            fields = {"container_id": self.id, "id": self.id, **past, "name": self.name}
+            fields = {"container_id": self.id, **past, "name": self.name}
             spool.record(db, timestamp(), self._client.config.namespace, "/tasks/delete", fields)
 
     def _mounts(self) -> list[Mount]:

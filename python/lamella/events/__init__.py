@@ -18,7 +18,7 @@ beside a container's id::
     /tasks/paused        container_id                    /tasks/resumed, too
     /tasks/oom           container_id
     /tasks/exit          container_id, id, pid, exit_status, exited_at    id is that of the container, or of the exec
-    /tasks/delete        container_id, id, exit_status, exited_at         at its removal, or before it starts again
+    /tasks/delete        container_id, exit_status, exited_at             at its removal, or before it starts again
 
 Those of the store are rows that SQL triggers write (metadata/schema.py): an event is committed with its change, and events
 stand in the order of commits. Those of tasks come from monitors through a file (:mod:`lamella.events.spool`); an exit stands
