@@ -216,7 +216,7 @@ class Images:
             self._client.sync()
         if pulled.fetched:
             collect_if_due(self._client)
-        return self.get(pulled.name)
+        return pulled.image
 
     def unpack(self, ref: str | Reference) -> Image:
         """Unpack an image's layers from the blobs that are here, without a registry, where that was not done or is spoiled.

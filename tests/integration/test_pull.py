@@ -135,6 +135,20 @@ def test_a_second_pull_is_one_request_and_writes_nothing(client, server):
     assert after == before
 
 
+def test_a_pull_gives_its_image_also_when_somebody_removes_it_at_once(client, server):
+    reference = Built(BASE).push(server)
+
+    def remove(progress):
+        if progress.phase == "done" and not progress.digest:
+            client.images.remove(reference)
+
+    for _ in range(2):  # fetched, and found
+        image = client.images.pull(reference, progress=remove)
+        assert image.target.digest == digest_of(Built(BASE).manifest)
+        assert client.images.list() == []
+        client.images.pull(reference)
+
+
 def test_another_namespace_fetches_and_unpacks_nothing_again(client, server):
     reference = Built(BASE, UPPER).push(server)
     client.images.pull(reference)

@@ -54,6 +54,7 @@ from lamella.transfer.unpack import NoRegistry
 if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.content import Ingest
+    from lamella.images import Image
     from lamella.registry.blob import BlobStream
     from lamella.registry.client import RegistryClient
     from lamella.snapshots.layers import Layer, Staging
@@ -83,13 +84,13 @@ _LAYER = Operation(
 
 
 class Pulled(msgspec.Struct, frozen=True):
-    """What a pull brought: the descriptor that the reference names, and the manifest chosen for the platform.
+    """What a pull brought: the image, as it was at that moment, and the manifest chosen for the platform.
 
     ``fetched``: not everything was here already.
     """
 
-    name: str
-    target: oci.Descriptor
+
+    image: Image
     manifest: oci.Descriptor
     fetched: bool
 
@@ -187,7 +188,8 @@ class Pull:
         """Look whether the image is here, whole, without writing anything; None if something is missing."""
         client = self._client
         try:
-            if client.images.get(self._reference).digest != target.digest:
+            image = client.images.get(self._reference)
+            if image.digest != target.digest:
                 return None
             descriptor, data, _ = self._choose(target, lambda wanted: client.content.read(wanted.digest))
             discarded = LAYERS_DISCARDED in client.content.info(descriptor.digest).labels
@@ -206,7 +208,7 @@ class Pull:
                         return None
         except (NotFound, Unverified, DataLoss):
             return None
-        return self._done(target, descriptor, manifest, fetched=False)
+        return self._done(image, descriptor, manifest, fetched=False)
 
     def _fetch(self, target: oci.Descriptor, document: bytes | None) -> Pulled:
         """Bring here what is missing, under a lease."""
@@ -232,11 +234,11 @@ class Pull:
             self._run_jobs(jobs)
             if self._unpack:
                 self._stack_layers(jobs)
-            self._record(target, descriptor, manifest, jobs)
+            image = self._record(target, descriptor, manifest, jobs)
         if not self._keep_layers:
             sync(client.database, client.config)  # the folders have no second copy to be unpacked from
             self._drop_blobs(manifest)  # now that the lease does not hold them any more
-        return self._done(target, descriptor, manifest, fetched=True)
+        return self._done(image, descriptor, manifest, fetched=True)
 
     def _wait_for_others(self, descriptor: oci.Descriptor, data: bytes) -> bool:
         """Become the only pull of a manifest, until the end; tell whether that took waiting. Says how far the other is."""
@@ -256,11 +258,11 @@ class Pull:
                 self._report(layer, "waiting", received=received)
 
     def _done(
-        self, target: oci.Descriptor, descriptor: oci.Descriptor, manifest: oci.Manifest, *, fetched: bool
+        self, image: Image, descriptor: oci.Descriptor, manifest: oci.Manifest, *, fetched: bool
     ) -> Pulled:
         size = sum(layer.size for layer in manifest.layers)
         self._reporter.say(Progress(phase="done", received=size, size=size))
-        return Pulled(name=str(self._reference), target=target, manifest=descriptor, fetched=fetched)
+        return Pulled(image=image, manifest=descriptor, fetched=fetched)
 
     # Documents
 
@@ -639,7 +641,7 @@ class Pull:
         descriptor: oci.Descriptor,
         manifest: oci.Manifest,
         jobs: list[_LayerJob],
-    ) -> None:
+    ) -> Image:
         """Make the image and its committed snapshots visible: one transaction, nothing written when nothing changed."""
         client = self._client
         with client.database.write():
@@ -653,6 +655,7 @@ class Pull:
                 descriptor.digest, _layer_labels(manifest, keep_layers=self._keep_layers)
             )
             client.images.put(str(self._reference), target)
+            return client.images.get(self._reference)
 
     def _drop_blobs(self, manifest: oci.Manifest) -> None:
         """Remove the layers' blobs from the namespace, but for those that something else leads to."""
