@@ -6,6 +6,7 @@ container, a running task or a lease names. Each operation says which errors oth
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import threading
@@ -65,6 +66,7 @@ class Worker:
             (self.branch, (NotFound,)),
             (self.start, (NotFound,)),
             (self.stop, ()),
+            (self.take_over, ()),
             (self.lease, (NotFound,)),
             (self.lease, (NotFound,)),
             (self.remove_image, (NotFound,)),
@@ -153,7 +155,8 @@ class Worker:
         """Start a container that goes on for a while."""
         if len(self.held) < 2:
             name = f"held-{self.name}-{self.random.randrange(1_000_000)}"
-            box = self.client.containers.create(self.reference(), ["/bin/forever"], name=name)
+            labels = {"worker": str(os.getpid())}
+            box = self.client.containers.create(self.reference(), ["/bin/forever"], name=name, labels=labels)
             try:
                 box.start()
             except NotFound as error:
@@ -164,6 +167,13 @@ class Worker:
         if self.held:
             name = self.random.choice(list(self.held))
             self.held.pop(name).remove(force=True)
+
+    def take_over(self) -> None:
+        """Remove what workers left that were killed: it runs on until somebody does."""
+        for box in self.client.containers.list(all=True):
+            if not Path("/proc", box.labels.get("worker", "self")).exists():
+                assert box.status != "unknown", f"{box.name} has lost its monitor"
+                box.remove(force=True)
 
     def lease(self) -> None:
         """Lease an image's parts, see which are there then, and that they stay."""

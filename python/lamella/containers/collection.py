@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import msgspec
@@ -17,7 +18,7 @@ from lamella.containers.options import Options
 from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import build_spec
 from lamella.durability import Unverified
-from lamella.errors import AlreadyExists, InvalidArgument, NotFound
+from lamella.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from lamella.images import Image
 from lamella.labels import check_labels
 from lamella.logs import Log
@@ -204,8 +205,9 @@ class Containers:
         count = 0
         for container in self._all():
             if container.record.extra.auto_remove and container.status in ("stopped", "unknown"):
-                container.remove()
-                count += 1
+                with suppress(FailedPrecondition):  # it was started again, or others stand on its snapshot
+                    container.remove()
+                    count += 1
         return count
 
     def _all(self) -> Iterator[Container]:

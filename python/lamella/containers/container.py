@@ -182,6 +182,7 @@ class Container:
                 self._mounts(),
                 attach=attach,
                 stdin=record.extra.stdin,
+                confirm=lambda: self._client.containers.get(record.id),
                 before_reset=self._forget_past_run,
             )
         spool.drain_if_large(self._client.database, self._client.config)
@@ -390,14 +391,20 @@ class Container:
 
         FailedPrecondition while it runs, unless ``force`` kills it first; also when other snapshots stand on its own.
         """
-        if self.task.running():
-            if not force:
-                raise FailedPrecondition(
-                    f"container {self.name} is running", hint="Stop it first, or remove it with force."
-                )
-            self._kill_now()
+        if not force and self.task.running():
+            raise FailedPrecondition(
+                f"container {self.name} is running", hint="Stop it first, or remove it with force."
+            )
+        self.task.remove(forget=self._forget, stop=self._kill_now if force else None)
+        _log.info(
+            "removed the container %(container_name)s",
+            container=self.record.id,
+            container_name=self.record.name,
+        )
+
+    def _forget(self) -> None:
+        """Delete the record and its active snapshot."""
         record = self.record
-        snapshots = self._client.snapshots
         key = (self._client.config.namespace, record.id)
         spools = spool.take(self._client.config.root)
         with self._client.database.write() as db:
@@ -406,9 +413,7 @@ class Container:
                 self._tell_past_run(db)
             db.execute("DELETE FROM containers WHERE namespace = ? AND id = ?", key)
             with suppress(NotFound):
-                snapshots.remove(record.snapshot_key)
-        self.task.remove()
-        _log.info("removed the container %(container_name)s", container=record.id, container_name=record.name)
+                self._client.snapshots.remove(record.snapshot_key)
 
     def inspect(self) -> dict[str, Any]:
         """Everything known about the container as plain data (the fields of ``lamella containers inspect``)."""

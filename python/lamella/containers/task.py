@@ -21,7 +21,7 @@ from lamella import _core
 from lamella.config import Config
 from lamella.containers.monitor import Attached, Connection, Exit, _Failure, raise_failure
 from lamella.disk import make_private_folder, make_state_folder
-from lamella.errors import FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted
+from lamella.errors import FailedPrecondition, LamellaError, NotFound, PermissionDenied, ResourceExhausted
 from lamella.events.spool import spool_path
 from lamella.locks import FolderLock
 from lamella.snapshots import Mount
@@ -65,11 +65,13 @@ class Task:
         *,
         attach: bool,
         stdin: bool,
+        confirm: Callable[[], object],
         before_reset: Callable[[], None],
     ) -> tuple[Started, Attached | None]:
         """Write the bundle and launch it.
 
-        ``files`` are the container's hosts, hostname and resolv.conf. ``before_reset`` is called before the records of the last
+        ``files`` are the container's hosts, hostname and resolv.conf. ``confirm`` raises NotFound when the container was
+        removed; it is called when nobody can do that any more. ``before_reset`` is called before the records of the last
         run go. Errors: FailedPrecondition when it runs already,
         CommandNotFound and CommandNotExecutable for the program, and what else the launcher reports; after one nothing of the
         task is left.
@@ -77,6 +79,11 @@ class Task:
         self._make_folders()
         try:
             with self._exclusive():
+                try:
+                    confirm()
+                except NotFound:
+                    self._remove_folders()
+                    raise
                 self._write_bundle(spec, files, before_reset)
                 return self._launch(rootfs, attach=attach, stdin=stdin)
         except FileNotFoundError:
@@ -279,22 +286,43 @@ class Task:
         connection.close()
         raise _ended()
 
-    def remove(self) -> None:
-        """Remove the bundle and the log. FailedPrecondition while it runs. Harmless twice, and when two do it at once."""
+    def remove(
+        self,
+        *,
+        forget: Callable[[], object] | None = None,
+        stop: Callable[[], object] | None = None,
+    ) -> None:
+        """Remove the bundle and the log, and by ``forget`` the container's record before them.
+
+        FailedPrecondition while it runs, unless ``stop`` ends it. Nobody starts it meanwhile. Harmless twice, and when two do
+        it at once.
+        """
+        if forget is not None:
+            with suppress(LamellaError, OSError):  # where no folder can be made nothing can be started
+                self._make_folders()
         try:
             with self._exclusive():
                 if self._settled():
-                    raise FailedPrecondition(
-                        "the container is running", hint="Stop it first, or remove with force."
-                    )
-                _core.remove_tree(str(self.log_folder))
-                # The pid goes after the cgroups: by now, as a rule (10 us). The bundle alone says which they are.
-                while (self.folder / "pid").exists() and self._monitored():
-                    time.sleep(0.0005)
-                self._clean_up()
-                _core.remove_tree(str(self.folder))
+                    if stop is None:
+                        raise FailedPrecondition(
+                            "the container is running", hint="Stop it first, or remove it with force."
+                        )
+                    stop()
+                if forget is not None:
+                    forget()
+                self._remove_folders()
         except (FileNotFoundError, NotADirectoryError):
+            if forget is not None:
+                forget()
             _core.remove_tree(str(self.log_folder))  # it never had a bundle, or another has just removed it
+
+    def _remove_folders(self) -> None:
+        _core.remove_tree(str(self.log_folder))
+        # The pid goes after the cgroups: by now, as a rule (10 us). The bundle alone says which they are.
+        while (self.folder / "pid").exists() and self._monitored():
+            time.sleep(0.0005)
+        self._clean_up()
+        _core.remove_tree(str(self.folder))
 
     def _clean_up(self) -> None:
         """Take away what a monitor that was killed could not. Its socket tells: that goes last of all."""

@@ -89,7 +89,6 @@ class Pulled(msgspec.Struct, frozen=True):
     ``fetched``: not everything was here already.
     """
 
-
     image: Image
     manifest: oci.Descriptor
     fetched: bool
