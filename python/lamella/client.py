@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from lamella.config import Config
+from lamella.lazy import cached_property
 from lamella.metadata import Database
 from lamella.reserve import fill, frees_space
 

@@ -7,7 +7,6 @@ refers to. Names are canonical references (``docker.io/library/nginx:latest``); 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,6 +16,7 @@ from lamella.autogc import collect_if_due
 from lamella.digest import Digest
 from lamella.errors import FailedPrecondition, InvalidArgument, LamellaError, NotFound
 from lamella.labels import LAYERS_DISCARDED, check_labels, decode_labels, encode_labels
+from lamella.lazy import cached_property
 from lamella.metadata import timestamp
 from lamella.reference import Reference
 from lamella.reserve import frees_space

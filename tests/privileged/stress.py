@@ -6,8 +6,10 @@ container, a running task or a lease names. Each operation says which errors oth
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -20,6 +22,9 @@ import msgspec
 
 import lamella
 from lamella.errors import AlreadyExists, FailedPrecondition, NotFound
+
+BUSY_SECONDS = 20.0
+"""Whoever waits longer for others' transactions has found a defect, on the slowest machine."""
 
 
 class Settings(msgspec.Struct):
@@ -242,9 +247,11 @@ def pull_all(client: lamella.Client, settings: Settings) -> None:
 
 
 def main() -> int:
+    faulthandler.register(signal.SIGUSR1)  # says where all threads are
     settings = msgspec.json.decode(sys.argv[1], type=Settings)
     failures: list[BaseException] = []
     with lamella.Client(Path(settings.root), Path(settings.state), settings.namespace) as client:
+        client.database.busy_seconds = BUSY_SECONDS
         if not settings.seconds:
             pull_all(client, settings)
             return 0

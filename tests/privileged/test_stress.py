@@ -97,7 +97,8 @@ class Fleet:
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
         _, errors = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+        if process.returncode not in (0, -signal.SIGKILL):
+            pytest.fail(f"a worker failed:\n{errors.decode()}\n{self.stacks()}", pytrace=False)
         self.killed += 1
         self.running.remove(process)
 
@@ -105,7 +106,20 @@ class Fleet:
         """Say so if a worker has ended with a failure."""
         for process in self.running:
             if process.poll():
-                pytest.fail(f"a worker failed:\n{process.communicate()[1].decode()}", pytrace=False)
+                errors = process.communicate()[1].decode()
+                pytest.fail(f"a worker failed:\n{errors}\n{self.stacks()}", pytrace=False)
+
+    def stacks(self) -> str:
+        """Say where the threads of the others are, and end them."""
+        others = [process for process in self.running if process.poll() is None]
+        for process in others:
+            process.send_signal(signal.SIGUSR1)
+        time.sleep(0.5)
+        texts = []
+        for process in others:
+            process.kill()
+            texts.append(f"another one, {process.pid}:\n{process.communicate()[1].decode()}")
+        return "\n".join(texts)
 
     def join(self) -> None:
         deadline = time.monotonic() + GRACE
@@ -115,9 +129,11 @@ class Fleet:
             try:
                 output, errors = process.communicate(timeout=0.2)
             except subprocess.TimeoutExpired:
-                assert time.monotonic() < deadline, "a worker does not come to an end"
+                if time.monotonic() > deadline:
+                    pytest.fail(f"workers do not come to an end\n{self.stacks()}", pytrace=False)
                 continue
-            assert process.returncode == 0, errors.decode()
+            if process.returncode:
+                pytest.fail(f"a worker failed:\n{errors.decode()}\n{self.stacks()}", pytrace=False)
             self.reports += msgspec.json.decode(output or b"[]", type=list[Report])
             self.running.remove(process)
 

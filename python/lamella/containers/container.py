@@ -391,15 +391,16 @@ class Container:
 
         FailedPrecondition while it runs, unless ``force`` kills it first; also when other snapshots stand on its own.
         """
-        if not force and self.task.running():
-            raise FailedPrecondition(
-                f"container {self.name} is running", hint="Stop it first, or remove it with force."
-            )
-        self.task.remove(forget=self._forget, stop=self._kill_now if force else None)
+        self.task.remove(forget=self._forget, stop=self._kill_now if force else self._refuse)
         _log.info(
             "removed the container %(container_name)s",
             container=self.record.id,
             container_name=self.record.name,
+        )
+
+    def _refuse(self) -> None:
+        raise FailedPrecondition(
+            f"container {self.name} is running", hint="Stop it first, or remove it with force."
         )
 
     def _forget(self) -> None:
