@@ -95,6 +95,15 @@ def test_a_reader_that_goes_away_ends_it_with_141(lamella: Program) -> None:
         assert follower.wait(20) == 141
 
 
+def test_it_needs_no_event_to_see_that_its_reader_has_gone(lamella: Program) -> None:
+    with lamella.start("events", "-A", "--after", "0") as follower:
+        lamella("namespaces", "create", "one").ok()
+        read_line(follower)
+        assert follower.stdout is not None
+        follower.stdout.close()
+        assert follower.wait(20) == 141
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [

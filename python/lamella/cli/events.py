@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from lamella.cli.parser import Command, Parser
@@ -10,6 +11,9 @@ from lamella.cli.values import argument, parse_moment
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
+
+_LOOK_SECONDS = 0.5
+"""How often a command that has nothing to say looks whether anybody still listens."""
 
 
 def _arguments(parser: Parser) -> None:
@@ -31,22 +35,45 @@ def _arguments(parser: Parser) -> None:
 def _events(arguments: argparse.Namespace, session: Session) -> int:
     import msgspec
 
+    from lamella.cli.session import OutputClosed
+    from lamella.errors import DeadlineExceeded
+
     stream = session.client.events(
         filters=arguments.filters,
         since=arguments.after if arguments.after is not None else arguments.since,
         until=arguments.until,
         follow=not arguments.no_follow,
         all_namespaces=arguments.all_namespaces,
+        timeout=_LOOK_SECONDS,
     )
     with stream:
-        for event in stream:
+        while True:
+            try:
+                event = next(stream)
+            except StopIteration:
+                return 0
+            except DeadlineExceeded:
+                if _reader_is_gone():
+                    raise OutputClosed(sys.stdout) from None
+                continue
             if session.json:
                 session.write(msgspec.json.encode(event).decode() + "\n")
             else:
                 data = msgspec.json.encode(event.event).decode()
                 session.line(f"{event.timestamp} {event.namespace} {event.topic} {data}")
             session.flush()
-    return 0
+
+
+def _reader_is_gone() -> bool:
+    """Say whether nobody reads stdout any more, as after ``lamella events | grep -m1 exit``: a pipe says it unasked."""
+    import select
+
+    try:
+        waiter = select.poll()
+        waiter.register(sys.stdout, 0)
+        return bool(waiter.poll(0))
+    except (OSError, ValueError):  # it is no file
+        return False
 
 
 EVENTS = Command(
