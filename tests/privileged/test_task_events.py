@@ -151,6 +151,14 @@ def test_out_of_memory_is_told_while_the_container_goes_on(client, image, stream
     assert topics(until(stream, "/tasks/exit")).count("/tasks/oom") == 0
 
 
+def test_out_of_memory_again_and_again_is_told_once_a_second(client, image, stream):
+    script = "for i in 1 2 3 4 5 6 7 8 9 10; do (x=a; while :; do x=$x$x; done); done; exit 0"
+    result = client.containers.run(image, ["/bin/sh", "-c", script], memory="16m", remove=True)
+    assert result.exit_code == 0
+    told = topics(until(stream, "/tasks/exit")).count("/tasks/oom")
+    assert 1 <= told <= 2 + result.duration
+
+
 def test_a_second_start_gives_the_first_exit_up(client, image, stream):
     container = client.containers.create(image, ["/bin/true"])
     for _ in range(2):
@@ -187,6 +195,30 @@ def test_a_container_outlives_its_caller_and_its_end_is_told_to_whoever_follows(
     )
     assert topics(until(stream, "/tasks/exit")) == [*OF_A_RUN, "/tasks/exit"]
     client.containers.get("box").remove()
+
+
+def test_processes_that_run_containers_at_once_tell_each_life_whole_and_in_order(client, image, stream):
+    code = (
+        "import sys, lamella\n"
+        "client = lamella.Client(root=sys.argv[1], state=sys.argv[2])\n"
+        "for _ in range(5): client.containers.run(sys.argv[3], ['/bin/true'], remove=True)\n"
+    )
+    arguments = [client.config.root, client.config.state, image.name]
+    processes = [subprocess.Popen([sys.executable, "-c", code, *arguments]) for _ in range(4)]
+    try:
+        lives: dict[str, list[str]] = {}
+        numbers = []
+        while sum("/containers/delete" in life for life in lives.values()) < 20:
+            event = next(stream)
+            numbers.append(event.number)
+            container = event.event.get("container_id") or event.event.get("id")
+            if container is not None:
+                lives.setdefault(container, []).append(event.topic)
+    finally:
+        assert [process.wait(60) for process in processes] == [0] * 4
+    run = [*OF_A_RUN[1:], "/tasks/exit", *OF_A_REMOVAL[:2]]
+    assert list(lives.values()) == [run] * 20
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 def test_events_of_other_namespaces_stay_there(client, image, stream, small_image):

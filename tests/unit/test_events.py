@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import hypothesis
+import hypothesis.strategies as st
 import msgspec
 import pytest
 
@@ -26,6 +28,7 @@ from stores import Store
 DATA = b"data"
 DIGEST = digest_of(DATA)
 KEPT = 32_768
+FIXTURE = hypothesis.HealthCheck.function_scoped_fixture
 ROOT = {"containerd.io/gc.root": "x"}
 
 
@@ -464,6 +467,18 @@ class TestSpool:
     def test_what_is_no_event_is_passed_over(self, store, garbage):
         append(store, line("before") + garbage + b"\n" + line("after"))
         assert [event.event["container_id"] for event in seen(store)[1:]] == ["before", "after"]
+        assert left(store) == []
+
+    @hypothesis.settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[FIXTURE])
+    @hypothesis.given(
+        st.lists(st.one_of(st.binary(), st.sampled_from([b"\n", line("a"), line("b")[:-9]])), max_size=8)
+    )
+    def test_whatever_it_holds_only_whole_lines_are_events(self, store, pieces):
+        text = b"".join(pieces)
+        start = seen(store)[-1].number
+        append(store, text)
+        wanted = sum(piece == line("a")[:-1] for piece in text.split(b"\n"))
+        assert [event.event["container_id"] for event in seen(store, since=start)] == ["a"] * wanted
         assert left(store) == []
 
     def test_a_file_that_is_in_the_table_already_only_goes(self, store):

@@ -23,8 +23,8 @@ beside a container's id::
 Those of the store are rows that SQL triggers write (metadata/schema.py): an event is committed with its change, and events
 stand in the order of commits. Those of tasks come from monitors through a file (:mod:`lamella.events.spool`); an exit stands
 before the removal of its container. A monitor that is killed tells no exit, and nobody makes one up (/tasks/delete has none
-then). Out of memory is told when the kernel kills, at most once a second. The newest 32,768 events are kept.
-:mod:`lamella.events.stream` follows them.
+then). Out of memory is told when the kernel kills, at most once a second. A task's time is that of its monitor's line, so that
+times, unlike numbers, may step back a little. The newest 32,768 events are kept. :mod:`lamella.events.stream` follows them.
 """
 
 from __future__ import annotations
