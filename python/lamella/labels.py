@@ -38,6 +38,8 @@ DISTRIBUTION_SOURCE = "containerd.io/distribution.source."
 
 LAYERS_DISCARDED = "lamella.dev/layers-discarded"
 """On a manifest: its compressed layers were dropped once they were unpacked. The value is the time."""
+PULLED_MANIFEST = "lamella.dev/pull"
+"""On a lease: it is that of the pull of this manifest. One runs at a time; a lease of another one is what a killed one left."""
 DISCARDED_LAYER = "lamella.dev/discarded.l."
 """On such a manifest, followed by a number: the digest of a dropped layer, in the place of a GC_REF_CONTENT label."""
 

@@ -27,7 +27,7 @@ from lamella.config import Config, check_identifier
 from lamella.digest import parse_digest
 from lamella.errors import AlreadyExists, InvalidArgument, NotFound
 from lamella.filters import compile_filters
-from lamella.labels import GC_EXPIRE, check_labels, decode_labels, encode_labels
+from lamella.labels import GC_EXPIRE, check_labels, decode_labels, encode_labels, merge_labels
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.clock import parse_time
 from lamella.reserve import frees_space, with_reserve
@@ -119,6 +119,18 @@ class Leases:
             with_reserve(self._database.config.root, lambda: collect(self._database, self._database.config))
 
     @frees_space
+    def delete_labelled(self, key: str, value: str) -> None:
+        """Delete the leases that have a label of this value. Twice is harmless."""
+        with self._database.write() as db:
+            db.execute(
+                """
+                DELETE FROM leases WHERE namespace = ?
+                    AND EXISTS (SELECT 1 FROM json_each(leases.labels) WHERE key = ? AND value = ?)
+                """,
+                (self._namespace, key, value),
+            )
+
+    @frees_space
     def _delete(self, id: str) -> None:
         with self._database.write() as db:
             row = db.execute(
@@ -126,6 +138,16 @@ class Leases:
             ).fetchone()
         if row is None:
             raise self._missing(id)
+
+    def update_labels(self, id: str, changes: Mapping[str, str]) -> Lease:
+        """Set labels; an empty value removes one. The end stays. NotFound; InvalidArgument. Twice is harmless."""
+        with self._database.write() as db:
+            lease = self.get(id)
+            labels = encode_labels(merge_labels(lease.labels, changes))
+            db.execute(
+                "UPDATE leases SET labels = ? WHERE namespace = ? AND id = ?", (labels, self._namespace, id)
+            )
+            return self.get(id)
 
     def add(self, lease_id: str, type: str, resource_id: str) -> None:
         """Protect a resource. NotFound for the lease; InvalidArgument for a malformed resource. Twice is harmless."""

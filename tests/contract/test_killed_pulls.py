@@ -16,6 +16,7 @@ from crashes import (
     runs,
     unpacked_layers,
 )
+from lamella.digest import digest_of
 from lamella.errors import NotFound
 from steps import patience
 
@@ -65,6 +66,10 @@ def test_a_second_pull_fetches_what_is_missing_and_nothing_else(tmp_path, server
             assert not done & asked.keys()
         if whole:
             assert requests == 1
+        # What the killed one leased it leases no more; but for the first document, if it died before it had the image's lock.
+        documents = {digest_of(built.manifest)}
+        left = [resource for lease in client.leases.list() for resource in client.leases.resources(lease.id)]
+        assert {resource.id for resource in left} <= documents
         if options.get("unpack", True):
             runs(client, pulled)
 

@@ -201,3 +201,23 @@ class TestNamespaces:
         with pytest.raises(FailedPrecondition, match=what):
             store.namespaces.delete("default")
         assert [each.name for each in store.namespaces.list()] == ["default"]
+
+
+def test_labels_are_changed_and_the_end_stays(store):
+    lease = store.leases.create("a", expires_in=60, labels={"x": "1", "y": "2"})
+    changed = store.leases.update_labels("a", {"x": "", "z": "3"})
+    assert changed.labels == {"y": "2", "z": "3"}
+    assert changed.expires_at == lease.expires_at
+    with pytest.raises(NotFound):
+        store.leases.update_labels("b", {})
+
+
+def test_leases_are_deleted_by_a_label_of_their_namespace(open_store):
+    store, other = open_store(), open_store("other")
+    for each in (store, other):
+        each.leases.create("a", labels={"x": "1"})
+        each.leases.create("b", labels={"x": "2"})
+    store.leases.delete_labelled("x", "1")
+    store.leases.delete_labelled("x", "1")
+    assert [lease.id for lease in store.leases.list()] == ["b"]
+    assert [lease.id for lease in other.leases.list()] == ["a", "b"]

@@ -40,7 +40,13 @@ from lamella.errors import (
     ResourceExhausted,
     Unsupported,
 )
-from lamella.labels import DISCARDED_LAYER, DISTRIBUTION_SOURCE, GC_REF_CONTENT, LAYERS_DISCARDED
+from lamella.labels import (
+    DISCARDED_LAYER,
+    DISTRIBUTION_SOURCE,
+    GC_REF_CONTENT,
+    LAYERS_DISCARDED,
+    PULLED_MANIFEST,
+)
 from lamella.locks import FileLock
 from lamella.metadata import timestamp
 from lamella.metadata.reachability import CONTENT, condemned
@@ -223,6 +229,7 @@ class Pull:
             if self._wait_for_others(descriptor, data) and (pulled := self._find(target)):
                 self._result = "waited"
                 return pulled
+            client.leases.update_labels(lease.id, {PULLED_MANIFEST: descriptor.digest})
             for index, index_data, chosen in indexes:
                 self._keep(index, index_data, _index_labels(index_data, chosen))
             manifest = oci.parse_manifest(data)
@@ -654,6 +661,8 @@ class Pull:
                 descriptor.digest, _layer_labels(manifest, keep_layers=self._keep_layers)
             )
             client.images.put(str(self._reference), target)
+            # The image holds it all from now on. With our lease go those of pulls that were killed, a day before their time.
+            client.leases.delete_labelled(PULLED_MANIFEST, descriptor.digest)
             return client.images.get(self._reference)
 
     def _drop_blobs(self, manifest: oci.Manifest) -> None:
