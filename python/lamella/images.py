@@ -17,6 +17,7 @@ from lamella.digest import Digest
 from lamella.errors import FailedPrecondition, InvalidArgument, LamellaError, NotFound
 from lamella.labels import LAYERS_DISCARDED, check_labels, decode_labels, encode_labels
 from lamella.lazy import cached_property
+from lamella.logs import Log
 from lamella.metadata import timestamp
 from lamella.reference import Reference
 from lamella.reserve import frees_space
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = "name, media_type, digest, size, labels, platform, total_size, created_at, updated_at"
 
+_log = Log("lamella")
 _platform = msgspec.json.Decoder(oci.Platform)
 
 
@@ -316,6 +318,7 @@ class Images:
             ).fetchall()
         if not rows:
             raise NotFound(f"image {name} is not in namespace {self._client.config.namespace}")
+        _log.info("removed the image %(image)s", image=name, namespace=self._client.config.namespace)
 
     def _image(self, row: tuple[Any, ...]) -> Image:
         name, media_type, digest, size, labels, platform, total_size, created_at, updated_at = row

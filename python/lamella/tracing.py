@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -82,5 +81,7 @@ def attributes(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def in_context(work: Callable[[], _T]) -> Callable[[], _T]:
     """Give a function that does ``work`` in the present context, for another thread. Each thread needs its own."""
+    from contextvars import copy_context
+
     context = copy_context()
     return lambda: context.run(work)

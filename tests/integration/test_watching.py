@@ -192,8 +192,15 @@ def test_changes_are_logged_as_info_and_steps_as_debug(client, small_image, capl
         "lamella.containers",
         "lamella.containers",
         "lamella",
+        "lamella",
     ]
-    assert [message.split()[0] for _, message in seen] == ["pulled", "started", "removed", "collected"]
+    assert [message.split()[0] for _, message in seen] == [
+        "pulled",
+        "started",
+        "removed",
+        "removed",
+        "collected",
+    ]
     pulled, started = [record for record in caplog.records if record.levelname == "INFO"][:2]
     assert (pulled.image, pulled.result, pulled.digest) == (
         image.name,

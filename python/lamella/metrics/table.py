@@ -10,7 +10,6 @@ image, container or registry is ever one, for each combination costs a time seri
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from itertools import product
 
 from lamella import errors
@@ -25,7 +24,7 @@ class Counter:
 
     def __init__(self, name: str, help: str, *, sparse: bool = False, **labels: tuple[str, ...]) -> None:
         self.name, self.help, self.sparse = name, help, sparse
-        self.labels = tuple(labels)
+        self.labels, self.values = tuple(labels), tuple(labels.values())
         self.cells = {values: at for at, values in enumerate(product(*labels.values()))}
         self.size = len(self.cells)
 
@@ -48,7 +47,12 @@ class Series:
 
     def bucket(self, value: float) -> int:
         """Give the cell of the bucket that a value falls into."""
-        return self.first + bisect_left(self.bounds, value)
+        cell = self.first
+        for bound in self.bounds:  # as quick as bisect for a dozen, without its import
+            if value <= bound:
+                break
+            cell += 1
+        return cell
 
     @property
     def total(self) -> int:
@@ -64,7 +68,7 @@ class Histogram:
 
     def __init__(self, name: str, help: str, bounds: tuple[float, ...], **labels: tuple[str, ...]) -> None:
         self.name, self.help, self.bounds = name, help, bounds
-        self.labels = tuple(labels)
+        self.labels, self.values = tuple(labels), tuple(labels.values())
         each = len(bounds) + 2
         combinations = list(product(*labels.values()))
         self.cells = {values: Series(at * each, bounds) for at, values in enumerate(combinations)}
@@ -212,7 +216,7 @@ def layout() -> str:
     """Give a short name for what the cells mean: another table, another name."""
     from hashlib import sha256
 
-    rows = [(row.name, row.labels, list(row.cells), getattr(row, "bounds", ())) for row in TABLE]
+    rows = [(row.name, row.labels, row.values, getattr(row, "bounds", ())) for row in TABLE]
     return sha256(repr(rows).encode()).hexdigest()[:16]
 
 
