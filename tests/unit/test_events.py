@@ -513,6 +513,21 @@ class TestSpool:
             writer.write(line("c"))
         assert [event.event["container_id"] for event in seen(store)[1:]] == ["a", "b", "c", "d"]
 
+    def test_one_that_stays_stopped_holds_the_others_up_for_a_while_only(self, store, monkeypatch):
+        append(store, line("a"))
+        with spool.spool_path(store.root).open("ab") as writer:
+            fcntl.flock(writer, fcntl.LOCK_SH)
+            assert seen(store)[1:] == []
+            append(store, line("b"))
+            monkeypatch.setattr(spool, "STOPPED_SECONDS", 0)
+            assert [event.event["container_id"] for event in seen(store)[1:]] == ["a", "b"]
+
+    def test_other_files_beside_it_are_left_alone(self, store):
+        append(store, line("a"))
+        (store.root / "events/taken-notes").write_bytes(line("b"))
+        assert [event.event["container_id"] for event in seen(store)[1:]] == ["a"]
+        assert left(store) == ["taken-notes"]
+
     def test_two_who_take_in_at_once_insert_each_line_once(self, store, open_store):
         append(store, line("a"))
         one, two = store, open_store()

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -36,11 +37,14 @@ from lamella.metadata import Database, Transaction
 SPOOL_LARGE = 256 * 1024
 """Bytes of a spool that are taken in by whoever notices."""
 WRITERS_SECONDS = 0.1
-"""How long a monitor may take for its write, which takes microseconds: one that was stopped in it is not waited for."""
+"""How long a monitor may take for its write, which takes microseconds, before its file is left for the next time."""
+STOPPED_SECONDS = 10.0
+"""How long the events of all tasks may wait for a monitor that was stopped in its write. It loses that line then."""
 
 _FOLDER = "events"
 _SPOOL = "spool"
 _TAKEN = "taken-"
+_NAME = re.compile(r"taken-\d{20}-[0-9a-f]{16}")
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -94,7 +98,7 @@ def take(root: Path) -> list[Path]:
                 (folder / _SPOOL).rename(folder / name)
             names = os.listdir(folder)  # noqa: PTH208
         found = []
-        for name in sorted(name for name in names if name.startswith(_TAKEN)):
+        for name in sorted(name for name in names if _NAME.fullmatch(name)):
             if not _is_complete(folder / name):
                 break  # the later ones wait with it, for the order
             found.append(folder / name)
@@ -103,6 +107,8 @@ def take(root: Path) -> list[Path]:
 
 def _is_complete(path: Path) -> bool:
     """Wait a little until no monitor holds a file that was renamed."""
+    if time.time_ns() - int(path.name.split("-")[1]) > STOPPED_SECONDS * 1e9:
+        return True
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
