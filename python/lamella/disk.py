@@ -103,3 +103,11 @@ def check_owner(path: Path) -> None:
         raise PermissionDenied(
             f"everybody may write to {path} and exchange what is in it", hint=f"Close it: chmod o-w {path}."
         )
+
+
+def names_in(folder: Path) -> list[str]:
+    """List a folder; empty when it is not there. Names alone: 100,000 of them as paths, sorted, cost a second."""
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -32,7 +32,7 @@ from lamella import _core
 from lamella.config import Config
 from lamella.content import delete_blob_row, unlink_blobs
 from lamella.digest import HEX_LENGTHS, Digest
-from lamella.disk import TRASH, translated
+from lamella.disk import TRASH, names_in, translated
 from lamella.errors import LamellaError
 from lamella.ingest import ingest_folders, read_ingest, remove_ingest
 from lamella.locks import FileLock, is_locked
@@ -415,21 +415,22 @@ class _Collection:
     def _sweep_disk(self, report: GcReport) -> None:
         with translated("look for what nothing refers to"):
             self._sweep_orphan_blobs(report)
-            for folder in _entries(self._root / "snapshots"):
-                self._sweep_orphan_folders(folder.name, report)
+            for snapshotter in sorted(names_in(self._root / "snapshots")):
+                self._sweep_orphan_folders(snapshotter, report)
             self._sweep_ingests(report)
             if not report.dry_run:
                 self._sweep_locks()
 
     def _sweep_orphan_blobs(self, report: GcReport) -> None:
         for algorithm, length in HEX_LENGTHS.items():
-            names = [path.name for path in _entries(self._blobs / algorithm) if len(path.name) == length]
+            names = names_in(self._blobs / algorithm)
             with self._database.read() as db:
                 known = {
                     row[0]
                     for row in db.execute("SELECT digest FROM blobs WHERE digest GLOB ?", (f"{algorithm}:*",))
                 }
-            orphans = [Digest(f"{algorithm}:{name}") for name in names if f"{algorithm}:{name}" not in known]
+            digests = [Digest(f"{algorithm}:{name}") for name in names if len(name) == length]
+            orphans = sorted(digest for digest in digests if digest not in known)
             if report.dry_run:
                 for digest in orphans:
                     report.orphans += 1
@@ -448,13 +449,13 @@ class _Collection:
 
     def _sweep_orphan_folders(self, snapshotter: str, report: GcReport) -> None:
         folders = LayerFolders(self._root, snapshotter)
-        names = [path.name for path in _entries(folders.top)]
+        names = names_in(folders.top)
         with self._database.read() as db:
             known = {
                 row[0] for row in db.execute("SELECT id FROM layers WHERE snapshotter = ?", (snapshotter,))
             }
-        for name in names:
-            if name in known or is_locked(folders.folder(name)):
+        for name in sorted(set(names) - known):
+            if is_locked(folders.folder(name)):
                 continue
             trash: Path | None = folders.folder(name)
             if not report.dry_run and not name.startswith(TRASH):
@@ -532,11 +533,7 @@ class _Collection:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """List a folder, sorted; empty when it is not there."""
-    try:
-        return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return [folder / name for name in sorted(names_in(folder))]
 
 
 def _size(path: Path) -> int:

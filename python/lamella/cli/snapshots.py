@@ -77,23 +77,24 @@ def _tree(arguments: argparse.Namespace, session: Session) -> int:
     stack = [(name, 0, "", "") for name in reversed(roots)]
     rows: list[tuple[str, str, str]] = []
     nodes: list[dict[str, Any]] = []
-    while stack:
-        name, depth, branch, indent = stack.pop()
-        info = infos[name]
-        size = session.client.snapshots.usage(name).size if info.kind != "view" else 0
-        rows.append((f"{branch}{output.short(name)}", info.kind, output.size(size)))
-        nodes.append(_document(info) | {"size": size, "depth": depth})
-        below = children.get(name, [])
-        for index in reversed(range(len(below))):
-            last = index == len(below) - 1
-            stack.append(
-                (
-                    below[index],
-                    depth + 1,
-                    indent + ("└─ " if last else "├─ "),
-                    indent + ("   " if last else "│  "),
+    with session.client.database.read():  # one for all: three statements a snapshot otherwise
+        while stack:
+            name, depth, branch, indent = stack.pop()
+            info = infos[name]
+            size = session.client.snapshots.usage(name).size if info.kind != "view" else 0
+            rows.append((f"{branch}{output.short(name)}", info.kind, output.size(size)))
+            nodes.append(_document(info) | {"size": size, "depth": depth})
+            below = children.get(name, [])
+            for index in reversed(range(len(below))):
+                last = index == len(below) - 1
+                stack.append(
+                    (
+                        below[index],
+                        depth + 1,
+                        indent + ("└─ " if last else "├─ "),
+                        indent + ("   " if last else "│  "),
+                    )
                 )
-            )
     if session.json:
         session.document(nodes)
     else:

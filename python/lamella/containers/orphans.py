@@ -5,15 +5,14 @@ A container's row is there before its folders and goes before them, so that a fo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import msgspec
 
 from lamella.config import Config
 from lamella.containers.task import Task
+from lamella.disk import names_in
 from lamella.errors import FailedPrecondition
 from lamella.metadata import Database
 
@@ -23,8 +22,8 @@ def orphaned_tasks(database: Database, config: Config) -> Iterator[Task]:
     found = {
         (namespace, container)
         for top in (config.state / "tasks", config.root / "containers")
-        for namespace in _names(top)
-        for container in _names(top / namespace)
+        for namespace in names_in(top)
+        for container in names_in(top / namespace)
     }
     # Read after the folders: a container that is made meanwhile has its row by now.
     with database.read() as db:
@@ -44,10 +43,3 @@ def remove_orphaned_tasks(database: Database, config: Config, *, dry_run: bool) 
             task.remove()
             count += 1
     return count
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)  # noqa: PTH208 (names are wanted)
-    except (FileNotFoundError, NotADirectoryError):
-        return []

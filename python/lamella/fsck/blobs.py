@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from lamella.content import file_digest, is_whole, unlink_blobs
 from lamella.digest import HEX_LENGTHS, Digest, split_digest
+from lamella.disk import names_in
 from lamella.errors import LamellaError, NotFound
 from lamella.fsck.report import Finding
 from lamella.fsck.sources import image_sources, merged, sources_of
-from lamella.fsck.store import CheckedStore, NotMended, entries, pull_command
+from lamella.fsck.store import CheckedStore, NotMended, pull_command
 from lamella.labels import decode_labels
 from lamella.metadata import timestamp
 from lamella.metadata.reachability import condemned
 from lamella.transfer.progress import Progress
+
+_SHARE_BYTES = 1024 * 1024
+_SHARE_BLOBS = 100
 
 
 class _Seen(NamedTuple):
@@ -41,7 +47,8 @@ class BlobCheck:
         report.blobs = len(rows)
         total, done = sum(size for _, size in rows), 0
         bad: list[tuple[Digest, int, str]] = []
-        for (digest, size), problem in zip(rows, store.parallel(self._examine, rows), strict=True):
+        problems = chain.from_iterable(store.parallel(self._examine_all, _shares(rows)))
+        for (digest, size), problem in zip(rows, problems, strict=True):
             done += size
             if store.reporter.due(""):
                 store.reporter.say(Progress(phase="checking", received=done, size=total))
@@ -53,6 +60,9 @@ class BlobCheck:
             report.findings.append(finding)
             report.bytes_fetched += fetched
         self._check_orphans()
+
+    def _examine_all(self, rows: Sequence[tuple[str, int]]) -> list[str | None]:
+        return [self._examine(row) for row in rows]
 
     def _examine(self, row: tuple[str, int]) -> str | None:
         """Hash one blob; say what is wrong with it."""
@@ -155,10 +165,10 @@ class BlobCheck:
 
         def orphans() -> set[Digest]:
             found = {
-                Digest(f"{algorithm}:{path.name}")
+                Digest(f"{algorithm}:{name}")
                 for algorithm, length in HEX_LENGTHS.items()
-                for path in entries(store.blobs / algorithm)
-                if len(path.name) == length
+                for name in names_in(store.blobs / algorithm)
+                if len(name) == length
             }
             with store.database.read() as db:
                 return found - {row[0] for row in db.execute("SELECT digest FROM blobs")}
@@ -177,6 +187,16 @@ class BlobCheck:
 
     def _path(self, digest: Digest) -> Path:
         return self._store.blobs.joinpath(*split_digest(digest))
+
+
+def _shares(rows: Sequence[tuple[str, int]]) -> Iterator[Sequence[tuple[str, int]]]:
+    """Cut the rows into what a thread takes at a time: one blob, or many small ones."""
+    start = size = 0
+    for end, row in enumerate(rows, 1):
+        size += row[1]
+        if size >= _SHARE_BYTES or end - start == _SHARE_BLOBS or end == len(rows):
+            yield rows[start:end]
+            start, size = end, 0
 
 
 def _size(path: Path) -> int:

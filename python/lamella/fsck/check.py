@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from lamella import oci
 from lamella.digest import Digest
-from lamella.disk import TRASH
+from lamella.disk import TRASH, names_in
 from lamella.errors import LamellaError, NotFound
 from lamella.fsck.blobs import BlobCheck
 from lamella.fsck.layers import LayerCheck
 from lamella.fsck.mounts import mount_points, unmount
 from lamella.fsck.report import FsckReport
 from lamella.fsck.sources import Sources, image_sources
-from lamella.fsck.store import CheckedStore, NotMended, entries, pull_command
+from lamella.fsck.store import CheckedStore, NotMended, pull_command
 from lamella.ingest import ingest_folders, read_ingest, remove_ingest
 from lamella.locks import FileLock, is_locked
 from lamella.transfer.progress import ProgressCallback, Reporter
@@ -99,7 +99,7 @@ class _Check:
         ingests = self._root / "ingest"
 
         def trash() -> set[str]:
-            return {path.name for path in entries(ingests) if path.name.startswith(TRASH)}
+            return {name for name in names_in(ingests) if name.startswith(TRASH)}
 
         def damaged() -> set[tuple[str, str]]:
             """Give each with the time of its last change: another one of the same ref is another one."""

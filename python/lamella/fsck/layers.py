@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lamella import _core, oci
 from lamella.digest import Digest
-from lamella.disk import TRASH
+from lamella.disk import TRASH, names_in
 from lamella.errors import LamellaError, NotFound
 from lamella.fsck.mounts import user_of_layer
 from lamella.fsck.sources import image_sources
-from lamella.fsck.store import CheckedStore, NotMended, entries
+from lamella.fsck.store import CheckedStore, NotMended
 from lamella.fsck.trees import first_difference
 from lamella.locks import is_locked
 from lamella.metadata.boot import boot_id
@@ -302,13 +302,15 @@ class LayerCheck:
 
         def orphans() -> set[tuple[str, str]]:
             found = {
-                (top.name, path.name)
-                for top in entries(store.root / "snapshots")
-                for path in entries(top)
-                if not is_locked(path)
+                (top, name)
+                for top in names_in(store.root / "snapshots")
+                for name in names_in(store.root / "snapshots" / top)
             }
             with store.database.read() as db:
-                return found - set(db.execute("SELECT snapshotter, id FROM layers").fetchall())
+                found -= set(db.execute("SELECT snapshotter, id FROM layers").fetchall())
+            return {
+                (top, name) for top, name in found if not is_locked(store.root / "snapshots" / top / name)
+            }
 
         for snapshotter, name in store.lasting(orphans):
             store.left(

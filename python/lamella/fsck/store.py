@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
     from lamella.images import Image
     from lamella.transfer.progress import Reporter
 
-_MOMENT_SECONDS = 0.05
+_PAUSES = (0.05, 0.25)
+"""Seconds between looks. A machine with much to do may leave somebody between two steps for longer than the first."""
 _log = Log("lamella.fsck")
 _T = TypeVar("_T", str, Digest, tuple[str, str], tuple[Path, Path])
 _Item = TypeVar("_Item")
@@ -123,14 +123,16 @@ class CheckedStore:
             pool.shutdown(cancel_futures=True)
 
     def lasting(self, look: Callable[[], set[_T]]) -> list[_T]:
-        """Give what is found at two looks, a little apart: what is being made or removed looks like damage for a moment."""
-        first = look()
-        if not first:
-            return []
-        time.sleep(_MOMENT_SECONDS)
-        with self.database.write():  # whoever made something has its row by now
-            pass
-        return sorted(first & look())
+        """Give what is found again and again: what is being made or removed looks like damage for a moment."""
+        found = look()
+        for pause in _PAUSES:
+            if not found:
+                break
+            time.sleep(pause)
+            with self.database.write():  # whoever made something has its row by now
+                pass
+            found &= look()
+        return sorted(found)
 
     def images_above(self, nodes: list[int]) -> list[tuple[Client, Image]]:
         """Give the images that lead to nodes (:mod:`lamella.metadata.reachability`), each with a client that sees it."""
@@ -144,14 +146,6 @@ class CheckedStore:
             except NotFound:  # removed meanwhile
                 continue
         return images
-
-
-def entries(folder: Path) -> list[Path]:
-    """List a folder, sorted; empty when it is not there."""
-    try:
-        return [folder / name for name in sorted(os.listdir(folder))]  # noqa: PTH208 (names are wanted)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def pull_command(client: Client, image: Image) -> str:
