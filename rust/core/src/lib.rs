@@ -8,7 +8,7 @@
 //! | [`tree`] | disk usage and removal of a tree, through directory descriptors |
 //! | [`launch`] | starts the launcher from a sealed copy in memory |
 //! | [`counters`] | counters that all processes of a machine add to |
-//! | `digest`, `compression` | hashes and inflates |
+//! | `digest`, `compression`, `compress` | hashes, inflates, deflates |
 //! | `tar` | reads an archive that is not trusted |
 //! | `layer` | makes a layer folder of it, completes it with what lies beneath, looks things up in a stack of layers |
 //! | `pipeline` | all of that at once, in one pass over the blob |
@@ -22,6 +22,8 @@ pub mod mount;
 pub mod sys;
 pub mod tree;
 
+#[cfg(feature = "unpack")]
+pub mod compress;
 #[cfg(feature = "unpack")]
 pub mod compression;
 #[cfg(feature = "unpack")]

@@ -104,6 +104,7 @@ impl Applier {
             if entry.kind != EntryKind::Directory {
                 return Err(Error::invalid("the root of the layer is not a folder"));
             }
+            self.forget_attributes(FolderId::ROOT)?;
             self.made.folder_mut(FolderId::ROOT).attributes = Some(Attributes::of(entry));
             return Ok(false);
         };
@@ -194,6 +195,7 @@ impl Applier {
     fn folder(&mut self, parent: FolderId, name: &[u8], entry: &Entry) -> Result<()> {
         let attributes = Some(Attributes::of(entry));
         if let Some(ChildKind::Folder(id)) = self.child(parent, name)? {
+            self.forget_attributes(id)?;
             self.made.folder_mut(id).attributes = attributes;
             self.mark_made(parent, name);
             return Ok(());

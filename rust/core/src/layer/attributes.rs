@@ -150,6 +150,18 @@ pub fn read_xattrs(target: &Target<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     Ok(xattrs)
 }
 
+/// Remove all extended attributes that may be removed here, but those of overlayfs.
+pub fn remove_xattrs(inode: BorrowedFd<'_>) -> Result<()> {
+    for (name, _) in read_xattrs(&Target::Descriptor(inode))? {
+        let c_name = CString::new(name.as_slice()).map_err(|_| Error::invalid("an attribute's name holds a NUL"))?;
+        match rustix::fs::fremovexattr(inode, &c_name) {
+            Ok(()) | Err(Errno::NODATA | Errno::PERM | Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(Error::system(format!("cannot remove the attribute {}", show(&name)), error)),
+        }
+    }
+    Ok(())
+}
+
 /// Set times through a descriptor. A time that the file system cannot hold is an error: the kernel would clamp it.
 pub fn set_times(inode: BorrowedFd<'_>, atime: Timestamp, mtime: Timestamp) -> Result<()> {
     rustix::fs::futimens(inode, &timestamps(atime, mtime)).map_err(|error| Error::system("cannot set times", error))?;

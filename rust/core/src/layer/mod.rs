@@ -14,6 +14,7 @@
 mod apply;
 mod attributes;
 mod copy;
+pub mod diff;
 mod finish;
 mod folders;
 mod made;

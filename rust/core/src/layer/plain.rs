@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::WhiteoutFormat;
 use super::apply::Applier;
-use super::attributes::Attributes;
+use super::attributes::{Attributes, remove_xattrs};
 use super::made::{ChildKind, FolderId};
 use super::name::c_name;
 use crate::error::{Error, Result, show};
@@ -56,6 +56,15 @@ impl Applier {
             .map_err(|error| Error::system("cannot read the layer folder", error))?;
         self.made.folder_mut(FolderId::ROOT).attributes = Some(Attributes::read(&stat, Vec::new()));
         Ok(())
+    }
+
+    /// A folder that the tar names has the extended attributes that it says, and no others.
+    pub(super) fn forget_attributes(&mut self, folder: FolderId) -> Result<()> {
+        if self.format != WhiteoutFormat::Plain {
+            return Ok(());
+        }
+        let descriptor = self.folders.get(&self.made, folder)?;
+        remove_xattrs(descriptor.as_fd())
     }
 
     pub(super) fn mark_made(&mut self, parent: FolderId, name: &[u8]) {

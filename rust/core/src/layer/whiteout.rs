@@ -14,8 +14,10 @@ use crate::error::{Error, Result, show};
 use crate::sys;
 use crate::tar::Timestamp;
 
-const PREFIX: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Before the name of what is deleted.
+pub const PREFIX: &[u8] = b".wh.";
+/// In a folder that hides what is beneath it.
+pub const OPAQUE: &[u8] = b".wh..wh..opq";
 const METADATA: &[u8] = b".wh..wh.";
 
 /// What the name of an entry asks for.
@@ -53,6 +55,11 @@ pub fn meaning<'a>(components: &[&'a [u8]]) -> Result<Meaning<'a>> {
         Some(b"" | b"." | b"..") => Err(Error::invalid(format!("the whiteout '{}' names nothing", show(last)))),
         Some(name) => Ok(Meaning::Delete(name)),
     }
+}
+
+/// Whether a file cannot be in a layer, since its name means something else there.
+pub fn stands_for_whiteout(name: &[u8]) -> bool {
+    name.starts_with(PREFIX)
 }
 
 /// Whether an attribute belongs to overlayfs: taken from a tar it would rewire the mount (redirects, metacopy).

@@ -1,4 +1,4 @@
-//! Reads a tar archive that is not trusted: ustar, PAX, GNU and star, with sparse files.
+//! Reads a tar archive that is not trusted: ustar, PAX, GNU and star, with sparse files. Writes one in a single fixed form.
 //!
 //! What a header says decides nothing by itself: sizes, counts and depths are held against [`Limits`], numbers that do
 //! not fit their use are errors (never cut), and names are bytes. What the reader understands, and how it settles what
@@ -9,8 +9,11 @@ mod header;
 mod pax;
 mod reader;
 mod sparse;
+mod writer;
 
 pub use reader::{Piece, Reader};
+pub use sparse::Segment;
+pub use writer::Writer;
 
 use crate::error::Result;
 

@@ -7,7 +7,9 @@ use crate::error::{Error, Kind, Result};
 /// A stretch of data in a sparse file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
+    /// Where it begins, in bytes of the file.
     pub offset: u64,
+    /// How long it is, in bytes.
     pub length: u64,
 }
 

@@ -4,6 +4,7 @@
 mod apply;
 mod archive;
 mod counters;
+mod diff;
 mod hostile;
 mod merged;
 mod mounts;

@@ -1,0 +1,119 @@
+//! Differences between trees, as a layer: what [`super::Applier`] has to be given to make one out of the other.
+//!
+//! The tree is an overlay's upper folder, in which the kernel has recorded the differences already and nothing beneath is looked
+//! at, or any tree, held against another one entry by entry. Either way the walk finds all changes first, in the order of
+//! their names, folders before what is in them; [`write`] then makes a layer of them whose bytes depend on the tree alone.
+//! Whoever changes the tree meanwhile gets an error or a mixture, but nothing from outside the tree: all access is through
+//! descriptors and never follows a symlink.
+
+mod blob;
+mod links;
+mod pack;
+mod scan;
+
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode};
+
+use super::attributes::Attributes;
+use super::folders::FOLDER;
+use crate::error::{Error, Result};
+use crate::tree::Check;
+
+pub use blob::{Blob, Form, pack};
+pub use pack::write;
+
+/// What to compare.
+#[derive(Clone, Copy, Debug)]
+pub enum Trees<'a> {
+    /// An overlay's upper folder: whatever is in it is a change.
+    Upper(&'a Path),
+    /// A tree and what it was before; without that, all of it is new.
+    Pair {
+        /// The tree before.
+        before: Option<&'a Path>,
+        /// The tree after.
+        after: &'a Path,
+    },
+}
+
+impl Trees<'_> {
+    /// The tree that what is new is read from.
+    #[must_use]
+    pub fn after(&self) -> &Path {
+        match self {
+            Self::Upper(folder) => folder,
+            Self::Pair { after, .. } => after,
+        }
+    }
+}
+
+/// What became of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// It is new. In an upper folder: it is there, and may have been there before.
+    Added,
+    /// It is not what it was.
+    Modified,
+    /// It is gone.
+    Deleted,
+}
+
+/// One difference.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// What happened.
+    pub kind: ChangeKind,
+    /// Where, without a leading slash. Empty for the root.
+    pub path: Vec<u8>,
+    /// What is there now; none of what is gone.
+    node: Option<Node>,
+}
+
+/// An inode of the tree.
+#[derive(Clone, Debug)]
+struct Node {
+    kind: NodeKind,
+    attributes: Attributes,
+    /// Device and inode, of one that has several names.
+    inode: Option<(u64, u64)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum NodeKind {
+    Folder { opaque: bool },
+    File { size: u64, holes: bool },
+    Symlink(Vec<u8>),
+    Character(u64),
+    Block(u64),
+    Fifo,
+    HardLink(Vec<u8>),
+}
+
+/// The differences between two trees.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Sorted as a layer has them.
+    pub changes: Vec<Change>,
+    /// What was left out on purpose.
+    pub notes: Vec<String>,
+}
+
+/// Find the differences.
+///
+/// Errors: what the file system says; `ResourceExhausted` for a tree too deep for a layer; `InvalidArgument` for a name that
+/// a layer cannot have (`.wh.*`).
+pub fn diff(trees: &Trees<'_>, check: Check<'_>) -> Result<Changes> {
+    let open = |path: &Path| {
+        rustix::fs::openat(CWD, path, FOLDER, Mode::empty())
+            .map_err(|error| Error::system(format!("cannot open {}", path.display()), error))
+    };
+    let after = open(trees.after())?;
+    let (before, is_upper) = match trees {
+        Trees::Upper(_) => (None, true),
+        Trees::Pair { before, .. } => (before.map(open).transpose()?, false),
+    };
+    let mut scan = scan::Scan::new(is_upper, check);
+    scan.root(before, &after)?;
+    Ok(scan.finish())
+}

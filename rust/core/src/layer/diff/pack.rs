@@ -1,0 +1,223 @@
+//! Writes changes as a layer.
+
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::super::attributes::Attributes;
+use super::super::folders::FOLDER;
+use super::super::whiteout::{OPAQUE, PREFIX};
+use super::{Change, ChangeKind, Node, NodeKind};
+use crate::error::{Error, Kind, Result, show};
+use crate::tar::{Device, Entry, EntryKind, Segment, Timestamp, Writer};
+use crate::tree::Check;
+
+const PIECE: usize = 256 * 1024;
+/// Holes are found by the content, in blocks of this size, so that they do not depend on what a file system chose to allocate.
+const HOLE: usize = 4096;
+
+/// Write changes, found in the tree `root`, as entries of a layer.
+///
+/// `Unavailable` when a file became shorter meanwhile, or something else.
+pub fn write<W: Write>(root: &Path, changes: &[Change], archive: &mut Writer<W>, check: Check<'_>) -> Result<()> {
+    let folder = rustix::fs::openat(CWD, root, FOLDER, Mode::empty())
+        .map_err(|error| Error::system(format!("cannot open {}", root.display()), error))?;
+    let mut pack = Pack { root: folder, archive, buffer: vec![0; PIECE], check };
+    for change in changes {
+        (pack.check)()?;
+        match &change.node {
+            None => pack.mark(&parent_and(&change.path, PREFIX))?,
+            Some(node) => pack.node(&change.path, node)?,
+        }
+        debug_assert_eq!(change.node.is_none(), change.kind == ChangeKind::Deleted);
+    }
+    Ok(())
+}
+
+struct Pack<'a, W> {
+    root: OwnedFd,
+    archive: &'a mut Writer<W>,
+    buffer: Vec<u8>,
+    check: Check<'a>,
+}
+
+impl<W: Write> Pack<'_, W> {
+    /// A whiteout or an opaque marker.
+    fn mark(&mut self, path: &[u8]) -> Result<()> {
+        let nothing = Attributes {
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp::default(),
+            atime: Timestamp::default(),
+            xattrs: Vec::new(),
+        };
+        self.archive.entry(&entry(path.to_vec(), EntryKind::File, &nothing))
+    }
+
+    fn node(&mut self, path: &[u8], node: &Node) -> Result<()> {
+        let (kind, opaque) = match &node.kind {
+            NodeKind::Folder { opaque } => (EntryKind::Directory, *opaque),
+            NodeKind::File { size, holes } => return self.file(path, node, *size, *holes),
+            NodeKind::Symlink(target) => (EntryKind::Symlink(target.clone()), false),
+            NodeKind::HardLink(target) => (EntryKind::HardLink(target.clone()), false),
+            NodeKind::Character(number) => (EntryKind::Character(device(*number)), false),
+            NodeKind::Block(number) => (EntryKind::Block(device(*number)), false),
+            NodeKind::Fifo => (EntryKind::Fifo, false),
+        };
+        let mut name = if path.is_empty() { b".".to_vec() } else { path.to_vec() };
+        if kind == EntryKind::Directory {
+            name.push(b'/');
+        }
+        let mut written = entry(name, kind, &node.attributes);
+        if matches!(written.kind, EntryKind::HardLink(_)) {
+            written.xattrs.clear(); // the first name has them
+        }
+        self.archive.entry(&written)?;
+        if opaque {
+            self.mark(&[path, if path.is_empty() { b"" } else { b"/" }, OPAQUE].concat())?;
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, path: &[u8], node: &Node, size: u64, holes: bool) -> Result<()> {
+        let file = Entry { size, ..entry(path.to_vec(), EntryKind::File, &node.attributes) };
+        let content = self.open(path, size)?;
+        let whole = [Segment { offset: 0, length: size }];
+        if !holes {
+            self.archive.entry(&file)?;
+            return self.copy(path, &content, &whole);
+        }
+        let segments = self.segments(path, &content, size)?;
+        if segments == whole {
+            self.archive.entry(&file)?;
+        } else {
+            self.archive.sparse_file(&file, &segments)?;
+        }
+        self.copy(path, &content, &segments)
+    }
+
+    /// Open a file of the tree that is what it was when it was found.
+    fn open(&self, path: &[u8], size: u64) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let opened = rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve);
+        let file = opened.map_err(|error| match error {
+            Errno::NOENT | Errno::LOOP | Errno::NOTDIR => changed(path),
+            _ => Error::system(format!("cannot open '{}'", show(path)), error),
+        })?;
+        let stat = rustix::fs::fstat(&file).map_err(|error| failed(path, error))?;
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if !is_file || u64::try_from(stat.st_size) != Ok(size) {
+            return Err(changed(path));
+        }
+        Ok(file)
+    }
+
+    fn copy(&mut self, path: &[u8], content: &OwnedFd, segments: &[Segment]) -> Result<()> {
+        for segment in segments {
+            let mut at = segment.offset;
+            let end = segment.offset + segment.length;
+            while at < end {
+                (self.check)()?;
+                let wanted = usize::try_from(end - at).unwrap_or(usize::MAX).min(PIECE);
+                let count = self.read(path, content, at, wanted)?;
+                if count == 0 {
+                    return Err(changed(path));
+                }
+                self.archive.data(&self.buffer[..count])?;
+                at += count as u64;
+            }
+        }
+        Ok(())
+    }
+
+    /// The stretches of a file that are not zero, in whole blocks.
+    fn segments(&mut self, path: &[u8], content: &OwnedFd, size: u64) -> Result<Vec<Segment>> {
+        let mut segments: Vec<Segment> = Vec::new();
+        let mut at = 0;
+        while at < size {
+            (self.check)()?;
+            // What the file system knows to be a hole need not be read.
+            match rustix::fs::seek(content.as_fd(), rustix::fs::SeekFrom::Data(at)) {
+                Ok(data) => at = data / HOLE as u64 * HOLE as u64,
+                Err(Errno::NXIO) => break,
+                Err(_) => {}
+            }
+            let wanted = usize::try_from(size - at).unwrap_or(usize::MAX).min(PIECE);
+            let mut length = 0;
+            while length < wanted {
+                let from = at + length as u64;
+                let mut piece = std::mem::take(&mut self.buffer);
+                let read = pread(content, &mut piece[length..wanted], from);
+                self.buffer = piece;
+                match read.map_err(|error| failed(path, error))? {
+                    0 => return Err(changed(path)),
+                    count => length += count,
+                }
+            }
+            for (index, block) in self.buffer[..wanted].chunks(HOLE).enumerate() {
+                if block.iter().all(|byte| *byte == 0) {
+                    continue;
+                }
+                let offset = at + (index * HOLE) as u64;
+                match segments.last_mut() {
+                    Some(last) if last.offset + last.length == offset => last.length += block.len() as u64,
+                    _ => segments.push(Segment { offset, length: block.len() as u64 }),
+                }
+            }
+            at += wanted as u64;
+        }
+        Ok(segments)
+    }
+
+    fn read(&mut self, path: &[u8], content: &OwnedFd, at: u64, wanted: usize) -> Result<usize> {
+        pread(content, &mut self.buffer[..wanted], at).map_err(|error| failed(path, error))
+    }
+}
+
+fn pread(file: &OwnedFd, buffer: &mut [u8], at: u64) -> std::result::Result<usize, Errno> {
+    loop {
+        match rustix::io::pread(file, &mut *buffer, at) {
+            Err(Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}
+
+fn failed(path: &[u8], error: Errno) -> Error {
+    Error::system(format!("cannot read '{}'", show(path)), error)
+}
+
+fn changed(path: &[u8]) -> Error {
+    Error::new(Kind::Unavailable, format!("'{}' changed while it was read", show(path)))
+        .hint("Somebody writes to the tree; pause the container, or stop it.")
+}
+
+fn entry(path: Vec<u8>, kind: EntryKind, attributes: &Attributes) -> Entry {
+    Entry {
+        path,
+        kind,
+        mode: attributes.mode,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        mtime: attributes.mtime,
+        atime: None,
+        size: 0,
+        sparse: false,
+        xattrs: attributes.xattrs.clone(),
+    }
+}
+
+fn device(number: u64) -> Device {
+    Device { major: rustix::fs::major(number), minor: rustix::fs::minor(number) }
+}
+
+/// The path with `prefix` before its last component.
+fn parent_and(path: &[u8], prefix: &[u8]) -> Vec<u8> {
+    let at = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    [&path[..at], prefix, &path[at..]].concat()
+}
