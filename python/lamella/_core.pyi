@@ -9,12 +9,16 @@ from typing import Final, Literal, final
 from typing_extensions import Buffer
 
 __all__ = [
+    "Changes",
     "Counters",
     "Deferred",
+    "Packed",
     "Pipeline",
     "Unpacked",
     "__version__",
     "default_seccomp",
+    "diff_trees",
+    "diff_upper",
     "disk_usage",
     "launch",
     "mount",
@@ -113,6 +117,48 @@ class Counters:
     @property
     def shared(self) -> bool:
         """Whether other processes see what is added."""
+
+@final
+class Changes:
+    """The differences between two trees, in the order of a layer: sorted, folders before what is in them."""
+
+    def __len__(self) -> int: ...
+    @property
+    def notes(self) -> list[str]:
+        """What was left out on purpose."""
+
+    def list(self) -> Sequence[tuple[Literal["added", "modified", "deleted"], bytes]]:
+        """The changes, with paths that have no leading slash; the root is empty."""
+
+    def pack(
+        self, target: str, *, compression: str = "gzip", level: int | None = None, threads: int = 2
+    ) -> Packed:
+        """Write the changes as a layer's blob to a file, over what is in it.
+
+        ``compression``: none, gzip or zstd. The same tree gives the same bytes, whatever ``threads`` is. Unavailable when
+        somebody changed the tree meanwhile; InvalidArgument for a level that does not exist; ResourceExhausted for a full disk.
+        """
+
+@final
+class Packed:
+    """A blob that was packed: its digest and size in bytes, and those of the archive in it."""
+
+    digest: str
+    size: int
+    diff_id: str
+    tar_size: int
+
+def diff_trees(after: str, before: str | None = None) -> Changes:
+    """Find what turns the tree ``before`` (nothing by default) into ``after``.
+
+    InvalidArgument for a name that no layer can have (.wh.*); ResourceExhausted for a tree too deep for one.
+    """
+
+def diff_upper(folder: str, lowers: Sequence[str], *, opaque: bool = False) -> Changes:
+    """Find what an overlay's upper folder changes of the layers beneath it (nearest first), which are looked at by name only.
+
+    ``opaque``: it hides them all. Errors as :func:`diff_trees`.
+    """
 
 def resolve(layer: str, lowers: Sequence[str], deferred: Deferred) -> bool:
     """Finish a layer with what lies beneath it (folders of the lower layers, nearest first).

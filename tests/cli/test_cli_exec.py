@@ -1,4 +1,4 @@
-"""``lamella containers exec``, ``attach``, ``pause`` and ``resume``."""
+"""What is done to a running container: ``exec``, ``attach``, ``pause``, ``resume``, ``diff``, ``commit``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 from test_cli_run import TRAP, wait_for
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from program import Program
 
 pytestmark = pytest.mark.privileged
@@ -98,3 +100,28 @@ def test_pause_freezes_and_resume_thaws(pulled: tuple[Program, str]) -> None:
     while lamella("containers", "logs", "ticks").ok().out == before:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_what_a_container_changed_is_shown_and_can_become_an_image(box: Program) -> None:
+    box("containers", "exec", "box", "sh", "-c", "echo x > /new; rm /etc/passwd").ok()
+    lines = box("containers", "diff", "box").ok().out.splitlines()
+    assert {"A /new", "C /etc", "D /etc/passwd"} <= set(lines)
+    document = box("--json", "container", "diff", "box").document
+    assert {"kind": "added", "path": "/new"} in document
+    words = ["-m", "a note", "-a", "me", "-c", 'CMD ["cat", "/new"]', "box", "made:1"]
+    assert box("containers", "commit", *words).ok().out.startswith("docker.io/library/made:1  sha256:")
+    assert box("run", "--rm", "made:1").ok().out == "x\n"
+    history = box("--json", "images", "inspect", "made:1").document["config"]["history"]
+    assert history[-1]["comment"] == "a note"
+    assert box("containers", "commit", "-c", "RUN x", "box", "made:2").status == 1
+    assert box("containers", "commit", "box", "UPPER").status == 1
+
+
+def test_a_snapshots_changes_are_shown_or_written_as_a_layer(box: Program, tmp_path: Path) -> None:
+    box("containers", "exec", "box", "sh", "-c", "echo x > /new").ok()
+    assert "A /new" in box("snapshots", "diff", "box").ok().out.splitlines()
+    layer = tmp_path / "layer.tar.zst"
+    written = box("--json", "snapshots", "diff", "-o", str(layer), "--compression", "zstd", "box").document
+    assert written["size"] == layer.stat().st_size
+    assert layer.read_bytes()[:4] == b"\x28\xb5\x2f\xfd"
+    assert box("snapshots", "diff", "absent").status == 1

@@ -225,6 +225,63 @@ _LS_EXAMPLES = [
     ("what runs", "lamella ps"),
     ("everything, for a script", "lamella ps -a --json | jq -r '.[] | [.name, .status] | @tsv'"),
 ]
+
+
+def _diff(arguments: argparse.Namespace, session: Session) -> int:
+    from lamella.cli.changes import show_changes
+
+    return show_changes(session, session.client.containers.get(arguments.container).changes())
+
+
+def _commit_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "-m", "--message", default="", metavar="TEXT", help="What was done; it goes into the image's history."
+    )
+    add("-a", "--author", default="", metavar="NAME", help="Who did it.")
+    add(
+        "-c",
+        "--change",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="INSTRUCTION",
+        help="Change the config by an instruction of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, "
+        "VOLUME or WORKDIR. Repeat it for several.",
+    )
+    add(
+        "--no-pause",
+        action="store_true",
+        help="Let it run meanwhile; files that it writes may be half there.",
+    )
+    add(
+        "--compression",
+        choices=("gzip", "zstd", "none"),
+        default="gzip",
+        help="Of the layer (default: gzip).",
+    )
+    add("container", metavar="CONTAINER", help="Name or id.")
+    add("reference", metavar="IMAGE", help="The new image's name.")
+
+
+def _commit(arguments: argparse.Namespace, session: Session) -> int:
+    image = session.client.containers.get(arguments.container).commit(
+        arguments.reference,
+        message=arguments.message,
+        author=arguments.author,
+        changes=arguments.changes,
+        pause=not arguments.no_pause,
+        compression=arguments.compression,
+    )
+    if session.json:
+        session.document(image.inspect())
+    elif session.quiet:
+        session.line(image.name)
+    else:
+        session.line(f"{image.name}  {image.digest}  {output.size(image.size)}")
+    return 0
+
+
 PS = Command("ps", "List containers.", _ls, _ls_arguments, examples=_LS_EXAMPLES)
 
 CONTAINERS = Group(
@@ -304,6 +361,31 @@ CONTAINERS = Group(
             json=False,
             description="What it wrote to stdout goes to stdout, the rest to stderr.",
             examples=[("the errors alone", "lamella containers logs --stream stderr web")],
+        ),
+        Command(
+            "diff",
+            "Show what a container changed of its image.",
+            _diff,
+            _inspect_arguments,
+            description="A: added, C: changed, D: deleted. A folder is there when something in it is.",
+            examples=[("what an installer left", "lamella containers diff builder")],
+        ),
+        Command(
+            "commit",
+            "Make an image of a container's image and what it changed.",
+            _commit,
+            _commit_arguments,
+            description="A container that runs is paused meanwhile. What it has mounted is no part of the image.",
+            examples=[
+                (
+                    "keep the state of a sandbox",
+                    "lamella containers commit -m 'tools installed' sandbox tools:1",
+                ),
+                (
+                    "with another command",
+                    'lamella containers commit -c \'CMD ["nginx", "-g", "daemon off;"]\' web web:2',
+                ),
+            ],
         ),
         Command(
             "rm",

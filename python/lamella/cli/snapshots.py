@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -193,6 +194,34 @@ def _usage(arguments: argparse.Namespace, session: Session) -> int:
     return 0
 
 
+def _diff_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("-o", "--output", metavar="FILE", help="Write the changes to this file, as a layer.")
+    add(
+        "--compression",
+        choices=("gzip", "zstd", "none"),
+        default="gzip",
+        help="Of the layer (default: gzip).",
+    )
+    add("key", metavar="KEY", help="The snapshot, active or committed.")
+
+
+def _diff(arguments: argparse.Namespace, session: Session) -> int:
+    if arguments.output is None:
+        from lamella.cli.changes import show_changes
+
+        return show_changes(session, session.client.snapshots.changes(arguments.key))
+    packed = session.client.snapshots.diff(arguments.key).pack(
+        arguments.output, compression=arguments.compression, threads=os.cpu_count() or 1
+    )
+    if session.json:
+        names = ("digest", "size", "diff_id", "tar_size")
+        session.document({name: getattr(packed, name) for name in names})
+    else:
+        session.line(packed.digest)
+    return 0
+
+
 def _rm_arguments(parser: Parser) -> None:
     parser.add_argument("keys", metavar="KEY", nargs="+", help="The snapshots.")
 
@@ -279,6 +308,18 @@ SNAPSHOTS = Group(
             _usage,
             _usage_arguments,
             examples=[("what the work wrote so far", "lamella snapshots usage work")],
+        ),
+        Command(
+            "diff",
+            "Show what a snapshot changes of its parent.",
+            _diff,
+            _diff_arguments,
+            description="A: added, C: changed, D: deleted. A folder is there when something in it is. With -o the changes "
+            "are written as a layer; equal changes give equal bytes.",
+            examples=[
+                ("what the work wrote", "lamella snapshots diff work"),
+                ("as a layer", "lamella snapshots diff -o layer.tar.gz work"),
+            ],
         ),
         Command(
             "rm",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,10 @@ from lamella.tracing import span
 
 if TYPE_CHECKING:
     from lamella.client import Client
-    from lamella.snapshots import Mount
+    from lamella.images import Image
+    from lamella.reference import Reference
+    from lamella.snapshots import Change, Mount
+    from lamella.transfer.commit import LayerCompression
 
 __all__ = ["Attached", "Container", "ContainerRecord"]
 
@@ -62,6 +65,14 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tty: bool = False
     stop_signal: str | None = None
     auto_remove: bool = False
+
+
+class _Process(msgspec.Struct, frozen=True):
+    args: list[str] = []
+
+
+class _Spec(msgspec.Struct, frozen=True):
+    process: _Process = _Process()
 
 
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -368,6 +379,50 @@ class Container:
             self.task.ask({"op": operation})
         except NotFound:
             raise FailedPrecondition(f"container {self.name} is not running") from None
+
+    def changes(self) -> list[Change]:
+        """Return what it changed of its image, as ``docker diff`` shows it; while it runs, what it has so far."""
+        return self._client.snapshots.changes(self.record.snapshot_key)
+
+    def commit(
+        self,
+        name: str | Reference,
+        *,
+        message: str = "",
+        author: str = "",
+        changes: Iterable[str] = (),
+        pause: bool = True,
+        compression: LayerCompression = "gzip",
+    ) -> Image:
+        """Make an image of its image and what it changed; it goes on, after a pause if it runs and ``pause`` is true.
+
+        ``changes`` are instructions of a Dockerfile for the config (``CMD ["a"]``, ``ENV A=b``...). What it has mounted is no
+        part of the image. Errors: NotFound when its image is not here any more, else as
+        :func:`lamella.transfer.commit.commit_image`.
+        """
+        from lamella.transfer.commit import commit_image
+
+        base = self._client.images.get(self.record.image)
+        command = msgspec.json.decode(self.record.spec, type=_Spec).process.args
+        paused = pause and self.status == "running"
+        if paused:
+            self.pause()
+        try:
+            return commit_image(
+                self._client,
+                self.record.snapshot_key,
+                base,
+                name,
+                message=message,
+                author=author,
+                created_by=" ".join(command),
+                changes=changes,
+                compression=compression,
+            )
+        finally:
+            if paused:
+                with suppress(FailedPrecondition):  # it was killed meanwhile
+                    self.resume()
 
     def logs(self, *, stream: str | None = None) -> Iterator[tuple[str, bytes]]:
         """Yield ``(stream, bytes)`` of all it has written since it was created, or of one stream alone."""

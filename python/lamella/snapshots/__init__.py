@@ -57,6 +57,7 @@ import msgspec
 from lamella.errors import Unsupported
 
 if TYPE_CHECKING:
+    from lamella import _core
     from lamella.config import Config
     from lamella.metadata import Database
     from lamella.snapshots.layers import Layer
@@ -93,6 +94,19 @@ class Usage(msgspec.Struct, frozen=True):
 
     size: int
     inodes: int
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What became of a path (absolute, in the snapshot): it was added, modified or deleted.
+
+    Bytes that are no UTF-8 stand as surrogates (PEP 383), as in Python's own file functions.
+    """
+
+    kind: Literal["added", "modified", "deleted"]
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.kind[0].upper() if self.kind != 'modified' else 'C'} {self.path}"
 
 
 class Snapshotter(Protocol):
@@ -164,6 +178,17 @@ class Snapshotter(Protocol):
 
         Harmless twice; another snapshot of that name is AlreadyExists. Aborted when the layer was collected meanwhile.
         """
+        ...
+
+    def changes(self, key: str) -> list[Change]:
+        """Return what a snapshot changes of its parent, sorted, folders before what is in them. Of a view: nothing.
+
+        A folder is there when something in it is.
+        """
+        ...
+
+    def diff(self, key: str) -> _core.Changes:
+        """Return the same in the core's form, which can be packed as a layer. FailedPrecondition for a view."""
         ...
 
     def layer_paths(self, key: str) -> list[Path]:

@@ -26,6 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from lamella import _core
 from lamella.snapshots import Mount, SnapshotKind
 from lamella.snapshots.recorded import RecordedSnapshotter
 
@@ -60,6 +61,10 @@ class OverlaySnapshotter(RecordedSnapshotter):
         lower = ":".join([_escape(self._folders.fs(parent), ":") for parent in parents])
         options.append(f"lowerdir={lower}")
         return [Mount(type="overlay", source="overlay", options=options)]
+
+    def _diff(self, own: str, parents: list[str], *, opaque: bool) -> _core.Changes:
+        lowers = [self._folders.fs(parent) for parent in parents]
+        return _core.diff_upper(self._folders.fs(own), lowers, opaque=opaque)
 
 
 def _escape(path: str, separator: str = "") -> str:

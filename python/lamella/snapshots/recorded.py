@@ -6,6 +6,7 @@ transaction; the folder of a new snapshot is made inside it, that of a removed o
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from lamella.metadata.boot import boot_id
 from lamella.metrics.table import PREPARE_SECONDS, SNAPSHOTS
 from lamella.operations import INFO, Operation, when_ok
 from lamella.reserve import frees_space
-from lamella.snapshots import Mount, SnapshotInfo, SnapshotKind, Usage
+from lamella.snapshots import Change, Mount, SnapshotInfo, SnapshotKind, Usage
 from lamella.snapshots.folders import LayerFolders
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ class RecordedSnapshotter(ABC):
         return f"<lamella.{type(self).__name__} namespace={self._scope[0]!r}>"
 
     # What a snapshotter decides
+
+    @abstractmethod
+    def _diff(self, own: str, parents: list[str], *, opaque: bool) -> _core.Changes:
+        """Find what the layer ``own`` changes of ``parents``; ``opaque`` hides them all."""
 
     @abstractmethod
     def _create_folder(self, kind: SnapshotKind, parents: list[str]) -> str | None:
@@ -227,6 +232,24 @@ class RecordedSnapshotter(ABC):
         mounts = self._mounts(kind, own, self._usable_layers(stack[1:], key))
         self._database.metrics.add(_MOUNTS)
         return mounts
+
+    def changes(self, key: str) -> list[Change]:
+        """Return what a snapshot changes of its parent."""
+        if self.stat(key).kind == "view":
+            return []
+        return [Change(kind=kind, path=os.fsdecode(b"/" + path)) for kind, path in self.diff(key).list()]
+
+    def diff(self, key: str) -> _core.Changes:
+        """Return what a snapshot changes of its parent, to be packed as a layer."""
+        with self._database.read() as db:
+            stack = self._stack(db, key)
+            _, kind, own, _ = stack[0]
+            if kind == "view" or own is None:
+                raise FailedPrecondition(f"snapshot {key!r} is a view, which changes nothing")
+            row = db.execute("SELECT opaque_root FROM layers WHERE id = ?", (own,)).fetchone()
+        self._usable_layers(stack, key)
+        parents = [layer for _, _, layer, _ in stack[1:] if layer is not None and layer != own]
+        return self._diff(own, parents, opaque=bool(row[0]))
 
     def stat(self, key: str) -> SnapshotInfo:
         """Return what is known about a snapshot."""

@@ -236,7 +236,7 @@ class Pull:
             parts = [manifest.config, *manifest.layers]
             client.leases.add_all(lease.id, [("content", part.digest) for part in parts])
             jobs = self._plan(manifest, lease.id)
-            self._keep(descriptor, data, _manifest_labels(manifest, keep_layers=self._keep_layers))
+            self._keep(descriptor, data, manifest_labels(manifest, keep_layers=self._keep_layers))
             self._run_jobs(jobs)
             if self._unpack:
                 self._stack_layers(jobs)
@@ -658,7 +658,7 @@ class Pull:
                 client.snapshots.add_committed(job.chain_id, parent, job.layer, labels)
                 parent = job.chain_id
             client.content.update_labels(
-                descriptor.digest, _layer_labels(manifest, keep_layers=self._keep_layers)
+                descriptor.digest, layer_labels(manifest, keep_layers=self._keep_layers)
             )
             client.images.put(str(self._reference), target)
             # The image holds it all from now on. With our lease go those of pulls that were killed, a day before their time.
@@ -688,7 +688,8 @@ def _index_labels(data: bytes, chosen: oci.Descriptor) -> dict[str, str]:
     }
 
 
-def _manifest_labels(manifest: oci.Manifest, *, keep_layers: bool) -> dict[str, str]:
+def manifest_labels(manifest: oci.Manifest, *, keep_layers: bool) -> dict[str, str]:
+    """Give the labels by which garbage collection knows what a manifest needs."""
     labels = {f"{GC_REF_CONTENT}.config": str(manifest.config.digest)}
     if keep_layers:
         labels |= {
@@ -697,7 +698,7 @@ def _manifest_labels(manifest: oci.Manifest, *, keep_layers: bool) -> dict[str, 
     return labels
 
 
-def _layer_labels(manifest: oci.Manifest, *, keep_layers: bool) -> dict[str, str]:
+def layer_labels(manifest: oci.Manifest, *, keep_layers: bool) -> dict[str, str]:
     """Give the changes of labels that say whether a manifest's layers are kept: they are referred to, or named as dropped."""
     labels = {LAYERS_DISCARDED: "" if keep_layers else timestamp()}
     for number, layer in enumerate(manifest.layers):

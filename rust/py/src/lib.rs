@@ -2,6 +2,7 @@
 
 mod buffer;
 mod counters;
+mod diff;
 mod functions;
 mod gate;
 mod pipeline;
@@ -16,6 +17,8 @@ mod _core {
 
     #[pymodule_export]
     use super::counters::Counters;
+    #[pymodule_export]
+    use super::diff::{Changes, Packed, diff_trees, diff_upper};
     #[pymodule_export]
     use super::functions::{
         default_seccomp, disk_usage, launch, mount, read_file, remove_tree, resolve, set_top_directory, unmount,

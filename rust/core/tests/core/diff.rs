@@ -8,8 +8,8 @@ use std::process::Command;
 use lamella_core::Kind;
 use lamella_core::compression::{Compression, Decoder};
 use lamella_core::digest::{Algorithm, Digest, Hasher};
-use lamella_core::layer::WhiteoutFormat;
-use lamella_core::layer::diff::{ChangeKind, Form, Trees, diff, pack, write};
+use lamella_core::layer::diff::{ChangeKind, Form, Trees, diff, pack, tell_apart, write};
+use lamella_core::layer::{Merged, WhiteoutFormat};
 use lamella_core::mount::{Mount, mount, unmount};
 use lamella_core::tar::{EntryKind, Limits, Reader, Writer};
 use proptest::prelude::*;
@@ -30,6 +30,10 @@ fn pair<'a>(before: &'a Path, after: &'a Path) -> Trees<'a> {
 
 fn alone(after: &Path) -> Trees<'_> {
     Trees::Pair { before: None, after }
+}
+
+fn upper_of(folder: &Path) -> Trees<'_> {
+    Trees::Upper { folder, opaque: false }
 }
 
 fn run(program: &str, arguments: &[&dyn AsRef<std::ffi::OsStr>]) {
@@ -235,7 +239,7 @@ proptest! {
             tree::items(&merged)
         });
         unmount(&merged).unwrap();
-        let layer = layer_of(&Trees::Upper(&upper)).unwrap();
+        let layer = layer_of(&upper_of(&upper)).unwrap();
         copy(&before, &applied);
         apply_to(&applied, &layer, WhiteoutFormat::Plain).unwrap();
         let mut found = tree::items(&applied);
@@ -421,6 +425,34 @@ fn work_on_a_layer_stops_when_it_is_told_to() {
 }
 
 #[test]
+fn what_is_new_in_an_upper_folder_is_told_from_what_was_beneath() {
+    if !privileged() {
+        return;
+    }
+    let room = Room::new();
+    let (lower, upper) = (room.folder("lower"), room.folder("upper"));
+    for folder in [&lower, &upper] {
+        std::fs::create_dir(folder.join("folder")).unwrap();
+        std::fs::write(folder.join("folder/file"), b"x").unwrap();
+    }
+    std::fs::write(upper.join("new"), b"x").unwrap();
+    rustix::fs::mknodat(CWD, upper.join("gone"), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+    let trees = Trees::Upper { folder: &upper, opaque: true };
+    let mut changes = diff(&trees, &mut || Ok(())).unwrap();
+    tell_apart(&mut changes, &Merged::open(&[&lower]).unwrap()).unwrap();
+    let kinds: Vec<_> = changes.changes.iter().map(|change| (&change.path[..], change.kind)).collect();
+    let expected = [
+        (&b""[..], ChangeKind::Modified),
+        (b"folder", ChangeKind::Modified),
+        (b"folder/file", ChangeKind::Modified),
+        (b"gone", ChangeKind::Deleted),
+        (b"new", ChangeKind::Added),
+    ];
+    assert_eq!(kinds, expected);
+    assert!(layer_of(&trees).unwrap().windows(13).any(|bytes| bytes == b".wh..wh..opq\0"));
+}
+
+#[test]
 fn whiteouts_stand_in_a_layer_as_the_spec_names_them() {
     if !privileged() {
         return;
@@ -430,7 +462,7 @@ fn whiteouts_stand_in_a_layer_as_the_spec_names_them() {
     std::fs::create_dir(upper.join("opaque")).unwrap();
     rustix::fs::setxattr(upper.join("opaque"), "trusted.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
     rustix::fs::mknodat(CWD, upper.join("gone"), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
-    let layer = layer_of(&Trees::Upper(&upper)).unwrap();
+    let layer = layer_of(&upper_of(&upper)).unwrap();
     let mut reader = Reader::new(&layer[..], Limits::default());
     let mut names = Vec::new();
     while let Some(entry) = reader.next_entry().unwrap() {

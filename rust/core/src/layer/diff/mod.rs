@@ -17,6 +17,7 @@ use rustix::fs::{CWD, Mode};
 
 use super::attributes::Attributes;
 use super::folders::FOLDER;
+use super::{Follow, Merged};
 use crate::error::{Error, Result};
 use crate::tree::Check;
 
@@ -27,7 +28,12 @@ pub use pack::write;
 #[derive(Clone, Copy, Debug)]
 pub enum Trees<'a> {
     /// An overlay's upper folder: whatever is in it is a change.
-    Upper(&'a Path),
+    Upper {
+        /// The folder.
+        folder: &'a Path,
+        /// It hides what is beneath it, for which overlayfs has no mark at the root.
+        opaque: bool,
+    },
     /// A tree and what it was before; without that, all of it is new.
     Pair {
         /// The tree before.
@@ -42,7 +48,7 @@ impl Trees<'_> {
     #[must_use]
     pub fn after(&self) -> &Path {
         match self {
-            Self::Upper(folder) => folder,
+            Self::Upper { folder, .. } => folder,
             Self::Pair { after, .. } => after,
         }
     }
@@ -110,10 +116,27 @@ pub fn diff(trees: &Trees<'_>, check: Check<'_>) -> Result<Changes> {
     };
     let after = open(trees.after())?;
     let (before, is_upper) = match trees {
-        Trees::Upper(_) => (None, true),
+        Trees::Upper { .. } => (None, true),
         Trees::Pair { before, .. } => (before.map(open).transpose()?, false),
     };
     let mut scan = scan::Scan::new(is_upper, check);
     scan.root(before, &after)?;
-    Ok(scan.finish())
+    let mut changes = scan.finish();
+    if let (Trees::Upper { opaque: true, .. }, Some(root)) = (trees, changes.changes.first_mut())
+        && let Some(node) = &mut root.node
+    {
+        node.kind = NodeKind::Folder { opaque: true };
+    }
+    Ok(changes)
+}
+
+/// Tell what is new in an upper folder from what was there before, in the layers beneath it.
+pub fn tell_apart(changes: &mut Changes, beneath: &Merged) -> Result<()> {
+    for change in &mut changes.changes {
+        let was_there = change.path.is_empty() || beneath.lookup(&change.path, Follow::Never)?.is_some();
+        if change.kind == ChangeKind::Added && was_there {
+            change.kind = ChangeKind::Modified;
+        }
+    }
+    Ok(())
 }

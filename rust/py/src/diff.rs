@@ -1,0 +1,119 @@
+//! Differences of trees, and the layers made of them.
+
+use std::path::PathBuf;
+
+use lamella_core::compression::Compression;
+use lamella_core::layer::Merged;
+use lamella_core::layer::diff::{self, ChangeKind, Form, Trees};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::gate::through;
+
+/// The differences between two trees, in the order of a layer.
+#[pyclass(frozen, module = "lamella._core")]
+pub struct Changes {
+    origin: Origin,
+    found: diff::Changes,
+}
+
+enum Origin {
+    Upper { folder: PathBuf, opaque: bool },
+    Pair { before: Option<PathBuf>, after: PathBuf },
+}
+
+impl Origin {
+    fn trees(&self) -> Trees<'_> {
+        match self {
+            Self::Upper { folder, opaque } => Trees::Upper { folder, opaque: *opaque },
+            Self::Pair { before, after } => Trees::Pair { before: before.as_deref(), after },
+        }
+    }
+}
+
+/// A blob that was packed.
+#[pyclass(frozen, get_all, module = "lamella._core")]
+pub struct Packed {
+    digest: String,
+    size: u64,
+    diff_id: String,
+    tar_size: u64,
+}
+
+/// Find what turns the tree ``before`` (nothing by default) into ``after``.
+#[pyfunction]
+#[pyo3(signature = (after, before=None))]
+pub fn diff_trees(py: Python<'_>, after: PathBuf, before: Option<PathBuf>) -> PyResult<Changes> {
+    let origin = Origin::Pair { before, after };
+    let found = through(py, |check| diff::diff(&origin.trees(), check))?;
+    Ok(Changes { origin, found })
+}
+
+/// Find what an overlay's upper folder changes of the layers beneath it (nearest first).
+#[pyfunction]
+#[pyo3(signature = (folder, lowers, *, opaque=false))]
+pub fn diff_upper(py: Python<'_>, folder: PathBuf, lowers: Vec<PathBuf>, opaque: bool) -> PyResult<Changes> {
+    let origin = Origin::Upper { folder, opaque };
+    let found = through(py, |check| {
+        let mut found = diff::diff(&origin.trees(), check)?;
+        diff::tell_apart(&mut found, &Merged::open(&lowers)?)?;
+        Ok(found)
+    })?;
+    Ok(Changes { origin, found })
+}
+
+#[pymethods]
+impl Changes {
+    fn __len__(&self) -> usize {
+        self.found.changes.len()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Changes({} in '{}')", self.found.changes.len(), self.origin.trees().after().display())
+    }
+
+    /// What was left out on purpose.
+    #[getter]
+    fn notes(&self) -> Vec<String> {
+        self.found.notes.clone()
+    }
+
+    /// The changes: "added", "modified" or "deleted", and a path without a leading slash.
+    fn list<'py>(&self, py: Python<'py>) -> Vec<(&'static str, Bound<'py, PyBytes>)> {
+        let word = |kind| match kind {
+            ChangeKind::Added => "added",
+            ChangeKind::Modified => "modified",
+            ChangeKind::Deleted => "deleted",
+        };
+        self.found.changes.iter().map(|change| (word(change.kind), PyBytes::new(py, &change.path))).collect()
+    }
+
+    /// Write the changes as a layer's blob to a file.
+    #[pyo3(signature = (target, *, compression="gzip", level=None, threads=2))]
+    fn pack(
+        &self,
+        py: Python<'_>,
+        target: PathBuf,
+        compression: &str,
+        level: Option<u32>,
+        threads: usize,
+    ) -> PyResult<Packed> {
+        let blob = through(py, |check| {
+            let form = Form { compression: compression.parse::<Compression>()?, level, threads };
+            diff::pack(&self.origin.trees(), &self.found, &target, form, check)
+        })?;
+        Ok(Packed {
+            digest: blob.digest.to_string(),
+            size: blob.size,
+            diff_id: blob.diff_id.to_string(),
+            tar_size: blob.tar_size,
+        })
+    }
+}
+
+#[pymethods]
+impl Packed {
+    fn __repr__(&self) -> String {
+        format!("Packed(digest='{}', size={}, diff_id='{}')", self.digest, self.size, self.diff_id)
+    }
+}
