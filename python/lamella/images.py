@@ -6,7 +6,7 @@ refers to. Names are canonical references (``docker.io/library/nginx:latest``); 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,6 +15,7 @@ from lamella import oci
 from lamella.autogc import collect_if_due
 from lamella.digest import Digest
 from lamella.errors import FailedPrecondition, InvalidArgument, LamellaError, NotFound
+from lamella.filters import Fields, compile_filters
 from lamella.labels import LAYERS_DISCARDED, check_labels, decode_labels, encode_labels
 from lamella.lazy import cached_property
 from lamella.logs import Log
@@ -170,6 +171,12 @@ class Image:
         }
 
 
+def _fields(image: Image) -> Fields:
+    """Give what filters know of an image, by containerd's names."""
+    target = {"digest": image.digest, "mediatype": image.target.media_type}
+    return {"name": image.name, "target": target, "labels": image.labels}
+
+
 class Images:
     """The images of one namespace."""
 
@@ -253,14 +260,19 @@ class Images:
             )
         return self._image(row)
 
-    def list(self) -> list[Image]:
-        """Return all images of the namespace, sorted by name."""
+    def list(self, *, filters: Sequence[str] = ()) -> list[Image]:
+        """Return the images of the namespace, sorted by name.
+
+        With ``filters`` those that match one of them (:mod:`lamella.filters`): by name, target.digest, target.mediatype, labels.
+        """
+        match = compile_filters(filters)
         with self._client.database.read() as db:
             rows = db.execute(
                 f"SELECT {_COLUMNS} FROM images WHERE namespace = ? ORDER BY name",  # noqa: S608 (a constant)
                 (self._client.config.namespace,),
             ).fetchall()
-        return [self._image(row) for row in rows]
+        images = [self._image(row) for row in rows]
+        return [image for image in images if match(_fields(image))] if filters else images
 
     def put(self, name: str, target: oci.Descriptor, labels: Mapping[str, str] | None = None) -> None:
         """Point a canonical name at a descriptor; create the image when it is not there. Twice is harmless."""

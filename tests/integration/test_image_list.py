@@ -7,6 +7,7 @@ import pytest
 
 from lamella import oci
 from lamella.digest import digest_of
+from lamella.errors import InvalidArgument
 from layers import Built, file, tar
 
 pytestmark = [pytest.mark.integration, pytest.mark.privileged]
@@ -61,3 +62,19 @@ def test_an_image_whose_documents_come_later_is_known_when_it_is_put_again(clien
         ((platform, size),) = db.execute("SELECT platform, total_size FROM images").fetchall()
     assert msgspec.json.decode(platform)["os"] == "linux"
     assert size == client.images.get(reference).size
+
+
+def test_a_list_can_be_filtered_as_containerd_filters_images(client, server):
+    image = client.images.pull(Built(LAYER).push(server, "one"), unpack=False)
+    client.images.pull(Built(LAYER, LAYER).push(server, "two"), unpack=False)
+    client.images.put(image.name, image.target, {"stage": "test"})
+
+    def names(*filters):
+        return [found.name.rpartition("/")[2] for found in client.images.list(filters=filters)]
+
+    assert names() == ["one:latest", "two:latest"]
+    assert names("labels.stage==test") == names(f"target.digest=={image.digest}") == ["one:latest"]
+    assert names("name~=/one/", 'labels."stage"!=test') == ["one:latest", "two:latest"]
+    assert names(f"target.mediatype!={image.target.media_type}") == []
+    with pytest.raises(InvalidArgument):
+        client.images.list(filters=["name=="])

@@ -669,6 +669,22 @@ def test_exec_needs_a_running_container(client, image):
     box.remove()
 
 
+def test_a_list_can_be_filtered_as_containerd_filters_containers(client, image):
+    one = client.containers.create(image, ["/bin/true"], name="one", labels={"stage": "test"})
+    two = client.containers.create(image, ["/bin/sleep", "300"], name="two")
+    two.start()
+
+    def names(*filters, all=True):
+        return [box.name for box in client.containers.list(all=all, filters=filters)]
+
+    assert names("labels.stage==test") == names(f"id=={one.id}") == names("status==created") == ["one"]
+    assert names("runtime.name==lamella,name!=one") == names(all=False) == ["two"]
+    assert names("labels.stage==test", all=False) == []
+    assert names(f"image=={image.name}", "snapshotter==none") == ["one", "two"]
+    for box in (one, two):
+        box.remove(force=True)
+
+
 def test_an_exec_that_comes_as_the_container_ends_is_told_that_it_does_not_run(client, image):
     box = client.containers.create(image, ["/bin/sleep", "300"])
     for _ in range(10):

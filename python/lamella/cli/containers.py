@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lamella.cli import EXIT_TIMEOUT, output
 from lamella.cli.exec import ATTACH, EXEC
 from lamella.cli.options import USAGE, add_container_options, command, container_options, reference
-from lamella.cli.parser import Command, Group, Parser, UsageError
+from lamella.cli.parser import Command, Group, Parser, UsageError, add_filter
 from lamella.cli.pull import add_pull_options, find_or_fetch
 from lamella.cli.values import argument, parse_duration, parse_signal
 
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 def _ls_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("-a", "--all", action="store_true", help="Also those that don't run.")
+    add_filter(parser, "id, name, image, status, snapshotter, runtime.name and labels")
     add("-q", "--quiet", dest="ids_only", action="store_true", help="Print ids alone.")
 
 
 def _ls(arguments: argparse.Namespace, session: Session) -> int:
-    containers = session.client.containers.list(all=arguments.all)
+    containers = session.client.containers.list(all=arguments.all, filters=arguments.filters)
     if arguments.ids_only:
         ids = [container.id for container in containers]
         if session.json:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
-from lamella.cli.parser import Command, Group, Parser
+from lamella.cli.parser import Command, Group, Parser, add_filter
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 def _ls_arguments(parser: Parser) -> None:
+    add_filter(parser, "name, target.digest, target.mediatype and labels")
     parser.add_argument("-q", "--quiet", dest="names_only", action="store_true", help="Print names alone.")
 
 
 def _ls(arguments: argparse.Namespace, session: Session) -> int:
-    images = session.client.images.list()
+    images = session.client.images.list(filters=arguments.filters)
     if arguments.names_only:
         if session.json:
             session.document([image.name for image in images])

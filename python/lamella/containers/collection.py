@@ -19,6 +19,7 @@ from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import build_spec
 from lamella.durability import Unverified
 from lamella.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from lamella.filters import Fields, compile_filters
 from lamella.images import Image
 from lamella.labels import check_labels
 from lamella.logs import Log
@@ -34,6 +35,20 @@ _COLUMNS = ", ".join(_FIELDS)
 Command = str | Sequence[str] | None
 RUNTIME = "lamella"
 _log = Log("lamella.containers")
+
+
+def _fields(container: Container) -> Fields:
+    """Give what filters know of a container: containerd's fields, and what it has beyond them."""
+    record = container.record
+    return {
+        "id": record.id,
+        "name": record.name,
+        "image": record.image,
+        "status": container.status,
+        "snapshotter": record.snapshotter,
+        "runtime": {"name": record.runtime},
+        "labels": record.labels,
+    }
 
 
 class Containers:
@@ -192,10 +207,16 @@ class Containers:
             raise NotFound(f"there is no container {container!r} in namespace {namespace}")
         return self._container(row)
 
-    def list(self, *, all: bool = False) -> list[Container]:
-        """Return the running containers, or all of them, oldest first; after :meth:`remove_ended`."""
+    def list(self, *, all: bool = False, filters: Sequence[str] = ()) -> list[Container]:
+        """Return the running containers, or all of them, oldest first; after :meth:`remove_ended`.
+
+        With ``filters`` those that match one of them (:mod:`lamella.filters`): by id, name, image, status, snapshotter,
+        runtime.name, labels.
+        """
+        match = compile_filters(filters)
         self.remove_ended()
-        return [container for container in self._all() if all or container.status == "running"]
+        found = (container for container in self._all() if all or container.status == "running")
+        return [container for container in found if not filters or match(_fields(container))]
 
     def remove_ended(self) -> int:
         """Remove the detached containers that have ended and were to be removed then; return their number.
