@@ -31,7 +31,8 @@ def test_pull_prints_the_image_and_images_ls_lists_it(lamella: Program, small_im
     lines = lamella("images", "ls").ok().out.splitlines()
     assert lines[0].split() == ["NAME", "DIGEST", "PLATFORM", "SIZE", "CREATED"]
     assert lines[1].split()[:2] == [name, digest[:19]]
-    assert lamella("images", "ls", "-q").ok().out == f"{name}\n"
+    assert lamella("images", "ls", "-q", "--filter", f"target.digest=={digest}").ok().out == f"{name}\n"
+    assert lamella("images", "ls", "-q", "--filter", "labels.stage").ok().out == ""
     assert [row["digest"] for row in lamella("--json", "images", "ls").ok().document] == [digest]
 
 
@@ -312,7 +313,7 @@ def test_an_image_pushed_to_the_served_registry_can_be_pulled(lamella: Program, 
 def test_a_defect_is_one_line_too_and_asks_to_be_reported(
     lamella: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(images: object) -> None:
+    def broken(images: object, **_: object) -> None:
         raise AttributeError("nothing of this name")
 
     monkeypatch.setattr("lamella.images.Images.list", broken)

@@ -28,8 +28,6 @@ pip install lamella
     assert commands(text) == [
         ["-q", "pull", "nginx"],
         ["ps", "-a"],
-        ["ps", "-a", "--filter", "status==created"],
-        ["images", "ls", "--filter", "labels.stage==test"],
         ["gc"],
         ["images", "inspect", "nginx"],
         ["snapshots", "prepare", "work", "SUBSTITUTED"],
