@@ -12,12 +12,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lamella.errors import LamellaError
+from lamella.logs import Log
 from lamella.metadata import timestamp
 
 if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.gc import GcReport
 
+_log = Log("lamella")
 SHARE = 0.05
 """Of the time, at most, in which collections run by themselves."""
 
@@ -34,9 +36,7 @@ def collect_if_due(client: Client) -> GcReport | None:
             return None
         return client.gc(wait=False)
     except LamellaError as error:
-        import logging  # what the commands that collect nothing need not load
-
-        logging.getLogger(__name__).warning("garbage was not collected: %s", error)
+        _log.warning("garbage was not collected: %(reason)s", reason=str(error))
         return None
 
 

@@ -28,6 +28,7 @@ from lamella.disk import translated
 from lamella.errors import FailedPrecondition
 from lamella.metadata import Database, timestamp
 from lamella.metadata.boot import boot_id
+from lamella.tracing import span
 
 DUE_SECONDS = 60.0
 """How old rows are when whoever comes by syncs them. The kernel itself starts writing after 30 s (vm.dirty_expire_centisecs)."""
@@ -58,7 +59,7 @@ def sync(database: Database, config: Config) -> int:
         with own.read() as db:
             blobs = db.execute(_UNSYNCED_BLOBS, values).fetchall()
             layers = db.execute(_UNSYNCED_LAYERS, values).fetchall()
-        with translated(f"sync the store {config.root}"):
+        with span("lamella.sync"), translated(f"sync the store {config.root}"):
             _sync_file_systems(config.root)
         for at in range(0, len(blobs), _BATCH):
             # created_at: the row may have been deleted meanwhile, and come back with a file that was not synced.

@@ -7,12 +7,13 @@ waits, what was here already) and errors that are raised anyway, INFO what chang
 WARNING what was repaired or ignored. Secrets are in none: requests are logged without headers and queries.
 
 ``import logging`` takes 9 ms, a tenth of a ``lamella run``. A program that has not imported it has no handler either, so that
-nothing is lost by looking whether it was.
+nothing is lost by looking whether it was; only a warning imports it.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 DEBUG, INFO, WARNING = 10, 20, 30
 """Logging's own numbers."""
+
+show_warning: Callable[[str], None] | None = None
+"""What shows warnings in the place of ``logging``, if it is set: the command has its own way to say something on stderr."""
 
 
 class Log:
@@ -45,7 +49,12 @@ class Log:
             self.write(INFO, message, fields)
 
     def warning(self, message: str, **fields: Any) -> None:
-        """Log what was repaired or ignored."""
+        """Log what was repaired or ignored. Python shows it on stderr where nobody set logging up."""
+        if show_warning is not None:
+            show_warning(message % fields if fields else message)
+            return
+        import logging  # noqa: F401 (rarely needed, and not to be missed)
+
         if self.listened(WARNING):
             self.write(WARNING, message, fields)
 

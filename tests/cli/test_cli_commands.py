@@ -405,3 +405,19 @@ def test_what_a_log_record_quotes_cannot_drive_the_terminal(capsys: pytest.Captu
     Log("lamella.registry").info("nobody listens any more")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(" INFO lamella.registry: it says: \\x1b[31mno lamella: all is well")
+
+
+def test_a_warning_is_one_remark_on_stderr_unless_it_is_to_be_quiet(
+    lamella: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lamella.images import Images
+    from lamella.logs import Log
+
+    def warn(_: Images) -> list[object]:
+        Log("lamella").warning("%(reason)s", reason="a\x1b[31m\nb")
+        return []
+
+    monkeypatch.setattr(Images, "list", warn)
+    assert lamella("images", "ls").ok().err == "lamella: warning: a\\x1b[31m b\n"
+    assert lamella("-q", "images", "ls").ok().err == ""
+    assert " WARNING lamella: a\\x1b[31m b\n" in lamella("-v", "images", "ls").ok().err

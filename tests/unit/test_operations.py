@@ -141,6 +141,22 @@ def test_a_message_without_fields_may_have_a_percent_sign(caplog):
     assert caplog.records[1].funcName == "test_a_message_without_fields_may_have_a_percent_sign"
 
 
+def test_a_warning_is_seen_where_nobody_set_logging_up_and_goes_to_the_command_where_that_runs(monkeypatch):
+    code = """
+from lamella.logs import Log
+Log("lamella").info("not %(reason)s", reason="this")
+Log("lamella").warning("ignored: %(reason)s", reason="that")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stderr == "ignored: that\n"
+    shown = []
+    monkeypatch.setattr("lamella.logs.show_warning", shown.append)
+    Log("lamella").warning("ignored: %(reason)s", reason="that")
+    assert shown == ["ignored: that"]
+
+
 def test_no_field_hides_what_a_record_has_by_itself():
     record = vars(logging.makeLogRecord({}))
     assert not set(tracing.ATTRIBUTES) & {*record, "message", "asctime"}

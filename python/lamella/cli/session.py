@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TextIO
 
+from lamella import logs
 from lamella.cli import EXIT_ERROR
 from lamella.cli.output import clean, one_line, table
 from lamella.errors import LamellaError
@@ -52,6 +53,7 @@ class Session:
         self.quiet = bool(getattr(settings, "quiet", False))
         self.verbose = int(getattr(settings, "verbose", 0))
         self._stop_logging: Callable[[], None] | None = None
+        logs.show_warning = None if self.verbose else self._warn
         if self.verbose:
             from lamella.cli.verbose import start_logging
 
@@ -75,6 +77,7 @@ class Session:
         client = self.__dict__.pop("client", None)
         if client is not None:
             client.close()
+        logs.show_warning = None
         if self._stop_logging is not None:
             self._stop_logging()
 
@@ -131,6 +134,9 @@ class Session:
         """Write a remark to stderr unless the reader wants quiet."""
         if not self.quiet:
             _to_stderr(one_line(text) + "\n")
+
+    def _warn(self, text: str) -> None:
+        self.note(f"lamella: warning: {text}")
 
     def bytes(self, data: bytes | memoryview, *, error: bool = False) -> None:
         """Write bytes to stdout or stderr as they are, at once."""

@@ -18,6 +18,7 @@ from lamella.fsck.sources import Sources, image_sources
 from lamella.fsck.store import CheckedStore, NotMended, pull_command
 from lamella.ingest import ingest_folders, read_ingest, remove_ingest
 from lamella.locks import FileLock, is_locked
+from lamella.tracing import span
 from lamella.transfer.progress import ProgressCallback, Reporter
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def check(
     reporter = Reporter(progress)
     sources = Sources(reporter, fetch=fetch, plain_http=plain_http)
     try:
-        with CheckedStore(client, report, sources, reporter, jobs) as store:
+        with span("lamella.fsck"), CheckedStore(client, report, sources, reporter, jobs) as store:
             _Check(store).run(verify_layers=verify_layers)
     finally:
         sources.close()

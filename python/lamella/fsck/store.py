@@ -106,7 +106,7 @@ class CheckedStore:
             else:
                 if done is not None:
                     finding.action, finding.mended = done, True
-                    _log.warning(
+                    _log.info(
                         "mended %(finding)s %(content)s: %(reason)s", finding=kind, content=name, reason=done
                     )
         return finding

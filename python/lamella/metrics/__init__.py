@@ -84,7 +84,7 @@ class Recorder:
                 counters = _core.Counters(str(self.state / f"metrics-{layout()}"), SIZE)
             except (LamellaError, OSError) as error:
                 self.problem = str(error)
-                _log.warning("this process counts for itself: %(reason)s", reason=self.problem)
+                _log.info("this process counts for itself: %(reason)s", reason=self.problem)
                 counters = _core.Counters(None, SIZE)
             # Another thread may have been quicker: what it added must not be lost.
             self._counters = self.__dict__.setdefault("_first", counters)
