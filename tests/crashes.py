@@ -22,7 +22,7 @@ from steps import Outcome, kills
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have fsck not wait for others to finish what it sees half done: there are none."""
-    monkeypatch.setattr(lamella.fsck.store, "_MOMENT_SECONDS", 0.0)
+    monkeypatch.setattr(lamella.fsck.store, "_PAUSES", (0.0,))
 
 
 @pytest.fixture
