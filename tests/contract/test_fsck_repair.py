@@ -344,3 +344,12 @@ def test_a_repair_goes_on_where_a_pull_stopped_and_starts_over_where_that_was_sp
         ranges = [each.range for each in server.requests if digest in each.path]
         assert ranges == (["bytes=1000-"] if start == data[:1000] else ["bytes=1000-", None])
         assert client.content.read(digest) == data
+
+
+def test_a_layer_of_many_images_names_some_of_them_and_their_number(client, server, image):
+    for number in range(8):
+        client.images.put(f"{server.address}/made:{number}", image.target)
+    blob_file(client, image.layers[0].digest).unlink()
+    (finding,) = client.fsck().findings
+    assert finding.detail.count("default/") == 5
+    assert " and 4 more; it came from" in finding.detail

@@ -21,6 +21,8 @@ from lamella.transfer.progress import Progress
 
 _SHARE_BYTES = 1024 * 1024
 _SHARE_BLOBS = 100
+_IMAGES_SHOWN = 5
+"""Of those that need a blob: a common layer may be in thousands."""
 
 
 class _Seen(NamedTuple):
@@ -90,13 +92,15 @@ class BlobCheck:
         missing = not self._path(digest).exists()
         seen = self._seen(digest)
         images = store.images_above([each.node for each in seen])
-        sources = merged(sources_of(each.labels for each in seen), *(image_sources(*pair) for pair in images))
+        shown = images[:_IMAGES_SHOWN]
+        sources = merged(sources_of(each.labels for each in seen), *(image_sources(*pair) for pair in shown))
         if images:
-            named = (f"{client.config.namespace}/{image.name}" for client, image in images)
-            detail += f"; needed by {', '.join(named)}"
+            more = f" and {len(images) - len(shown)} more" if len(images) > len(shown) else ""
+            named = (f"{client.config.namespace}/{image.name}" for client, image in shown)
+            detail += f"; needed by {', '.join(named)}{more}"
         if sources:
             detail += f"; it came from {', '.join(source.name for source in sources)}"
-        pulls = "; ".join(pull_command(client, image) for client, image in images)
+        pulls = "; ".join(pull_command(client, image) for client, image in shown)
         if not seen or not self._wanted(seen):
             possible = "lamella fsck --repair forgets it: nothing refers to it"
         elif sources and store.sources.fetch:
