@@ -40,6 +40,7 @@ from lamella.errors import (
     InvalidArgument,
     LamellaError,
     NotFound,
+    PermissionDenied,
 )
 from lamella.filters import compile_filters
 from lamella.ingest import (
@@ -225,7 +226,7 @@ class ContentStore:
         """Hash a blob that another boot left without the mark of a sync, and note what came out; see "Durability"."""
         if not is_whole(self._database, self._blobs, digest):
             return False
-        with self._database.write() as db:
+        with suppress(PermissionDenied), self._database.write() as db:  # who only reads hashes it at each use
             # What was read came from the disk: there is nothing left to be synced.
             db.execute(
                 "UPDATE blobs SET boot_id = ?, synced = 1 WHERE digest = ? AND synced = 0",
@@ -525,7 +526,7 @@ def is_whole(database: Database, blobs: Path, digest: Digest) -> bool:
         with file:
             if _hash(file, digest) == digest:
                 return True
-            with database.write(), suppress(FileNotFoundError):
+            with suppress(PermissionDenied), database.write(), suppress(FileNotFoundError):
                 # A pull may have put the right file there meanwhile. This one is open, so that its inode is not used again.
                 if os.path.samestat(path.stat(), os.fstat(file.fileno())):
                     path.unlink()

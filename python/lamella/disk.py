@@ -39,7 +39,8 @@ _KINDS: dict[int, tuple[type[LamellaError], str]] = {
     errno.ENAMETOOLONG: (FailedPrecondition, "Give the store a shorter root path."),
     errno.EACCES: (PermissionDenied, "Run as the user who owns the store, or choose another root (--root)."),
     errno.EPERM: (PermissionDenied, "Run as the user who owns the store, or choose another root (--root)."),
-    errno.EROFS: (PermissionDenied, "The file system is read-only; choose another root (--root)."),
+    errno.EROFS: (PermissionDenied, "Mount the file system read-write, or choose another root (--root)."),
+    errno.EIO: (Unavailable, "Look at the kernel's log for errors of the disk."),
 }
 
 

@@ -15,6 +15,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -105,7 +106,8 @@ class FileLock:
         if descriptor >= 0:
             _held.discard(self)
             if self._transient:
-                self.path.unlink(missing_ok=True)
+                with suppress(OSError):  # gone, or it stays, which costs nothing but a name
+                    self.path.unlink()
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing does not do it while a forked child has a copy
             os.close(descriptor)
 

@@ -20,7 +20,7 @@ import msgspec
 from lamella import _core
 from lamella.config import Config
 from lamella.containers.monitor import Attached, Connection, Exit, _Failure, raise_failure
-from lamella.disk import make_private_folder, make_state_folder
+from lamella.disk import make_private_folder, make_state_folder, storage_error
 from lamella.errors import FailedPrecondition, LamellaError, NotFound, PermissionDenied, ResourceExhausted
 from lamella.events.spool import spool_path
 from lamella.locks import FolderLock
@@ -363,6 +363,4 @@ def _disk_error(error: OSError, path: Path) -> Exception:
         return ResourceExhausted(
             f"no space left to write {path}", hint="Free space, or choose another --state."
         )
-    return PermissionDenied(
-        f"cannot write {path}: {error.strerror}", hint="Check the owner of the state folder."
-    )
+    return storage_error(error, f"write {error.filename or path}")

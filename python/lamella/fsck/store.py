@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from lamella.config import DEFAULT_NAMESPACE
 from lamella.digest import Digest
-from lamella.errors import LamellaError, NotFound
+from lamella.errors import LamellaError, NotFound, PermissionDenied
 from lamella.fsck.report import Finding, FindingKind, FsckReport, LeftoverKind
 from lamella.fsck.sources import Sources
 from lamella.logs import Log
@@ -129,7 +129,10 @@ class CheckedStore:
             if not found:
                 break
             time.sleep(pause)
-            with self.database.write():  # whoever made something has its row by now
+            with (
+                suppress(PermissionDenied),
+                self.database.write(),
+            ):  # whoever made something has its row by now
                 pass
             found &= look()
         return sorted(found)

@@ -17,12 +17,14 @@ commits past CHECKPOINT_PAGES of log does.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -84,7 +86,9 @@ class Database:
         """Which histogram gets how long this connection's write transactions keep others waiting."""
         self._after_commit: list[Callable[[], None]] = []
         self._on_rollback: list[Callable[[bool], None]] = []
-        self._connection: apsw.Connection | None = with_reserve(config.root, self._connect)
+        self._identity: tuple[int, int] | None = None
+        self._connection: apsw.Connection | None = None
+        self._connection = with_reserve(config.root, self._connect)
         _open.add(self)
 
     def __repr__(self) -> str:
@@ -186,7 +190,15 @@ class Database:
             connection = apsw.Connection(str(self.path), statementcachesize=200)
             connection.set_busy_handler(self._wait)
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            version = _pragma(connection, "user_version")
+            try:
+                version = _pragma(connection, "user_version")
+                self._identity = _identity(self.path)
+            except apsw.CantOpenError:
+                if not self._on_read_only_file_system():
+                    raise
+                connection.close()
+                connection = self._open_alone()
+                version = _pragma(connection, "user_version")
             if version > schema.VERSION:
                 raise FailedPrecondition(
                     f"the store {self.config.root} has schema version {version}, this lamella knows {schema.VERSION}",
@@ -204,6 +216,23 @@ class Database:
             if connection is not None:
                 connection.close()
             raise
+        return connection
+
+    def _open_alone(self) -> apsw.Connection:
+        """Open for reading what lies on a read-only file system without the log's index, which SQLite would have to make.
+
+        Nobody else has it open, or the index (``-shm``) would be there. A log is read without one and without locks; where
+        there is no log either, the file alone is the database.
+        """
+        from urllib.parse import quote
+
+        log = Path(f"{self.path}-wal").exists()
+        connection = apsw.Connection(
+            f"file:{quote(str(self.path))}?{'vfs=unix-none' if log else 'immutable=1'}",
+            flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
+        )
+        if log:
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()  # keeps the index in memory
         return connection
 
     def _migrate(self, connection: apsw.Connection) -> None:
@@ -246,15 +275,39 @@ class Database:
         return True
 
     def _translate(self, error: apsw.Error) -> LamellaError:
+        if isinstance(error, (apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError)):
+            cause = self._cause()
+            if cause == errno.EROFS:
+                return PermissionDenied(
+                    f"the metadata {self.path} cannot be written: the file system is read-only",
+                    hint="Mount it read-write (the kernel's log says why it is not), or choose another root (--root).",
+                )
+            if cause == errno.ENOSPC:
+                error = apsw.FullError()
+            elif cause == errno.EACCES:
+                error = apsw.ReadOnlyError()
         for kind, (ours, problem, hint) in _ERRORS.items():
             if isinstance(error, kind):
-                if isinstance(error, apsw.IOError) and self._disk_is_full():
-                    return self._translate(apsw.FullError())
                 return ours(f"the metadata {self.path} {problem}", hint=hint)
         return Internal(
             f"the metadata {self.path}: {type(error).__name__}: {error}",
             hint="This is a defect; please report it.",
         )
+
+    def _cause(self) -> int:
+        """Say which system error is behind one of SQLite's, as far as it can be told: EROFS, ENOSPC, EACCES or 0."""
+        last = self._connection.system_errno if self._connection is not None else 0
+        if last == errno.EROFS or self._on_read_only_file_system():
+            return errno.EROFS
+        if last in (errno.ENOSPC, errno.EDQUOT) or self._disk_is_full():
+            return errno.ENOSPC
+        return errno.EACCES if last in (errno.EACCES, errno.EPERM) else 0
+
+    def _on_read_only_file_system(self) -> bool:
+        try:
+            return bool(os.statvfs(self.config.root).f_flag & os.ST_RDONLY)
+        except OSError:
+            return False
 
     def _disk_is_full(self) -> bool:
         try:
@@ -312,6 +365,7 @@ class Database:
             if self._depth:
                 connection.execute("SAVEPOINT inner_write")
             else:
+                self._check_identity()
                 self._begin_immediate(connection)
         except BaseException as error:
             if not self._depth and not self._readers and connection.in_transaction:
@@ -344,6 +398,15 @@ class Database:
 
     def _note_held(self, seconds: float) -> None:
         self.metrics.observe(self.held, seconds)
+
+    def _check_identity(self) -> None:
+        """Refuse to write to a database that nobody will find any more."""
+        with translated(f"write to the metadata {self.path}"):
+            if self._identity is not None and _identity(self.path) != self._identity:
+                raise FailedPrecondition(
+                    f"the store {self.config.root} was removed or replaced while it was open",
+                    hint="Open a new client.",
+                )
 
     def _end_write(self, error: BaseException | None, after_mark: int, rollback_mark: int) -> None:
         if self._pid != os.getpid():
@@ -517,6 +580,15 @@ _ERRORS: dict[type[apsw.Error], tuple[type[LamellaError], str, str]] = {
 def _library_version() -> int:
     major, minor, patch = (int(part) for part in apsw.sqlite_lib_version().split(".")[:3])
     return major * 1_000_000 + minor * 1000 + patch
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Say which file a path leads to; None for none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 (before each write transaction)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _pragma(connection: apsw.Connection, name: str) -> int:

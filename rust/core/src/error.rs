@@ -164,7 +164,7 @@ fn classify(errno: Option<Errno>, kind: io::ErrorKind) -> (Kind, Option<&'static
         Some(Errno::INVAL | Errno::NAMETOOLONG | Errno::LOOP | Errno::NOTDIR | Errno::ISDIR) => {
             (Kind::InvalidArgument, None)
         }
-        Some(Errno::IO) => (Kind::DataLoss, Some("The disk reports an input/output error.")),
+        Some(Errno::IO) => (Kind::Unavailable, Some("Look at the kernel's log for errors of the disk.")),
         Some(Errno::TIMEDOUT) => (Kind::DeadlineExceeded, None),
         Some(_) => (Kind::FailedPrecondition, None),
         None if kind == io::ErrorKind::UnexpectedEof => (Kind::DataLoss, None),
