@@ -45,6 +45,8 @@ _HOMES = {
     "read": "lamella.metrics.scrape",
 }
 _log = Log("lamella.metrics")
+RECORDERS_MAX = 64
+"""How many state folders' files stay mapped: a process may have 65,530 mappings (vm.max_map_count)."""
 _recorders: dict[str, Recorder] = {}
 
 
@@ -93,10 +95,14 @@ class Recorder:
 
 
 def recorder(state: Path) -> Recorder:
-    """Give this process's recorder for a state folder."""
+    """Give this process's recorder for a state folder; the same one for those of the last RECORDERS_MAX."""
     key = str(state)
     found = _recorders.get(key)
-    return found if found is not None else _recorders.setdefault(key, Recorder(state))
+    if found is None:
+        found = _recorders.setdefault(key, Recorder(state))
+        if len(_recorders) > RECORDERS_MAX:
+            _recorders.pop(next(iter(_recorders)), None)
+    return found
 
 
 def __getattr__(name: str) -> object:
