@@ -255,6 +255,29 @@ def test_taking_events_in(tmp_path):
         assert list((store.root / "events").iterdir()) == []
 
 
+def test_handing_over_from_one_lease_to_another(tmp_path):
+    def before(store: Store) -> None:
+        store.leases.create("old")
+        store.leases.add("old", "content", store.put(DATA))
+        store.put(b"unheld")
+
+    def hand_over(store: Store) -> None:
+        with suppress(AlreadyExists):
+            store.leases.create("new")
+        store.leases.add_all("new", [("content", DIGEST), ("snapshots/overlayfs", "base")])
+        with suppress(NotFound):
+            store.leases.delete("old", synchronous=True)
+
+    for store in crashes(tmp_path, before, hand_over):
+        store.gc(ingest_seconds=0)
+        assert store.content.read(DIGEST) == DATA
+        hand_over(store)
+        assert [lease.id for lease in store.leases.list()] == ["new"]
+        assert store.content.read(DIGEST) == DATA
+        store.gc(ingest_seconds=0)
+        assert not store.content.exists(digest_of(b"unheld"))
+
+
 def test_making_a_new_store(tmp_path):
     roots = (tmp_path / str(number) / "root" for number in count(1))
     root = tmp_path

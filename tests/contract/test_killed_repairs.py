@@ -56,7 +56,7 @@ def test_a_repair_of_every_kind_of_damage(tmp_path, server):
     def repair(client):
         client.fsck(repair=True)
 
-    for client, _ in each_kill(tmp_path, before, repair, points=30, wrong=WRONG):
+    for client, _ in each_kill(tmp_path, before, repair, points=20, wrong=WRONG):
         left = [finding for finding in client.fsck(repair=True).findings if not finding.mended]
         assert {finding.kind for finding in left} <= {"dangling-image"}
         quiet(server)
@@ -78,7 +78,7 @@ def test_a_sync(tmp_path, server):
     def sync(client):
         client.sync()
 
-    for client, _ in each_kill(tmp_path, lambda client: client.images.pull(reference), sync, points=10):
+    for client, _ in each_kill(tmp_path, lambda client: client.images.pull(reference), sync, points=8):
         left = unsynced(client)
         assert client.sync() == left
         assert unsynced(client) == 0
