@@ -84,6 +84,7 @@ class Client:
         """
         from lamella.containers.orphans import remove_orphaned_tasks
         from lamella.gc import collect
+        from lamella.snapshots.mounting import remove_stale_mounts
 
         if not dry_run:
             from lamella.durability import sync_if_due
@@ -96,6 +97,7 @@ class Client:
         if not dry_run:
             fill(self.config.root)
         report.orphans += remove_orphaned_tasks(self.database, self.config, dry_run=dry_run)
+        report.orphans += remove_stale_mounts(self.database, self.config, dry_run=dry_run)
         return report
 
     def last_gc(self) -> GcReport | None:

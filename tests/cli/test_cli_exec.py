@@ -125,3 +125,19 @@ def test_a_snapshots_changes_are_shown_or_written_as_a_layer(box: Program, tmp_p
     assert written["size"] == layer.stat().st_size
     assert layer.read_bytes()[:4] == b"\x28\xb5\x2f\xfd"
     assert box("snapshots", "diff", "absent").status == 1
+
+
+def test_a_snapshot_is_mounted_until_it_is_unmounted(box: Program, tmp_path: Path) -> None:
+    parent = box("--json", "snapshots", "info", "box").document["parent"]
+    box("snapshots", "prepare", "work", parent).ok()
+    target = tmp_path / "target"
+    target.mkdir()
+    assert box("snapshots", "mount", parent, str(target)).status == 1
+    box("snapshots", "mount", "work", str(target)).ok()
+    try:
+        (target / "new").write_text("x")
+    finally:
+        assert box("snapshots", "unmount", str(target)).ok().out == f"{target}\n"
+    assert list(target.iterdir()) == []
+    assert box("snapshots", "diff", "work").ok().out == "C /\nA /new\n"
+    assert "A /new" in box("snapshots", "diff", "work", "box").ok().out

@@ -176,6 +176,29 @@ def _show(session: Session, mounts: Iterable[Mount]) -> int:
     return 0
 
 
+def _mount_arguments(parser: Parser) -> None:
+    parser.add_argument("key", metavar="KEY", help="The snapshot.")
+    parser.add_argument("target", metavar="FOLDER", help="Where to mount it.")
+
+
+def _mount(arguments: argparse.Namespace, session: Session) -> int:
+    from lamella import _core
+
+    mounts = session.client.snapshots.mounts(arguments.key)
+    _core.mount([(mount.type, mount.source, mount.options) for mount in mounts], arguments.target)
+    return 0
+
+
+def _unmount_arguments(parser: Parser) -> None:
+    parser.add_argument("targets", metavar="FOLDER", nargs="+", help="The folders.")
+
+
+def _unmount(arguments: argparse.Namespace, session: Session) -> int:
+    from lamella import _core
+
+    return session.each(arguments.targets, _core.unmount)
+
+
 def _usage_arguments(parser: Parser) -> None:
     parser.add_argument("keys", metavar="KEY", nargs="*", help="The snapshots; all without one.")
 
@@ -203,17 +226,19 @@ def _diff_arguments(parser: Parser) -> None:
         default="gzip",
         help="Of the layer (default: gzip).",
     )
-    add("key", metavar="KEY", help="The snapshot, active or committed.")
+    add("key", metavar="KEY", help="The snapshot.")
+    add("base", metavar="BASE", nargs="?", help="What to compare it with; its parent without this.")
 
 
 def _diff(arguments: argparse.Namespace, session: Session) -> int:
     if arguments.output is None:
         from lamella.cli.changes import show_changes
 
-        return show_changes(session, session.client.snapshots.changes(arguments.key))
-    packed = session.client.snapshots.diff(arguments.key).pack(
-        arguments.output, compression=arguments.compression, threads=os.cpu_count() or 1
-    )
+        return show_changes(session, session.client.snapshots.changes(arguments.key, arguments.base))
+    with session.client.snapshots.diff(arguments.key, arguments.base) as changes:
+        packed = changes.pack(
+            arguments.output, compression=arguments.compression, threads=os.cpu_count() or 1
+        )
     if session.json:
         names = ("digest", "size", "diff_id", "tar_size")
         session.document({name: getattr(packed, name) for name in names})
@@ -303,6 +328,22 @@ SNAPSHOTS = Group(
             examples=[("type, source and options", "lamella snapshots mounts work --json")],
         ),
         Command(
+            "mount",
+            "Mount a view or an active snapshot on a folder.",
+            _mount,
+            _mount_arguments,
+            description="It stays until it is unmounted, and takes root. Make a view of a committed snapshot first.",
+            examples=[("write to the work", "lamella snapshots mount work /mnt")],
+        ),
+        Command(
+            "unmount",
+            "Unmount what is mounted on folders.",
+            _unmount,
+            _unmount_arguments,
+            aliases=("umount",),
+            examples=[("the work", "lamella snapshots unmount /mnt")],
+        ),
+        Command(
             "usage",
             "Show the bytes and inodes that snapshots hold themselves.",
             _usage,
@@ -311,7 +352,7 @@ SNAPSHOTS = Group(
         ),
         Command(
             "diff",
-            "Show what a snapshot changes of its parent.",
+            "Show what a snapshot changes of its parent, or of another snapshot.",
             _diff,
             _diff_arguments,
             description="A: added, C: changed, D: deleted. A folder is there when something in it is. With -o the changes "
@@ -319,6 +360,7 @@ SNAPSHOTS = Group(
             examples=[
                 ("what the work wrote", "lamella snapshots diff work"),
                 ("as a layer", "lamella snapshots diff -o layer.tar.gz work"),
+                ("what two branches differ in", "lamella snapshots diff branch-2 branch-1"),
             ],
         ),
         Command(

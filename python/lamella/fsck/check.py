@@ -201,13 +201,15 @@ class _Check:
     # Mounts and tasks
 
     def _check_mounts(self) -> None:
-        places = [f"{self._root}/snapshots/", f"{self._store.config.state}/tasks/"]
+        state = self._store.config.state
+        places = (f"{self._root}/snapshots/", f"{state}/tasks/", f"{state}/mounts/")
         for point in reversed(mount_points()):  # the latest first: it may lie in an earlier one
-            if any(point.startswith(place) for place in places):
+            # A folder under mounts/ is held by whoever has a snapshot mounted there (snapshots.mounting).
+            if point.startswith(places) and not is_locked(Path(point).parent):
                 self._store.found(
                     "mount",
                     point,
-                    "containers are mounted in their own namespaces, so that this was left behind",
+                    "what it was for has ended: containers are mounted in their own namespaces",
                     f"lamella fsck --repair unmounts it, or: umount {point}",
                     lambda point=point: unmount(point),  # type: ignore[misc]
                 )

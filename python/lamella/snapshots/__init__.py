@@ -49,6 +49,7 @@ runs for every implementation.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -180,15 +181,26 @@ class Snapshotter(Protocol):
         """
         ...
 
-    def changes(self, key: str) -> list[Change]:
-        """Return what a snapshot changes of its parent, sorted, folders before what is in them. Of a view: nothing.
+    def mounted(self, key: str) -> AbstractContextManager[Path]:
+        """Mount a snapshot of any kind for the length of a ``with`` block, which gets the folder.
 
-        A folder is there when something in it is.
+        An active one can be written to; a committed one stays readable, whatever is removed meanwhile. Others see the mount
+        too, but no container. It takes root: PermissionDenied. Who is killed leaves it to the next garbage collection.
         """
         ...
 
-    def diff(self, key: str) -> _core.Changes:
-        """Return the same in the core's form, which can be packed as a layer. FailedPrecondition for a view."""
+    def changes(self, key: str, base: str | None = None) -> list[Change]:
+        """Return what a snapshot changes of its parent, or of another one, ``base``, which takes root.
+
+        Sorted, folders before what is in them; a folder is there when something in it is. A view changes nothing of its parent.
+        """
+        ...
+
+    def diff(self, key: str, base: str | None = None) -> AbstractContextManager[_core.Changes]:
+        """Give the same for the length of a ``with`` block in the core's form, which can be packed as a layer.
+
+        FailedPrecondition for a view without ``base``.
+        """
         ...
 
     def layer_paths(self, key: str) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -90,6 +91,7 @@ class RecordedSnapshotter(ABC):
     ) -> None:
         self._database = database
         self._scope = (config.namespace, self.name)
+        self._config = config
         self._folders = LayerFolders(config.root, self.name)
         self._default_labels = check_labels(default_labels or {})
 
@@ -233,14 +235,42 @@ class RecordedSnapshotter(ABC):
         self._database.metrics.add(_MOUNTS)
         return mounts
 
-    def changes(self, key: str) -> list[Change]:
-        """Return what a snapshot changes of its parent."""
-        if self.stat(key).kind == "view":
-            return []
-        return [Change(kind=kind, path=os.fsdecode(b"/" + path)) for kind, path in self.diff(key).list()]
+    def read_only_mounts(self, key: str) -> list[Mount]:
+        """Return mounts that show a view or an active snapshot and take no changes, also beside its own mounts."""
+        with self._database.read() as db:
+            stack = self._stack(db, key)
+        _, kind, own, _ = stack[0]
+        layers = self._usable_layers(stack, key)
+        return self._mounts("view", own if len(layers) == 1 and kind == "view" else None, layers)
 
-    def diff(self, key: str) -> _core.Changes:
-        """Return what a snapshot changes of its parent, to be packed as a layer."""
+    def mounted(self, key: str) -> AbstractContextManager[Path]:
+        """Mount a snapshot for the length of a ``with`` block."""
+        from lamella.snapshots.mounting import mounted
+
+        return mounted(self, self._config, key)
+
+    def changes(self, key: str, base: str | None = None) -> list[Change]:
+        """Return what a snapshot changes of its parent, or of another snapshot."""
+        if base is None and self.stat(key).kind == "view":
+            return []
+        with self.diff(key, base) as changes:
+            return [Change(kind=kind, path=os.fsdecode(b"/" + path)) for kind, path in changes.list()]
+
+    @contextmanager
+    def diff(self, key: str, base: str | None = None) -> Iterator[_core.Changes]:
+        """Give what a snapshot changes of its parent, or of another snapshot, to be packed as a layer."""
+        if base is None:
+            yield self._own_changes(key)
+            return
+        from lamella.snapshots.mounting import mounted
+
+        with (
+            mounted(self, self._config, key, read_only=True) as after,
+            mounted(self, self._config, base, read_only=True) as before,
+        ):
+            yield _core.diff_trees(str(after), str(before))
+
+    def _own_changes(self, key: str) -> _core.Changes:
         with self._database.read() as db:
             stack = self._stack(db, key)
             _, kind, own, _ = stack[0]

@@ -63,8 +63,8 @@ def pack_layer(
     types = _LAYER_TYPES.get(compression)
     if types is None:
         raise InvalidArgument(f"there is no compression {compression!r}", hint="It is gzip, zstd or none.")
-    changes = client.snapshots.diff(key)
-    with client.content.writer(f"diff-{os.urandom(8).hex()}") as ingest:
+    ref = f"diff-{os.urandom(8).hex()}"
+    with client.snapshots.diff(key) as changes, client.content.writer(ref) as ingest:
         try:
             packed = changes.pack(
                 str(ingest.data_path), compression=compression, level=level, threads=os.cpu_count() or 1

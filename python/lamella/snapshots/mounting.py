@@ -1,0 +1,125 @@
+"""Snapshots mounted for the length of a ``with`` block.
+
+On disk::
+
+    <state>/mounts/<id>/   0700  flock: held while something is mounted there; id: 16 random hex digits
+        snapshot                 the mount point
+
+A committed snapshot is mounted through a view of its own, which keeps it, whatever is removed meanwhile; a label on the view
+names the folder. Who is killed leaves all of that, until the next collection sees that nobody holds the folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lamella import _core
+from lamella.config import Config
+from lamella.disk import make_private_folder, make_state_folder, names_in, translated
+from lamella.errors import FailedPrecondition, NotFound
+from lamella.labels import decode_labels
+from lamella.locks import FolderLock, is_locked
+from lamella.metadata import Database
+
+if TYPE_CHECKING:
+    from lamella.snapshots.recorded import RecordedSnapshotter
+
+MOUNTED = "lamella.dev/mounted"
+"""On a view: the folder it is mounted at. It goes when nobody holds that."""
+_POINT = "snapshot"
+
+
+@contextmanager
+def mounted(
+    snapshots: RecordedSnapshotter, config: Config, key: str, *, read_only: bool = False
+) -> Iterator[Path]:
+    """Mount a snapshot and give the folder; see :meth:`lamella.snapshots.Snapshotter.mounted`.
+
+    ``read_only`` shows an active snapshot without the means to write: also while it is mounted elsewhere.
+    """
+    kind = snapshots.stat(key).kind
+    lock = _make_folder(config, key)
+    folder = lock.path
+    view = f"mounted-{folder.name}" if kind == "committed" else None
+    try:
+        if view is not None:
+            mounts = snapshots.view(view, key, {MOUNTED: str(folder)})
+        else:
+            mounts = snapshots.read_only_mounts(key) if read_only else snapshots.mounts(key)
+        point = folder / _POINT
+        make_private_folder(point)
+        _core.mount([(mount.type, mount.source, mount.options) for mount in mounts], str(point))
+        yield point
+    finally:
+        try:
+            _take_down(folder)
+            if view is not None:
+                with suppress(NotFound):
+                    snapshots.remove(view)
+        finally:
+            lock.release()
+
+
+def _make_folder(config: Config, key: str) -> FolderLock:
+    """Make a folder and hold it."""
+    with translated(f"make a mount point for the snapshot {key!r}"):
+        make_state_folder(config.state)
+        while True:
+            folder = config.state / "mounts" / os.urandom(8).hex()
+            make_private_folder(folder)
+            lock = FolderLock(folder, what=f"the mount of {key!r}")
+            if lock.try_acquire():
+                return lock
+            # A collection found it before it was held.
+
+
+def _take_down(folder: Path) -> None:
+    """Unmount what is there and remove the folder. Harmless twice."""
+    point = folder / _POINT
+    if point.is_dir():
+        _core.unmount(str(point))
+    with translated(f"remove the mount point {point}"):
+        for path in (point, folder):
+            with suppress(FileNotFoundError):
+                path.rmdir()
+
+
+def remove_stale_mounts(database: Database, config: Config, *, dry_run: bool) -> int:
+    """Take down what killed processes left mounted; return how many there were."""
+    count = 0
+    for name in names_in(config.state / "mounts"):
+        folder = config.state / "mounts" / name
+        lock = FolderLock(folder, what=f"the mount point {folder}")
+        if is_locked(folder) or (not dry_run and not lock.try_acquire()):
+            continue
+        count += 1
+        if not dry_run:
+            try:
+                _take_down(folder)
+            finally:
+                lock.release()
+    if not dry_run:
+        _remove_stale_views(database, config)
+    return count
+
+
+def _remove_stale_views(database: Database, config: Config) -> None:
+    from lamella.snapshots import snapshotter
+
+    with database.read() as db:
+        rows = db.execute(
+            "SELECT namespace, snapshotter, name, labels FROM snapshots WHERE kind = 'view' AND instr(labels, ?)",
+            (f'"{MOUNTED}"',),
+        ).fetchall()
+    for namespace, name, key, labels in rows:
+        if is_locked(Path(decode_labels(labels)[MOUNTED])):
+            continue
+        own = msgspec.structs.replace(config, namespace=namespace, snapshotter=name)
+        with suppress(NotFound, FailedPrecondition):  # somebody did, or made a snapshot on it
+            snapshotter(database, own).remove(key)
