@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lamella.errors import LamellaError
+from lamella.errors import LamellaError, Unavailable
 from lamella.logs import Log
 from lamella.metadata import timestamp
 
@@ -35,6 +35,9 @@ def collect_if_due(client: Client) -> GcReport | None:
         if not _due(client.last_gc()):
             return None
         return client.gc(wait=False)
+    except Unavailable as error:  # another process is at it, or writes for very long
+        _log.debug("garbage was not collected: %(reason)s", reason=str(error))
+        return None
     except LamellaError as error:
         _log.warning("garbage was not collected: %(reason)s", reason=str(error))
         return None

@@ -413,7 +413,7 @@ def test_a_warning_is_one_remark_on_stderr_unless_it_is_to_be_quiet(
     from lamella.images import Images
     from lamella.logs import Log
 
-    def warn(_: Images) -> list[object]:
+    def warn(_: Images, **_options: object) -> list[object]:
         Log("lamella").warning("%(reason)s", reason="a\x1b[31m\nb")
         return []
 

@@ -106,11 +106,12 @@ def test_a_clock_that_was_set_back_does_not_stop_it(store, make_client):
     assert blobs(store) == 0
 
 
-def test_it_does_not_wait_for_another_collection(store, make_client):
+def test_it_does_not_wait_for_another_collection_and_says_nothing(store, make_client, caplog):
     client = make_client(auto_gc=True)
     with FileLock(store.root / "locks" / "gc", what="gc", transient=True):
         client.images.remove(image(store, "one"))
     assert blobs(store) == 2
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_a_failure_is_logged_and_the_call_has_done_its_work(store, make_client, monkeypatch, caplog):
