@@ -31,7 +31,7 @@ import msgspec
 from lamella import _core
 from lamella.config import Config
 from lamella.content import delete_blob_row, unlink_blobs
-from lamella.digest import HEX_LENGTHS, Digest
+from lamella.digest import HEX_LENGTHS, Digest, split_digest
 from lamella.disk import TRASH, names_in, translated
 from lamella.errors import LamellaError
 from lamella.ingest import ingest_folders, read_ingest, remove_ingest
@@ -433,12 +433,10 @@ class _Collection:
             orphans = sorted(digest for digest in digests if digest not in known)
             if report.dry_run:
                 for digest in orphans:
-                    report.orphans += 1
-                    report.note(
-                        "orphan",
-                        digest,
-                        (self._blobs / algorithm / digest[len(algorithm) + 1 :]).stat().st_size,
-                    )
+                    with suppress(FileNotFoundError):  # it was being removed just now
+                        size = self._blobs.joinpath(*split_digest(digest)).lstat().st_size
+                        report.orphans += 1
+                        report.note("orphan", digest, size)
             else:
                 self._in_batches(orphans, lambda batch: self._unlink_orphans(batch, report))
 

@@ -69,6 +69,7 @@ class Worker:
             (self.run, (NotFound,)),
             (self.branch, (NotFound,)),
             (self.branch, (NotFound,)),
+            (self.make_image, (NotFound,)),
             (self.start, (NotFound,)),
             (self.stop, ()),
             (self.take_over, ()),
@@ -155,6 +156,21 @@ class Worker:
             for key in (view, work, base):
                 with suppress(NotFound):
                     snapshots.remove(key)
+
+    def make_image(self) -> None:
+        """Make an image of a container, run it, and remove both. The image that it stands on may go before."""
+        name = f"made-{self.name}:latest"
+        box = self.client.containers.create(self.reference(), ["/bin/true"], name=f"make-{self.name}")
+        try:
+            (self.client.snapshots.layer_paths(box.snapshot_key)[0] / "mine").write_text(self.name)
+            made = box.commit(name)
+        finally:
+            box.remove()
+        try:
+            assert self.client.containers.run(made, ["/bin/true"], remove=True).exit_code == 0
+        except NotFound as error:
+            raise AssertionError(f"an image that was made lost something: {error}") from error
+        self.client.images.remove(name)
 
     def start(self) -> None:
         """Start a container that goes on for a while."""

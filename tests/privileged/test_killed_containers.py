@@ -133,3 +133,18 @@ def test_a_commit_and_a_branch(tmp_path, reference):
         assert (client.snapshots.layer_paths("base")[0] / "mine").read_text() == "x"
         if "next" in names:
             client.snapshots.remove("next")
+
+
+def test_a_commit_of_a_container_to_an_image(tmp_path, reference):
+    def before(client):
+        client.containers.create(reference, ["/bin/true"], name="box")
+        (client.snapshots.layer_paths("box")[0] / "mine").write_text("x")
+
+    def commit(client):
+        client.containers.get("box").commit("mine:latest")
+
+    for client, _ in each(tmp_path, reference, before, commit, points=20, everyone=False):
+        commit(client)
+        made = client.images.get("mine:latest")
+        runs(client, made)
+        assert (client.snapshots.layer_paths(made.chain_id)[0] / "mine").read_text() == "x"

@@ -326,6 +326,18 @@ class TestDisk:
         assert store.gc().ingests == 1
         store.check(clean=True)
 
+    def test_a_dry_run_passes_over_what_others_remove_meanwhile(self, store, monkeypatch):
+        store.put(b"kept", {"containerd.io/gc.root": "x"})
+        orphan = store.root / "blobs" / "sha256" / ("0" * 64)
+        names_in = gc.names_in
+
+        def slow(folder):
+            names = names_in(folder)
+            return [*names, orphan.name] if folder == orphan.parent else names
+
+        monkeypatch.setattr(gc, "names_in", slow)
+        assert store.gc(dry_run=True).orphans == 0
+
     def test_an_ingest_that_is_being_opened_stays(self, store):
         lock = FileLock(store.root / "ingest" / "x" / "lock", what="x")
         with lock:
