@@ -113,6 +113,37 @@ def test_a_second_pull_makes_at_most_three_requests_and_writes_no_blob(
     assert _files(pulled.root / "blobs") == before
 
 
+def test_fsck_finds_every_layer_as_its_blob_says_and_mends_what_is_spoiled_from_the_registry(
+    real_image_ref: str, client: Any
+) -> None:
+    image = client.images.pull(real_image_ref)
+    report = client.fsck(verify_layers=True)
+    assert report.findings == []
+    assert report.layers_compared == len(image.layers)
+    bad = [image.digest, image.manifest.config.digest, min(image.layers, key=lambda layer: layer.size).digest]
+    victim = client.snapshots.layer_paths(image.chain_id)[-1] / "etc/passwd"
+    for digest in bad:
+        path = client.config.root / "blobs" / digest.replace(":", "/")
+        path.chmod(0o600)
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    victim.write_bytes(victim.read_bytes().swapcase())
+    report = client.fsck(repair=True, verify_layers=True)
+    assert sorted(finding.kind for finding in report.findings) == ["damaged-blob"] * 3 + ["damaged-layer"]
+    assert report.clean
+    assert client.fsck(verify_layers=True).findings == []
+
+
+def test_disk_usage_is_what_du_counts(real_image_ref: str, client: Any) -> None:
+    image = client.images.pull(real_image_ref)
+    usage = client.du()
+    counted = subprocess.run(
+        ["du", "-s", "--block-size=1", str(client.config.root)], check=True, capture_output=True, text=True
+    )
+    assert usage.store.total == pytest.approx(int(counted.stdout.split()[0]), rel=0.001)
+    assert usage.images[0].compressed_alone == image.size
+    assert usage.images[0].unpacked_alone == usage.store.layers
+
+
 def test_deleting_the_image_lets_gc_take_everything_but_nothing_before(
     real_image_ref: str, client: Any, tmp_path: Path
 ) -> None:
