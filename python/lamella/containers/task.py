@@ -26,7 +26,8 @@ from lamella.events.spool import spool_path
 from lamella.locks import FolderLock
 from lamella.snapshots import Mount
 
-SETTLE_SECONDS = 5.0
+SETTLE_SECONDS = 60.0
+"""How long a start that failed, or lost its caller, may take to be over: milliseconds, but for a machine with too much to do."""
 Status = Literal["created", "running", "stopped", "unknown"]
 
 
@@ -166,7 +167,7 @@ class Task:
         return not (self.folder / "exit.json").exists() and self._monitored()
 
     def _settled(self) -> bool:
-        """Say whether the container runs, once a start that has failed or lost its caller is over: milliseconds."""
+        """Say whether the container runs, once a start that has failed or lost its caller is over."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while self.running() and not (self.folder / "pid").exists() and time.monotonic() < deadline:
             time.sleep(0.001)
