@@ -36,11 +36,15 @@ def mounted(device: str, folder: Path, *options: str) -> Iterator[Path]:
         yield folder
     finally:
         unmount(folder)
-        # Whoever made a mount namespace meanwhile (every container's start does) holds a copy for a moment.
-        in_use = Path("/sys/fs/ext4", Path(device).name)
-        deadline = time.monotonic() + 20
-        while in_use.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until_unused(device)
+
+
+def wait_until_unused(device: str) -> None:
+    """Wait until nobody has a device mounted; whoever made a mount namespace (every container's start does) holds a copy."""
+    in_use = Path("/sys/fs/ext4", Path(device).name)
+    deadline = time.monotonic() + 20
+    while in_use.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def unmount(folder: Path) -> None:

@@ -15,17 +15,19 @@ boot a row without the mark is *unverified*: a power cut may have taken the byte
 :func:`sync` sets the mark: one syncfs, which brings the database's log to disk too, then one small transaction that is
 flushed as well. Only rows that were there before the syncfs began are marked. It runs when asked for (``pull(sync=True)``,
 ``Client(durable=True)``), with garbage collection, and before a later pull writes, if there are rows older than
-DUE_SECONDS: by then the kernel has written most of it and the wait is short.
+DUE_SECONDS: by then the kernel has written most of it and the wait is short. Where a sync fails, what it was for is unverified
+from then on.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from lamella.config import Config
 from lamella.disk import translated
-from lamella.errors import FailedPrecondition
+from lamella.errors import FailedPrecondition, LamellaError
 from lamella.metadata import Database, timestamp
 from lamella.metadata.boot import boot_id
 from lamella.tracing import span
@@ -59,8 +61,13 @@ def sync(database: Database, config: Config) -> int:
         with own.read() as db:
             blobs = db.execute(_UNSYNCED_BLOBS, values).fetchall()
             layers = db.execute(_UNSYNCED_LAYERS, values).fetchall()
-        with span("lamella.sync"), translated(f"sync the store {config.root}"):
-            _sync_file_systems(config.root)
+        try:
+            with span("lamella.sync"), translated(f"sync the store {config.root}"):
+                _sync_file_systems(config.root)
+        except LamellaError:
+            with suppress(LamellaError):
+                _distrust(own, blobs, layers)
+            raise
         for at in range(0, len(blobs), _BATCH):
             # created_at: the row may have been deleted meanwhile, and come back with a file that was not synced.
             with own.write() as db:
@@ -86,6 +93,15 @@ def sync_if_due(database: Database, config: Config) -> bool:
     if due:
         sync(database, config)
     return due
+
+
+def _distrust(database: Database, blobs: list[tuple[str, str]], layers: list[tuple[str]]) -> None:
+    """Take what could not be synced for unverified: the kernel tells of a failed write once, the next sync would succeed."""
+    with database.write() as db:
+        db.executemany(
+            "UPDATE blobs SET boot_id = 'failed' WHERE digest = ? AND created_at = ? AND synced = 0", blobs
+        )
+        db.executemany("UPDATE layers SET boot_id = 'failed' WHERE id = ? AND synced = 0", layers)
 
 
 def _sync_file_systems(root: Path) -> None:

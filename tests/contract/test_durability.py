@@ -5,6 +5,7 @@ Another boot is made by changing the recorded one; what a power cut does to file
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 
@@ -13,7 +14,7 @@ import pytest
 from lamella import durability
 from lamella.digest import digest_of
 from lamella.durability import Unverified
-from lamella.errors import DataLoss, FailedPrecondition, NotFound
+from lamella.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
 from lamella.metadata.boot import boot_id
 from lamella.registry.server import RegistryServer
 from layers import Built, file, folder, tar
@@ -347,3 +348,24 @@ def test_fsck_gives_active_snapshots_that_a_power_cut_took_an_empty_folder(store
         store.snapshots.stat("mine")
     assert client.fsck().findings == []
     assert len(store.layer_folders()) == 4
+
+
+def test_what_a_failed_sync_was_for_is_unverified(client, reference, monkeypatch):
+    """The kernel tells of a failed write once: a second sync would succeed, and the bytes would not be there."""
+    image = client.images.pull(reference)
+
+    def fail(root):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(durability, "_sync_file_systems", fail)
+    with pytest.raises(Unavailable, match="sync the store") as caught:
+        client.sync()
+    assert "kernel's log" in caught.value.hint
+    monkeypatch.undo()
+    assert client.sync() == 0
+    assert {synced for _, synced in marks(client, "blobs") + marks(client, "layers")} == {0}
+    with pytest.raises(Unverified):
+        client.snapshots.prepare("work", image.chain_id)
+    client.images.pull(reference, sync=True)
+    assert {synced for _, synced in marks(client, "blobs") + marks(client, "layers")} == {1}
+    client.snapshots.prepare("work", image.chain_id)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from disk_server import RECORD
 
-from disks import loop_device, mounted, run, unmount
+from disks import loop_device, mounted, run, unmount, wait_until_unused
 
 SECTOR, BLOCK = 512, 4096
 SIZE = 48 * 1024 * 1024
@@ -35,6 +35,7 @@ class RecordedDisk:
         self._log = top / "log"
         self._options = options
         self._open = ExitStack()
+        self._device = ""
         self.folder = top / "fs"
         top.mkdir(exist_ok=True)
 
@@ -63,6 +64,7 @@ class RecordedDisk:
             run("mkfs.ext4", "-q", "-b", BLOCK, "-E", now, "-J", "size=4", device)
             stack.enter_context(mounted(device, self.folder, *self._options))
             run("sync", "--file-system", self.folder)
+            self._device = device
             self._open = stack.pop_all()
         self.mark("ready")
         return self
@@ -83,6 +85,17 @@ class RecordedDisk:
     def mark(self, name: str) -> None:
         """Note in the log that something is done by now."""
         self.control(f"mark {name}")
+
+    def remount(self, *, repair: bool = False) -> None:
+        """Unmount, mend the file system if that is wanted, and mount it again, with nothing of it in memory."""
+        unmount(self.folder)
+        if repair:
+            wait_until_unused(self._device)
+            done = subprocess.run(
+                ["e2fsck", "-fy", self._device], check=False, capture_output=True, text=True
+            )
+            assert done.returncode < 4, done.stdout
+        run("mount", self._device, self.folder)
 
     def recording(self) -> Recording:
         """Read the log."""

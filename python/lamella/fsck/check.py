@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lamella import oci
 from lamella.digest import Digest
-from lamella.disk import TRASH, names_in
+from lamella.disk import TRASH, names_in, translated
 from lamella.errors import LamellaError, NotFound
 from lamella.fsck.blobs import BlobCheck
 from lamella.fsck.layers import LayerCheck
@@ -48,7 +48,11 @@ def check(
     reporter = Reporter(progress)
     sources = Sources(reporter, fetch=fetch, plain_http=plain_http)
     try:
-        with span("lamella.fsck"), CheckedStore(client, report, sources, reporter, jobs) as store:
+        with (
+            span("lamella.fsck"),
+            translated(f"check the store {client.config.root}"),
+            CheckedStore(client, report, sources, reporter, jobs) as store,
+        ):
             _Check(store).run(verify_layers=verify_layers)
     finally:
         sources.close()

@@ -24,6 +24,7 @@ import msgspec
 
 from lamella.config import Config, check_identifier
 from lamella.digest import parse_digest, split_digest
+from lamella.disk import translated
 from lamella.errors import FailedPrecondition
 from lamella.locks import FileLock, FolderLock
 from lamella.metadata import Database, timestamp
@@ -73,7 +74,8 @@ class LayerStore:
                 (snapshotter, diff_id, chain_id or "", boot_id()),
             ).fetchall()
         found = (_layer(folders, row) for row in rows)
-        return next((layer for layer in found if layer.path.is_dir()), None)
+        with translated(f"look at the layer {diff_id}"):
+            return next((layer for layer in found if layer.path.is_dir()), None)
 
     def stage(
         self,

@@ -29,6 +29,7 @@ import msgspec
 
 from lamella import _core, oci, platforms
 from lamella.digest import Digest, split_digest
+from lamella.disk import translated
 from lamella.durability import Unverified, sync, sync_if_due
 from lamella.errors import (
     AlreadyExists,
@@ -209,8 +210,9 @@ class Pull:
                 config = oci.parse_config(client.content.read(manifest.config.digest))
                 self._check_platform(manifest, config)
                 for name in oci.chain_ids(config.rootfs.diff_ids)[-1:]:
-                    if not all(path.is_dir() for path in client.snapshots.layer_paths(name)):
-                        return None
+                    with translated(f"look at the layers of {self._reference}"):
+                        if not all(path.is_dir() for path in client.snapshots.layer_paths(name)):
+                            return None
         except (NotFound, Unverified, DataLoss):
             return None
         return self._done(image, descriptor, manifest, fetched=False)
