@@ -34,9 +34,13 @@ def server() -> Iterator[Any]:
 
 
 def image(*, filling: bytes = b"") -> Built:
-    """Build an image whose upper layers cannot do without the lower ones, and that can run ``/bin/true``."""
+    """Build an image whose upper layers cannot do without the lower ones; it can run ``/bin/true`` and ``/bin/forever``."""
     base = tar(
-        folder("bin"), file("bin/true", program(), mode=0o755), folder("etc"), file("etc/passwd", b"x")
+        folder("bin"),
+        file("bin/true", program(), mode=0o755),
+        file("bin/forever", program(None), mode=0o755),
+        folder("etc"),
+        file("etc/passwd", b"x"),
     )
     middle = tar(file("data/filling", filling), file("data/gone"))  # a parent folder that it does not name
     upper = tar(hardlink("bin/same", "bin/true"), whiteout("data/gone"))  # a link into a lower layer

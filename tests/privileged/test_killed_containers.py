@@ -13,7 +13,7 @@ import pytest
 
 from crashes import each_kill, image, runs
 from lamella.containers.cgroups import _hierarchies
-from lamella.errors import LamellaError, NotFound
+from lamella.errors import FailedPrecondition, LamellaError, NotFound
 from steps import patience
 
 pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("alone"), patience]
@@ -148,3 +148,39 @@ def test_a_commit_of_a_container_to_an_image(tmp_path, reference):
         made = client.images.get("mine:latest")
         runs(client, made)
         assert (client.snapshots.layer_paths(made.chain_id)[0] / "mine").read_text() == "x"
+
+
+def test_a_commit_of_a_running_container_does_not_leave_it_paused(tmp_path, reference):
+    def before(client):
+        client.containers.run(reference, ["/bin/forever"], name="box", detach=True)
+
+    def commit(client):
+        client.containers.get("box").commit("mine:latest")
+
+    for client, _ in each(tmp_path, reference, before, commit, points=12, everyone=False):
+        box = client.containers.get("box")
+        if box.status == "running":  # else it was its monitor that was killed
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:  # the monitor sees the end of a connection when it comes to it
+                with suppress(FailedPrecondition):
+                    assert box.exec(["/bin/true"]).exit_code == 0
+                    break
+            else:
+                pytest.fail("it is paused")
+        box.remove(force=True)
+
+
+def test_what_its_user_paused_stays_paused_when_it_is_committed(client, reference):
+    client.images.pull(reference)
+    box = client.containers.run(reference, ["/bin/forever"], detach=True)
+    try:
+        box.commit("first:latest")
+        assert box.exec(["/bin/true"]).exit_code == 0
+        box.pause()
+        box.commit("second:latest")
+        with pytest.raises(FailedPrecondition, match="paused"):
+            box.exec(["/bin/true"])
+        box.resume()
+        assert box.exec(["/bin/true"]).exit_code == 0
+    finally:
+        box.remove(force=True)

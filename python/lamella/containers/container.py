@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -394,7 +394,7 @@ class Container:
         pause: bool = True,
         compression: LayerCompression = "gzip",
     ) -> Image:
-        """Make an image of its image and what it changed; it goes on, after a pause if it runs and ``pause`` is true.
+        """Make an image of its image and what it changed; it is paused meanwhile if it runs and ``pause`` is true.
 
         ``changes`` are instructions of a Dockerfile for the config (``CMD ["a"]``, ``ENV A=b``...). What it has mounted is no
         part of the image. Errors: NotFound when its image is not here any more, else as
@@ -404,10 +404,10 @@ class Container:
 
         base = self._client.images.get(self.record.image)
         command = msgspec.json.decode(self.record.spec, type=_Spec).process.args
-        paused = pause and self.status == "running"
-        if paused:
-            self.pause()
-        try:
+        with ExitStack() as stack:
+            if pause:
+                with suppress(NotFound, FailedPrecondition):  # it does not run
+                    stack.enter_context(self.task.frozen())
             return commit_image(
                 self._client,
                 self.record.snapshot_key,
@@ -419,10 +419,6 @@ class Container:
                 changes=changes,
                 compression=compression,
             )
-        finally:
-            if paused:
-                with suppress(FailedPrecondition):  # it was killed meanwhile
-                    self.resume()
 
     def logs(self, *, stream: str | None = None) -> Iterator[tuple[str, bytes]]:
         """Yield ``(stream, bytes)`` of all it has written since it was created, or of one stream alone."""

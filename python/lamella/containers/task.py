@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -263,6 +263,23 @@ class Task:
         if self.exit() is not None:
             raise _ended()
         self._request(document).close()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Freeze all processes for the length of a block, or until this process dies. NotFound when the task has ended.
+
+        What is paused already stays so.
+        """
+        connection = self._request({"op": "pause", "hold": True})
+        try:
+            yield
+        finally:
+            with (
+                closing(connection),
+                suppress(BrokenPipeError, ConnectionResetError),
+            ):  # it was killed meanwhile
+                connection.request({"op": "release"})
+                connection.reply()
 
     def attach(self, *, stdin: bool) -> Attached:
         """Join the streams from now on. NotFound when the task has ended."""

@@ -34,9 +34,14 @@ enum Operation {
     },
     /// Change the terminal's size.
     Resize { rows: u16, cols: u16 },
-    /// Freeze all processes.
-    Pause,
-    /// Let them go on.
+    /// Freeze all processes; with `hold` only until the client lets go or hangs up, however it ends.
+    Pause {
+        #[serde(default)]
+        hold: bool,
+    },
+    /// End the client's hold.
+    Release,
+    /// Let them go on, whoever paused them.
     Resume,
     /// Add a process; the connection becomes its stream.
     Exec {
@@ -78,7 +83,9 @@ impl Monitor {
                 self.exec(client, &process, stdin)?;
                 return Ok(None);
             }
-            Operation::Pause => self.pause()?,
+            Operation::Pause { hold: false } => self.pause()?,
+            Operation::Pause { hold: true } => self.hold(client)?,
+            Operation::Release => self.release(client),
             Operation::Resume => self.resume()?,
             Operation::Update { resources } => {
                 self.running()?;
@@ -189,6 +196,28 @@ impl Monitor {
     }
 
     fn pause(&mut self) -> Result<(), Failure> {
+        self.freeze()?;
+        self.holders.clear();
+        Ok(())
+    }
+
+    /// Freeze for as long as a client is there. What was paused without a hold stays so.
+    fn hold(&mut self, client: u32) -> Result<(), Failure> {
+        let held = !self.paused || !self.holders.is_empty();
+        self.freeze()?;
+        if held {
+            self.holders.insert(client);
+        }
+        Ok(())
+    }
+
+    pub(super) fn release(&mut self, client: u32) {
+        if self.holders.remove(&client) && self.holders.is_empty() {
+            let _ = self.resume();
+        }
+    }
+
+    fn freeze(&mut self) -> Result<(), Failure> {
         self.running()?;
         self.cgroup.set_frozen(true)?;
         if !std::mem::replace(&mut self.paused, true) {
@@ -200,6 +229,7 @@ impl Monitor {
     fn resume(&mut self) -> Result<(), Failure> {
         self.running()?;
         self.cgroup.set_frozen(false)?;
+        self.holders.clear();
         if std::mem::replace(&mut self.paused, false) {
             self.events.tell([(events::RESUMED, json!({}))]);
         }

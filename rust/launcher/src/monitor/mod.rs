@@ -22,7 +22,7 @@ mod record;
 mod serve;
 mod stdio;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -168,6 +168,8 @@ pub struct Monitor {
     shared: Shared,
     started_at: Option<String>,
     paused: bool,
+    /// The clients without whom it would not be paused.
+    holders: BTreeSet<u32>,
     log: Option<Log>,
     events: Events,
     memory: Memory,
@@ -201,6 +203,7 @@ impl Monitor {
             shared: start.shared,
             started_at: start.started_at,
             paused: false,
+            holders: BTreeSet::new(),
             log: start.log.as_deref().map(Log::new),
             events: Events(start.events),
             memory: Memory::default(),

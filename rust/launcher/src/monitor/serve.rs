@@ -127,6 +127,7 @@ impl Monitor {
 
     pub(super) fn drop_client(&mut self, id: u32) {
         let Some(client) = self.clients.remove(&id) else { return };
+        self.release(id);
         if client.watched.is_some() {
             let _ = epoll::delete(&self.epoll, client.socket());
         }
