@@ -63,7 +63,8 @@ def examine(
     ``repair``: mend by fsck, then by pulls; else by pulls alone.
     """
     layers = {diff_id: tree for original in originals for diff_id, tree in original.layers.items()}
-    with Client(top / "root", top / "state") as client:
+    # The state is not on the disk: a machine that starts has none, and this process keeps a file of it open.
+    with Client(top / "root", mount_point.parent / "state") as client:
         _synced_rows_are_complete(client, layers)
         for original in synced:
             _is_complete(client, original, mount_point)
