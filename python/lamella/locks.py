@@ -25,6 +25,8 @@ from lamella.logs import Log
 
 _POLL_FIRST = 0.001
 _POLL_MAX = 0.05
+_LOOK_SECONDS = 0.1
+"""How long a lock may be held by somebody who only looks whether it is held: microseconds, or until he gets a processor again."""
 _log = Log("lamella")
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
@@ -63,6 +65,11 @@ class FileLock:
         if self.try_acquire():
             return False
         if not wait:
+            deadline = time.monotonic() + _LOOK_SECONDS
+            while time.monotonic() < deadline:
+                time.sleep(_POLL_FIRST)
+                if self.try_acquire():
+                    return False
             raise Unavailable(
                 f"{self._what} is in use", hint="Another process or thread works on it; try again later."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import threading
@@ -31,6 +32,19 @@ def test_a_lock_excludes_others_of_the_same_process(tmp_path):
     assert second.try_acquire()
     second.release()
     second.release()
+
+
+def test_who_does_not_wait_is_not_refused_because_somebody_looks_whether_the_lock_is_held(tmp_path):
+    with lock(tmp_path / "lock"):
+        pass
+    looks = os.open(tmp_path / "lock", os.O_RDONLY)
+    fcntl.flock(looks, fcntl.LOCK_EX)
+    other = threading.Timer(0.01, os.close, [looks])
+    other.start()
+    mine = lock(tmp_path / "lock")
+    assert not mine.acquire(wait=False)
+    mine.release()
+    other.join()
 
 
 def test_missing_folders_are_made(tmp_path):
