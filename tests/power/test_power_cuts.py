@@ -24,6 +24,7 @@ from workloads import WRITTEN
 from disks import run
 from lamella.client import Client
 from lamella.errors import LamellaError
+from lamella.metadata import schema
 from lamella.registry.server import RegistryServer
 from layers import Built, file, folder, hardlink, opaque, symlink, tar, whiteout
 
@@ -122,6 +123,20 @@ def hold(cut: Cut, originals: list[Original], top: Path) -> None:
 def test_after_a_power_cut(workload: str, originals: list[Original], tmp_path: Path) -> None:
     for cut in record(tmp_path, workload, originals).cuts(CUTS, seed=SEED):
         hold(cut, originals, tmp_path)
+
+
+def test_a_power_cut_in_a_migration_leaves_the_old_schema_or_the_new_one(
+    originals: list[Original], tmp_path: Path
+) -> None:
+    for cut in record(tmp_path, "migrate", originals).cuts(CUTS, seed=SEED, after="old store"):
+        with after(cut, tmp_path / "after") as top, Client(top / "old", tmp_path / "state") as client:
+            with client.database.read() as db:
+                assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+                assert db.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+            leases = {lease.id for lease in client.leases.list()}
+            assert "kept" in leases and leases <= {"kept", "new"}, cut
+            client.leases.create("another")
+            assert client.fsck().findings == []
 
 
 @pytest.mark.parametrize(

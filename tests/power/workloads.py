@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import apsw
+
 from lamella import durability
 from lamella.client import Client
-from lamella.metadata import boot, database
+from lamella.metadata import boot, database, schema
 
 Mark = Callable[[str], None]
 WRITTEN = {"etc/mine": b"m" * 20_000, "written/file": b"w" * 3000}
@@ -99,6 +101,27 @@ def repair(client: Client, mark: Mark, first: str, second: str) -> None:
     client.images.pull(second)
     client.images.pull(first, sync=True)
     mark("first synced")
+
+
+def migrate(client: Client, mark: Mark, first: str, second: str) -> None:
+    """Open a store of the first version, which brings its schema up to date."""
+    root = client.config.root.parent / "old"
+    root.mkdir(mode=0o700)
+    connection = apsw.Connection(str(root / "metadata.db"))
+    connection.execute(
+        f"PRAGMA journal_mode = WAL; {schema.MIGRATIONS[0]} PRAGMA user_version = 1"
+    ).fetchall()
+    connection.execute(
+        "INSERT INTO leases (namespace, id, created_at) VALUES ('default', 'kept', '2020-01-01T00:00:00.000000Z')"
+    ).fetchall()
+    connection.close()
+    durability._sync_file_systems(root)
+    mark("old store")
+    with Client(root, client.config.state) as opened:
+        opened.leases.create("new")
+        opened.sync()
+        mark("new synced")
+        opened.leases.delete("new")
 
 
 def _without(names: list[str]) -> None:
