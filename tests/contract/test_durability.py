@@ -369,3 +369,22 @@ def test_what_a_failed_sync_was_for_is_unverified(client, reference, monkeypatch
     client.images.pull(reference, sync=True)
     assert {synced for _, synced in marks(client, "blobs") + marks(client, "layers")} == {1}
     client.snapshots.prepare("work", image.chain_id)
+
+
+@pytest.mark.parametrize("record", [b"", b'{"exit', bytes(50)], ids=["empty", "cut", "zeroed"])
+def test_a_container_whose_exit_record_a_power_cut_spoiled_can_be_started_and_removed(
+    client, small_image, record
+):
+    image = client.images.pull(small_image)
+    box = client.containers.create(image, ["sh", "-c", "exit 7"], name="box")
+    box.start()
+    assert box.wait(timeout=20) == 7
+    box.task._await_monitor()
+    box.task.folder.joinpath("exit.json").write_bytes(record)
+    assert box.status in ("created", "unknown")
+    assert [each.name for each in client.containers.list(all=True)] == ["box"]
+    box.start()
+    assert box.wait(timeout=20) == 7
+    box.task._await_monitor()
+    box.task.folder.joinpath("exit.json").write_bytes(record)
+    box.remove()

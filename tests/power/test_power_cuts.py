@@ -84,12 +84,11 @@ def originals(server: RegistryServer, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def record(
-    top: Path, workload: str, originals: list[Original], *without: str, options: tuple[str, ...] = ()
+    top: Path, workload: str, references: list[str], *without: str, options: tuple[str, ...] = ()
 ) -> Recording:
     """Run a workload on a recorded disk."""
     with RecordedDisk(top / "disk", *options) as disk:
         program = Path(__file__).with_name("workloads.py")
-        references = [original.reference for original in originals]
         command = [
             sys.executable,
             program,
@@ -102,6 +101,10 @@ def record(
         ]
         subprocess.run([str(word) for word in command], check=True, stdin=subprocess.DEVNULL, timeout=120)
     return disk.recording()
+
+
+def names(originals: list[Original]) -> list[str]:
+    return [original.reference for original in originals]
 
 
 def hold(cut: Cut, originals: list[Original], top: Path) -> None:
@@ -121,14 +124,27 @@ def hold(cut: Cut, originals: list[Original], top: Path) -> None:
     ["pull", "pull_with_sync", "sync_when_due", "pull_without_layers", "commit", "collect", "repair"],
 )
 def test_after_a_power_cut(workload: str, originals: list[Original], tmp_path: Path) -> None:
-    for cut in record(tmp_path, workload, originals).cuts(CUTS, seed=SEED):
+    for cut in record(tmp_path, workload, names(originals)).cuts(CUTS, seed=SEED):
         hold(cut, originals, tmp_path)
+
+
+def test_containers_can_be_started_or_removed_after_a_power_cut(
+    small_image_registry: RegistryServer, tmp_path: Path
+) -> None:
+    reference = f"{small_image_registry.address}/machine:latest"
+    program = [sys.executable, Path(__file__).with_name("containers_after.py")]
+    recording = record(tmp_path, "run_containers", [reference, reference])
+    for cut in recording.cuts(CUTS, seed=SEED, after="first synced"):
+        with after(cut, tmp_path / "after") as top:
+            command = [*map(str, program), str(top)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+            assert done.returncode == 0, f"{cut}: {done.stderr}"
 
 
 def test_a_power_cut_in_a_migration_leaves_the_old_schema_or_the_new_one(
     originals: list[Original], tmp_path: Path
 ) -> None:
-    for cut in record(tmp_path, "migrate", originals).cuts(CUTS, seed=SEED, after="old store"):
+    for cut in record(tmp_path, "migrate", names(originals)).cuts(CUTS, seed=SEED, after="old store"):
         with after(cut, tmp_path / "after") as top, Client(top / "old", tmp_path / "state") as client:
             with client.database.read() as db:
                 assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -147,7 +163,7 @@ def test_a_power_cut_in_a_migration_leaves_the_old_schema_or_the_new_one(
 def test_the_examination_fails_without(
     missing: str, workload: str, since: str, originals: list[Original], tmp_path: Path
 ) -> None:
-    recording = record(tmp_path, workload, originals, missing)
+    recording = record(tmp_path, workload, names(originals), missing)
     with pytest.raises((AssertionError, OSError, LamellaError)):
         for cut in recording.cuts(200, seed=SEED, after=since):
             hold(cut, originals, tmp_path)

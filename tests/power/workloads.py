@@ -124,6 +124,24 @@ def migrate(client: Client, mark: Mark, first: str, second: str) -> None:
         opened.leases.delete("new")
 
 
+def run_containers(client: Client, mark: Mark, first: str, second: str) -> None:
+    image = client.images.pull(first, sync=True)
+    mark("first synced")
+    client.containers.create(image, ["sh", "-c", "exit 7"], name="created")
+    ended = client.containers.create(image, ["sh", "-c", "echo written > /file; exit 7"], name="ended")
+    ended.start()
+    ended.wait(timeout=20)
+    running = client.containers.create(
+        image, ["sh", "-c", "echo on; read x < /dev/zero; sleep 60"], name="running"
+    )
+    running.start()
+    time.sleep(0.1)
+    client.containers.run(image, ["sh", "-c", "exit 0"], remove=True, timeout=20)
+    mark("all started")
+    ended.remove()
+    running.remove(force=True)
+
+
 def _without(names: list[str]) -> None:
     """Break lamella on purpose."""
     if "syncfs" in names:

@@ -207,17 +207,18 @@ class Task:
         return "running" if monitored else "unknown"
 
     def exit(self) -> Exit | None:
-        """Return the exit record, None before there is one."""
+        """Return the exit record, None before there is one.
+
+        The monitor puts it in place whole; one that a power cut has spoiled, where the state is on a disk, says nothing.
+        """
         try:
             return msgspec.json.decode((self.folder / "exit.json").read_bytes(), type=Exit)
-        except FileNotFoundError:
+        except (FileNotFoundError, msgspec.MsgspecError):
             return None
-        except msgspec.MsgspecError as error:
-            raise FailedPrecondition(f"the exit record of the task is damaged: {error}") from None
 
     def past_run(self) -> dict[str, Any] | None:
         """Give what the records say of a run that is over (the fields of /tasks/delete); None when there was none."""
-        with suppress(FailedPrecondition, NotADirectoryError):
+        with suppress(NotADirectoryError):
             ended = self.exit()
             if ended is not None:
                 return {"exit_status": ended.exit_code, "exited_at": ended.exited_at}
@@ -381,4 +382,8 @@ def _disk_error(error: OSError, path: Path) -> Exception:
         return ResourceExhausted(
             f"no space left to write {path}", hint="Free space, or choose another --state."
         )
-    return storage_error(error, f"write {error.filename or path}")
+    if error.errno in (errno.EROFS, errno.EIO):
+        return storage_error(error, f"write {error.filename or path}")
+    return PermissionDenied(
+        f"cannot write {path}: {error.strerror}", hint="Check the owner of the state folder."
+    )

@@ -1,0 +1,41 @@
+"""Look at the containers of a store after a power cut: ``containers_after.py TOP``. The state folder was on the disk, too.
+
+A process of its own: it starts containers, and keeps files of the state folder open.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from lamella.client import Client
+from lamella.errors import LamellaError
+
+
+def main(top: Path) -> None:
+    with Client(top / "root", top / "state") as client:
+        for box in client.containers.list(all=True):
+            assert box.status in ("created", "stopped", "unknown"), box.status
+            assert box.inspect()
+        client.gc()
+        assert client.fsck(repair=True).clean
+        for box in client.containers.list(all=True):
+            try:
+                box.start()
+                assert box.wait(timeout=20) in (0, 7)
+            except LamellaError as error:
+                assert error.hint, error
+            box.remove(force=True)
+        assert client.containers.list(all=True) == []
+        for image in client.images.list():
+            result = client.containers.run(
+                image, ["sh", "-c", "exit 7"], remove=True, timeout=20, check=False
+            )
+            assert result.exit_code == 7
+        assert client.fsck(repair=True).clean
+        report = client.fsck()
+        assert report.findings == [], report.findings
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
