@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import msgspec
 import pytest
@@ -419,6 +420,8 @@ def test_ctrl_c_stops_a_pull_and_the_next_one_resumes(client, server):
             assert process.stdout is not None
             while int(process.stdout.readline()) < 1 << 20:
                 pass
+            while not any(ingest.offset for ingest in client.content.ingests()):  # received is not yet written
+                time.sleep(0.01)
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=10)
         finally:
