@@ -1,10 +1,13 @@
 //! The core as its users see it: archives in, folders out.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod advisories;
 mod apply;
 mod archive;
+mod breakouts;
 mod counters;
 mod diff;
+mod host;
 mod hostile;
 mod merged;
 mod mounts;

@@ -70,7 +70,7 @@ fn walk(root: &Path, path: &Path, items: &mut BTreeMap<String, Item>, inodes: &m
     }
 }
 
-fn xattrs(path: &Path) -> Vec<(String, Vec<u8>)> {
+pub fn xattrs(path: &Path) -> Vec<(String, Vec<u8>)> {
     let mut list = vec![0u8; 4096];
     let length = rustix::fs::llistxattr(path, list.as_mut_slice()).unwrap_or(0);
     let mut xattrs: Vec<_> = list[..length]
