@@ -420,7 +420,9 @@ def test_ctrl_c_stops_a_pull_and_the_next_one_resumes(client, server):
             assert process.stdout is not None
             while int(process.stdout.readline()) < 1 << 20:
                 pass
-            while not any(ingest.offset for ingest in client.content.ingests()):  # received is not yet written
+            while not any(
+                ingest.offset for ingest in client.content.ingests()
+            ):  # received is not yet written
                 time.sleep(0.01)
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=10)

@@ -221,7 +221,8 @@ mod tests {
     #[test]
     fn records_count_their_own_digits() {
         assert_eq!(record(b"a", b""), b"5 a=\n");
-        assert_eq!(record(b"key", b"12"), b"10 key=12\n".to_vec());
+        assert_eq!(record(b"key", b"12"), b"9 key=12\n");
+        assert_eq!(record(b"key", b"123"), b"11 key=123\n");
         assert_eq!(record(b"k", &[b'v'; 93]).len(), 99);
         assert_eq!(record(b"k", &[b'v'; 94]).len(), 101);
     }
