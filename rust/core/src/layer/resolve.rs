@@ -8,7 +8,7 @@
 //!
 //! Doing it twice is harmless: what is there already is left alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -38,9 +38,18 @@ pub fn resolve<P: AsRef<Path>>(layer: &Path, lowers: &[P], deferred: &Deferred) 
     let root = rustix::fs::openat(CWD, layer, FOLDER, Mode::empty())
         .map_err(|error| Error::system(format!("cannot open the layer folder {}", layer.display()), error))?;
     let format = deferred.format.unwrap_or(WhiteoutFormat::Overlay);
-    let mut work =
-        Resolver { root, layer, lower, format, moved: Vec::new(), copies: HashMap::new(), touched: Vec::new() };
+    let mut work = Resolver {
+        root,
+        layer,
+        lower,
+        format,
+        links: deferred.links.iter().map(|link| owned(&link.path)).collect::<Result<_>>()?,
+        moved: Vec::new(),
+        copies: HashMap::new(),
+        touched: Vec::new(),
+    };
     let folders = work.relocate(&deferred.folders)?;
+    work.links = std::mem::take(&mut work.links).into_iter().map(|link| work.current(link)).collect();
     for link in &deferred.links {
         work.link(link).map_err(|error| error.context(format!("hard link '{}'", show(&link.path))))?;
     }
@@ -64,6 +73,8 @@ struct Resolver<'a> {
     layer: &'a Path,
     lower: Merged,
     format: WhiteoutFormat,
+    /// Where the layer's links into lower layers belong. Not all are there yet, but nothing else may take their place.
+    links: HashSet<Components>,
     /// Folders whose content was moved: from, to.
     moved: Vec<(Components, Components)>,
     /// Lower inodes that were copied up, and where to.
@@ -210,13 +221,16 @@ impl Resolver<'_> {
 
     /// Open a folder of the layer, making it and its parents with the lower layers' attributes where they are missing.
     ///
-    /// None where this layer hides what lies beneath: a whiteout, a file, or an opaque folder on the way.
+    /// None where this layer hides what lies beneath: a whiteout, a file or link, or an opaque folder on the way.
     fn ensure(&mut self, path: &[Vec<u8>]) -> Result<Option<OwnedFd>> {
         let mut current = self.open(&[])?;
         for (index, name) in path.iter().enumerate() {
             let Some(parent) = current else { return Ok(None) };
             let c_name = c_name(name)?;
             let here = &path[..=index];
+            if self.links.contains(here) {
+                return Ok(None);
+            }
             if Self::stat(&parent, &c_name)?.is_none() {
                 if index > 0 && is_opaque(parent.as_fd()) {
                     return Ok(None);
@@ -265,7 +279,8 @@ impl Resolver<'_> {
             && let Some(target_folder) = self.ensure(target_parents)?
         {
             let target_name = c_name(target_name)?;
-            let hidden = !target_parents.is_empty() && is_opaque(target_folder.as_fd());
+            let hidden =
+                self.links.contains(&found.path) || !target_parents.is_empty() && is_opaque(target_folder.as_fd());
             if !hidden && Self::stat(&target_folder, &target_name)?.is_none() {
                 self.touch(target_parents, &target_folder)?;
                 self.copy(&found, &target_folder, &target_name)?;

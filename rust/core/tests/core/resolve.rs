@@ -105,6 +105,29 @@ fn linked_files_are_copied_up_under_their_own_name_too_and_stay_one_inode() {
 }
 
 #[test]
+fn a_link_keeps_its_place_when_that_is_another_ones_target_or_on_the_way_to_one() {
+    let lower = || Archive::new().file("f", b"f").file("g", b"g").file("s/x", b"x").symlink("l", "/");
+    let content = |stack: &Stack| -> Vec<(String, String)> {
+        let items = tree::items(&stack.top.layer).into_iter().filter(|(_, item)| item.kind == 'f');
+        items.map(|(name, item)| (name, String::from_utf8(item.content).unwrap())).collect()
+    };
+    let expect = |top: Archive, expected: &[(&str, &str)]| {
+        let stack = stack(&[lower()], top);
+        assert!(stack.resolve().unwrap());
+        let expected: Vec<_> = expected.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        assert_eq!(content(&stack), expected);
+    };
+    let top = || Archive::new().folder("./");
+    expect(top().hard_link("f", "f"), &[("f", "f")]);
+    expect(top().hard_link("a", "f").hard_link("f", "g"), &[("a", "f"), ("f", "g"), ("g", "g")]);
+    expect(top().hard_link("f", "g").hard_link("g", "f"), &[("f", "g"), ("g", "g")]);
+    expect(top().hard_link("s", "s/x"), &[("s", "x")]);
+    expect(top().hard_link("a", "s/x").hard_link("s", "g"), &[("a", "x"), ("g", "g"), ("s", "g")]);
+    // By way of a lower layer's symlink, too.
+    expect(top().hard_link("a", "f").hard_link("l/f", "g"), &[("a", "f"), ("f", "g"), ("g", "g")]);
+}
+
+#[test]
 fn a_deleted_target_is_linked_but_not_shown_again() {
     let lower = || Archive::new().file("old", b"content").file("d/old", b"content");
     let renamed = stack(&[lower()], Archive::new().folder("./").hard_link("new", "old").file(".wh.old", b""));
