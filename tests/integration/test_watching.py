@@ -233,6 +233,7 @@ def test_credentials_and_tokens_are_in_no_record_span_or_metric(
     password,
 ):
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "lamella")
     with TokenServer({"ann": SECRET}) as tokens, RegistryServer(auth=tokens.guard) as server:
         push_image(server)
         auth = base64.b64encode(f"ann:{password}".encode()).decode()

@@ -58,6 +58,9 @@ SQLITE_MINIMUM = 3_051_003
 """Older ones may corrupt a WAL database (sqlite.org/wal.html, "The WAL-Reset Bug")."""
 APPLICATION_ID = 0x6C616D65  # "lame", for file(1)
 
+FORK_SECONDS = 1.0
+"""How long a fork waits for the transactions of other threads."""
+
 _POLL_FIRST = 0.0002
 _POLL_MAX = 0.004
 _open: weakref.WeakSet[Database] = weakref.WeakSet()
@@ -88,8 +91,9 @@ class Database:
         self._on_rollback: list[Callable[[bool], None]] = []
         self._identity: tuple[int, int] | None = None
         self._connection: apsw.Connection | None = None
-        self._connection = with_reserve(config.root, self._connect)
-        _open.add(self)
+        with _still.opening:
+            self._connection = with_reserve(config.root, self._connect)
+            _open.add(self)
 
     def __repr__(self) -> str:
         return f"<lamella.metadata.Database {str(self.path)!r}>"
@@ -321,6 +325,11 @@ class Database:
         """Take the thread lock, which the caller must release."""
         if self._pid != os.getpid():
             raise _forked()
+        if _still.forking and not self._depth and not self._readers:
+            with (
+                _still.opening
+            ):  # or a thread that writes all the time would never let the fork have the lock
+                pass
         if not self._lock.acquire(blocking=False):
             began = time.monotonic()
             self._lock.acquire()
@@ -459,17 +468,18 @@ class Database:
                     "ROLLBACK" if self._depth == 1 else "ROLLBACK TO inner_write; RELEASE inner_write"
                 )
 
-    def _after_fork(self) -> None:
-        """Part with the inherited connection in the child.
+    def _after_fork(self, *, still: bool) -> None:
+        """Part with the inherited connection in the child. ``still``: no thread was inside SQLite at the fork.
 
-        An idle one is closed: its locks are the parent's, nothing is written. One in the middle of a transaction or a
+        An idle one is closed then: its locks are the parent's, nothing is written. One in the middle of a transaction or a
         statement must never be closed, not even when the child's interpreter ends: closing would roll the parent's transaction
         back in the shared log index, or wait for a thread that the fork did not bring along. Nobody can reach it any more.
         """
         connection, self._connection = self._connection, None
+        self._lock = threading.RLock()
         if connection is None:
             return
-        if self._lock.acquire(blocking=False) and not self._depth and not self._readers:
+        if still and not self._depth and not self._readers:
             connection.close()
             return
         import ctypes  # 3 ms, in the rare child that needs it
@@ -605,9 +615,46 @@ def _forked() -> FailedPrecondition:
     )
 
 
-def _after_fork() -> None:
-    for database in list(_open):
-        database._after_fork()
+class _Still:
+    """Keeps all threads out of SQLite while the process forks.
+
+    Its connections share locks of their own (memory, file descriptors). A child that inherited one held would wait for ever
+    where it closes a connection.
+    """
+
+    def __init__(self) -> None:
+        self.opening = threading.RLock()
+        self.forking = False
+        self._held: list[threading.RLock] = []
+        self._complete = False
+
+    def before(self) -> None:
+        """Wait for whoever is in a transaction, but not long: a child closes nothing then."""
+        deadline = time.monotonic() + FORK_SECONDS
+        self._complete = self.forking = self._take(self.opening, deadline)
+        for database in list(_open):
+            self._complete = self._complete and self._take(database._lock, deadline)
+
+    def _take(self, lock: threading.RLock, deadline: float) -> bool:
+        taken = lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        if taken:
+            self._held.append(lock)
+        return taken
+
+    def in_parent(self) -> None:
+        """Let the threads go on."""
+        self.forking = False
+        held, self._held = self._held, []
+        for lock in held:
+            lock.release()
+
+    def in_child(self) -> None:
+        """Part with what was inherited."""
+        self._held, self.forking = [], False
+        self.opening = threading.RLock()
+        for database in list(_open):
+            database._after_fork(still=self._complete)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+_still = _Still()
+os.register_at_fork(before=_still.before, after_in_parent=_still.in_parent, after_in_child=_still.in_child)
