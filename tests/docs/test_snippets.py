@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 from pathlib import Path
@@ -42,6 +43,18 @@ def nginx(docker_registry, real_image_ref):
     return docker_registry
 
 
+@pytest.fixture
+def logging_as_before():
+    """Take back what a snippet sets up for its whole process."""
+    loggers = [logging.getLogger(), logging.getLogger("lamella")]
+    before = [(logger.level, [*logger.handlers]) for logger in loggers]
+    yield
+    for logger, (level, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
+@pytest.mark.usefixtures("logging_as_before")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_snippets_of_a_page_run_in_order(page, nginx, tmp_path, monkeypatch):
     from lamella.registry.client import RegistryClient
