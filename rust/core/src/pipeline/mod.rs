@@ -307,7 +307,7 @@ impl Inner {
         let chunk = Arc::new(chunk);
         for output in &feed.outputs {
             if output.send(Arc::clone(&chunk)).is_err() {
-                return Err(self.state.failure().unwrap_or_else(Error::cancelled));
+                return Err(self.state.why_gone());
             }
         }
         Ok(())

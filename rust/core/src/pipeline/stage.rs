@@ -6,7 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -23,6 +24,8 @@ pub const POLL: Duration = Duration::from_millis(50);
 /// Above this much output a ratio of more than [`MAX_RATIO`] is refused. gzip cannot exceed 1032.
 const RATIO_FLOOR: u64 = 1 << 30;
 const MAX_RATIO: u64 = 4096;
+/// How long a stage may take from letting go of its input to saying why: microseconds, on a machine that has time.
+const GONE: Duration = Duration::from_secs(5);
 
 /// What all stages and the caller see.
 #[derive(Debug, Default)]
@@ -50,6 +53,20 @@ impl State {
             return None;
         }
         self.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why a stage is gone. It lets go of what it was fed before its error is remembered, so that this may take a moment.
+    pub fn why_gone(&self) -> Error {
+        let deadline = Instant::now() + GONE;
+        loop {
+            if let Some(error) = self.failure() {
+                return error;
+            }
+            if self.check().is_err() || Instant::now() > deadline {
+                return Error::cancelled();
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Remember a failure, unless one is remembered already or it is only that the work was stopped.
