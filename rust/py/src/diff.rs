@@ -13,22 +13,7 @@ use crate::gate::through;
 /// The differences between two trees, in the order of a layer.
 #[pyclass(frozen, module = "lamella._core")]
 pub struct Changes {
-    origin: Origin,
     found: diff::Changes,
-}
-
-enum Origin {
-    Upper { folder: PathBuf, opaque: bool },
-    Pair { before: Option<PathBuf>, after: PathBuf },
-}
-
-impl Origin {
-    fn trees(&self) -> Trees<'_> {
-        match self {
-            Self::Upper { folder, opaque } => Trees::Upper { folder, opaque: *opaque },
-            Self::Pair { before, after } => Trees::Pair { before: before.as_deref(), after },
-        }
-    }
 }
 
 /// A blob that was packed.
@@ -44,22 +29,21 @@ pub struct Packed {
 #[pyfunction]
 #[pyo3(signature = (after, before=None))]
 pub fn diff_trees(py: Python<'_>, after: PathBuf, before: Option<PathBuf>) -> PyResult<Changes> {
-    let origin = Origin::Pair { before, after };
-    let found = through(py, |check| diff::diff(&origin.trees(), check))?;
-    Ok(Changes { origin, found })
+    let trees = Trees::Pair { before: before.as_deref(), after: &after };
+    let found = through(py, |check| diff::diff(&trees, check))?;
+    Ok(Changes { found })
 }
 
 /// Find what an overlay's upper folder changes of the layers beneath it (nearest first).
 #[pyfunction]
 #[pyo3(signature = (folder, lowers, *, opaque=false))]
 pub fn diff_upper(py: Python<'_>, folder: PathBuf, lowers: Vec<PathBuf>, opaque: bool) -> PyResult<Changes> {
-    let origin = Origin::Upper { folder, opaque };
     let found = through(py, |check| {
-        let mut found = diff::diff(&origin.trees(), check)?;
+        let mut found = diff::diff(&Trees::Upper { folder: &folder, opaque }, check)?;
         diff::tell_apart(&mut found, &Merged::open(&lowers)?)?;
         Ok(found)
     })?;
-    Ok(Changes { origin, found })
+    Ok(Changes { found })
 }
 
 #[pymethods]
@@ -69,7 +53,7 @@ impl Changes {
     }
 
     fn __repr__(&self) -> String {
-        format!("Changes({} in '{}')", self.found.changes.len(), self.origin.trees().after().display())
+        format!("Changes({} in '{}')", self.found.changes.len(), self.found.tree.display())
     }
 
     /// What was left out on purpose.
@@ -100,7 +84,7 @@ impl Changes {
     ) -> PyResult<Packed> {
         let blob = through(py, |check| {
             let form = Form { compression: compression.parse::<Compression>()?, level, threads };
-            diff::pack(&self.origin.trees(), &self.found, &target, form, check)
+            diff::pack(&self.found, &target, form, check)
         })?;
         Ok(Packed {
             digest: blob.digest.to_string(),

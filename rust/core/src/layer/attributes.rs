@@ -11,7 +11,7 @@ use crate::error::{Error, Result, show};
 use crate::tar::{Entry, Timestamp};
 
 /// What is set on an inode besides its content.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
     pub mode: u32,
     pub uid: u32,

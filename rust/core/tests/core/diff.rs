@@ -20,7 +20,7 @@ use crate::{apply_to, privileged, tree};
 fn layer_of(trees: &Trees<'_>) -> lamella_core::Result<Vec<u8>> {
     let changes = diff(trees, &mut || Ok(()))?;
     let mut archive = Writer::new(Vec::new());
-    write(trees.after(), &changes.changes, &mut archive, &mut || Ok(()))?;
+    write(&changes, &mut archive, &mut || Ok(()))?;
     archive.finish()
 }
 
@@ -402,7 +402,7 @@ fn a_file_that_becomes_shorter_or_a_link_meanwhile_is_an_error_and_leads_nowhere
     std::fs::create_dir(folder.join("sub")).unwrap();
     std::fs::write(folder.join("sub/file"), b"content").unwrap();
     let changes = diff(&alone(&folder), &mut || Ok(())).unwrap();
-    let written = || write(&folder, &changes.changes, &mut Writer::new(Vec::new()), &mut || Ok(())).unwrap_err().kind;
+    let written = || write(&changes, &mut Writer::new(Vec::new()), &mut || Ok(())).unwrap_err().kind;
     std::fs::write(folder.join("sub/file"), b"short").unwrap();
     assert_eq!(written(), Kind::Unavailable);
     std::fs::remove_dir_all(folder.join("sub")).unwrap();
@@ -419,9 +419,9 @@ fn work_on_a_layer_stops_when_it_is_told_to() {
     std::fs::write(folder.join("file"), b"x").unwrap();
     let mut stop = || Err(lamella_core::Error::cancelled());
     assert_eq!(diff(&alone(&folder), &mut stop).unwrap_err().kind, Kind::Cancelled);
-    let changes = diff(&alone(&folder), &mut || Ok(())).unwrap().changes;
+    let changes = diff(&alone(&folder), &mut || Ok(())).unwrap();
     let mut archive = Writer::new(Vec::new());
-    assert_eq!(write(&folder, &changes, &mut archive, &mut stop).unwrap_err().kind, Kind::Cancelled);
+    assert_eq!(write(&changes, &mut archive, &mut stop).unwrap_err().kind, Kind::Cancelled);
 }
 
 #[test]
@@ -484,7 +484,7 @@ fn a_blob_says_what_is_in_it_whatever_its_form() {
     let plain = layer_of(&trees).unwrap();
     for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
         let form = Form { compression, level: None, threads: 2 };
-        let blob = pack(&trees, &changes, &target, form, &mut || Ok(())).unwrap();
+        let blob = pack(&changes, &target, form, &mut || Ok(())).unwrap();
         let written = std::fs::read(&target).unwrap();
         assert_eq!((blob.size, blob.digest), (written.len() as u64, hashed(&written)));
         assert_eq!((blob.tar_size, blob.diff_id), (plain.len() as u64, hashed(&plain)));

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::{Changes, Trees, write};
+use super::{Changes, write};
 use crate::compress::Encoder;
 use crate::compression::Compression;
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -67,7 +67,7 @@ impl<W: Write> Write for Measured<W> {
 /// Write what was found ([`super::diff`]) as a blob to the file `target`, over what is in it.
 ///
 /// Errors: those of [`write`], and of the disk. The file is not complete after one.
-pub fn pack(trees: &Trees<'_>, changes: &Changes, target: &Path, form: Form, check: Check<'_>) -> Result<Blob> {
+pub fn pack(changes: &Changes, target: &Path, form: Form, check: Check<'_>) -> Result<Blob> {
     let failed = |error: io::Error| Error::system(format!("cannot write {}", target.display()), error);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened =
@@ -77,7 +77,7 @@ pub fn pack(trees: &Trees<'_>, changes: &Changes, target: &Path, form: Form, che
     // The archive comes in headers and small files: the hash and the encoder get larger pieces.
     let buffered = io::BufWriter::with_capacity(256 * 1024, Measured::new(encoder));
     let mut archive = Writer::new(buffered);
-    write(trees.after(), &changes.changes, &mut archive, check)?;
+    write(changes, &mut archive, check)?;
     let tar = archive.finish()?.into_inner().map_err(|error| failed(error.into_error()))?;
     let blob = tar.out.finish().map_err(failed)?;
     Ok(Blob { digest: blob.hasher.finish(), size: blob.length, diff_id: tar.hasher.finish(), tar_size: tar.length })

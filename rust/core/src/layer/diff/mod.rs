@@ -11,9 +11,11 @@ mod links;
 mod pack;
 mod scan;
 
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode};
+use rustix::io::Errno;
 
 use super::attributes::Attributes;
 use super::folders::FOLDER;
@@ -41,17 +43,6 @@ pub enum Trees<'a> {
         /// The tree after.
         after: &'a Path,
     },
-}
-
-impl Trees<'_> {
-    /// The tree that what is new is read from.
-    #[must_use]
-    pub fn after(&self) -> &Path {
-        match self {
-            Self::Upper { folder, .. } => folder,
-            Self::Pair { after, .. } => after,
-        }
-    }
 }
 
 /// What became of a name.
@@ -97,8 +88,10 @@ enum NodeKind {
 }
 
 /// The differences between two trees.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Changes {
+    /// The tree that has what is new.
+    pub tree: PathBuf,
     /// Sorted as a layer has them.
     pub changes: Vec<Change>,
     /// What was left out on purpose.
@@ -110,24 +103,32 @@ pub struct Changes {
 /// Errors: what the file system says; `ResourceExhausted` for a tree too deep for a layer; `InvalidArgument` for a name that
 /// a layer cannot have (`.wh.*`).
 pub fn diff(trees: &Trees<'_>, check: Check<'_>) -> Result<Changes> {
-    let open = |path: &Path| {
-        rustix::fs::openat(CWD, path, FOLDER, Mode::empty())
-            .map_err(|error| Error::system(format!("cannot open {}", path.display()), error))
+    let (before, after, upper) = match *trees {
+        Trees::Upper { folder, opaque } => (None, folder, Some(scan::Upper { opaque })),
+        Trees::Pair { before, after } => (before, after, None),
     };
-    let after = open(trees.after())?;
-    let (before, is_upper) = match trees {
-        Trees::Upper { .. } => (None, true),
-        Trees::Pair { before, .. } => (before.map(open).transpose()?, false),
-    };
-    let mut scan = scan::Scan::new(is_upper, check);
-    scan.root(before, &after)?;
-    let mut changes = scan.finish();
-    if let (Trees::Upper { opaque: true, .. }, Some(root)) = (trees, changes.changes.first_mut())
-        && let Some(node) = &mut root.node
-    {
-        node.kind = NodeKind::Folder { opaque: true };
+    let mut scan = scan::Scan::new(after, upper, check);
+    scan.root(before.map(open_tree).transpose()?, &open_tree(after)?)?;
+    Ok(scan.finish())
+}
+
+fn open_tree(path: &Path) -> Result<OwnedFd> {
+    rustix::fs::openat(CWD, path, FOLDER, Mode::empty())
+        .map_err(|error| Error::system(format!("cannot open {}", path.display()), error))
+}
+
+/// Read from `at` until the buffer is full or the file ends.
+fn read_full(file: &OwnedFd, buffer: &mut [u8], at: u64) -> std::result::Result<usize, Errno> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match rustix::io::pread(file, &mut buffer[length..], at + length as u64) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
     }
-    Ok(changes)
+    Ok(length)
 }
 
 /// Tell what is new in an upper folder from what was there before, in the layers beneath it.

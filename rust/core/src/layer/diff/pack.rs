@@ -2,31 +2,27 @@
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::super::attributes::Attributes;
-use super::super::folders::FOLDER;
 use super::super::whiteout::{OPAQUE, PREFIX};
-use super::{Change, ChangeKind, Node, NodeKind};
+use super::{ChangeKind, Changes, Node, NodeKind, open_tree, read_full};
 use crate::error::{Error, Kind, Result, show};
-use crate::tar::{Device, Entry, EntryKind, Segment, Timestamp, Writer};
+use crate::tar::{Device, Entry, EntryKind, Segment, Writer};
 use crate::tree::Check;
 
 const PIECE: usize = 256 * 1024;
 /// Holes are found by the content, in blocks of this size, so that they do not depend on what a file system chose to allocate.
 const HOLE: usize = 4096;
 
-/// Write changes, found in the tree `root`, as entries of a layer.
+/// Write changes as entries of a layer.
 ///
 /// `Unavailable` when a file became shorter meanwhile, or something else.
-pub fn write<W: Write>(root: &Path, changes: &[Change], archive: &mut Writer<W>, check: Check<'_>) -> Result<()> {
-    let folder = rustix::fs::openat(CWD, root, FOLDER, Mode::empty())
-        .map_err(|error| Error::system(format!("cannot open {}", root.display()), error))?;
-    let mut pack = Pack { root: folder, archive, buffer: vec![0; PIECE], check };
-    for change in changes {
+pub fn write<W: Write>(changes: &Changes, archive: &mut Writer<W>, check: Check<'_>) -> Result<()> {
+    let mut pack = Pack { root: open_tree(&changes.tree)?, archive, buffer: vec![0; PIECE], check };
+    for change in &changes.changes {
         (pack.check)()?;
         match &change.node {
             None => pack.mark(&parent_and(&change.path, PREFIX))?,
@@ -47,15 +43,7 @@ struct Pack<'a, W> {
 impl<W: Write> Pack<'_, W> {
     /// A whiteout or an opaque marker.
     fn mark(&mut self, path: &[u8]) -> Result<()> {
-        let nothing = Attributes {
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            mtime: Timestamp::default(),
-            atime: Timestamp::default(),
-            xattrs: Vec::new(),
-        };
-        self.archive.entry(&entry(path.to_vec(), EntryKind::File, &nothing))
+        self.archive.entry(&entry(path.to_vec(), EntryKind::File, &Attributes::default()))
     }
 
     fn node(&mut self, path: &[u8], node: &Node) -> Result<()> {
@@ -123,13 +111,9 @@ impl<W: Write> Pack<'_, W> {
             let end = segment.offset + segment.length;
             while at < end {
                 (self.check)()?;
-                let wanted = usize::try_from(end - at).unwrap_or(usize::MAX).min(PIECE);
-                let count = self.read(path, content, at, wanted)?;
-                if count == 0 {
-                    return Err(changed(path));
-                }
-                self.archive.data(&self.buffer[..count])?;
-                at += count as u64;
+                let wanted = self.read(path, content, at, end)?;
+                self.archive.data(&self.buffer[..wanted])?;
+                at += wanted as u64;
             }
         }
         Ok(())
@@ -147,18 +131,7 @@ impl<W: Write> Pack<'_, W> {
                 Err(Errno::NXIO) => break,
                 Err(_) => {}
             }
-            let wanted = usize::try_from(size - at).unwrap_or(usize::MAX).min(PIECE);
-            let mut length = 0;
-            while length < wanted {
-                let from = at + length as u64;
-                let mut piece = std::mem::take(&mut self.buffer);
-                let read = pread(content, &mut piece[length..wanted], from);
-                self.buffer = piece;
-                match read.map_err(|error| failed(path, error))? {
-                    0 => return Err(changed(path)),
-                    count => length += count,
-                }
-            }
+            let wanted = self.read(path, content, at, size)?;
             for (index, block) in self.buffer[..wanted].chunks(HOLE).enumerate() {
                 if block.iter().all(|byte| *byte == 0) {
                     continue;
@@ -174,16 +147,12 @@ impl<W: Write> Pack<'_, W> {
         Ok(segments)
     }
 
-    fn read(&mut self, path: &[u8], content: &OwnedFd, at: u64, wanted: usize) -> Result<usize> {
-        pread(content, &mut self.buffer[..wanted], at).map_err(|error| failed(path, error))
-    }
-}
-
-fn pread(file: &OwnedFd, buffer: &mut [u8], at: u64) -> std::result::Result<usize, Errno> {
-    loop {
-        match rustix::io::pread(file, &mut *buffer, at) {
-            Err(Errno::INTR) => {}
-            result => return result,
+    /// Read from `at` what the buffer holds, to `end` at most; say how much that is.
+    fn read(&mut self, path: &[u8], content: &OwnedFd, at: u64, end: u64) -> Result<usize> {
+        let wanted = usize::try_from(end - at).unwrap_or(usize::MAX).min(PIECE);
+        match read_full(content, &mut self.buffer[..wanted], at).map_err(|error| failed(path, error))? {
+            count if count == wanted => Ok(wanted),
+            _ => Err(changed(path)),
         }
     }
 }

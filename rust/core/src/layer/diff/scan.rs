@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -12,7 +13,7 @@ use super::super::folders::open_child;
 use super::super::name::MAX_DEPTH;
 use super::super::whiteout::{is_opaque, is_whiteout, stands_for_whiteout};
 use super::links::{self, Unchanged};
-use super::{Change, ChangeKind, Changes, Node, NodeKind};
+use super::{Change, ChangeKind, Changes, Node, NodeKind, read_full};
 use crate::error::{Error, Kind, Result, show};
 use crate::tree::{Check, allocated, names};
 
@@ -20,8 +21,14 @@ use crate::tree::{Check, allocated, names};
 const OF_THE_HOST: [&[u8]; 3] = [b"security.selinux", b"security.ima", b"security.evm"];
 const COMPARED: usize = 128 * 1024;
 
+/// What an overlay's upper folder is beyond a tree.
+pub struct Upper {
+    /// See [`super::Trees::Upper`].
+    pub opaque: bool,
+}
+
 pub struct Scan<'a> {
-    is_upper: bool,
+    upper: Option<Upper>,
     check: Check<'a>,
     path: Vec<u8>,
     depth: usize,
@@ -58,9 +65,9 @@ impl<'a> Place<'a> {
 }
 
 impl<'a> Scan<'a> {
-    pub fn new(is_upper: bool, check: Check<'a>) -> Self {
-        let (changes, unchanged) = (Changes::default(), Vec::new());
-        Self { is_upper, check, path: Vec::new(), depth: 0, changes, unchanged }
+    pub fn new(tree: &Path, upper: Option<Upper>, check: Check<'a>) -> Self {
+        let changes = Changes { tree: tree.to_owned(), changes: Vec::new(), notes: Vec::new() };
+        Self { upper, check, path: Vec::new(), depth: 0, changes, unchanged: Vec::new() }
     }
 
     pub fn finish(mut self) -> Changes {
@@ -69,14 +76,14 @@ impl<'a> Scan<'a> {
     }
 
     pub fn root(&mut self, before: Option<OwnedFd>, after: &OwnedFd) -> Result<()> {
-        let look = |folder: BorrowedFd<'_>| -> Result<Node> {
+        let look = |folder: BorrowedFd<'_>, opaque: bool| {
             let stat = rustix::fs::fstat(folder).map_err(|error| Error::system("cannot read the root", error))?;
-            let xattrs = own_xattrs(&Target::Descriptor(folder))?;
-            let opaque = self.is_upper && is_opaque(folder);
-            Ok(Node { kind: NodeKind::Folder { opaque }, attributes: Attributes::read(&stat, xattrs), inode: None })
+            folder_node(folder, &stat, opaque)
         };
-        let node = look(after.as_fd())?;
-        let old = before.as_ref().map(|before| look(before.as_fd())).transpose()?;
+        // overlayfs honours no mark at the root: whoever keeps the layer says so.
+        let opaque = self.upper.as_ref().is_some_and(|upper| upper.opaque || is_opaque(after.as_fd()));
+        let node = look(after.as_fd(), opaque)?;
+        let old = before.as_ref().map(|before| look(before.as_fd(), false)).transpose()?;
         self.enter(before, after, old, node)
     }
 
@@ -150,7 +157,7 @@ impl<'a> Scan<'a> {
             return Err(Error::invalid(format!("'{}' cannot be in a layer", show(&self.path)))
                 .hint("Its name would delete something; rename or remove the file."));
         }
-        if self.is_upper && is_whiteout(after.as_fd(), name, &new.stat) {
+        if self.upper.is_some() && is_whiteout(after.as_fd(), name, &new.stat) {
             self.note(ChangeKind::Deleted, None);
             return Ok(());
         }
@@ -189,19 +196,15 @@ impl<'a> Scan<'a> {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()), // it went while we came
             Err(error) => return Err(self.failed("open", error)),
         };
-        let look = |folder: BorrowedFd<'_>, stat: &Stat| -> Result<Node> {
-            let opaque = self.is_upper && is_opaque(folder);
-            let attributes = Attributes::read(stat, own_xattrs(&Target::Descriptor(folder))?);
-            Ok(Node { kind: NodeKind::Folder { opaque }, attributes, inode: None })
-        };
-        let node = look(opened.as_fd(), &new.stat)?;
+        let opaque = self.upper.is_some() && is_opaque(opened.as_fd());
+        let node = folder_node(opened.as_fd(), &new.stat, opaque)?;
         let Some(old) = old else { return self.enter(None, &opened, None, node) };
         if old.file_type != FileType::Directory {
             let was = self.node(&old)?;
             return self.enter(None, &opened, Some(was), node);
         }
         let before = open_child(old.folder, old.name).map_err(|error| self.failed("open", error))?;
-        let was = look(before.as_fd(), &old.stat)?;
+        let was = folder_node(before.as_fd(), &old.stat, false)?;
         self.enter(Some(before), &opened, Some(was), node)
     }
 
@@ -252,32 +255,25 @@ impl<'a> Scan<'a> {
         let one = old.open().map_err(|error| self.failed("open", error))?;
         let other = new.open().map_err(|error| self.failed("open", error))?;
         let (mut here, mut there) = (vec![0; COMPARED], vec![0; COMPARED]);
+        let mut at = 0;
         loop {
             (self.check)()?;
-            let count = fill(&one, &mut here).map_err(|error| self.failed("read", error))?;
-            let others = fill(&other, &mut there).map_err(|error| self.failed("read", error))?;
+            let count = read_full(&one, &mut here, at).map_err(|error| self.failed("read", error))?;
+            let others = read_full(&other, &mut there, at).map_err(|error| self.failed("read", error))?;
             if here[..count] != there[..others] {
                 return Ok(false);
             }
             if count < COMPARED {
                 return Ok(true);
             }
+            at += COMPARED as u64;
         }
     }
 }
 
-/// Read until the buffer is full or the file ends.
-fn fill(file: &OwnedFd, buffer: &mut [u8]) -> std::result::Result<usize, Errno> {
-    let mut length = 0;
-    while length < buffer.len() {
-        match rustix::io::read(file, &mut buffer[length..]) {
-            Ok(0) => break,
-            Ok(count) => length += count,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(length)
+fn folder_node(folder: BorrowedFd<'_>, stat: &Stat, opaque: bool) -> Result<Node> {
+    let attributes = Attributes::read(stat, own_xattrs(&Target::Descriptor(folder))?);
+    Ok(Node { kind: NodeKind::Folder { opaque }, attributes, inode: None })
 }
 
 fn own_xattrs(target: &Target<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
