@@ -9,7 +9,7 @@ from lamella.cli import EXIT_TIMEOUT, output
 from lamella.cli.exec import ATTACH, EXEC
 from lamella.cli.options import USAGE, add_container_options, command, container_options, reference
 from lamella.cli.parser import Command, Group, Parser, UsageError, add_filter
-from lamella.cli.pull import add_pull_options, find_or_fetch
+from lamella.cli.pull import add_pull_options, find_or_fetch, show_image
 from lamella.cli.values import argument, parse_duration, parse_signal
 
 if TYPE_CHECKING:
@@ -274,13 +274,7 @@ def _commit(arguments: argparse.Namespace, session: Session) -> int:
         pause=not arguments.no_pause,
         compression=arguments.compression,
     )
-    if session.json:
-        session.document(image.inspect())
-    elif session.quiet:
-        session.line(image.name)
-    else:
-        session.line(f"{image.name}  {image.digest}  {output.size(image.size)}")
-    return 0
+    return show_image(session, image)
 
 
 PS = Command("ps", "List containers.", _ls, _ls_arguments, examples=_LS_EXAMPLES)

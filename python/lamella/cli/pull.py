@@ -73,6 +73,17 @@ def find_or_fetch(session: Session, reference: str, arguments: argparse.Namespac
     return fetch(session, reference, arguments, keep_layers=keep_layers)
 
 
+def show_image(session: Session, image: Image) -> int:
+    """Print an image that is here now."""
+    if session.json:
+        session.document(image.inspect())
+    elif session.quiet:
+        session.line(image.name)
+    else:
+        session.line(f"{image.name}  {image.digest}  {output.size(image.size)}")
+    return 0
+
+
 def _fits(image: Image, platform: str | None) -> bool:
     if platform is None:
         return True
@@ -109,13 +120,7 @@ def _pull(arguments: argparse.Namespace, session: Session) -> int:
         keep_layers=not arguments.discard_layers,
         sync=arguments.sync or None,
     )
-    if session.json:
-        session.document(image.inspect())
-    elif session.quiet:
-        session.line(image.name)
-    else:
-        session.line(f"{image.name}  {image.digest}  {output.size(image.size)}")
-    return 0
+    return show_image(session, image)
 
 
 PULL = Command(

@@ -22,11 +22,12 @@ from lamella.locks import is_locked
 from lamella.metadata.boot import boot_id
 from lamella.metadata.reachability import IMAGE, SNAPSHOT
 from lamella.snapshots.folders import LayerFolders
+from lamella.transfer.unpack import unpack_blob
 
 if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.images import Image
-    from lamella.snapshots.layers import Layer, Staging
+    from lamella.snapshots.layers import Layer
 
 
 class _Row(NamedTuple):
@@ -78,9 +79,8 @@ class LayerCheck:
 
     def _is_bad(self, row: _Row, *, there: bool) -> None:
         store = self._store
-        stands = self._snapshots_on(row.id)
         detail = "its folder is gone" if not there else "it was not synced before the machine restarted"
-        detail += f"; under {', '.join(stands[:3])}{' ...' if len(stands) > 3 else ''}" if stands else ""
+        detail += self._under(row.id)
         if row.diff_id is None and there:
             store.found(
                 "unverifiable",
@@ -227,7 +227,7 @@ class LayerCheck:
         assert layer.diff_id is not None
         snapshotter = store.config.snapshotter
         with client.layers.stage(snapshotter, layer.diff_id) as staging:
-            unpacked = _unpack_beside(client, descriptor, layer, staging)
+            unpacked = unpack_blob(client, descriptor, staging, layer.diff_id)
             if unpacked.deferred:
                 if not sound:
                     return str(layer.path), True
@@ -260,11 +260,10 @@ class LayerCheck:
                 replaced.append(fresh)
                 return "replaced it by what its blob holds"
 
-            stands = self._snapshots_on(layer.id)
             store.found(
                 "damaged-layer",
                 f"{snapshotter}/{layer.id}",
-                f"{difference}; under {', '.join(stands[:3])}{' ...' if len(stands) > 3 else ''}; diffID {layer.diff_id}",
+                f"{difference}{self._under(layer.id)}; diffID {layer.diff_id}",
                 "lamella fsck --repair --verify-layers unpacks it anew",
                 mend,
             )
@@ -286,6 +285,11 @@ class LayerCheck:
         with self._store.database.read() as db:
             rows = db.execute("SELECT namespace, name FROM snapshots WHERE layer = ?", (layer_id,)).fetchall()
         return [f"{namespace}/{name}" for namespace, name in rows]
+
+    def _under(self, layer_id: str) -> str:
+        """Say what stands on a layer, for a finding."""
+        stands = self._snapshots_on(layer_id)
+        return f"; under {', '.join(stands[:3])}{' ...' if len(stands) > 3 else ''}" if stands else ""
 
     def _has_row(self, layer_id: str) -> bool:
         with self._store.database.read() as db:
@@ -331,23 +335,3 @@ class LayerCheck:
                 trash = folders.discard(name)
         folders.destroy(trash)
         return "removed it"
-
-
-def _unpack_beside(
-    client: Client, descriptor: oci.Descriptor, layer: Layer, staging: Staging
-) -> _core.Unpacked:
-    """Unpack a layer's blob into a staging folder."""
-    pipeline = _core.Pipeline(
-        digest=descriptor.digest,
-        size=descriptor.size,
-        compression=oci.compression_of(descriptor),
-        layer=str(staging.path),
-        diff_id=layer.diff_id,
-        whiteouts=client.snapshots.whiteouts,
-    )
-    try:
-        pipeline.read_from(str(client.content.path(descriptor.digest)))
-        return pipeline.finish()
-    except BaseException:
-        pipeline.abort()
-        raise

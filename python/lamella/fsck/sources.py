@@ -8,7 +8,7 @@ SILENT_MAX times and then left alone for the rest of the check.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -68,28 +68,20 @@ class Sources:
 
         ``document``: it is an index or a manifest, as far as one knows. NotFound says why no source gave it.
         """
-        failures = []
-        for source in sources:
-            try:
-                self._check_alive(source)
-                for as_document in (document, not document):
-                    try:
-                        if as_document:
-                            self._fetch_document(client, digest, size, source)
-                        else:
-                            self._fetch_bytes(client, digest, size, source)
-                        break
-                    except NotFound:  # the other endpoint may have it
-                        if as_document is not document or size > DOCUMENT_MAX:
-                            raise
-            except Cancelled:
-                raise
-            except LamellaError as error:
-                failures.append(self._failed(source, error))
-            else:
-                self._silent.pop(source.domain, None)
-                return source.name
-        raise NotFound("; ".join(failures) or "no registry is known to have it")
+
+        def fetch(source: Reference) -> None:
+            for as_document in (document, not document):
+                try:
+                    if as_document:
+                        self._fetch_document(client, digest, size, source)
+                    else:
+                        self._fetch_bytes(client, digest, size, source)
+                    return
+                except NotFound:  # the other endpoint may have it
+                    if as_document is not document or size > DOCUMENT_MAX:
+                        raise
+
+        return self._from_one_of(sources, fetch)
 
     def complete(
         self, client: Client, image: Image, sources: Iterable[Reference], *, unpack: bool, keep_layers: bool
@@ -101,21 +93,29 @@ class Sources:
             platform = image.platform
         except LamellaError:
             platform = None
+
+        def fetch(source: Reference) -> None:
+            with self._open() as registry:
+                Pull(
+                    client,
+                    Reference.parse(image.name),
+                    registry,
+                    source=source,
+                    platform=platform,
+                    progress=self._reporter.say,
+                    unpack=unpack,
+                    keep_layers=keep_layers,
+                ).complete(image.target)
+
+        return self._from_one_of(sources, fetch)
+
+    def _from_one_of(self, sources: Iterable[Reference], fetch: Callable[[Reference], None]) -> str:
+        """Fetch from the first source that gives it, and say which one that was. NotFound says why none did."""
         failures = []
         for source in sources:
             try:
                 self._check_alive(source)
-                with self._open() as registry:
-                    Pull(
-                        client,
-                        Reference.parse(image.name),
-                        registry,
-                        source=source,
-                        platform=platform,
-                        progress=self._reporter.say,
-                        unpack=unpack,
-                        keep_layers=keep_layers,
-                    ).complete(image.target)
+                fetch(source)
             except Cancelled:
                 raise
             except LamellaError as error:

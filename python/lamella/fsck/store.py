@@ -129,10 +129,8 @@ class CheckedStore:
             if not found:
                 break
             time.sleep(pause)
-            with (
-                suppress(PermissionDenied),
-                self.database.write(),
-            ):  # whoever made something has its row by now
+            # Whoever made something has its row when the database can be written to.
+            with suppress(PermissionDenied), self.database.write():
                 pass
             found &= look()
         return sorted(found)

@@ -326,9 +326,8 @@ class Database:
         if self._pid != os.getpid():
             raise _forked()
         if _still.forking and not self._depth and not self._readers:
-            with (
-                _still.opening
-            ):  # or a thread that writes all the time would never let the fork have the lock
+            # Or a thread that writes all the time would never let the fork have the lock.
+            with _still.opening:
                 pass
         if not self._lock.acquire(blocking=False):
             began = time.monotonic()

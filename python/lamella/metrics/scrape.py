@@ -18,6 +18,7 @@ from typing import Literal
 import msgspec
 
 from lamella.config import Config
+from lamella.disk import TRASH, names_in
 from lamella.metadata import Database, Transaction
 from lamella.metrics import recorder
 from lamella.metrics.table import NANO, TABLE, Counter, Histogram
@@ -147,25 +148,16 @@ def _running(config: Config) -> dict[tuple[str, ...], int]:
     from lamella.containers.task import Task
 
     found: dict[tuple[str, ...], int] = {}
-    for namespace in _names(config.state / "tasks"):
+    for namespace in names_in(config.state / "tasks"):
         folder = config.state / "tasks" / namespace
         seen = msgspec.structs.replace(config, namespace=namespace)
-        begun = (name for name in _names(folder) if os.access(f"{folder}/{name}/pid", os.F_OK))
+        begun = (name for name in names_in(folder) if os.access(f"{folder}/{name}/pid", os.F_OK))
         found[namespace,] = sum(Task(seen, name).running() for name in begun)
     return found
 
 
-def _names(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)  # noqa: PTH208 (names alone)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
 def _entries(folder: Path) -> int:
-    from lamella.disk import TRASH
-
-    return sum(not name.startswith(TRASH) for name in _names(folder))
+    return sum(not name.startswith(TRASH) for name in names_in(folder))
 
 
 def _length(path: Path) -> int:

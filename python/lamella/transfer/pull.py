@@ -56,7 +56,7 @@ from lamella.operations import INFO, Operation, by_result, when_ok
 from lamella.reference import Reference
 from lamella.tracing import in_context, span
 from lamella.transfer.progress import Phase, Progress, ProgressCallback, Reporter
-from lamella.transfer.unpack import NoRegistry
+from lamella.transfer.unpack import NoRegistry, unpack_blob
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -455,7 +455,7 @@ class Pull:
         with self._lock:
             job.staging = self._open.enter_context(staging)
 
-    def _pipeline(self, job: _LayerJob, *, blob: str | None, offset: int = 0) -> _core.Pipeline:
+    def _pipeline(self, job: _LayerJob, *, blob: str | None, offset: int) -> _core.Pipeline:
         unpacks = job.staging is not None
         return _core.Pipeline(
             digest=job.descriptor.digest,
@@ -573,14 +573,8 @@ class Pull:
         """Unpack a layer whose blob is in the store."""
         descriptor = job.descriptor
         self._report(descriptor, "unpacking", received=descriptor.size)
-        pipeline = self._pipeline(job, blob=None)
-        try:
-            pipeline.read_from(str(self._client.content.path(descriptor.digest)))
-            unpacked = pipeline.finish()
-        except BaseException:
-            pipeline.abort()
-            raise
-        self._settle(job, unpacked)
+        assert job.staging is not None
+        self._settle(job, unpack_blob(self._client, descriptor, job.staging, job.diff_id))
 
     def _settle(self, job: _LayerJob, unpacked: _core.Unpacked) -> None:
         """Make a layer that stands on its own visible; keep one that needs its parents for later."""

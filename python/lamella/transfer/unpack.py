@@ -1,12 +1,36 @@
-"""Unpacking without a registry: a pull that has to do with what the content store holds."""
+"""Unpacking without a registry: one blob of the content store; a pull that has to do with what the store holds."""
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from lamella import oci
+from lamella import _core, oci
 from lamella.errors import NotFound
 from lamella.reference import Reference
+
+if TYPE_CHECKING:
+    from lamella.client import Client
+    from lamella.snapshots.layers import Staging
+
+
+def unpack_blob(
+    client: Client, descriptor: oci.Descriptor, staging: Staging, diff_id: str | None
+) -> _core.Unpacked:
+    """Unpack a layer's blob into a staging folder, checked against ``diff_id``. Errors are those of the core's Pipeline."""
+    pipeline = _core.Pipeline(
+        digest=descriptor.digest,
+        size=descriptor.size,
+        compression=oci.compression_of(descriptor),
+        layer=str(staging.path),
+        diff_id=diff_id,
+        whiteouts=client.snapshots.whiteouts,
+    )
+    try:
+        pipeline.read_from(str(client.content.path(descriptor.digest)))
+        return pipeline.finish()
+    except BaseException:
+        pipeline.abort()
+        raise
 
 
 class NoRegistry:
