@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import msgspec
@@ -379,16 +380,46 @@ def test_a_progress_callback_that_raises_stops_the_pull(client, server):
 
 
 def test_a_blob_that_comes_another_way_meanwhile_does_no_harm(client, server):
-    built = Built(BASE)
+    built = Built(tar(file("big", os.urandom(6 << 20))), compression="none")
     blob, digest = built.layers[0], built.descriptors[0].digest
 
-    def progress(event):
-        if event.phase == "downloading":
-            client.content.write("another-way", blob, digest=digest, size=len(blob))
+    came = []
 
-    image = client.images.pull(built.push(server), progress=progress)
-    assert merged(client, image)("data/a") == b"a"
+    def progress(event):
+        if event.phase == "downloading" and not came:
+            came.append(client.content.write("another-way", blob, digest=digest, size=len(blob)))
+            gate.open()
+
+    built.push(server)
+    with Gate(server.address, limit=3 << 20) as gate:
+        image = client.images.pull(f"{gate.address}/made:latest", progress=progress)
+    assert came
+    assert client.snapshots.usage(image.chain_id).size >= 6 << 20
     assert client.content.ingests() == []
+
+
+def test_a_slow_progress_callback_holds_nobody_up_and_is_called_in_the_callers_thread(client, server):
+    """All of the blob comes while the callback still looks at its first report of it."""
+    built = Built(tar(file("big", os.urandom(30 << 20))), compression="none")
+    descriptor = built.descriptors[0]
+    seen, came, threads = [], [], set()
+
+    def progress(event):
+        threads.add(threading.current_thread())
+        if event.phase == "downloading" and not seen:
+            seen.append(event)
+            gate.open()
+            deadline = time.monotonic() + 20
+            while not client.content.exists(descriptor.digest) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            came.append(client.content.exists(descriptor.digest))
+
+    built.push(server)
+    with Gate(server.address, limit=4 << 20) as gate:
+        client.images.pull(f"{gate.address}/made:latest", progress=progress)
+    assert seen[0].received < descriptor.size
+    assert came == [True]
+    assert threads == {threading.current_thread()}
 
 
 def test_progress_ends_with_every_layer_done(client, server):

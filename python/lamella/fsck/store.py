@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,6 +18,7 @@ from lamella.fsck.sources import Sources
 from lamella.logs import Log
 from lamella.metadata.reachability import images_above
 from lamella.reserve import with_reserve
+from lamella.transfer.progress import INTERVAL
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -115,7 +117,13 @@ class CheckedStore:
         """Give the results of the check's threads, in the order of the items; what is left is dropped on an error."""
         pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="lamella-fsck")
         try:
-            yield from pool.map(work, items)
+            results = deque(pool.submit(work, item) for item in items)
+            while results:
+                first = results.popleft()
+                while not wait([first], INTERVAL).done:
+                    self.reporter.deliver()
+                self.reporter.deliver()
+                yield first.result()
         except BaseException:
             self.sources.interrupt()
             raise

@@ -1,7 +1,8 @@
 """What a transfer tells its caller while it runs.
 
-A callback gets one Progress at a time, never two at once, from whichever thread made the progress; a blob reports at
-most ten times a second and once at its end. A callback that raises stops the transfer.
+A callback gets one Progress at a time, in the thread that called for the transfer. That thread has nothing else to do
+meanwhile, so that a slow callback holds up nobody: it misses what was overtaken before it came to it. A blob reports at most ten times a
+second and once at its end. A callback that raises stops the transfer.
 """
 
 from __future__ import annotations
@@ -38,22 +39,36 @@ ProgressCallback = Callable[[Progress], None]
 
 
 class Reporter:
-    """Serializes reports to a callback and thins them out; costs one clock reading when there is nothing to say."""
+    """Takes reports from any thread and hands them to the callback in the thread that made the reporter, the owner.
+
+    Costs whoever transfers one clock reading when there is nothing to say.
+    """
 
     def __init__(self, callback: ProgressCallback | None) -> None:
         self._callback = callback
+        self._owner = threading.get_ident()
         self._lock = threading.Lock()
+        self._unseen: dict[str, Progress] = {}
         self._last: dict[str, float] = {}
 
-    def __bool__(self) -> bool:
-        return self._callback is not None
-
     def say(self, progress: Progress) -> None:
-        """Report now."""
+        """Report: at once in the owner, at its next :meth:`deliver` from elsewhere, unless the blob's next one comes first."""
         if self._callback is None:
             return
         with self._lock:
             self._last[progress.digest] = time.monotonic()
+            self._unseen.pop(progress.digest, None)  # the order is that of the latest reports
+            self._unseen[progress.digest] = progress
+        if threading.get_ident() == self._owner:
+            self.deliver()
+
+    def deliver(self) -> None:
+        """Call the callback with what waits. The owner does so, every :data:`INTERVAL` while others transfer, and at the end."""
+        if self._callback is None or not self._unseen:
+            return
+        with self._lock:
+            reports, self._unseen = self._unseen, {}
+        for progress in reports.values():
             self._callback(progress)
 
     def due(self, digest: str) -> bool:

@@ -55,7 +55,7 @@ from lamella.metrics.table import BLOBS, DOWNLOADED, LAYER_SECONDS, LAYERS, PULL
 from lamella.operations import INFO, Operation, by_result, when_ok
 from lamella.reference import Reference
 from lamella.tracing import in_context, span
-from lamella.transfer.progress import Phase, Progress, ProgressCallback, Reporter
+from lamella.transfer.progress import INTERVAL, Phase, Progress, ProgressCallback, Reporter
 from lamella.transfer.unpack import NoRegistry, unpack_blob
 
 if TYPE_CHECKING:
@@ -389,7 +389,9 @@ class Pull:
                 thread.start()
             for thread in threads:
                 while thread.is_alive():
-                    thread.join(0.1)
+                    thread.join(INTERVAL)
+                    self._reporter.deliver()
+            self._reporter.deliver()
         finally:
             if any(thread.is_alive() for thread in threads):
                 self._cancel()
