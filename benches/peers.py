@@ -5,8 +5,8 @@
 
 Every system and round gets a fresh ext4 of its own. The registry is Debian's docker-registry on loopback.
 Rounds go over all systems in turn, so that a slow moment of the machine hits all alike; the table shows
-medians, and what they are beside lamella's. Needs root, the packages of .ci/run, and the real image (built
-when it is not there: tools/real_image.py). What is not installed is left out, and said so.
+medians, and what they are beside lamella's. Needs root and the packages of .ci/run. The real image and containerd 2.4 are
+built when they are not there (tools/). What is not installed is left out, and said so.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
     layout = real_image.ensure()
     with tempfile.TemporaryDirectory(prefix="lamella-bench-", dir=arguments.folder) as name:
         folder = Path(name)
-        registry = Registry(folder, layout, _free_port())
+        registry = Registry(folder, layout, free_port())
         try:
             samples, parts = _measure(systems, registry.reference, layout, folder, arguments)
         finally:
@@ -184,7 +184,8 @@ def _ratio(value: dict[str, float] | None, ours: dict[str, float] | None) -> str
     return f"{value['median'] / ours['median']:.2f}" if value and ours else "-"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Give a port of loopback that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 

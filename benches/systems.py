@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from measure import CommandFailed, Cost, environment, median_wall, process_cpu, run
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+import new_containerd
+
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
@@ -210,24 +213,25 @@ class Containerd(System):
         return environment(PATH=f"{self.folder}:{path}" if self.folder else path)
 
 
-def cache_folder() -> Path:
-    """Give the folder for what tests and benches keep between runs."""
-    return Path(os.environ.get("LAMELLA_CACHE") or Path.home() / ".cache" / "lamella")
-
-
 class NewContainerd(Containerd):
-    """containerd 2.4 (go install), which inflates with igzip where that is on PATH."""
+    """containerd 2.4 (built here when it is missing), which inflates with igzip where that is on PATH."""
 
     name = "containerd 2.4"
     programs = ("igzip", "runc")
-    folder = cache_folder() / "tools" / "containerd-2.4.2"
+    folder = new_containerd.folder()
 
     @classmethod
     def missing(cls) -> list[str]:
-        """Give what is not installed."""
-        names = ("containerd", "ctr", "containerd-shim-runc-v2")
-        absent = [name for name in names if cls.folder and not (cls.folder / name).exists()]
-        return super().missing() + [f"{name} 2.4.2 in {cls.folder}" for name in absent]
+        """Give what is not installed, and cannot be built."""
+        absent = super().missing()
+        if not absent and not new_containerd.folder().is_dir():
+            return [] if new_containerd.can_build() else ["go, to build containerd 2.4"]
+        return absent
+
+    def __enter__(self) -> Self:
+        """Start a containerd of its own."""
+        new_containerd.ensure()
+        return super().__enter__()
 
 
 class TunedContainerd(NewContainerd):

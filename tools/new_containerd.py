@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Build containerd 2.4 into the cache, once a machine: the peer that Debian does not package yet.
+
+On disk::
+
+    <cache>/tools/containerd-2.4.2/{containerd,ctr,containerd-shim-runc-v2}     appears by rename
+
+Needs Go, and the Go modules that its own settings reach. Prints the path of the folder. Doing it again is harmless and quick.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from real_image import cache_folder
+
+VERSION = "2.4.2"
+PROGRAMS = ("containerd", "ctr", "containerd-shim-runc-v2")
+
+
+def folder() -> Path:
+    """Give where the programs are, or belong."""
+    return cache_folder() / "tools" / f"containerd-{VERSION}"
+
+
+def ensure() -> Path:
+    """Build what is not there; give the folder. CalledProcessError when Go fails."""
+    target = folder()
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as work:
+            built = Path(work, "bin")
+            packages = [f"github.com/containerd/containerd/v2/cmd/{name}@v{VERSION}" for name in PROGRAMS]
+            # What is fetched and compiled on the way is not kept; -modcacherw lets it be removed.
+            places = {"GOPATH": f"{work}/go", "GOCACHE": f"{work}/cache", "GOBIN": str(built)}
+            subprocess.run(
+                ["go", "install", "-modcacherw", *packages],
+                check=True,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | places,
+            )
+            with suppress(FileExistsError):  # somebody else was as quick
+                built.rename(target)
+    return target
+
+
+def can_build() -> bool:
+    """Tell whether Go is installed."""
+    return shutil.which("go") is not None
+
+
+if __name__ == "__main__":
+    print(ensure())
