@@ -1,8 +1,8 @@
 """What a transfer tells its caller while it runs.
 
 A callback gets one Progress at a time, in the thread that called for the transfer. That thread has nothing else to do
-meanwhile, so that a slow callback holds up nobody: it misses what was overtaken before it came to it. A blob reports at most ten times a
-second and once at its end. A callback that raises stops the transfer.
+meanwhile, so that a slow callback holds up nobody: it misses what was overtaken before it came to it. A blob reports at
+most ten times a second and once at its end. A callback that raises stops the transfer.
 """
 
 from __future__ import annotations

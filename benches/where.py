@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Where a cold pull of the real image spends its time: CPU by thread, system calls, faults, switches.
 
-    sudo .venv/bin/python benches/profile.py
+    sudo .venv/bin/python benches/where.py
 
 Three pulls, each on a fresh ext4 of its own, in a process of its own: one under ``perf stat`` (faults, switches), one under
-``perf record`` (CPU by the name of the thread, and by symbol), one under ``strace -c`` (system calls; it slows the pull down, which
-changes no count). Prints text. Needs root, perf (Debian: linux-perf), strace, and what benches/peers.py needs.
+``perf record`` (CPU by the name of the thread, and by symbol), one under ``strace -c`` (system calls; it slows the pull
+down, which changes no count). Prints text. Needs root, perf (Debian: linux-perf), strace, and what benches/peers.py needs.
 """
 
 from __future__ import annotations
