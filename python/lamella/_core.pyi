@@ -16,6 +16,7 @@ __all__ = [
     "Pipeline",
     "Unpacked",
     "__version__",
+    "copy_tree",
     "default_seccomp",
     "diff_trees",
     "diff_upper",
@@ -185,6 +186,12 @@ def disk_usage(path: str) -> tuple[int, int]:
 
 def remove_tree(path: str) -> None:
     """Remove a tree through directory descriptors, never following a symlink. Harmless when it is not there."""
+
+def copy_tree(source: str, target: str) -> list[str]:
+    """Copy a tree into an empty folder, as cp -a does; blocks are shared where the file system can. Gives notes of what was left out.
+
+    After an error the folder must be thrown away.
+    """
 
 def set_top_directory(path: str) -> bool:
     """Set FS_TOPDIR_FL (chattr +T): ext4 then spreads child folders over block groups. False where unsupported."""

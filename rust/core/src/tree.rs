@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, IFlags, Mode, OFlags, RawDir, Stat, StatxFlags};
@@ -65,7 +65,8 @@ pub fn usage(path: &Path, check: Check<'_>) -> Result<Usage> {
 
 /// The folders from the top of a tree down to the one in work. Only the last few stay open: a tree may be deeper than
 /// this process may have descriptors.
-struct Descent {
+#[derive(Default)]
+pub(crate) struct Descent {
     levels: Vec<Level>,
 }
 
@@ -79,9 +80,19 @@ struct Level {
 impl Descent {
     const OPEN: usize = 32;
 
-    fn enter(&mut self, folder: OwnedFd, name: CString) -> std::result::Result<(), Errno> {
-        let stat = rustix::fs::fstat(&folder)?;
+    pub(crate) fn enter(&mut self, folder: OwnedFd, name: CString) -> std::result::Result<(), Errno> {
         let left = names(&folder)?;
+        self.follow(folder, name, left)
+    }
+
+    /// Go into a folder of whose names only these are of interest.
+    pub(crate) fn follow(
+        &mut self,
+        folder: OwnedFd,
+        name: CString,
+        left: Vec<CString>,
+    ) -> std::result::Result<(), Errno> {
+        let stat = rustix::fs::fstat(&folder)?;
         self.levels.push(Level { folder: Some(folder), identity: (stat.st_dev, stat.st_ino), name, left });
         if let Some(far) = self.levels.len().checked_sub(Self::OPEN + 1) {
             self.levels[far].folder = None;
@@ -90,14 +101,24 @@ impl Descent {
     }
 
     /// The open folder in work, and the next name in it.
-    fn next(&mut self) -> Option<(&OwnedFd, Option<CString>)> {
+    pub(crate) fn next(&mut self) -> Option<(&OwnedFd, Option<CString>)> {
         let level = self.levels.last_mut()?;
         let next = level.left.pop();
         level.folder.as_ref().map(|folder| (folder, next))
     }
 
+    /// The open folder in work.
+    pub(crate) fn folder(&self) -> Option<BorrowedFd<'_>> {
+        self.levels.last()?.folder.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The names that lead from the top to the folder in work.
+    pub(crate) fn path(&self) -> impl Iterator<Item = &CString> {
+        self.levels.iter().skip(1).map(|level| &level.name)
+    }
+
     /// Leave the folder in work; give its name, and make sure that the one above is open.
-    fn leave(&mut self) -> std::result::Result<Option<CString>, Errno> {
+    pub(crate) fn leave(&mut self) -> std::result::Result<Option<CString>, Errno> {
         let Some(level) = self.levels.pop() else { return Ok(None) };
         if let (Some(above), Some(folder)) = (self.levels.last_mut(), level.folder)
             && above.folder.is_none()
@@ -119,7 +140,7 @@ pub fn usage_of(root: OwnedFd, path: &Path, check: Check<'_>) -> Result<Usage> {
     let stat = rustix::fs::fstat(&root).map_err(|error| failed("read", path, c".", error))?;
     let mut usage = Usage { bytes: allocated(&stat), inodes: 1 };
     let mut seen = HashSet::new();
-    let mut descent = Descent { levels: Vec::new() };
+    let mut descent = Descent::default();
     descent.enter(root, c".".to_owned()).map_err(|error| failed("list", path, c".", error))?;
     while let Some((folder, next)) = descent.next() {
         check()?;
@@ -174,7 +195,7 @@ pub fn remove_at(parent: impl AsFd, name: &CStr, path: &Path, check: Check<'_>) 
     }
     let Some(top) = enter(&parent, name, path)? else { return Ok(()) };
     let mount = mount_id(&top);
-    let mut descent = Descent { levels: Vec::new() };
+    let mut descent = Descent::default();
     descent.enter(top, name.to_owned()).map_err(|error| failed("list", path, name, error))?;
     while let Some((folder, next)) = descent.next() {
         check()?;

@@ -62,6 +62,13 @@ pub fn remove_tree(py: Python<'_>, path: PathBuf) -> PyResult<()> {
     through(py, |check| tree::remove(&path, check))
 }
 
+/// Copy a tree into an empty folder, as cp -a does; blocks are shared where the file system can. Gives notes of what was left
+/// out. After an error the folder must be thrown away.
+#[pyfunction]
+pub fn copy_tree(py: Python<'_>, source: PathBuf, target: PathBuf) -> PyResult<Vec<String>> {
+    through(py, |check| layer::copy_tree(&source, &target, check))
+}
+
 /// Set FS_TOPDIR_FL (chattr +T): ext4 then spreads child folders over block groups. False where unsupported.
 #[pyfunction]
 pub fn set_top_directory(py: Python<'_>, path: PathBuf) -> PyResult<bool> {

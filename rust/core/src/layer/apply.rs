@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, makedev};
 use rustix::io::Errno;
 
 use super::WhiteoutFormat;
-use super::attributes::{Attributes, Target, mode_bits, set_owner, set_owner_at, set_times, set_times_at, set_xattrs};
+use super::attributes::{Attributes, Target, mode_bits, set_attributes, set_owner_at, set_times_at, set_xattrs};
 use super::folders::{FOLDER, Folders};
 use super::made::{ChildKind, FolderId, Made};
 use super::name::{MAX_DEPTH, c_name, components, join};
@@ -105,7 +105,8 @@ impl Applier {
                 return Err(Error::invalid("the root of the layer is not a folder"));
             }
             self.forget_attributes(FolderId::ROOT)?;
-            self.made.folder_mut(FolderId::ROOT).attributes = Some(Attributes::of(entry));
+            let attributes = Some(self.attributes_of(entry));
+            self.made.folder_mut(FolderId::ROOT).attributes = attributes;
             return Ok(false);
         };
         let parent = self.make_parents(parents)?;
@@ -156,31 +157,23 @@ impl Applier {
 
     /// Set what differs on an inode that was written, and count it.
     pub(super) fn complete(&mut self, inode: BorrowedFd<'_>, attributes: &Attributes) -> Result<()> {
-        let failed = |error| Error::system("cannot read attributes", error);
-        let mut stat = rustix::fs::fstat(inode).map_err(failed)?;
-        let owner_differs = (stat.st_uid, stat.st_gid) != (attributes.uid, attributes.gid);
-        if owner_differs {
-            set_owner(inode, attributes.uid, attributes.gid)?;
-        }
-        // After the owner: a change of that clears the set-id bits and security.capability.
-        if !attributes.xattrs.is_empty() {
-            self.set_xattrs(&Target::Descriptor(inode), attributes)?;
-        }
-        if owner_differs || !attributes.xattrs.is_empty() || stat.st_mode & 0o7777 != attributes.mode {
-            rustix::fs::fchmod(inode, mode_bits(attributes.mode))
-                .map_err(|error| Error::system("cannot set the mode", error))?;
-        }
-        set_times(inode, attributes.atime, attributes.mtime)?;
-        if !attributes.xattrs.is_empty() {
-            stat = rustix::fs::fstat(inode).map_err(failed)?;
-        }
+        let notes = &mut self.notes;
+        let stat = set_attributes(inode, attributes, &mut |text| push_note(notes, text))?;
         self.count(tree::allocated(&stat));
         Ok(())
     }
 
-    fn set_xattrs(&mut self, target: &Target<'_>, attributes: &Attributes) -> Result<()> {
-        let notes = &mut self.notes;
-        set_xattrs(target, &attributes.xattrs, &mut |text| push_note(notes, text))
+    /// What an entry says of its inode. Attributes of overlayfs would rewire the mount.
+    fn attributes_of(&mut self, entry: &Entry) -> Attributes {
+        let mut attributes = Attributes::of(entry);
+        attributes.xattrs.retain(|(name, _)| {
+            let kept = !whiteout::is_overlay_xattr(name);
+            if !kept {
+                self.note(format!("the attribute {} belongs to overlayfs and was left out", show(name)));
+            }
+            kept
+        });
+        attributes
     }
 
     fn count(&mut self, bytes: u64) {
@@ -193,7 +186,7 @@ impl Applier {
     }
 
     fn folder(&mut self, parent: FolderId, name: &[u8], entry: &Entry) -> Result<()> {
-        let attributes = Some(Attributes::of(entry));
+        let attributes = Some(self.attributes_of(entry));
         if let Some(ChildKind::Folder(id)) = self.child(parent, name)? {
             self.forget_attributes(id)?;
             self.made.folder_mut(id).attributes = attributes;
@@ -228,18 +221,13 @@ impl Applier {
         self.clear(parent, name)?;
         let folder = self.folders.get(&self.made, parent)?;
         // Attributes may need a writable mode; set-id bits come when the content is complete.
-        let mode = if entry.xattrs.is_empty() { entry.mode & 0o777 } else { 0o600 };
+        let attributes = self.attributes_of(entry);
+        let mode = if attributes.xattrs.is_empty() { entry.mode & 0o777 } else { 0o600 };
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let descriptor = rustix::fs::openat(&folder, c_name(name)?, flags, mode_bits(mode))
             .map_err(|error| Error::system("cannot make the file", error))?;
         self.made.insert(parent, name, ChildKind::Other, true);
-        self.file = Some(OpenFile {
-            descriptor,
-            attributes: Attributes::of(entry),
-            size: entry.size,
-            end: 0,
-            sparse: entry.sparse,
-        });
+        self.file = Some(OpenFile { descriptor, attributes, size: entry.size, end: 0, sparse: entry.sparse });
         Ok(())
     }
 
@@ -251,7 +239,8 @@ impl Applier {
         rustix::fs::symlinkat(&c_target, &folder, &c_name)
             .map_err(|error| Error::system("cannot make the symlink", error))?;
         self.made.insert(parent, name, ChildKind::Symlink(target.into()), true);
-        self.complete_at(folder.as_fd(), &c_name, &Attributes::of(entry))
+        let attributes = self.attributes_of(entry);
+        self.complete_at(folder.as_fd(), &c_name, &attributes)
     }
 
     fn node(
@@ -284,7 +273,7 @@ impl Applier {
             Err(error) => return Err(Error::system("cannot make the device", error)),
         }
         self.made.insert(parent, name, ChildKind::Other, true);
-        let attributes = Attributes::of(entry);
+        let attributes = self.attributes_of(entry);
         self.complete_at(folder.as_fd(), &c_name, &attributes)?;
         // Through a handle of the very inode: fchmodat follows symlinks.
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -302,7 +291,8 @@ impl Applier {
             set_owner_at(folder, name, attributes.uid, attributes.gid)?;
         }
         if !attributes.xattrs.is_empty() {
-            self.set_xattrs(&Target::Name(folder, name), attributes)?;
+            let notes = &mut self.notes;
+            set_xattrs(&Target::Name(folder, name), &attributes.xattrs, &mut |text| push_note(notes, text))?;
         }
         set_times_at(folder, name, attributes.atime, attributes.mtime)?;
         self.count(tree::allocated(&stat));
@@ -402,7 +392,7 @@ impl Applier {
     }
 }
 
-fn push_note(notes: &mut Vec<String>, text: String) {
+pub(super) fn push_note(notes: &mut Vec<String>, text: String) {
     match notes.len() {
         length if length < MAX_NOTES => notes.push(text),
         MAX_NOTES => notes.push("further notes were left out".to_owned()),

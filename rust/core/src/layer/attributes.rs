@@ -10,6 +10,9 @@ use super::whiteout::is_overlay_xattr;
 use crate::error::{Error, Result, show};
 use crate::tar::{Entry, Timestamp};
 
+/// Extended attributes: names and values.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What is set on an inode besides its content.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
@@ -18,7 +21,7 @@ pub struct Attributes {
     pub gid: u32,
     pub mtime: Timestamp,
     pub atime: Timestamp,
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Xattrs,
 }
 
 impl Attributes {
@@ -33,8 +36,8 @@ impl Attributes {
         }
     }
 
-    /// Those of an inode, without the attributes of overlayfs.
-    pub fn read(stat: &Stat, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Self {
+    /// Those of an inode.
+    pub fn read(stat: &Stat, xattrs: Xattrs) -> Self {
         Self {
             mode: stat.st_mode & 0o7777,
             uid: stat.st_uid,
@@ -92,13 +95,27 @@ fn path_of(folder: BorrowedFd<'_>, name: &CStr) -> Result<CString> {
     CString::new(path).map_err(|_| Error::invalid("a name holds a NUL"))
 }
 
+/// Set on an open inode what differs. Gives its stat as far as that may have changed its size on disk.
+pub fn set_attributes(inode: BorrowedFd<'_>, attributes: &Attributes, note: &mut dyn FnMut(String)) -> Result<Stat> {
+    let failed = |error| Error::system("cannot read attributes", error);
+    let stat = rustix::fs::fstat(inode).map_err(failed)?;
+    let owner_differs = (stat.st_uid, stat.st_gid) != (attributes.uid, attributes.gid);
+    if owner_differs {
+        set_owner(inode, attributes.uid, attributes.gid)?;
+    }
+    // After the owner: a change of that clears the set-id bits and security.capability.
+    set_xattrs(&Target::Descriptor(inode), &attributes.xattrs, note)?;
+    if owner_differs || !attributes.xattrs.is_empty() || stat.st_mode & 0o7777 != attributes.mode {
+        rustix::fs::fchmod(inode, mode_bits(attributes.mode))
+            .map_err(|error| Error::system("cannot set the mode", error))?;
+    }
+    set_times(inode, attributes.atime, attributes.mtime)?;
+    if attributes.xattrs.is_empty() { Ok(stat) } else { rustix::fs::fstat(inode).map_err(failed) }
+}
+
 /// Set extended attributes. What the file system cannot hold becomes a note, as containerd has it.
 pub fn set_xattrs(target: &Target<'_>, xattrs: &[(Vec<u8>, Vec<u8>)], note: &mut dyn FnMut(String)) -> Result<()> {
     for (name, value) in xattrs {
-        if is_overlay_xattr(name) {
-            note(format!("the attribute {} belongs to overlayfs and was left out", show(name)));
-            continue;
-        }
         let c_name = CString::new(name.as_slice()).map_err(|_| Error::invalid("an attribute's name holds a NUL"))?;
         let result = match target {
             Target::Descriptor(inode) => rustix::fs::fsetxattr(inode, &c_name, value, XattrFlags::empty()),
@@ -120,34 +137,58 @@ pub fn set_xattrs(target: &Target<'_>, xattrs: &[(Vec<u8>, Vec<u8>)], note: &mut
 }
 
 /// Read all extended attributes but those of overlayfs.
-pub fn read_xattrs(target: &Target<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub fn read_xattrs(target: &Target<'_>) -> Result<Xattrs> {
+    let mut xattrs = read_all_xattrs(target)?;
+    xattrs.retain(|(name, _)| !is_overlay_xattr(name));
+    Ok(xattrs)
+}
+
+/// Read all extended attributes.
+pub fn read_all_xattrs(target: &Target<'_>) -> Result<Xattrs> {
     let failed = |error: Errno| Error::system("cannot read extended attributes", error);
-    let mut list = vec![0u8; 64 * 1024];
-    let listed = match target {
-        Target::Descriptor(inode) => rustix::fs::flistxattr(inode, list.as_mut_slice()),
-        Target::Name(folder, file) => rustix::fs::llistxattr(path_of(*folder, file)?, list.as_mut_slice()),
+    let path = match target {
+        Target::Descriptor(_) => CString::default(),
+        Target::Name(folder, file) => path_of(*folder, file)?,
     };
-    let length = match listed {
-        Ok(length) => length,
-        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+    let listed = read_sized(|buffer| match target {
+        Target::Descriptor(inode) => rustix::fs::flistxattr(inode, buffer),
+        Target::Name(..) => rustix::fs::llistxattr(&path, buffer),
+    });
+    let list = match listed {
+        Ok(list) => list,
+        Err(Errno::OPNOTSUPP) => return Ok(Xattrs::new()),
         Err(error) => return Err(failed(error)),
     };
-    let mut xattrs = Vec::new();
-    let mut value = Vec::new();
-    for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty() && !is_overlay_xattr(name)) {
-        value.resize(64 * 1024, 0);
+    let mut xattrs = Xattrs::new();
+    for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         let c_name = CString::new(name).map_err(|_| Error::invalid("an attribute's name holds a NUL"))?;
-        let read = match target {
-            Target::Descriptor(inode) => rustix::fs::fgetxattr(inode, &c_name, value.as_mut_slice()),
-            Target::Name(folder, file) => rustix::fs::lgetxattr(path_of(*folder, file)?, &c_name, value.as_mut_slice()),
-        };
-        match read {
-            Ok(length) => xattrs.push((name.to_vec(), value[..length].to_vec())),
+        let value = read_sized(|buffer| match target {
+            Target::Descriptor(inode) => rustix::fs::fgetxattr(inode, &c_name, buffer),
+            Target::Name(..) => rustix::fs::lgetxattr(&path, &c_name, buffer),
+        });
+        match value {
+            Ok(value) => xattrs.push((name.to_vec(), value)),
             Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
             Err(error) => return Err(failed(error)),
         }
     }
     Ok(xattrs)
+}
+
+/// Read what is mostly short, and at most 64 KiB (XATTR_SIZE_MAX, XATTR_LIST_MAX).
+fn read_sized(
+    mut read: impl FnMut(&mut [u8]) -> std::result::Result<usize, Errno>,
+) -> std::result::Result<Vec<u8>, Errno> {
+    let mut buffer = vec![0; 256];
+    let length = match read(&mut buffer) {
+        Err(Errno::RANGE) => {
+            buffer.resize(64 * 1024, 0);
+            read(&mut buffer)?
+        }
+        other => other?,
+    };
+    buffer.truncate(length);
+    Ok(buffer)
 }
 
 /// Remove all extended attributes that may be removed here, but those of overlayfs.

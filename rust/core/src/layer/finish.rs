@@ -32,7 +32,7 @@ impl Applier {
             deferred,
             disk_bytes: usage.bytes,
             inodes: usage.inodes,
-            opaque_root: self.made.folder(FolderId::ROOT).opaque,
+            opaque_root: self.format == WhiteoutFormat::Plain || self.made.folder(FolderId::ROOT).opaque,
             notes: self.notes,
         })
     }

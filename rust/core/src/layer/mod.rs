@@ -14,6 +14,7 @@
 mod apply;
 mod attributes;
 mod copy;
+mod copy_tree;
 pub mod diff;
 mod finish;
 mod folders;
@@ -28,6 +29,7 @@ mod whiteout;
 use std::str::FromStr;
 
 pub use apply::Applier;
+pub use copy_tree::copy_tree;
 pub use merged::{Follow, Found, Merged, read_file};
 pub use resolve::resolve;
 
@@ -98,7 +100,8 @@ pub struct Applied {
     pub disk_bytes: u64,
     /// Inodes of the folder, itself included.
     pub inodes: u64,
-    /// The layer hides everything beneath it. overlayfs has no mark for that at a layer's root.
+    /// The layer hides everything beneath it, as each does in the plain format. overlayfs has no mark for that at a
+    /// layer's root.
     pub opaque_root: bool,
     /// What was left out on purpose.
     pub notes: Vec<String>,

@@ -16,8 +16,8 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat};
 use rustix::io::Errno;
 
-use super::attributes::{Attributes, Target, mode_bits, read_xattrs, set_owner, set_times, set_xattrs};
-use super::copy::{attributes_of, copy_up, set_attributes_at};
+use super::attributes::{Attributes, Target, read_xattrs, set_attributes, set_times};
+use super::copy::{Name, attributes_of, copy_up, set_attributes_at};
 use super::folders::{FOLDER, open_child};
 use super::merged::{Follow, Merged};
 use super::name::{c_name, components, join};
@@ -242,7 +242,7 @@ impl Resolver<'_> {
                     Some(found) if found.file_type() == FileType::Directory => attributes_of(&found)?,
                     _ => super::finish::unnamed_folder(),
                 };
-                set_attributes_at(parent.as_fd(), &c_name, &attributes)?;
+                set_attributes_at(parent.as_fd(), &c_name, &attributes, &mut |_| {})?;
             }
             current = match open_child(parent.as_fd(), &c_name) {
                 Ok(folder) => Some(folder),
@@ -294,7 +294,7 @@ impl Resolver<'_> {
     }
 
     fn copy(&self, found: &super::Found, folder: &OwnedFd, name: &CString) -> Result<()> {
-        copy_up(found, folder.as_fd(), name).inspect_err(|_| {
+        copy_up(found, Name { folder: folder.as_fd(), name }).inspect_err(|_| {
             // Half a copy must not pass for a whole one when this is tried again.
             let _ = rustix::fs::unlinkat(folder, name, AtFlags::empty());
         })
@@ -343,7 +343,7 @@ impl Resolver<'_> {
         if Self::stat(&parent, &name)?.is_none() {
             return Ok(());
         }
-        set_attributes_at(parent.as_fd(), &name, &attributes_of(&found)?)
+        set_attributes_at(parent.as_fd(), &name, &attributes_of(&found)?, &mut |_| {})
     }
 
     /// Give the root the attributes of the lower root; true when they are unusual.
@@ -352,11 +352,7 @@ impl Resolver<'_> {
         let failed = |error| Error::system("cannot read the root of the lower layer", error);
         let stat = rustix::fs::fstat(lower).map_err(failed)?;
         let attributes = Attributes::read(&stat, read_xattrs(&Target::Descriptor(lower.as_fd()))?);
-        set_owner(self.root.as_fd(), attributes.uid, attributes.gid)?;
-        set_xattrs(&Target::Descriptor(self.root.as_fd()), &attributes.xattrs, &mut |_| {})?;
-        rustix::fs::fchmod(&self.root, mode_bits(attributes.mode))
-            .map_err(|error| Error::system("cannot set the mode of the layer folder", error))?;
-        set_times(self.root.as_fd(), attributes.atime, attributes.mtime)?;
+        set_attributes(self.root.as_fd(), &attributes, &mut |_| {})?;
         let usual =
             attributes.mode == 0o755 && attributes.uid == 0 && attributes.gid == 0 && attributes.xattrs.is_empty();
         Ok(!usual)

@@ -5,6 +5,7 @@ mod advisories;
 mod apply;
 mod archive;
 mod breakouts;
+mod copies;
 mod counters;
 mod diff;
 mod host;

@@ -12,7 +12,7 @@ use crate::archive::{Archive, Header};
 use crate::{Place, apply_to, privileged, tree};
 
 #[derive(Clone, Debug)]
-enum Step {
+pub enum Step {
     File(u8, Vec<u8>, u32),
     Folder(u8, u32),
     Symlink(u8, u8),
@@ -24,7 +24,7 @@ enum Step {
 const NAMES: [&str; 12] =
     ["a", "b", "c", "a/a", "a/b", "a/c", "b/a", "b/b", "a/b/c", "a/b/d", "c/d/e", "päth with ünïcode"];
 
-fn step() -> impl Strategy<Value = Step> {
+pub fn step() -> impl Strategy<Value = Step> {
     let name = 0..u8::try_from(NAMES.len()).unwrap();
     let content = proptest::collection::vec(any::<u8>(), 0..2000);
     let mode = prop_oneof![Just(0o644u32), Just(0o755), Just(0o4711), Just(0o2755), Just(0o1777), Just(0o600)];
@@ -67,7 +67,7 @@ fn build(steps: &[Step]) -> Vec<u8> {
 }
 
 /// A tree first made on disk, so that it makes sense, then packed by GNU tar.
-fn build_tree(root: &Path, steps: &[Step]) {
+pub fn build_tree(root: &Path, steps: &[Step]) {
     for (number, step) in steps.iter().enumerate() {
         let path = |index: u8| root.join(NAMES[usize::from(index)]);
         let parents = |index: u8| std::fs::create_dir_all(path(index).parent().unwrap()).is_ok();
