@@ -182,10 +182,9 @@ def _mount_arguments(parser: Parser) -> None:
 
 
 def _mount(arguments: argparse.Namespace, session: Session) -> int:
-    from lamella import _core
+    from lamella.snapshots import mount
 
-    mounts = session.client.snapshots.mounts(arguments.key)
-    _core.mount([(mount.type, mount.source, mount.options) for mount in mounts], arguments.target)
+    mount(session.client.snapshots.mounts(arguments.key), arguments.target)
     return 0
 
 
@@ -194,9 +193,9 @@ def _unmount_arguments(parser: Parser) -> None:
 
 
 def _unmount(arguments: argparse.Namespace, session: Session) -> int:
-    from lamella import _core
+    from lamella.snapshots import unmount
 
-    return session.each(arguments.targets, _core.unmount)
+    return session.each(arguments.targets, unmount)
 
 
 def _usage_arguments(parser: Parser) -> None:

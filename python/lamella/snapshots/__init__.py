@@ -11,7 +11,7 @@ A *snapshot* says how layers combine. It is of one of three kinds:
 An active snapshot or a view has a *key*, a committed one a *name*; keys and names share one space, and each belongs to one
 namespace and one snapshotter. The *parent* is the name of a committed snapshot, or ``""``. A snapshot holds no blob: the
 committed snapshots of an image are named by the chainID of their layers, and whoever knows the name may stand on it.
-*Mounts* are what mount(8) needs, in containerd's form; mounting is the caller's business (``lamella._core.mount``).
+*Mounts* are what mount(8) needs, in containerd's form; mounting is the caller's business (:func:`mount`, :func:`unmount`).
 
 A life
 ------
@@ -48,7 +48,8 @@ runs for every implementation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -120,7 +121,8 @@ class Snapshotter(Protocol):
     def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         """Create an active snapshot and return its mounts.
 
-        NotFound for a missing parent, InvalidArgument for one that is not committed, AlreadyExists for a key that is there.
+        NotFound for a missing parent, InvalidArgument for one that is not committed, AlreadyExists for a key that is there,
+        FailedPrecondition for a parent of more layers than can be mounted (overlayfs: 500).
         """
         ...
 
@@ -210,6 +212,28 @@ class Snapshotter(Protocol):
     def close(self) -> None:
         """Let go of what the snapshotter holds. Harmless twice."""
         ...
+
+
+def mount(mounts: Iterable[Mount], target: str | os.PathLike[str]) -> None:
+    """Mount what a snapshotter gave on a folder, one after another; when one fails, none stays.
+
+    It takes root, or a user namespace in which the caller is root: PermissionDenied. NotFound where the folder or a source is
+    not there, Unsupported where the kernel or the file system cannot do it, InvalidArgument for other options that it refuses.
+    A symlink is followed: not for a path that somebody else controls. Twice mounts twice, one on top of the other.
+    """
+    from lamella import _core
+
+    _core.mount([(each.type, each.source, each.options) for each in mounts], os.fspath(target))
+
+
+def unmount(target: str | os.PathLike[str]) -> None:
+    """Unmount everything that is mounted on a folder; what is busy goes when its last user lets go of it. Harmless twice.
+
+    PermissionDenied for who may not.
+    """
+    from lamella import _core
+
+    _core.unmount(os.fspath(target))
 
 
 def snapshotter(database: Database, config: Config) -> OverlaySnapshotter:

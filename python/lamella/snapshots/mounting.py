@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from lamella import _core
 from lamella.config import Config
 from lamella.disk import make_private_folder, make_state_folder, names_in, translated
 from lamella.errors import FailedPrecondition, NotFound
 from lamella.labels import decode_labels
 from lamella.locks import FolderLock, is_locked
 from lamella.metadata import Database
+from lamella.snapshots import mount, unmount
 
 if TYPE_CHECKING:
     from lamella.snapshots.recorded import RecordedSnapshotter
@@ -54,7 +54,7 @@ def mounted(
             mounts = snapshots.read_only_mounts(key) if read_only else snapshots.mounts(key)
         point = folder / _POINT
         make_private_folder(point)
-        _core.mount([(mount.type, mount.source, mount.options) for mount in mounts], str(point))
+        mount(mounts, point)
         yield point
     finally:
         try:
@@ -83,7 +83,7 @@ def _take_down(folder: Path) -> None:
     """Unmount what is there and remove the folder. Harmless twice."""
     point = folder / _POINT
     if point.is_dir():
-        _core.unmount(str(point))
+        unmount(point)
     with translated(f"remove the mount point {point}"):
         for path in (point, folder):
             with suppress(FileNotFoundError):

@@ -27,8 +27,13 @@ from pathlib import Path
 from typing import Literal
 
 from lamella import _core
+from lamella.errors import FailedPrecondition
 from lamella.snapshots import Mount, SnapshotKind
 from lamella.snapshots.recorded import RecordedSnapshotter
+
+
+_MAX_LAYERS = 500
+"""Lower folders of an overlay (the kernel's OVL_MAX_STACK)."""
 
 
 class OverlaySnapshotter(RecordedSnapshotter):
@@ -42,6 +47,11 @@ class OverlaySnapshotter(RecordedSnapshotter):
         return "overlay-userxattr" if _needs_user_attributes() else "overlay"
 
     def _create_folder(self, kind: SnapshotKind, parents: list[str]) -> str | None:
+        if len(parents) > _MAX_LAYERS:
+            raise FailedPrecondition(
+                f"its parent has {len(parents)} layers, and overlayfs stacks {_MAX_LAYERS}",
+                hint="Stand on one with fewer layers, or copy what it shows into a snapshot without a parent.",
+            )
         if not parents:
             return self._folders.create(work=False)
         if kind == "view":

@@ -78,11 +78,10 @@ pub fn own_zero_umask() -> bool {
     true
 }
 
-/// Let the calling thread have a working folder of its own and change to it.
-pub fn own_working_folder(folder: BorrowedFd<'_>) -> Result<(), Errno> {
-    // SAFETY: see `own_zero_umask`.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
-    rustix::process::fchdir(folder)
+/// Let the calling thread have a mount namespace and a working folder of its own.
+pub fn own_mount_namespace() -> Result<(), Errno> {
+    // SAFETY: as in `own_zero_umask`; with NEWNS what paths of this thread lead to can change, and no other thread's.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }
 }
 
 /// Start a program with the given descriptors as its 0, 1, 2 ..., default signal handling and nothing blocked.

@@ -3,42 +3,39 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType};
-use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
-use super::create::Refusal;
 use super::{Mount, Options};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::sys::{MountAttributes, mount_setattr};
 
 /// A copy of what is mounted at the source, with the attributes that the options name.
-pub fn clone(mount: &Mount, options: &Options) -> std::result::Result<OwnedFd, Refusal> {
-    let recursive = options.recursive || mount.kind == "rbind";
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
+pub fn clone(mount: &Mount, options: &Options) -> Result<OwnedFd> {
     if let Some((key, _)) = options.data.first() {
-        let error = Error::new(Kind::InvalidArgument, format!("a bind mount takes no option '{key}'"));
-        return Err(Refusal::Failed(error));
+        return Err(Error::invalid(format!("a bind mount takes no option '{key}'")));
     }
-    let tree = match rustix::mount::open_tree(CWD, mount.source.as_str(), flags) {
-        Ok(tree) => tree,
-        Err(Errno::NOSYS) => return Err(Refusal::TooOld),
-        Err(error) => return Err(Refusal::Failed(Error::system("open_tree", error))),
-    };
-    let change = |attributes: MountAttributes| match mount_setattr(tree.as_fd(), attributes) {
-        Ok(()) => Ok(()),
-        Err(Errno::NOSYS) => Err(Refusal::TooOld),
-        Err(error) => Err(Refusal::Failed(Error::system("mount_setattr", error))),
-    };
+    let tree = copy(&mount.source, options.recursive || mount.kind == "rbind")?;
+    set_attributes(tree.as_fd(), options)?;
+    Ok(tree)
+}
+
+/// A copy of what is mounted at a path, attached nowhere.
+pub fn copy(path: &str, recursive: bool) -> Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    rustix::mount::open_tree(CWD, path, flags).map_err(|error| Error::system("open_tree", error))
+}
+
+/// Give a mount the attributes that the options name.
+pub fn set_attributes(mount: BorrowedFd<'_>, options: &Options) -> Result<()> {
+    let change = |attributes| mount_setattr(mount, attributes).map_err(|error| Error::system("mount_setattr", error));
     if !options.set.is_empty() || !options.clear.is_empty() {
         change(MountAttributes { set: options.set, clear: options.clear, ..MountAttributes::default() })?;
     }
     if !options.set_recursive.is_empty() {
         change(MountAttributes { set: options.set_recursive, recursive: true, ..MountAttributes::default() })?;
     }
-    Ok(tree)
+    Ok(())
 }
 
 /// Put a mount in its place.

@@ -2,16 +2,17 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags};
 
-use super::options::lower_folders;
+use super::layers::Layers;
 use super::{Mount, Options};
 use crate::error::{Error, Kind};
 
 /// Why a mount was not made.
 pub enum Refusal {
-    /// The kernel, or the file system in it, is too old for the new API; mount(2) may do it.
+    /// The file system cannot be told its options by the new API; mount(2) may do it.
     TooOld,
     /// It failed.
     Failed(Error),
@@ -20,10 +21,12 @@ pub enum Refusal {
 /// Values that fsconfig takes have at most 255 bytes.
 const MAX_VALUE: usize = 255;
 
+/// As many lower folders has an overlay at most (`OVL_MAX_STACK`).
+const MAX_LOWER: usize = 500;
+
 pub fn create(mount: &Mount, options: &Options) -> Result<OwnedFd, Refusal> {
     let context = match rustix::mount::fsopen(mount.kind.as_str(), FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(context) => context,
-        Err(Errno::NOSYS) => return Err(Refusal::TooOld),
         Err(Errno::NODEV) => {
             let error = Error::new(Kind::Unsupported, format!("the kernel has no file system '{}'", mount.kind))
                 .hint("Load its module, or use another snapshotter.");
@@ -49,20 +52,29 @@ fn configure(context: &OwnedFd, mount: &Mount, options: &Options) -> Result<(), 
     if options.read_only && !overlay {
         set(context, "ro", None)?;
     }
+    let layers = if overlay { Layers::of(options) } else { Layers::default() };
     for (key, value) in &options.data {
-        match value {
-            Some(list) if overlay && key == "lowerdir" => set_lower(context, list)?,
-            value => set(context, key, value.as_deref())?,
+        match key.as_str() {
+            "lowerdir" if overlay => set_lower(context, &layers.lower)?,
+            "upperdir" if overlay => set_upper(context, key, value, layers.upper.as_deref())?,
+            "workdir" if overlay => set_upper(context, key, value, layers.work.as_deref())?,
+            _ => set(context, key, value.as_deref())?,
         }
     }
     Ok(())
 }
 
-/// One call a folder: no limit on their number, no protection of colons. Linux 6.8 has that.
-fn set_lower(context: &OwnedFd, list: &str) -> Result<(), Refusal> {
-    for (index, folder) in lower_folders(list).iter().enumerate() {
+/// One call a folder: no page that they must share, no protection of colons. Linux 6.8 has that.
+fn set_lower(context: &OwnedFd, folders: &[String]) -> Result<(), Refusal> {
+    if folders.len() > MAX_LOWER {
+        let message = format!("an overlay of {} lower folders; the kernel stacks {MAX_LOWER}", folders.len());
+        let hint = "Copy the files of some layers into one.";
+        return Err(Refusal::Failed(Error::new(Kind::Unsupported, message).hint(hint)));
+    }
+    for (index, folder) in folders.iter().enumerate() {
         if folder.len() > MAX_VALUE {
-            return Err(Refusal::TooOld);
+            set_folder(context, "lowerdir+", folder)?;
+            continue;
         }
         match rustix::mount::fsconfig_set_string(context, "lowerdir+", folder.as_str()) {
             Ok(()) => {}
@@ -73,6 +85,21 @@ fn set_lower(context: &OwnedFd, list: &str) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+fn set_upper(context: &OwnedFd, key: &str, value: &Option<String>, folder: Option<&str>) -> Result<(), Refusal> {
+    match folder {
+        Some(folder) if folder.len() > MAX_VALUE => set_folder(context, key, folder),
+        _ => set(context, key, value.as_deref()),
+    }
+}
+
+/// A folder by its descriptor, however long its path is. Linux 6.13 has that.
+fn set_folder(context: &OwnedFd, key: &str, folder: &str) -> Result<(), Refusal> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(CWD, folder, flags, Mode::empty())
+        .map_err(|error| Refusal::Failed(Error::system(format!("{key} '{folder}'"), error)))?;
+    rustix::mount::fsconfig_set_fd(context, key, &opened).map_err(|_| Refusal::TooOld)
 }
 
 fn set(context: &OwnedFd, key: &str, value: Option<&str>) -> Result<(), Refusal> {

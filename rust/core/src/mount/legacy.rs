@@ -1,163 +1,155 @@
-//! mount(2), for kernels without the new API and for overlays whose options it cannot carry.
+//! mount(2), for file systems that cannot be told their options one by one: overlayfs before Linux 6.8, and any with a
+//! value that the new API cannot carry.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::io::Errno;
-use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
+use rustix::mount::MountFlags;
 
-use super::options::lower_folders;
-use super::{Mount, Options, Propagation, open_path, path_of};
+use super::layers::{Layers, protected};
+use super::{Mount, Options, attach};
 use crate::error::{Error, Kind, Result};
-use crate::sys;
 
-/// mount(2) copies one page of options.
+/// mount(2) copies one page of options, the NUL at their end included.
 const PAGE: usize = 4096;
+/// What is mounted in passing is mounted here: a folder that every machine has, and no layer is in.
+const POINT: &str = "/proc";
 
-pub fn mount(mount: &Mount, options: &Options, target: BorrowedFd<'_>) -> Result<()> {
-    let point = path_of(target);
-    let bind = options.bind || matches!(mount.kind.as_str(), "bind" | "rbind" | "" | "none");
-    if bind {
-        return self::bind(mount, options, &point);
+/// Make a mount that is attached nowhere. Only for a thread of its own ([`super::apart`]): it mounts, and changes the
+/// working folder.
+pub fn make(mount: &Mount, options: &Options) -> Result<OwnedFd> {
+    let failed = |error| Error::system(format!("mount(2) of {}", mount.kind), error);
+    let mut text = data(options, None);
+    if mount.kind == "overlay" && text.len() >= PAGE {
+        // Name the folders from their common parent, and stand there.
+        let parent = Layers::of(options).common_parent();
+        text = data(options, Some(&parent));
+        rustix::process::chdir(parent.as_str()).map_err(failed)?;
     }
-    let data = data(options, &lower_folders(options.value("lowerdir").unwrap_or_default()));
-    let result = if mount.kind == "overlay" && data.len() >= PAGE {
-        shortened(mount, options, target)
-    } else {
-        call(mount, options, &point, &data)
-    };
-    result.map_err(|error| Error::system(format!("mount(2) of {}", mount.kind), error))?;
-    propagate(options, &point)
-}
-
-fn call(mount: &Mount, options: &Options, point: &Path, data: &str) -> std::result::Result<(), Errno> {
-    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
+    if text.len() >= PAGE {
+        let message = format!("its options have {} bytes, mount(2) takes {}", text.len(), PAGE - 1);
+        let hint = "Linux 6.8 has no such limit; before it, take fewer layers or a root folder with a shorter path.";
+        return Err(Error::new(Kind::Unsupported, message).hint(hint));
+    }
+    let data = CString::new(text).map_err(|_| Error::invalid("a NUL in an option"))?;
     let source = if mount.source.is_empty() { "none" } else { mount.source.as_str() };
-    rustix::mount::mount(source, point, mount.kind.as_str(), flags(options), data.as_c_str())
+    rustix::mount::mount(source, POINT, mount.kind.as_str(), system_flags(options), data.as_c_str()).map_err(failed)?;
+    let made = attach::copy(POINT, false)?;
+    attach::set_attributes(made.as_fd(), options)?;
+    Ok(made)
 }
 
-/// An overlay with more lower folders than a page holds: name them from their common parent, in a thread that stands
-/// there.
-fn shortened(mount: &Mount, options: &Options, target: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
-    let lower = lower_folders(options.value("lowerdir").unwrap_or_default());
-    let common = common_parent(&lower).ok_or(Errno::TOOBIG)?;
-    let parent: OwnedFd = open_path(&common)?;
-    let short: Vec<String> = lower.iter().map(|folder| folder[common.len() + 1..].to_owned()).collect();
-    let data = data(options, &short);
-    if data.len() >= PAGE {
-        return Err(Errno::TOOBIG);
-    }
-    let point = path_of(target);
-    std::thread::scope(|scope| {
-        let work = || {
-            sys::own_working_folder(parent.as_fd())?;
-            call(mount, options, &point, &data)
-        };
-        scope.spawn(work).join().unwrap_or(Err(Errno::CANCELED))
-    })
-}
-
-fn common_parent(folders: &[String]) -> Option<String> {
-    let mut common = Path::new(folders.first()?).parent()?;
-    while !folders.iter().all(|folder| Path::new(folder).starts_with(common)) {
-        common = common.parent()?;
-    }
-    let text = common.to_str()?;
-    // The root itself shortens nothing.
-    (text.len() > 1).then(|| text.to_owned())
-}
-
-/// The file system's own options in one string; overlayfs wants colons, commas and backslashes in paths protected.
-fn data(options: &Options, lower: &[String]) -> String {
-    let mut parts = Vec::new();
-    for (key, value) in &options.data {
-        match value {
-            Some(_) if key == "lowerdir" => {
-                let protected: Vec<String> = lower
-                    .iter()
-                    .map(|folder| folder.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,"))
-                    .collect();
-                parts.push(format!("lowerdir={}", protected.join(":")));
-            }
-            Some(value) => parts.push(format!("{key}={value}")),
-            None => parts.push(key.clone()),
-        }
-    }
-    parts.join(",")
-}
-
-fn bind(mount: &Mount, options: &Options, point: &Path) -> Result<()> {
-    let failed = |error| Error::system("mount(2)", error);
-    if !options.set_recursive.is_empty() {
-        return Err(Error::new(Kind::Unsupported, "recursive mount attributes take Linux 5.12"));
-    }
-    let recursive = options.recursive || mount.kind == "rbind";
-    if recursive {
-        rustix::mount::mount_bind_recursive(mount.source.as_str(), point).map_err(failed)?;
-    } else {
-        rustix::mount::mount_bind(mount.source.as_str(), point).map_err(failed)?;
-    }
-    if !options.set.is_empty() || !options.clear.is_empty() {
-        rustix::mount::mount_remount(point, flags(options) | MountFlags::BIND, "").map_err(failed)?;
-    }
-    propagate(options, point)
-}
-
-fn propagate(options: &Options, point: &Path) -> Result<()> {
-    let Some((propagation, recursive)) = options.propagation else { return Ok(()) };
-    let mut flags = match propagation {
-        Propagation::Private => MountPropagationFlags::PRIVATE,
-        Propagation::Slave => MountPropagationFlags::DOWNSTREAM,
-        Propagation::Shared => MountPropagationFlags::SHARED,
-        Propagation::Unbindable => MountPropagationFlags::UNBINDABLE,
+/// The file system's own options in one string; folders in `parent` are named from there.
+fn data(options: &Options, parent: Option<&str>) -> String {
+    let layers = Layers::of(options);
+    let name = |folder: &String| {
+        let short = parent.and_then(|parent| folder.strip_prefix(parent)).map(|name| name.trim_start_matches('/'));
+        protected(short.unwrap_or(folder))
     };
-    if recursive {
-        flags |= MountPropagationFlags::REC;
-    }
-    rustix::mount::mount_change(point, flags).map_err(|error| Error::system("mount(2) (propagation)", error))
+    let part = |(key, value): &(String, Option<String>)| match (key.as_str(), value) {
+        ("lowerdir", Some(_)) => format!("lowerdir={}", layers.lower.iter().map(name).collect::<Vec<_>>().join(":")),
+        ("upperdir", Some(_)) => format!("upperdir={}", layers.upper.iter().map(name).collect::<String>()),
+        ("workdir", Some(_)) => format!("workdir={}", layers.work.iter().map(name).collect::<String>()),
+        (_, Some(value)) => format!("{key}={value}"),
+        (_, None) => key.clone(),
+    };
+    options.data.iter().map(part).collect::<Vec<_>>().join(",")
 }
 
-fn flags(options: &Options) -> MountFlags {
-    let pairs = [
-        (MountAttrFlags::MOUNT_ATTR_RDONLY, MountFlags::RDONLY),
-        (MountAttrFlags::MOUNT_ATTR_NOSUID, MountFlags::NOSUID),
-        (MountAttrFlags::MOUNT_ATTR_NODEV, MountFlags::NODEV),
-        (MountAttrFlags::MOUNT_ATTR_NOEXEC, MountFlags::NOEXEC),
-        (MountAttrFlags::MOUNT_ATTR_NOATIME, MountFlags::NOATIME),
-        (MountAttrFlags::MOUNT_ATTR_NODIRATIME, MountFlags::NODIRATIME),
-        (MountAttrFlags::MOUNT_ATTR_STRICTATIME, MountFlags::STRICTATIME),
-    ];
-    let mut flags = MountFlags::empty();
-    for (attribute, flag) in pairs {
-        if options.set.contains(attribute) {
-            flags |= flag;
-        }
-    }
-    for name in &options.system_flags {
-        flags |= match name.as_str() {
-            "sync" => MountFlags::SYNCHRONOUS,
-            "dirsync" => MountFlags::DIRSYNC,
-            _ => MountFlags::LAZYTIME,
-        };
-    }
-    flags
+fn system_flags(options: &Options) -> MountFlags {
+    options.system_flags.iter().fold(MountFlags::empty(), |flags, name| {
+        flags
+            | match name.as_str() {
+                "sync" => MountFlags::SYNCHRONOUS,
+                "dirsync" => MountFlags::DIRSYNC,
+                _ => MountFlags::LAZYTIME,
+            }
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::os::fd::AsRawFd;
+    use std::path::Path;
 
-    #[test]
-    fn folders_are_named_from_their_common_parent() {
-        let folders = ["/s/o/aa/fs".to_owned(), "/s/o/bb/fs".to_owned(), "/s/o/aabb/fs".to_owned()];
-        assert_eq!(common_parent(&folders).as_deref(), Some("/s/o"));
-        assert_eq!(common_parent(&["/a/x".to_owned(), "/b/x".to_owned()]), None);
-    }
+    use super::*;
+    use crate::mount::apart::apart;
 
     #[test]
     fn paths_are_protected_in_the_option_string() {
-        let options = Options::parse(&["lowerdir=/a:/b", "upperdir=/u", "userxattr"]).unwrap();
-        assert_eq!(data(&options, &["/x:y,z".to_owned()]), r"lowerdir=/x\:y\,z,upperdir=/u,userxattr");
+        let options = Options::parse(&[r"lowerdir=/s/x\:y,z:/s/b", "upperdir=/s/u,v", "userxattr"]).unwrap();
+        assert_eq!(data(&options, None), r"lowerdir=/s/x\:y\,z:/s/b,upperdir=/s/u\,v,userxattr");
+        assert_eq!(data(&options, Some("/s")), r"lowerdir=x\:y\,z:b,upperdir=u\,v,userxattr");
+        assert_eq!(data(&options, Some("/")), r"lowerdir=s/x\:y\,z:s/b,upperdir=s/u\,v,userxattr");
+    }
+
+    /// Folders with a file each, and what makes an overlay of them.
+    fn overlay(top: &Path, layers: usize) -> (Mount, Options) {
+        let folder = |name: String| {
+            std::fs::create_dir_all(top.join(&name)).unwrap();
+            top.join(name).to_str().unwrap().to_owned()
+        };
+        let lower: Vec<String> = (0..layers).map(|number| folder(format!("{number:016}/fs"))).collect();
+        for (number, layer) in lower.iter().enumerate() {
+            std::fs::write(format!("{layer}/{number}"), b"").unwrap();
+        }
+        let options = [
+            format!("workdir={}", folder("own/work".into()).replace(':', "\\:")),
+            format!("upperdir={}", folder("own/fs".into()).replace(':', "\\:")),
+            format!("lowerdir={}", lower.iter().map(|path| path.replace(':', "\\:")).collect::<Vec<_>>().join(":")),
+            "nodev".to_owned(),
+        ];
+        let parsed = Options::parse(&options).unwrap();
+        (Mount { kind: "overlay".into(), source: "overlay".into(), options: options.into() }, parsed)
+    }
+
+    fn mount_points() -> usize {
+        std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count()
+    }
+
+    #[test]
+    fn an_overlay_whose_options_fill_more_than_a_page_is_made_from_shorter_ones() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let outer = tempfile::tempdir().unwrap();
+        let top = outer.path().join(format!("{}/a:b,c", "x".repeat(200)));
+        std::fs::create_dir_all(&top).unwrap();
+        let before = (mount_points(), std::env::current_dir().unwrap());
+        for layers in [3, 128] {
+            let (mount, options) = overlay(&top.join(layers.to_string()), layers);
+            assert_eq!(data(&options, None).len() >= PAGE, layers == 128);
+            let made = apart(|| make(&mount, &options)).unwrap();
+            let shown = Path::new("/proc/self/fd").join(made.as_raw_fd().to_string());
+            assert_eq!(std::fs::read_dir(&shown).unwrap().count(), layers);
+            std::fs::write(shown.join("new"), b"").unwrap();
+            assert!(top.join(layers.to_string()).join("own/fs/new").exists());
+        }
+        assert_eq!((mount_points(), std::env::current_dir().unwrap()), before, "it leaves this namespace alone");
+    }
+
+    #[test]
+    fn what_no_page_holds_is_refused_with_its_length() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let outer = tempfile::tempdir().unwrap();
+        let (mount, options) = overlay(outer.path(), 250);
+        let error = apart(|| make(&mount, &options)).unwrap_err();
+        assert_eq!(error.kind, Kind::Unsupported);
+        assert!(error.message.contains("bytes, mount(2) takes 4095"), "{error}");
+    }
+
+    #[test]
+    fn other_file_systems_and_their_attributes_are_made_too() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let options = Options::parse(&["size=64k", "ro", "lazytime"]).unwrap();
+        let mount = Mount { kind: "tmpfs".into(), source: String::new(), options: Vec::new() };
+        let made = apart(|| make(&mount, &options)).unwrap();
+        let status = rustix::fs::fstatvfs(&made).unwrap();
+        assert_eq!(status.f_blocks * status.f_frsize, 64 << 10);
+        assert!(status.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
     }
 }

@@ -1,11 +1,13 @@
 //! Mounts: type, source and options as containerd's mount structure and fstab have them.
 //!
-//! The new mount API comes first (fsopen, fsconfig, fsmount, `open_tree`, `mount_setattr`, `move_mount`): it says what is
-//! wrong in words, takes any number of lower folders, and attaches a mount only when it is complete. mount(2) serves
-//! kernels without it, and overlays whose options the new API cannot carry.
+//! The new mount API makes them (fsopen, fsconfig, fsmount, `open_tree`, `mount_setattr`, `move_mount`): it says what is
+//! wrong in words, takes as many lower folders as the kernel stacks, and attaches a mount only when it is complete.
+//! mount(2) serves where a file system cannot be told its options that way: overlayfs before Linux 6.8.
 
+mod apart;
 mod attach;
 mod create;
+mod layers;
 mod legacy;
 mod options;
 
@@ -19,7 +21,9 @@ use rustix::mount::UnmountFlags;
 pub use options::{Options, Propagation};
 
 use crate::error::{Error, Result};
-use crate::sys;
+
+/// Errors show so many characters of the options: 500 layers have 100,000.
+const MAX_SHOWN: usize = 1000;
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +38,11 @@ pub struct Mount {
 
 impl Mount {
     fn describe(&self) -> String {
-        format!("{} mount of '{}' with options '{}'", self.kind, self.source, self.options.join(","))
+        let mut options = self.options.join(",");
+        if let Some((end, _)) = options.char_indices().nth(MAX_SHOWN) {
+            options.replace_range(end.., "...");
+        }
+        format!("{} mount of '{}' with options '{options}'", self.kind, self.source)
     }
 }
 
@@ -61,21 +69,24 @@ pub fn mount(mounts: &[Mount], target: &Path) -> Result<()> {
 /// Mount on what a descriptor (of `O_PATH`) stands for.
 pub fn mount_at(mount: &Mount, target: BorrowedFd<'_>) -> Result<()> {
     let options = Options::parse(&mount.options).map_err(|error| error.context(mount.describe()))?;
-    match make(mount, &options)? {
-        Some(made) => attach::attach(made.as_fd(), target, &options),
-        None => legacy::mount(mount, &options, target),
-    }
-    .map_err(|error| error.context(format!("cannot attach the {}", mount.describe())))
+    let made = make(mount, &options)?;
+    attach::attach(made.as_fd(), target, &options)
+        .map_err(|error| error.context(format!("cannot attach the {}", mount.describe())))
 }
 
-/// Make a mount that is attached nowhere. None when it takes mount(2), which cannot do that.
-pub fn make(mount: &Mount, options: &Options) -> Result<Option<OwnedFd>> {
+/// Make a mount that is attached nowhere.
+pub fn make(mount: &Mount, options: &Options) -> Result<OwnedFd> {
     let bind = options.bind || matches!(mount.kind.as_str(), "bind" | "rbind" | "" | "none");
-    let made = if bind { attach::clone(mount, options) } else { create::create(mount, options) };
-    match made {
-        Ok(made) => Ok(Some(made)),
-        Err(create::Refusal::TooOld) => Ok(None),
-        Err(create::Refusal::Failed(error)) => Err(error.context(format!("cannot make the {}", mount.describe()))),
+    let made = if bind { attach::clone(mount, options) } else { new(mount, options) };
+    made.map_err(|error| error.context(format!("cannot make the {}", mount.describe())))
+}
+
+/// A new file system.
+fn new(mount: &Mount, options: &Options) -> Result<OwnedFd> {
+    match create::create(mount, options) {
+        Ok(made) => Ok(made),
+        Err(create::Refusal::TooOld) => apart::apart(|| legacy::make(mount, options)),
+        Err(create::Refusal::Failed(error)) => Err(error),
     }
 }
 
@@ -94,14 +105,4 @@ pub fn unmount(target: &Path) -> Result<()> {
             Err(error) => return Err(Error::system(format!("cannot unmount {}", target.display()), error)),
         }
     }
-}
-
-/// Open a path for use as a mount point or source without looking at what it is.
-fn open_path(path: &str) -> std::result::Result<OwnedFd, Errno> {
-    rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// The path of a descriptor for calls that take paths only.
-fn path_of(descriptor: BorrowedFd<'_>) -> std::path::PathBuf {
-    sys::descriptor_path(descriptor.as_fd())
 }

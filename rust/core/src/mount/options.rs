@@ -145,29 +145,6 @@ impl Options {
     }
 }
 
-/// Split overlayfs's list of lower folders: colons separate, a backslash protects.
-pub fn lower_folders(list: &str) -> Vec<String> {
-    let mut folders = vec![String::new()];
-    let mut characters = list.chars();
-    while let Some(character) = characters.next() {
-        match character {
-            '\\' => {
-                if let (Some(next), Some(last)) = (characters.next(), folders.last_mut()) {
-                    last.push(next);
-                }
-            }
-            ':' => folders.push(String::new()),
-            _ => {
-                if let Some(last) = folders.last_mut() {
-                    last.push(character);
-                }
-            }
-        }
-    }
-    folders.retain(|folder| !folder.is_empty());
-    folders
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,10 +170,5 @@ mod tests {
     fn flags_may_be_for_the_whole_tree() {
         let options = Options::parse(&["rbind", "rro", "rnodev"]).unwrap();
         assert_eq!(options.set_recursive, MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV);
-    }
-
-    #[test]
-    fn lower_folders_may_hold_protected_colons() {
-        assert_eq!(lower_folders(r"/a:/b\:c:/d\\e"), ["/a", "/b:c", r"/d\e"]);
     }
 }

@@ -8,14 +8,13 @@ use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use crate::error::{Failure, Kind};
+use crate::error::Failure;
 
 /// A new instance of a file system, for the launcher's own purposes.
 pub(super) fn file_system(kind: &str, options: &[&str], what: &str) -> Result<OwnedFd, Failure> {
     let mount = Mount { kind: kind.into(), source: kind.into(), options: Vec::new() };
     let made = Options::parse(options).and_then(|options| make(&mount, &options));
-    made.map_err(|error| Failure::from(error.context(what)))?
-        .ok_or_else(|| Failure::new(Kind::Unsupported, format!("{what}: it takes Linux 5.2")))
+    made.map_err(|error| Failure::from(error.context(what)))
 }
 
 /// Copy the mount of a host path as a detached mount.
