@@ -9,7 +9,7 @@ import pytest
 from snapshotter_contract import Committed, SnapshotterContract, mounted, tree
 
 from lamella.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
-from lamella.snapshots import Mount, Usage, overlayfs
+from lamella.snapshots import Mount, Usage, folders, overlayfs
 from stores import Store
 
 
@@ -89,8 +89,8 @@ class TestMounts:
         assert options[:2] == ["index=off", "metacopy=off"]
 
     def test_in_a_user_namespace_user_attributes_are_asked_for(self, store, monkeypatch):
-        monkeypatch.setattr(overlayfs, "_needs_user_attributes", lambda: True)
-        overlayfs._overlay_options.cache_clear()
+        for module in (overlayfs, folders):
+            monkeypatch.setattr(module, "needs_user_attributes", lambda: True)
         options = store.snapshots.prepare("active", store.stack("base", {}))[0].options
         assert options[:2] == ["index=off", "userxattr"]
         assert store.snapshots.whiteouts == "overlay-userxattr"

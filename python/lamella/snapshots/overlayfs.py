@@ -14,14 +14,14 @@ top folder, so that the list ends after such a layer.
 
 ``index=off`` lets an upper folder be mounted again after its lower ones were shared by other mounts. ``redirect_dir`` and
 ``metacopy`` are switched off where this kernel has them on: with them a layer folder would not hold what it shows, so that it
-could neither be shared nor exported. Outside the initial user namespace trusted.* attributes are out of reach, and overlayfs
-is told (``userxattr``) to use user.overlay.* instead; layers must then be unpacked with the whiteouts that
-:attr:`OverlaySnapshotter.whiteouts` says.
+could neither be shared nor exported. Outside the initial user namespace trusted.* attributes are out of reach. A store that is
+begun there keeps to user.* attributes: overlayfs is told so (``userxattr``), by root of the machine too, and layers are unpacked
+with the whiteouts that :attr:`OverlaySnapshotter.whiteouts` says. A store that root has begun cannot be used there: what
+an opaque folder hides would be seen.
 """
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -29,8 +29,8 @@ from typing import Literal
 from lamella import _core
 from lamella.errors import FailedPrecondition
 from lamella.snapshots import Mount, SnapshotKind
+from lamella.snapshots.folders import needs_user_attributes
 from lamella.snapshots.recorded import RecordedSnapshotter
-
 
 _MAX_LAYERS = 500
 """Lower folders of an overlay (the kernel's OVL_MAX_STACK)."""
@@ -40,13 +40,28 @@ class OverlaySnapshotter(RecordedSnapshotter):
     """Snapshots as overlay mounts; see :class:`lamella.snapshots.Snapshotter`."""
 
     name = "overlayfs"
+    _has_user_attributes: bool | None = None
 
     @property
     def whiteouts(self) -> Literal["overlay", "overlay-userxattr"]:
         """How a layer must be unpacked so that its whiteouts work in the mounts of this process."""
-        return "overlay-userxattr" if _needs_user_attributes() else "overlay"
+        return "overlay-userxattr" if self._user_attributes() else "overlay"
+
+    def _user_attributes(self) -> bool:
+        """Tell whether overlayfs's attributes are user.* here. FailedPrecondition where they are not, and out of reach."""
+        if self._has_user_attributes is None:
+            self._has_user_attributes = self._folders.has_user_attributes()
+        if self._has_user_attributes is None:
+            return needs_user_attributes()
+        if needs_user_attributes() and not self._has_user_attributes:
+            raise FailedPrecondition(
+                f"root unpacked the layers in {self._folders.top}: what overlayfs has to know of them cannot be seen from here",
+                hint="Use another root folder in a user namespace (--root).",
+            )
+        return self._has_user_attributes
 
     def _create_folder(self, kind: SnapshotKind, parents: list[str]) -> str | None:
+        self._user_attributes()  # which may refuse
         if len(parents) > _MAX_LAYERS:
             raise FailedPrecondition(
                 f"its parent has {len(parents)} layers, and overlayfs stacks {_MAX_LAYERS}",
@@ -63,7 +78,7 @@ class OverlaySnapshotter(RecordedSnapshotter):
         bound = own if not parents else parents[0] if len(parents) == 1 and kind == "view" else None
         if bound is not None:
             return [Mount(type="bind", source=self._folders.fs(bound), options=[access, "rbind"])]
-        options = [*_overlay_options()]
+        options = [*_overlay_options(user_attributes=self._user_attributes())]
         if kind == "active":
             assert own is not None
             options.append(f"workdir={_escape(self._folders.work(own))}")
@@ -73,6 +88,7 @@ class OverlaySnapshotter(RecordedSnapshotter):
         return [Mount(type="overlay", source="overlay", options=options)]
 
     def _diff(self, own: str, parents: list[str], *, opaque: bool) -> _core.Changes:
+        self._user_attributes()  # which may refuse
         lowers = [self._folders.fs(parent) for parent in parents]
         return _core.diff_upper(self._folders.fs(own), lowers, opaque=opaque)
 
@@ -85,22 +101,10 @@ def _escape(path: str, separator: str = "") -> str:
 
 
 @cache
-def _overlay_options() -> tuple[str, ...]:
-    if _needs_user_attributes():
+def _overlay_options(*, user_attributes: bool) -> tuple[str, ...]:
+    if user_attributes:
         return ("index=off", "userxattr")  # which switches the other two off
     return ("index=off", *(f"{name}=off" for name in ("redirect_dir", "metacopy") if _is_on(name)))
-
-
-@cache
-def _needs_user_attributes() -> bool:
-    """Tell whether this process is not root of the initial user namespace."""
-    if os.geteuid() != 0:
-        return True
-    try:
-        inside, outside, count = Path("/proc/self/uid_map").read_text(encoding="ascii").split()[:3]
-    except (OSError, ValueError):
-        return False
-    return (inside, outside, count) != ("0", "0", "4294967295")
 
 
 def _is_on(parameter: str) -> bool:
