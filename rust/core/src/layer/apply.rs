@@ -313,7 +313,7 @@ impl Applier {
         let beneath = match self.walk(target_parents, false)? {
             Place::Beneath(path) => join(&[&path[..], target_name]),
             Place::Folder(source) => match self.child(source, target_name)? {
-                Some(ChildKind::Folder(_)) => {
+                Some(ChildKind::Folder(id)) if self.is_settled(id) => {
                     return Err(Error::invalid(format!("a hard link to the folder '{}'", show(target))));
                 }
                 Some(ChildKind::DeferredLink(path)) => path.into_vec(),
@@ -325,7 +325,7 @@ impl Applier {
                     self.made.insert(parent, name, kind, true);
                     return Ok(());
                 }
-                None | Some(ChildKind::Whiteout) => {
+                None | Some(ChildKind::Whiteout | ChildKind::Folder(_)) => {
                     let mut path = self.made.path(source);
                     path.push(target_name);
                     join(&path)
@@ -338,6 +338,12 @@ impl Applier {
         self.deferred_links = true;
         self.made.insert(parent, name, ChildKind::DeferredLink(beneath.into()), true);
         Ok(())
+    }
+
+    /// Whether a folder is one: what the tar only went through may be a symlink in the lower layers.
+    fn is_settled(&self, id: FolderId) -> bool {
+        let folder = self.made.folder(id);
+        folder.attributes.is_some() || folder.fresh || self.format == WhiteoutFormat::Plain
     }
 
     /// A whiteout of `name`: it speaks of the lower layers only.

@@ -13,6 +13,8 @@ use crate::tar::{Entry, Timestamp};
 /// Extended attributes: names and values.
 pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
+const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
+
 /// What is set on an inode besides its content.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
@@ -191,16 +193,34 @@ fn read_sized(
     Ok(buffer)
 }
 
+fn remove_xattr(target: &Target<'_>, name: &CStr) -> Result<()> {
+    let removed = match target {
+        Target::Descriptor(inode) => rustix::fs::fremovexattr(inode, name),
+        Target::Name(folder, file) => rustix::fs::lremovexattr(path_of(*folder, file)?, name),
+    };
+    match removed {
+        Ok(()) | Err(Errno::NODATA | Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(Error::system(format!("cannot remove the attribute {}", show(name.to_bytes())), error)),
+    }
+}
+
 /// Remove all extended attributes that may be removed here, but those of overlayfs.
-pub fn remove_xattrs(inode: BorrowedFd<'_>) -> Result<()> {
-    for (name, _) in read_xattrs(&Target::Descriptor(inode))? {
-        let c_name = CString::new(name.as_slice()).map_err(|_| Error::invalid("an attribute's name holds a NUL"))?;
-        match rustix::fs::fremovexattr(inode, &c_name) {
-            Ok(()) | Err(Errno::NODATA | Errno::PERM | Errno::OPNOTSUPP) => {}
-            Err(error) => return Err(Error::system(format!("cannot remove the attribute {}", show(&name)), error)),
-        }
+pub fn remove_xattrs(target: &Target<'_>) -> Result<()> {
+    for (name, _) in read_xattrs(target)? {
+        let c_name = CString::new(name).map_err(|_| Error::invalid("an attribute's name holds a NUL"))?;
+        remove_xattr(target, &c_name)?;
     }
     Ok(())
+}
+
+/// Take the default ACL off a folder, which all that is made in it would inherit. Gives what to set again later.
+pub fn take_default_acl(folder: &Target<'_>) -> Result<Xattrs> {
+    let mut xattrs = read_xattrs(folder)?;
+    xattrs.retain(|(name, _)| name == DEFAULT_ACL.to_bytes());
+    if !xattrs.is_empty() {
+        remove_xattr(folder, DEFAULT_ACL)?;
+    }
+    Ok(xattrs)
 }
 
 /// Set times through a descriptor. A time that the file system cannot hold is an error: the kernel would clamp it.

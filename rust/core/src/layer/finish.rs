@@ -68,11 +68,8 @@ impl Applier {
             return Deferred { format: Some(self.format), ..Deferred::default() };
         }
         let root = self.made.folder(FolderId::ROOT);
-        let mut deferred = Deferred {
-            root: root.attributes.is_none() && !root.opaque,
-            format: Some(self.format),
-            ..Deferred::default()
-        };
+        let mut deferred =
+            Deferred { root: root.attributes.is_none(), format: Some(self.format), ..Deferred::default() };
         for id in self.made.ids() {
             let folder = self.made.folder(id);
             let open = folder.attributes.is_none() && !folder.fresh && id != FolderId::ROOT;

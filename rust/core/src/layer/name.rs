@@ -2,9 +2,10 @@
 
 use std::ffi::CString;
 
+use super::whiteout::PREFIX;
 use crate::error::{Error, Kind, Result, show};
 
-/// Longest component (NAME_MAX of every file system in question).
+/// Longest component (NAME_MAX of every file system in question). A whiteout has its prefix besides.
 const MAX_COMPONENT: usize = 255;
 /// Deepest path. Real layers stay below 60; the cap bounds the cost of walks.
 pub const MAX_DEPTH: usize = 512;
@@ -25,7 +26,8 @@ pub fn components(path: &[u8]) -> Result<Vec<&[u8]>> {
 /// The components of a symlink's target, `..` included.
 pub fn split(path: &[u8]) -> Result<Vec<&[u8]>> {
     let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".").collect();
-    if let Some(long) = parts.iter().find(|part| part.len() > MAX_COMPONENT) {
+    let is_long = |part: &[u8]| part.strip_prefix(PREFIX).unwrap_or(part).len() > MAX_COMPONENT;
+    if let Some(long) = parts.iter().find(|part| is_long(part)) {
         return Err(Error::invalid(format!("the name '{}' is longer than {MAX_COMPONENT} bytes", show(long))));
     }
     if path.contains(&0) {
@@ -77,6 +79,8 @@ mod tests {
     fn names_and_depths_have_caps() {
         assert!(components(&[b'a'; 255]).is_ok());
         assert_eq!(components(&[b'a'; 256]).unwrap_err().kind, Kind::InvalidArgument);
+        assert!(components(&[b".wh.", &[b'a'; 255][..]].concat()).is_ok());
+        assert_eq!(components(&[b".wh.", &[b'a'; 256][..]].concat()).unwrap_err().kind, Kind::InvalidArgument);
         assert!(components(&b"a/".repeat(512)).is_ok());
         assert_eq!(components(&b"a/".repeat(513)).unwrap_err().kind, Kind::ResourceExhausted);
     }

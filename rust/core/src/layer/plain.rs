@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::WhiteoutFormat;
 use super::apply::Applier;
-use super::attributes::{Attributes, remove_xattrs};
+use super::attributes::{Attributes, Target, remove_xattrs, take_default_acl};
 use super::made::{ChildKind, FolderId};
 use super::name::c_name;
 use crate::error::{Error, Result, show};
@@ -38,7 +38,8 @@ impl Applier {
             FileType::Directory => {
                 let id = self.made.insert_folder(folder, name, false);
                 // Kept as it is, its times too, unless the tar names it.
-                self.made.folder_mut(id).attributes = Some(Attributes::read(&stat, Vec::new()));
+                let acl = take_default_acl(&Target::Name(descriptor.as_fd(), &c_name))?;
+                self.made.folder_mut(id).attributes = Some(Attributes::read(&stat, acl));
                 return Ok(Some(ChildKind::Folder(id)));
             }
             FileType::Symlink => {
@@ -54,7 +55,8 @@ impl Applier {
     pub(super) fn remember_root(&mut self) -> Result<()> {
         let stat = rustix::fs::fstat(self.folders.root())
             .map_err(|error| Error::system("cannot read the layer folder", error))?;
-        self.made.folder_mut(FolderId::ROOT).attributes = Some(Attributes::read(&stat, Vec::new()));
+        let acl = take_default_acl(&Target::Descriptor(self.folders.root()))?;
+        self.made.folder_mut(FolderId::ROOT).attributes = Some(Attributes::read(&stat, acl));
         Ok(())
     }
 
@@ -64,7 +66,7 @@ impl Applier {
             return Ok(());
         }
         let descriptor = self.folders.get(&self.made, folder)?;
-        remove_xattrs(descriptor.as_fd())
+        remove_xattrs(&Target::Descriptor(descriptor.as_fd()))
     }
 
     pub(super) fn mark_made(&mut self, parent: FolderId, name: &[u8]) {

@@ -8,28 +8,30 @@
 //!
 //! Doing it twice is harmless: what is there already is left alone.
 
-use std::collections::{HashMap, HashSet};
-use std::ffi::CString;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat};
 use rustix::io::Errno;
 
-use super::attributes::{Attributes, Target, read_xattrs, set_attributes, set_times};
+use super::attributes::{Attributes, Target, read_xattrs, set_attributes, set_times, set_xattrs, take_default_acl};
 use super::copy::{Name, attributes_of, copy_up, set_attributes_at};
+use super::finish::unnamed_folder;
 use super::folders::{FOLDER, open_child};
 use super::merged::{Follow, Merged};
 use super::name::{c_name, components, join};
 use super::whiteout::{self, is_opaque, is_whiteout};
 use super::{Deferred, DeferredLink, WhiteoutFormat};
 use crate::error::{Error, Result, show};
+use crate::tar::Timestamp;
 use crate::tree;
 
 /// Finish the layer folder `layer` with the folders of the lower layers, nearest first.
 ///
 /// True when the result depends on them: it is right for this chain alone. The root counts only when the lower root is
-/// not the usual 0755 of 0:0 without extended attributes. `InvalidArgument` when a hard link's target exists nowhere.
+/// other than what a root is that no tar names. `InvalidArgument` when a hard link's target exists nowhere.
 pub fn resolve<P: AsRef<Path>>(layer: &Path, lowers: &[P], deferred: &Deferred) -> Result<bool> {
     if deferred.is_empty() {
         return Ok(false);
@@ -44,19 +46,20 @@ pub fn resolve<P: AsRef<Path>>(layer: &Path, lowers: &[P], deferred: &Deferred) 
         lower,
         format,
         links: deferred.links.iter().map(|link| owned(&link.path)).collect::<Result<_>>()?,
+        unnamed: deferred.folders.iter().map(|folder| owned(folder)).collect::<Result<_>>()?,
         moved: Vec::new(),
         copies: HashMap::new(),
         touched: Vec::new(),
     };
-    let folders = work.relocate(&deferred.folders)?;
+    work.relocate(&deferred.folders)?;
     work.links = std::mem::take(&mut work.links).into_iter().map(|link| work.current(link)).collect();
     for link in &deferred.links {
         work.link(link).map_err(|error| error.context(format!("hard link '{}'", show(&link.path))))?;
     }
-    work.restore_times()?;
+    work.restore_touched()?;
     // Children first: setting a child's attributes does not touch its parent's time, but a mode may lock us out.
-    for path in folders.iter().rev() {
-        work.adopt(path).map_err(|error| error.context(format!("folder '{}'", show(path))))?;
+    for path in work.unnamed.iter().rev() {
+        work.adopt(path).map_err(|error| error.context(format!("folder '{}'", show(&join(path)))))?;
     }
     let mut depends = !deferred.folders.is_empty() || !deferred.links.is_empty();
     if deferred.root {
@@ -75,12 +78,29 @@ struct Resolver<'a> {
     format: WhiteoutFormat,
     /// Where the layer's links into lower layers belong. Not all are there yet, but nothing else may take their place.
     links: HashSet<Components>,
+    /// Folders that the tar did not name, where they are now.
+    unnamed: BTreeSet<Components>,
     /// Folders whose content was moved: from, to.
     moved: Vec<(Components, Components)>,
     /// Lower inodes that were copied up, and where to.
     copies: HashMap<(u64, u64), Components>,
-    /// Folders of the layer that were changed, with their times before.
-    touched: Vec<(Components, Stat)>,
+    /// Folders of the layer that are being changed, with what they get back at the end: their times and default ACLs.
+    touched: Vec<(Components, Attributes)>,
+}
+
+/// Where a folder's content waits while it is moved; no layer has such a name.
+const ASIDE: &CStr = c".wh..wh.aside";
+
+fn not_moved(error: Errno) -> Error {
+    Error::system("cannot move what a symlink of a lower layer leads to", error)
+}
+
+/// Where a path is after a folder's content was moved.
+fn moved(path: Components, from: &[Vec<u8>], to: &[Vec<u8>]) -> Components {
+    match path.strip_prefix(from) {
+        Some(rest) => [to, rest].concat(),
+        None => path,
+    }
 }
 
 fn owned(path: &[u8]) -> Result<Components> {
@@ -89,13 +109,8 @@ fn owned(path: &[u8]) -> Result<Components> {
 
 impl Resolver<'_> {
     /// Where a path of the layer is now.
-    fn current(&self, mut path: Components) -> Components {
-        for (from, to) in &self.moved {
-            if path.len() >= from.len() && path[..from.len()] == from[..] {
-                path = [to.as_slice(), &path[from.len()..]].concat();
-            }
-        }
-        path
+    fn current(&self, path: Components) -> Components {
+        self.moved.iter().fold(path, |path, (from, to)| moved(path, from, to))
     }
 
     /// Open a folder of the layer; None when it is not there or no folder.
@@ -125,34 +140,33 @@ impl Resolver<'_> {
         }
     }
 
-    /// Remember a folder's times before something changes in it.
+    /// Remember a folder's times before something changes in it; let what is made in it inherit nothing.
     fn touch(&mut self, path: &[Vec<u8>], folder: &OwnedFd) -> Result<()> {
         if self.touched.iter().all(|(known, _)| known != path) {
             let stat = rustix::fs::fstat(folder).map_err(|error| Error::system("cannot read a folder", error))?;
-            self.touched.push((path.to_vec(), stat));
+            let acl = take_default_acl(&Target::Descriptor(folder.as_fd()))?;
+            self.touched.push((path.to_vec(), Attributes::read(&stat, acl)));
         }
         Ok(())
     }
 
-    fn restore_times(&mut self) -> Result<()> {
-        for (path, stat) in std::mem::take(&mut self.touched) {
+    fn restore_touched(&mut self) -> Result<()> {
+        for (path, attributes) in std::mem::take(&mut self.touched) {
             let Some(folder) = self.open(&path)? else { continue };
-            let attributes = Attributes::read(&stat, Vec::new());
+            set_xattrs(&Target::Descriptor(folder.as_fd()), &attributes.xattrs, &mut |_| {})?;
             set_times(folder.as_fd(), attributes.atime, attributes.mtime)?;
         }
         Ok(())
     }
 
-    /// Move what lies in unnamed folders that are symlinks below. Returns the folders that stay, parents first.
-    fn relocate(&mut self, folders: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
-        let mut stay = Vec::new();
+    /// Move what lies in unnamed folders that are symlinks below.
+    fn relocate(&mut self, folders: &[Vec<u8>]) -> Result<()> {
         for folder in folders {
             let path = self.current(owned(folder)?);
             let joined = join(&path);
             let is_symlink =
                 self.lower.lookup(&joined, Follow::Never)?.is_some_and(|found| found.file_type() == FileType::Symlink);
-            if !is_symlink {
-                stay.push(joined);
+            if !is_symlink || !self.unnamed.contains(&path) {
                 continue;
             }
             let target = self.lower.canonical(&joined)?;
@@ -162,13 +176,24 @@ impl Resolver<'_> {
                 return Err(Error::invalid(format!("'{}' leads to a file of a lower layer", show(&joined))));
             }
             self.move_folder(&path, &target)?;
+            self.unnamed.remove(&path);
+            self.unnamed = self.unnamed.iter().map(|folder| moved(folder.clone(), &path, &target)).collect();
             self.moved.push((path, target));
         }
-        Ok(stay)
+        Ok(())
     }
 
     fn move_folder(&mut self, from: &[Vec<u8>], to: &[Vec<u8>]) -> Result<()> {
-        let Some(source) = self.open(from)? else { return Ok(()) };
+        let Some((name, parents)) = from.split_last() else { return Ok(()) };
+        let (Some(root), Some(parent), Some(source)) = (self.open(&[])?, self.open(parents)?, self.open(from)?) else {
+            // It was moved before, and the folders in it were completed.
+            self.unnamed.retain(|folder| !folder.starts_with(to) && !folder.starts_with(from));
+            return Ok(());
+        };
+        self.touch(parents, &parent)?;
+        self.touch(&[], &root)?;
+        // Out of the way first: what is in it may belong where it stands itself.
+        rustix::fs::renameat(&parent, &c_name(name)?, &root, ASIDE).map_err(not_moved)?;
         let Some(target) = self.ensure(to)? else {
             return Err(Error::invalid(format!(
                 "'{}' belongs into '{}', which is not a folder in this layer",
@@ -177,43 +202,50 @@ impl Resolver<'_> {
             )));
         };
         self.touch(to, &target)?;
-        if is_opaque(source.as_fd()) {
-            whiteout::set_opaque(target.as_fd(), self.format)?;
-        }
-        self.merge(&source, &target, to)?;
-        let Some((name, parents)) = from.split_last() else { return Ok(()) };
-        let Some(parent) = self.open(parents)? else { return Ok(()) };
-        self.touch(parents, &parent)?;
-        tree::remove_at(&parent, &c_name(name)?, self.layer, &mut || Ok(()))
+        self.merge(&source, from, &target, to)?;
+        tree::remove_at(&root, ASIDE, self.layer, &mut || Ok(()))
     }
 
     /// Move all names of one folder into another. What stands there under its own name stays.
-    fn merge(&mut self, source: &OwnedFd, target: &OwnedFd, target_path: &[Vec<u8>]) -> Result<()> {
-        let failed = |error: Errno| Error::system("cannot move what a symlink of a lower layer leads to", error);
-        for name in tree::names(source).map_err(failed)? {
+    fn merge(&mut self, source: &OwnedFd, from: &[Vec<u8>], target: &OwnedFd, to: &[Vec<u8>]) -> Result<()> {
+        if is_opaque(source.as_fd()) {
+            whiteout::set_opaque(target.as_fd(), self.format)?;
+        }
+        for name in tree::names(source).map_err(not_moved)? {
             let Some(new) = Self::stat(source, &name)? else { continue };
+            let inside = |folder: &[Vec<u8>]| [folder, &[name.to_bytes().to_vec()]].concat();
+            let path = inside(to);
+            if self.links.contains(&path) {
+                continue;
+            }
             let Some(old) = Self::stat(target, &name)? else {
-                rustix::fs::renameat(source, &name, target, &name).map_err(failed)?;
+                rustix::fs::renameat(source, &name, target, &name).map_err(not_moved)?;
                 continue;
             };
             let is_folder = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
             if is_whiteout(target.as_fd(), &name, &old) {
-                rustix::fs::unlinkat(target, &name, AtFlags::empty()).map_err(failed)?;
-                rustix::fs::renameat(source, &name, target, &name).map_err(failed)?;
+                rustix::fs::unlinkat(target, &name, AtFlags::empty()).map_err(not_moved)?;
+                rustix::fs::renameat(source, &name, target, &name).map_err(not_moved)?;
                 if is_folder(&new) {
-                    let folder = open_child(target.as_fd(), &name).map_err(failed)?;
+                    let folder = open_child(target.as_fd(), &name).map_err(not_moved)?;
                     whiteout::set_opaque(folder.as_fd(), self.format)?;
                 }
             } else if is_folder(&old) && (is_folder(&new) || is_whiteout(source.as_fd(), &name, &new)) {
-                let inner = open_child(target.as_fd(), &name).map_err(failed)?;
-                let path = [target_path, &[name.to_bytes().to_vec()]].concat();
+                let inner = open_child(target.as_fd(), &name).map_err(not_moved)?;
                 if !is_folder(&new) {
                     whiteout::set_opaque(inner.as_fd(), self.format)?;
                     continue;
                 }
-                let from = open_child(source.as_fd(), &name).map_err(failed)?;
+                let moving = open_child(source.as_fd(), &name).map_err(not_moved)?;
                 self.touch(&path, &inner)?;
-                self.merge(&from, &inner, &path)?;
+                // One folder under two names: what the tar says of either holds.
+                if !self.unnamed.remove(&inside(from)) && self.unnamed.remove(&path) {
+                    let attributes = Attributes::read(&new, read_xattrs(&Target::Descriptor(moving.as_fd()))?);
+                    set_attributes_at(target.as_fd(), &name, &attributes, &mut |_| {})?;
+                    self.touched.retain(|(known, _)| *known != path);
+                    self.touch(&path, &inner)?;
+                }
+                self.merge(&moving, &inside(from), &inner, &path)?;
             }
         }
         Ok(())
@@ -240,7 +272,7 @@ impl Resolver<'_> {
                     .map_err(|error| Error::system(format!("cannot make folder '{}'", show(name)), error))?;
                 let attributes = match self.lower.lookup(&join(here), Follow::Never)? {
                     Some(found) if found.file_type() == FileType::Directory => attributes_of(&found)?,
-                    _ => super::finish::unnamed_folder(),
+                    _ => unnamed_folder(),
                 };
                 set_attributes_at(parent.as_fd(), &c_name, &attributes, &mut |_| {})?;
             }
@@ -264,8 +296,16 @@ impl Resolver<'_> {
             return Ok(());
         }
         self.touch(parents, &folder)?;
-        let Some(found) = self.lower.lookup(&link.target, Follow::Parents)? else {
-            return self.link_inside(link, &folder, &name);
+        let target = self.canonical(&link.target)?;
+        let beneath = self.lower.lookup(&link.target, Follow::Parents)?;
+        // The archive named the target after the link, or either by way of a symlink that only the lower layers have.
+        let by_symlink = join(&target) != link.target || self.moved.iter().any(|(_, to)| target.starts_with(to));
+        if (beneath.is_none() || by_symlink) && self.holds(&target)? {
+            return self.link_to(&target, &folder, &name);
+        }
+        let Some(found) = beneath else {
+            return Err(Error::invalid(format!("its target '{}' is in no layer", show(&link.target)))
+                .hint("The image is damaged, or its layers are in the wrong order."));
         };
         if found.file_type() == FileType::Directory {
             return Err(Error::invalid(format!("its target '{}' is a folder", show(&link.target))));
@@ -309,35 +349,33 @@ impl Resolver<'_> {
             .map_err(|error| Error::system(format!("cannot link to '{}'", show(&join(target))), error))
     }
 
-    /// The lower layers do not have the target. An archive may name it after its link.
-    fn link_inside(&self, link: &DeferredLink, folder: &OwnedFd, name: &CString) -> Result<()> {
-        let missing = || {
-            Error::invalid(format!("its target '{}' is in no layer", show(&link.target)))
-                .hint("The image is damaged, or its layers are in the wrong order.")
-        };
-        let target = self.current(owned(&link.target).map_err(|_| missing())?);
-        let (target_name, target_parents) = target.split_last().ok_or_else(missing)?;
-        let target_folder = self.open(target_parents)?.ok_or_else(missing)?;
-        let c_target = c_name(target_name)?;
-        match Self::stat(&target_folder, &c_target)? {
-            Some(stat)
-                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory
-                    && !is_whiteout(target_folder.as_fd(), &c_target, &stat) =>
-            {
-                self.link_to(&target, folder, name)
-            }
-            _ => Err(missing()),
-        }
+    /// Where the path of a link's target leads to when the lower layers' symlinks are followed. Empty if it goes up: by way
+    /// of what is not there, nothing does.
+    fn canonical(&self, path: &[u8]) -> Result<Components> {
+        let Ok(parts) = components(path) else { return Ok(Components::new()) };
+        let Some((name, parents)) = parts.split_last() else { return Ok(Components::new()) };
+        let mut canonical = self.lower.canonical(&join(parents))?;
+        canonical.push(name.to_vec());
+        Ok(canonical)
+    }
+
+    /// Whether this layer has something at a path that can be linked to.
+    fn holds(&self, path: &[Vec<u8>]) -> Result<bool> {
+        let Some((name, parents)) = path.split_last() else { return Ok(false) };
+        let Some(folder) = self.open(parents)? else { return Ok(false) };
+        let name = c_name(name)?;
+        Ok(Self::stat(&folder, &name)?.is_some_and(|stat| {
+            FileType::from_raw_mode(stat.st_mode) != FileType::Directory && !is_whiteout(folder.as_fd(), &name, &stat)
+        }))
     }
 
     /// Give an unnamed folder the attributes of the nearest lower one.
-    fn adopt(&self, path: &[u8]) -> Result<()> {
-        let Some(found) = self.lower.lookup(path, Follow::Never)? else { return Ok(()) };
+    fn adopt(&self, path: &[Vec<u8>]) -> Result<()> {
+        let Some(found) = self.lower.lookup(&join(path), Follow::Never)? else { return Ok(()) };
         if found.file_type() != FileType::Directory {
             return Ok(());
         }
-        let components = owned(path)?;
-        let Some((name, parents)) = components.split_last() else { return Ok(()) };
+        let Some((name, parents)) = path.split_last() else { return Ok(()) };
         let Some(parent) = self.open(parents)? else { return Ok(()) };
         let name = c_name(name)?;
         if Self::stat(&parent, &name)?.is_none() {
@@ -346,15 +384,13 @@ impl Resolver<'_> {
         set_attributes_at(parent.as_fd(), &name, &attributes_of(&found)?, &mut |_| {})
     }
 
-    /// Give the root the attributes of the lower root; true when they are unusual.
+    /// Give the root the attributes of the lower root; true when they are not those that it has.
     fn adopt_root(&self) -> Result<bool> {
         let Some(lower) = self.lower.root() else { return Ok(false) };
         let failed = |error| Error::system("cannot read the root of the lower layer", error);
         let stat = rustix::fs::fstat(lower).map_err(failed)?;
         let attributes = Attributes::read(&stat, read_xattrs(&Target::Descriptor(lower.as_fd()))?);
         set_attributes(self.root.as_fd(), &attributes, &mut |_| {})?;
-        let usual =
-            attributes.mode == 0o755 && attributes.uid == 0 && attributes.gid == 0 && attributes.xattrs.is_empty();
-        Ok(!usual)
+        Ok(Attributes { atime: Timestamp::default(), ..attributes } != unnamed_folder())
     }
 }

@@ -1,6 +1,7 @@
 //! Entries become inodes with the attributes that the tar gives them.
 
 use lamella_core::Kind;
+use lamella_core::layer::{WhiteoutFormat, resolve};
 
 use crate::archive::{Archive, Header};
 use crate::{Place, privileged, tree};
@@ -52,6 +53,63 @@ fn capabilities_survive_the_change_of_owner() {
     let items = tree::items(&place.layer);
     assert_eq!(items["ping"].xattrs, [("security.capability".to_owned(), capability.to_vec())]);
     assert_eq!((items["ping"].owner, items["ping"].mode), ((7, 7), 0o755));
+}
+
+/// A POSIX ACL (linux/posix_acl_xattr.h): the group's bits of a mode are its mask.
+fn acl(owner: u8, user: u8, mask: u8) -> Vec<u8> {
+    let entry = |tag: u8, permissions: u8, id: u32| [&[tag, 0, permissions, 0][..], &id.to_le_bytes()].concat();
+    let rest = [entry(4, 0, u32::MAX), entry(16, mask, u32::MAX), entry(32, 0, u32::MAX)].concat();
+    [&[2, 0, 0, 0][..], &entry(1, owner, u32::MAX), &entry(2, user, 1234), &rest].concat()
+}
+
+#[test]
+fn acls_are_kept_and_what_is_made_in_a_folder_does_not_inherit_its() {
+    if !privileged() {
+        return;
+    }
+    let (access, default) = (acl(7, 5, 5), acl(7, 7, 7));
+    let acls =
+        [("SCHILY.xattr.system.posix_acl_access", &access[..]), ("SCHILY.xattr.system.posix_acl_default", &default)];
+    let both = [
+        ("system.posix_acl_access".to_owned(), access.clone()),
+        ("system.posix_acl_default".to_owned(), default.clone()),
+    ];
+    let lower = Archive::new()
+        .pax(&acls)
+        .folder_of_mode("d", 0o2750)
+        .pax(&acls[..1])
+        .entry(&Header { path: b"f", mode: 0o750, ..Header::default() }, b"")
+        .end();
+    let upper = Archive::new()
+        .file("d/f", b"x")
+        .folder("d/sub")
+        .file("d/sub/g", b"")
+        .hard_link("d/h", "f")
+        .file("d/unnamed/k", b"")
+        .end();
+    // All in one folder, and in one folder a layer.
+    let (plain, below, above) = (Place::new(), Place::new(), Place::new());
+    below.apply(&lower).unwrap();
+    let deferred = above.apply(&upper).unwrap().deferred;
+    resolve(&above.layer, &[&below.layer], &deferred).unwrap();
+    for archive in [&lower, &upper] {
+        plain.apply_as(archive, WhiteoutFormat::Plain).unwrap();
+    }
+    for place in [&plain, &above] {
+        let items = tree::items(&place.layer);
+        assert_eq!((items["d"].mode, items["d"].xattrs.as_slice()), (0o2750, &both[..]));
+        assert_eq!((items["f"].mode, items["f"].xattrs.as_slice()), (0o750, &both[..1]));
+        assert_eq!(items["d/h"].xattrs, items["f"].xattrs);
+        for (path, mode) in
+            [("d/f", 0o644), ("d/sub", 0o755), ("d/sub/g", 0o644), ("d/unnamed", 0o755), ("d/unnamed/k", 0o644)]
+        {
+            assert_eq!(
+                (items[path].mode, items[path].xattrs.as_slice(), items[path].owner),
+                (mode, &[][..], (0, 0)),
+                "{path}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -64,11 +64,16 @@ fn the_root_counts_only_when_the_lower_one_is_unusual() {
     if !privileged() {
         return;
     }
-    let usual = stack(&[Archive::new().folder("./")], Archive::new().folder("a"));
+    let usual = stack(&[Archive::new().folder("b")], Archive::new().folder("a"));
     assert!(!usual.resolve().unwrap());
-    let unusual = stack(&[Archive::new().folder_of_mode("./", 0o700)], Archive::new().folder("a"));
-    assert!(unusual.resolve().unwrap());
-    assert_eq!(tree::items(&unusual.top.layer)["."].mode, 0o700);
+    for lower in [Archive::new().folder_of_mode("./", 0o700), Archive::new().folder("./")] {
+        for top in [Archive::new().folder("a"), Archive::new().folder("a").file(".wh..wh..opq", b"")] {
+            let unusual = stack(std::slice::from_ref(&lower), top);
+            assert!(unusual.resolve().unwrap(), "its time alone is reason enough");
+            let (root, wanted) = (&tree::items(&unusual.top.layer)["."], &tree::items(&unusual.lowers[0].layer)["."]);
+            assert_eq!((root.mode, root.mtime), (wanted.mode, wanted.mtime));
+        }
+    }
     let alone = stack(&[], Archive::new().folder("a"));
     assert!(!alone.resolve().unwrap());
 }
@@ -218,6 +223,64 @@ fn what_moves_merges_with_what_is_there() {
     assert_eq!(names, expected);
     assert_eq!(items["usr/lib/same"].content, b"own");
     assert_eq!(items["usr/lib"].mtime.0, 1_500_000_000);
+}
+
+#[test]
+fn a_folder_by_two_names_is_what_the_tar_says_of_either() {
+    if !privileged() {
+        return;
+    }
+    let lower = || {
+        let folder = Archive::new().folder("usr/lib").folder_of_mode("usr/lib/d", 0o711).file("usr/lib/d/old", b"");
+        folder.symlink("lib", "/usr/lib")
+    };
+    let expect = |top: Archive, mode: u32, listing: &[&str]| {
+        let stack = stack(&[lower()], top);
+        assert!(stack.resolve().unwrap());
+        assert_eq!(tree::items(&stack.top.layer)["usr/lib/d"].mode, mode);
+        assert_eq!(stack.top.listing(), [&["usr d", "usr/lib d"], listing].concat());
+    };
+    let files = ["usr/lib/d d", "usr/lib/d/one f", "usr/lib/d/two f"];
+    let one = || Archive::new().folder("./").file("usr/lib/d/one", b"");
+    expect(one().file("lib/d/two", b""), 0o711, &files);
+    expect(one().folder_of_mode("usr/lib/d", 0o700).file("lib/d/two", b""), 0o700, &files);
+    expect(one().folder_of_mode("lib/d", 0o700).file("lib/d/two", b""), 0o700, &files);
+    expect(one().file("lib/d/.wh..wh..opq", b""), 0o711, &["usr/lib/d d!", "usr/lib/d/one f"]);
+    expect(Archive::new().folder("./").folder_of_mode("lib/d", 0o700), 0o700, &["usr/lib/d d"]);
+}
+
+#[test]
+fn what_moves_may_belong_where_it_stood() {
+    let lower = Archive::new().symlink("root", "/").folder("d");
+    let top = Archive::new().folder("./").file("root/root/root/f", b"f").file("root/d/g", b"g").file("root/.wh.h", b"");
+    let stack = stack(&[lower], top);
+    let root = tree::items(&stack.top.layer)["."].mtime;
+    assert!(stack.resolve().unwrap());
+    assert_eq!(stack.top.listing(), ["d d", "d/g f", "f f", "h w"]);
+    assert_eq!(tree::items(&stack.top.layer)["."].mtime, root);
+}
+
+#[test]
+fn links_and_their_targets_may_be_named_by_way_of_lower_symlinks() {
+    let lower = || Archive::new().file("usr/lib/f", b"old").symlink("lib", "usr/lib");
+    let content = |top: Archive, path: &str| {
+        let stack = stack(&[lower()], top);
+        assert!(stack.resolve().unwrap());
+        let items = tree::items(&stack.top.layer);
+        assert_eq!(items["h"].first_name.as_deref(), Some("h"));
+        assert_eq!(items[path].first_name.as_deref(), Some("h"), "{path}");
+        String::from_utf8(items["h"].content.clone()).unwrap()
+    };
+    let top = || Archive::new().folder("./");
+    assert_eq!(content(top().file("usr/lib/f", b"new").hard_link("h", "lib/f"), "usr/lib/f"), "new");
+    assert_eq!(content(top().file("lib/f", b"new").hard_link("h", "usr/lib/f"), "usr/lib/f"), "new");
+    assert_eq!(content(top().file("usr/lib/g", b"new").hard_link("h", "lib/g"), "usr/lib/g"), "new");
+    assert_eq!(content(top().hard_link("h", "lib/f"), "usr/lib/f"), "old");
+    assert_eq!(content(top().hard_link("lib/h", "lib/f").hard_link("h", "usr/lib/f"), "usr/lib/h"), "old");
+    // To the symlink itself, through which the tar goes besides.
+    let stack = stack(&[lower()], top().file("lib/new", b"").hard_link("h", "lib"));
+    assert!(stack.resolve().unwrap());
+    assert_eq!(stack.top.listing(), ["h l", "lib l", "usr d", "usr/lib d", "usr/lib/new f"]);
 }
 
 #[test]
