@@ -437,7 +437,11 @@ fn open_blob(options: &Options) -> Result<(Option<stage::BlobFile>, Option<File>
             format!("{} holds {length} bytes, not {}", path.display(), options.offset),
         ));
     }
-    file.set_len(options.offset).map_err(failed)?;
+    // Not where there is nothing to cut: what was ever cut to nothing is written back when ext4 closes it, and closing
+    // then takes as long as the disk does (ext4(5), auto_da_alloc).
+    if length > options.offset {
+        file.set_len(options.offset).map_err(failed)?;
+    }
     file.seek(SeekFrom::Start(options.offset)).map_err(failed)?;
     let resume = match options.offset {
         0 => None,
