@@ -2,6 +2,7 @@
 //!
 //! Lookups go through descriptors one component at a time; symlinks resolve inside the merged root, whoever made them.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ffi::CString;
 use std::io::Read;
@@ -23,10 +24,23 @@ const MAX_SYMLINKS: usize = 40;
 /// The folders of the layers that merge into one, nearest first.
 type Folders = Vec<Rc<OwnedFd>>;
 
-/// A stack of layer folders.
+/// A stack of layer folders, which nobody changes meanwhile.
 #[derive(Debug)]
 pub struct Merged {
     roots: Folders,
+    /// The folders that the last walk ended in: paths that are looked up in order share most of their folders, and
+    /// finding one costs a few system calls for each layer.
+    trail: RefCell<Vec<Level>>,
+}
+
+/// A folder of the merged view on the way to where a walk is.
+#[derive(Clone, Debug)]
+struct Level {
+    name: Vec<u8>,
+    /// The nearest layer's folder that holds it, and its attributes there.
+    parent: Rc<OwnedFd>,
+    stat: Stat,
+    folders: Folders,
 }
 
 /// What a path leads to.
@@ -85,7 +99,7 @@ impl Merged {
                 .map_err(|error| Error::system(format!("cannot open the layer folder {}", layer.display()), error))?;
             roots.push(Rc::new(root));
         }
-        Ok(Self { roots })
+        Ok(Self { roots, trail: RefCell::default() })
     }
 
     /// The nearest root folder.
@@ -142,24 +156,38 @@ impl Merged {
         Ok(first.map_or(Step::Missing, |(parent, stat)| Step::Folder(parent, stat, folders)))
     }
 
+    /// What a name is in the folder that a walk has come to.
+    fn look(&self, above: &[Level], name: &[u8]) -> Result<Step> {
+        let trail = self.trail.borrow();
+        if let Some(known) = trail.get(above.len())
+            && known.name == name
+            && above.iter().zip(&*trail).all(|(here, known)| here.name == known.name)
+        {
+            return Ok(Step::Folder(Rc::clone(&known.parent), known.stat, known.folders.clone()));
+        }
+        Self::step(above.last().map_or(&self.roots, |level| &level.folders), name)
+    }
+
     fn walk(&self, path: &[u8], follow: Follow) -> Result<End> {
+        let mut above = Vec::new();
+        let end = self.walk_from_root(path, follow, &mut above);
+        *self.trail.borrow_mut() = above;
+        end
+    }
+
+    /// `above` is where the walk is; it stays where it ended.
+    fn walk_from_root(&self, path: &[u8], follow: Follow, above: &mut Vec<Level>) -> Result<End> {
         let mut pending: VecDeque<Vec<u8>> = split(path)?.into_iter().map(<[u8]>::to_vec).collect();
-        let mut above: Vec<(Vec<u8>, Folders)> = Vec::new();
         let mut symlinks = 0;
-        let mut found = None;
         while let Some(name) = pending.pop_front() {
-            found = None;
             if name == b".." {
                 above.pop();
                 continue;
             }
-            let level = above.last().map_or(&self.roots, |(_, folders)| folders);
-            let here = |above: &[(Vec<u8>, Folders)], name: &[u8]| -> Vec<Vec<u8>> {
-                above.iter().map(|(name, _)| name.clone()).chain([name.to_vec()]).collect()
-            };
-            match Self::step(level, &name)? {
+            match self.look(above, &name)? {
                 Step::Missing => {
-                    let mut path = here(&above, &name);
+                    let mut path = names(above);
+                    path.push(name);
                     for name in pending {
                         if name == b".." {
                             path.pop();
@@ -169,14 +197,13 @@ impl Merged {
                     }
                     return Ok(End::Missing(path));
                 }
-                Step::Folder(parent, stat, folders) => {
-                    found = Some(Found { parent, name: c_name(&name)?, stat, path: here(&above, &name) });
-                    above.push((name, folders));
-                }
+                Step::Folder(parent, stat, folders) => above.push(Level { name, parent, stat, folders }),
                 Step::Leaf(parent, stat) => {
                     let last = pending.is_empty();
                     let symlink = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
-                    let leaf = Found { parent, name: c_name(&name)?, stat, path: here(&above, &name) };
+                    let mut path_here = names(above);
+                    path_here.push(name.clone());
+                    let leaf = Found { parent, name: c_name(&name)?, stat, path: path_here };
                     if symlink && (follow == Follow::All || follow == Follow::Parents && !last) {
                         symlinks += 1;
                         if symlinks > MAX_SYMLINKS {
@@ -197,24 +224,20 @@ impl Merged {
                 }
             }
         }
-        // After a trailing `..` or a symlink to the root there is no name to report.
-        match found {
-            Some(found) => Ok(End::Found(found)),
-            None => match above.pop() {
-                None => Ok(End::Root),
-                Some((name, _)) => {
-                    let level = above.last().map_or(&self.roots, |(_, folders)| folders);
-                    let path = above.iter().map(|(name, _)| name.clone()).chain([name.clone()]).collect();
-                    match Self::step(level, &name)? {
-                        Step::Folder(parent, stat, _) | Step::Leaf(parent, stat) => {
-                            Ok(End::Found(Found { parent, name: c_name(&name)?, stat, path }))
-                        }
-                        Step::Missing => Ok(End::Missing(path)),
-                    }
-                }
-            },
-        }
+        Ok(match above.last() {
+            None => End::Root,
+            Some(level) => End::Found(Found {
+                parent: Rc::clone(&level.parent),
+                name: c_name(&level.name)?,
+                stat: level.stat,
+                path: names(above),
+            }),
+        })
     }
+}
+
+fn names(levels: &[Level]) -> Vec<Vec<u8>> {
+    levels.iter().map(|level| level.name.clone()).collect()
 }
 
 /// Read a regular file of the merged view. None when it is not there, or is something else.

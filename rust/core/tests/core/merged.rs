@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use lamella_core::Kind;
-use lamella_core::layer::read_file;
+use lamella_core::layer::{Follow, Merged, read_file};
 
 use crate::Place;
 use crate::archive::Archive;
@@ -95,4 +95,28 @@ fn a_file_longer_than_the_limit_is_an_error() {
     let layers: Vec<PathBuf> = stack.0.iter().map(|place| place.layer.clone()).collect();
     assert_eq!(read_file(&layers, b"f", 1000).unwrap_err().kind, Kind::ResourceExhausted);
     assert_eq!(read_file(&layers, b"g", 1000).unwrap().unwrap().len(), 1000);
+}
+
+#[test]
+fn one_lookup_after_another_finds_what_a_first_one_finds() {
+    let stack = stack(&[
+        Archive::new().file("a/b/c", b"1").file("a/d/c", b"1").symlink("l", "a/b").symlink("a/up", "../a/d").end(),
+        Archive::new().file("a/b/x", b"2").file("a/d/.wh..wh..opq", b"").file("e/b/c", b"2").end(),
+    ]);
+    let layers: Vec<PathBuf> = stack.0.iter().rev().map(|place| place.layer.clone()).collect();
+    let paths =
+        ["a/b/c", "a/d/c", "a/d", "l/x", "l", "a/up/c", "e/b/c", "a", "a/b/../d", "e/../a/b/x", "", "a/b/c/x", "b/c"];
+    let known = Merged::open(&layers).unwrap();
+    for (first, second, follow) in paths.iter().flat_map(|first| {
+        paths.iter().flat_map(move |second| [Follow::All, Follow::Parents, Follow::Never].map(|f| (first, second, f)))
+    }) {
+        let seen = |merged: &Merged, path: &str| {
+            let found = merged.lookup(path.as_bytes(), follow).unwrap();
+            found.map(|found| (found.path, found.name, found.stat.st_ino))
+        };
+        seen(&known, first);
+        let fresh = Merged::open(&layers).unwrap();
+        assert_eq!(seen(&known, second), seen(&fresh, second), "{second} after {first}, {follow:?}");
+        assert_eq!(known.canonical(second.as_bytes()).unwrap(), fresh.canonical(second.as_bytes()).unwrap());
+    }
 }
