@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from lamella import _core
 from lamella.config import Config
 from lamella.content import ContentStore
 from lamella.digest import Digest, digest_of
@@ -20,17 +21,26 @@ from lamella.leases import Leases
 from lamella.metadata import Database, timestamp
 from lamella.namespaces import Namespaces
 from lamella.snapshots.layers import Layer, LayerStore
+from lamella.snapshots.native import NativeSnapshotter
 from lamella.snapshots.overlayfs import OverlaySnapshotter
+from lamella.snapshots.recorded import RecordedSnapshotter
+
+SNAPSHOTTERS: dict[str, type[RecordedSnapshotter]] = {
+    "overlayfs": OverlaySnapshotter,
+    "native": NativeSnapshotter,
+}
 
 
 class Store:
-    def __init__(self, root: Path, namespace: str = "default") -> None:
+    def __init__(self, root: Path, namespace: str = "default", snapshotter: str = "overlayfs") -> None:
         self.root = root
-        self.config = Config(root=root, state=root.parent / "state", namespace=namespace)
+        self.config = Config(
+            root=root, state=root.parent / "state", namespace=namespace, snapshotter=snapshotter
+        )
         self.database = Database(self.config)
         self.content = ContentStore(self.database, self.config)
         self.layers = LayerStore(self.database, self.config)
-        self.snapshots = OverlaySnapshotter(self.database, self.config)
+        self.snapshots = SNAPSHOTTERS[snapshotter](self.database, self.config)
         self.leases = Leases(self.database, self.config)
         self.namespaces = Namespaces(self.database)
 
@@ -43,24 +53,36 @@ class Store:
         return digest
 
     def layer(
-        self, files: Mapping[str, str], *, opaque_root: bool = False, diff_id: Digest | None = None
+        self,
+        files: Mapping[str, str],
+        *,
+        opaque_root: bool = False,
+        diff_id: Digest | None = None,
+        parent: str = "",
     ) -> Layer:
-        """Unpack a layer of some text files, as a pull does."""
+        """Unpack a layer of some text files, as a pull does; if layers do not stack, on what ``parent`` shows."""
         diff_id = diff_id or digest_of(repr(sorted(files.items())).encode() + os.urandom(8))
-        with self.layers.stage("overlayfs", diff_id) as staging:
+        chain_id = None if self.snapshots.stacks else digest_of(f"{parent} {diff_id}".encode())
+        with self.layers.stage(self.config.snapshotter, diff_id) as staging:
+            if chain_id is not None and parent:
+                _core.copy_tree(str(self.snapshots.layer_paths(parent)[0]), str(staging.path))
             for name, text in files.items():
                 path = staging.path / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
             return staging.commit(
-                diff_id=diff_id, disk_bytes=4096, inodes=1 + len(files), opaque_root=opaque_root
+                diff_id=diff_id,
+                chain_id=chain_id,
+                disk_bytes=4096,
+                inodes=1 + len(files),
+                opaque_root=opaque_root or chain_id is not None,
             )
 
     def stack(self, name: str, *layers: Mapping[str, str]) -> str:
         """Record committed snapshots over layers, bottom first; return the name of the top one."""
         parent = ""
         for number, files in enumerate(layers):
-            self.snapshots.add_committed(f"{name}-{number}", parent, self.layer(files))
+            self.snapshots.add_committed(f"{name}-{number}", parent, self.layer(files, parent=parent))
             parent = f"{name}-{number}"
         return parent
 
@@ -114,7 +136,7 @@ class Store:
                 """
                 SELECT 'namespaces', name, name FROM namespaces UNION ALL SELECT 'images', namespace, name FROM images
                 UNION ALL SELECT 'content', namespace, digest FROM content
-                UNION ALL SELECT 'snapshot', namespace, name FROM snapshots
+                UNION ALL SELECT snapshotter || ' snapshot', namespace, name FROM snapshots
                 UNION ALL SELECT 'containers', namespace, id FROM containers
                 """
             ).fetchall()
@@ -125,7 +147,9 @@ class Store:
             keys = {"content": "digest", "containers": "id", "snapshot": "key"}
             if kind == "tasks" or change == "update":
                 continue
-            thing = (kind, namespace, fields[keys.get(kind, "name")])
+            key = fields[keys.get(kind, "name")]
+            kind = f"{fields['snapshotter']} snapshot" if kind == "snapshot" else kind
+            thing = (kind, namespace, key)
             if change in ("create", "prepare"):
                 assert thing not in there
                 there.add(thing)
@@ -141,7 +165,7 @@ class Store:
             assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             assert db.execute("PRAGMA foreign_key_check").fetchall() == []
             blobs = dict(db.execute("SELECT digest, size FROM blobs").fetchall())
-            layers = {row[0] for row in db.execute("SELECT id FROM layers")}
+            layers = dict(db.execute("SELECT id, snapshotter FROM layers").fetchall())
             assert (
                 db.execute(
                     "SELECT 1 FROM blobs WHERE digest NOT IN (SELECT digest FROM content) "
@@ -156,11 +180,11 @@ class Store:
             data = (self.root / "blobs" / algorithm / encoded).read_bytes()
             assert len(data) == size
             assert digest_of(data, algorithm) == digest
-        for layer in layers:
-            assert (self.root / "snapshots/overlayfs" / layer / "fs").is_dir()
+        for layer, snapshotter in layers.items():
+            assert (self.root / "snapshots" / snapshotter / layer / "fs").is_dir()
         if clean:
             assert self.blob_files() == set(blobs)
-            assert self.layer_folders() == layers
+            assert self.layer_folders() == set(layers)
             assert self.ingest_entries() == set()
 
 
@@ -169,8 +193,8 @@ def open_store(tmp_path: Path) -> Iterator[Callable[..., Store]]:
     """``open_store(namespace)`` opens the test's store once more."""
     opened: list[Store] = []
 
-    def opener(namespace: str = "default") -> Store:
-        opened.append(Store(tmp_path / "root", namespace))
+    def opener(namespace: str = "default", snapshotter: str = "overlayfs") -> Store:
+        opened.append(Store(tmp_path / "root", namespace, snapshotter))
         return opened[-1]
 
     yield opener

@@ -188,9 +188,9 @@ def remove_tree(path: str) -> None:
     """Remove a tree through directory descriptors, never following a symlink. Harmless when it is not there."""
 
 def copy_tree(source: str, target: str) -> list[str]:
-    """Copy a tree into an empty folder, as cp -a does; blocks are shared where the file system can. Gives notes of what was left out.
+    """Copy a tree into an empty folder, as cp -a does; blocks are shared where the file system can.
 
-    After an error the folder must be thrown away.
+    Gives notes of what was left out. After an error the folder must be thrown away.
     """
 
 def set_top_directory(path: str) -> bool:

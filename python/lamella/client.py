@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from lamella.config import Config
 from lamella.lazy import cached_property
 from lamella.metadata import Database
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from lamella.metrics import Metric
     from lamella.namespaces import Namespaces
     from lamella.snapshots.layers import LayerStore
-    from lamella.snapshots.overlayfs import OverlaySnapshotter
+    from lamella.snapshots.recorded import RecordedSnapshotter
     from lamella.transfer.progress import ProgressCallback
 
 
@@ -75,6 +77,15 @@ class Client:
     def close(self) -> None:
         """Close the store. Containers go on. Harmless twice."""
         self.database.close()
+
+    def using(self, snapshotter: str) -> Client:
+        """Give a client of this store and namespace that uses another snapshotter: itself if it does. They close together."""
+        if snapshotter == self.config.snapshotter:
+            return self
+        other = object.__new__(type(self))
+        other.durable, other.database = self.durable, self.database
+        other.config = msgspec.structs.replace(self.config, snapshotter=snapshotter)
+        return other
 
     @frees_space
     def gc(self, *, dry_run: bool = False, wait: bool = True) -> GcReport:
@@ -202,7 +213,7 @@ class Client:
         return LayerStore(self.database, self.config)
 
     @cached_property
-    def snapshots(self) -> OverlaySnapshotter:
+    def snapshots(self) -> RecordedSnapshotter:
         """The snapshots of this namespace."""
         from lamella.snapshots import snapshotter
 

@@ -40,6 +40,8 @@ CGROUP_CONTROLLERS = ("cpu", "memory", "pids")
 _REMOTE = frozenset(
     {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "lustre", "nfs", "nfs4", "smb3", "virtiofs"}
 )
+_FICLONE = 0x40049409
+"""linux/fs.h: _IOW(0x94, 9, int)."""
 _UNSUITED = frozenset({"overlay", "vfat", "exfat", "msdos", "ntfs", "ntfs3", "fuseblk"})
 """Filesystems that can't hold an overlay's upper folder, or no owners."""
 
@@ -82,7 +84,7 @@ def examine(config: Config, host: Host | None = None) -> list[Check]:
     checks: list[tuple[str, Callable[[], Check]]] = [
         ("kernel", lambda: check_kernel(os.uname().release)),
         ("privileges", lambda: check_privileges(here)),
-        ("overlayfs", lambda: check_overlayfs(here, config)),
+        (config.snapshotter, lambda: check_snapshotter(here, config)),
         ("mount api", check_mount_api),
         ("user namespaces", lambda: check_user_namespaces(here)),
         ("cgroups", lambda: check_cgroups(here)),
@@ -156,6 +158,34 @@ def capabilities(status: str) -> int:
     return 0
 
 
+def check_snapshotter(host: Host, config: Config) -> Check:
+    """See whether the snapshotter that is asked for works beside the store."""
+    return check_native(host, config) if config.snapshotter == "native" else check_overlayfs(host, config)
+
+
+def check_native(host: Host, config: Config) -> Check:
+    """Copy a file beside the store, and see whether the copy shares its blocks."""
+    import fcntl
+
+    try:
+        with _scratch(config.root) as folder:
+            (folder / "file").write_bytes(bytes(1 << 16))
+            with (folder / "file").open("rb") as source, (folder / "copy").open("wb") as copy:
+                try:
+                    fcntl.ioctl(copy, _FICLONE, source.fileno())
+                    detail = "copies share their blocks"
+                except OSError:
+                    detail = "copies take as much room as what they are copies of"
+            return Check(name="native", status="ok", detail=f"{detail} on {_filesystem(host, folder)}")
+    except OSError as error:
+        return Check(
+            name="native",
+            status="warn",
+            detail=f"cannot be tried beside {config.root}: {error.strerror or error}",
+            remedy="Choose a --root that can be written, or run as its owner.",
+        )
+
+
 def check_overlayfs(host: Host, config: Config) -> Check:
     """Mount an overlay beside the store, with its upper folder there."""
     try:
@@ -185,9 +215,9 @@ def _try_overlay(host: Host, folder: Path) -> Check:
         _core.mount([("overlay", "overlay", options)], target)
     except LamellaError as error:
         if "overlay" not in known:
-            remedy = "Load it: modprobe overlay."
+            remedy = "Load it: modprobe overlay. Or do without: --snapshotter native."
         elif _filesystem(host, folder) in _UNSUITED:
-            remedy = "Choose a --root on ext4, xfs, btrfs or tmpfs."
+            remedy = "Choose a --root on ext4, xfs, btrfs or tmpfs, or --snapshotter native."
         else:
             remedy = "See the kernel's log (dmesg) for the reason."
         return Check(name="overlayfs", status="fail", detail=error.message, remedy=remedy)

@@ -150,7 +150,8 @@ class _Builder:
                 self._nodes[key] = Node(
                     id=key, kind="container", label=container.name, detail=_status(container)
                 )
-                self._link(key, snapshot, "snapshot")
+                if container.record.snapshotter == self._client.config.snapshotter:
+                    self._link(key, snapshot, "snapshot")
                 self._link(key, f"image:{container.image}", "image")
 
     def _add_document(self, descriptor: oci.Descriptor) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from shell_lines import commands
 
-from lamella.cli import options
+from lamella import snapshots
+from lamella.cli import options, parser
 from lamella.cli.commands import entries
 from lamella.cli.parser import Group, HelpRequested, UsageError, parse
 
@@ -36,6 +37,12 @@ def test_global_options_come_before_the_command() -> None:
         False,
         False,
     )
+
+
+def test_the_snapshotters_are_those_that_there_are() -> None:
+    assert tuple(snapshots.SNAPSHOTTERS) == parser.SNAPSHOTTERS
+    with pytest.raises(UsageError, match="zfs"):
+        parse(["--snapshotter", "zfs", "images", "ls"])
 
 
 @pytest.mark.parametrize(

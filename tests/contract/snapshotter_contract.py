@@ -1,15 +1,18 @@
 """What every snapshotter promises (lamella.snapshots), as tests that a subclass runs with its own factory.
 
-A subclass overrides the fixture ``snapshots``, a snapshotter of an empty store, and ``committed``, which records a committed
-snapshot with some files. Tests that mount need root.
+A subclass overrides the fixtures ``snapshots``, a snapshotter of an empty store, ``reopen``, which opens that once more, and
+``committed``, which records a committed snapshot with some files (:func:`committer`). It says what its mounts cannot do. Tests
+that mount need root.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -19,12 +22,24 @@ import pytest
 from lamella import _core
 from lamella.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from lamella.snapshots import Mount, Snapshotter, Usage
+from stores import Store
+from tree import differences, read_tree
 
 CHAIN = 128
 
 
 class Committed(Protocol):
     def __call__(self, name: str, parent: str = "", files: Mapping[str, str] | None = None) -> str: ...
+
+
+def committer(store: Store) -> Committed:
+    """Give the function that records a committed snapshot as a pull does: over an unpacked layer."""
+
+    def make(name: str, parent: str = "", files: Mapping[str, str] | None = None) -> str:
+        store.snapshots.add_committed(name, parent, store.layer(files or {}, parent=parent))
+        return name
+
+    return make
 
 
 @contextmanager
@@ -51,6 +66,9 @@ def tree(top: Path) -> dict[str, str]:
 
 
 class SnapshotterContract:
+    renames_folders = True
+    """Whether a folder that lies in a parent can be renamed; else rename(2) gives EXDEV, and a copy is up to the caller."""
+
     # Fixtures of the implementation
 
     @pytest.fixture
@@ -430,6 +448,219 @@ class SnapshotterContract:
         snapshots.commit("name", "key")
         with mounted(snapshots.view("view", "name"), tmp_path / "mnt") as top:
             assert tree(top) == expected == {"folder": "a file now", "file/": ""}
+
+    @pytest.mark.privileged
+    def test_a_folder_of_a_parent_is_renamed_or_gives_exdev(self, snapshots, committed, tmp_path):
+        committed("top", committed("base", files={"d/a": "1", "file": "1"}), {"d/b": "2"})
+        with mounted(snapshots.prepare("key", "top"), tmp_path / "mnt") as top:
+            (top / "own").mkdir()
+            (top / "own").rename(top / "own, renamed")
+            (top / "file").rename(top / "own, renamed/file")
+            if self.renames_folders:
+                (top / "d").rename(top / "e")
+                expected = {"e/": "", "e/a": "1", "e/b": "2"}
+            else:
+                with pytest.raises(OSError, match="cross-device") as caught:
+                    (top / "d").rename(top / "e")
+                assert caught.value.errno == errno.EXDEV
+                expected = {"d/": "", "d/a": "1", "d/b": "2"}
+            expected |= {"own, renamed/": "", "own, renamed/file": "1"}
+            assert tree(top) == expected
+        snapshots.commit("name", "key")
+        with mounted(snapshots.view("view", "name"), tmp_path / "mnt") as top:
+            assert tree(top) == expected
+
+    @pytest.mark.privileged
+    def test_a_folder_that_comes_back_holds_nothing_of_what_it_held(self, snapshots, committed, tmp_path):
+        committed("base", files={"d/e/a": "1", "d/b": "1"})
+        with mounted(snapshots.prepare("one", "base"), tmp_path / "mnt") as top:
+            shutil.rmtree(top / "d")
+        snapshots.commit("without", "one")
+        with mounted(snapshots.prepare("two", "without"), tmp_path / "mnt") as top:
+            assert tree(top) == {}
+            (top / "d/e").mkdir(parents=True)
+            (top / "d/e/new").write_text("2")
+        snapshots.commit("with", "two")
+        for name, expected in [
+            ("base", {"d/": "", "d/b": "1", "d/e/": "", "d/e/a": "1"}),
+            ("without", {}),
+            ("with", {"d/": "", "d/e/": "", "d/e/new": "2"}),
+        ]:
+            with mounted(snapshots.view(f"view of {name}", name), tmp_path / "mnt") as top:
+                assert tree(top) == expected
+
+    @pytest.mark.privileged
+    def test_each_snapshot_of_a_chain_shows_what_was_changed_up_to_it(self, snapshots, tmp_path):
+        parent, expected, states = "", {}, {}
+        for number in range(5):
+            with mounted(snapshots.prepare(f"key-{number}", parent), tmp_path / "mnt") as top:
+                (top / f"file-{number}").write_text(str(number))
+                (top / "last").write_text(str(number))
+                expected |= {f"file-{number}": str(number), "last": str(number)}
+                if number > 1:
+                    (top / f"file-{number - 2}").unlink()
+                    del expected[f"file-{number - 2}"]
+            parent = f"name-{number}"
+            snapshots.commit(parent, f"key-{number}")
+            states[parent] = dict(expected)
+        for name, state in states.items():
+            with mounted(snapshots.view(f"view of {name}", name), tmp_path / "mnt") as top:
+                assert tree(top) == state
+
+    @pytest.mark.privileged
+    def test_owners_and_modes_that_a_child_changes_are_its_own_and_its_childrens(
+        self, snapshots, committed, tmp_path
+    ):
+        committed("base", files={"folder/file": "1", "folder/other": "1"})
+
+        def owners(key: str) -> dict[str, tuple[int, int, int]]:
+            with snapshots.mounted(key) as top:
+                found = {name: (top / name).stat() for name in ("folder", "folder/file", "folder/other")}
+                return {
+                    name: (item.st_uid, item.st_gid, stat.S_IMODE(item.st_mode))
+                    for name, item in found.items()
+                }
+
+        before = owners("base")
+        with mounted(snapshots.prepare("key", "base"), tmp_path / "mnt") as top:
+            os.chown(top / "folder", 12, 100_000)
+            (top / "folder").chmod(0o2710)
+            os.chown(top / "folder/file", 70_000, 13)
+            (top / "folder/file").chmod(0o4711)
+        snapshots.commit("name", "key")
+        after = owners("name")
+        assert after == {
+            **before,
+            "folder": (12, 100_000, 0o2710),
+            "folder/file": (70_000, 13, 0o4711),
+        }
+        snapshots.prepare("next", "name")
+        snapshots.commit("next name", "next")
+        assert owners("next name") == after
+        assert owners("base") == before
+
+    @pytest.mark.privileged
+    def test_attributes_of_every_kind_are_in_the_commit(self, snapshots, tmp_path):
+        with mounted(snapshots.prepare("key"), tmp_path / "mnt") as top:
+            (top / "file").write_bytes(b"x")
+            (top / "file").chmod(0o6755)
+            os.setxattr(top / "file", "user.note", b"\0\xff")
+            os.setxattr(top / "file", "security.capability", b"\1\0\0\2\0\4" + bytes(14))
+            os.link(top / "file", top / "same")
+            (top / "link").symlink_to("/nowhere")
+            os.lchown(top / "link", 5, 70_000)
+            os.mkfifo(top / "fifo", 0o620)
+            os.mknod(top / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+            (top / "closed").mkdir(mode=0o000)
+            with (top / "sparse").open("wb") as file:
+                file.truncate(1 << 30)
+            for number, name in enumerate(sorted(path.name for path in top.iterdir()), 1):
+                os.utime(top / name, ns=(number, number * 1_000_000_007), follow_symlinks=False)
+            before = read_tree(top)
+        snapshots.commit("name", "key")
+        with mounted(snapshots.view("view", "name"), tmp_path / "mnt") as top:
+            assert differences(before, read_tree(top)) == []
+        with mounted(snapshots.prepare("next", "name"), tmp_path / "mnt") as top:
+            after = read_tree(top)
+            del before["."], after["."]  # of the top folder, owner and mode are what is promised
+            assert differences(before, after) == []
+            assert (top / "sparse").stat().st_blocks == 0
+
+    @pytest.mark.privileged
+    def test_what_is_in_use_outlives_the_removal_of_what_is_not(self, snapshots, committed, tmp_path):
+        committed("base", files={"a": "1"})
+        with mounted(snapshots.prepare("key", "base"), tmp_path / "mnt") as top:
+            (top / "b").write_text("2")
+        snapshots.commit("middle", "key")
+        with mounted(snapshots.prepare("upper", "middle"), tmp_path / "mnt") as top:
+            (top / "a").unlink()
+        snapshots.commit("top", "upper")
+        snapshots.view("view", "top")
+        for name in ("base", "middle", "top"):
+            with pytest.raises(FailedPrecondition):
+                snapshots.remove(name)
+        with mounted(snapshots.mounts("view"), tmp_path / "mnt") as top:
+            assert tree(top) == {"b": "2"}
+        for name in ("view", "top", "middle"):
+            snapshots.remove(name)
+        with mounted(snapshots.view("view", "base"), tmp_path / "mnt") as top:
+            assert tree(top) == {"a": "1"}
+
+    @pytest.mark.privileged
+    def test_changes_are_those_against_the_parent_or_another_snapshot(self, snapshots, committed, tmp_path):
+        committed("top", committed("base", files={"d/a": "1", "gone": "1"}), {"d/b": "2"})
+        with mounted(snapshots.prepare("key", "top"), tmp_path / "mnt") as top:
+            (top / "d/a").write_text("changed")
+            (top / "d/new").write_text("3")
+            (top / "gone").unlink()
+        expected = ["C /d", "C /d/a", "A /d/new", "D /gone"]
+        assert [line for line in map(str, snapshots.changes("key")) if line != "C /"] == expected
+        snapshots.commit("name", "key")
+        assert [line for line in map(str, snapshots.changes("name")) if line != "C /"] == expected
+        against = [line for line in map(str, snapshots.changes("name", "base")) if line != "C /"]
+        assert against == ["C /d", "C /d/a", "A /d/b", "A /d/new", "D /gone"]
+        snapshots.view("view", "name")
+        assert snapshots.changes("view") == []
+        with pytest.raises(FailedPrecondition), snapshots.diff("view"):
+            pass
+
+    @pytest.mark.privileged
+    def test_a_snapshot_of_any_kind_can_be_mounted_for_a_while(self, snapshots, committed):
+        committed("top", committed("base", files={"a": "1"}), {"b": "2"})
+        snapshots.prepare("active", "top")
+        snapshots.view("view", "top")
+        with snapshots.mounted("active") as top:
+            (top / "c").write_text("3")
+        for key, expected in [
+            ("active", {"a": "1", "b": "2", "c": "3"}),
+            ("view", {"a": "1", "b": "2"}),
+            ("top", {"a": "1", "b": "2"}),
+            ("base", {"a": "1"}),
+        ]:
+            with snapshots.mounted(key) as top:
+                assert tree(top) == expected
+        assert len(list(snapshots.walk())) == 4
+
+    # Many at once
+
+    def test_of_many_who_prepare_one_key_one_does(self, snapshots, committed, reopen):
+        committed("base", files={"a": "1"})
+        others = [reopen() for _ in range(4)]
+
+        def attempt(number: int) -> str:
+            try:
+                others[number % 4].prepare("key", "base", {"number": str(number)})
+            except AlreadyExists:
+                return ""
+            return str(number)
+
+        with ThreadPoolExecutor(8) as pool:
+            done = [number for number in pool.map(attempt, range(16)) if number]
+        assert done == [snapshots.stat("key").labels["number"]]
+        own = snapshots.layer_paths("key")[0]
+        folders = {path for path in own.parent.parent.iterdir() if path.name != "lost+found"}
+        assert folders == {own.parent, snapshots.layer_paths("base")[0].parent}
+
+    def test_many_prepare_view_commit_and_remove_on_one_parent(self, snapshots, committed, reopen):
+        committed("base", files={"a": "1"})
+        others = [reopen() for _ in range(4)]
+
+        def work(number: int) -> None:
+            mine = others[number % 4]
+            for turn in range(3):
+                key = f"{number}-{turn}"
+                mine.prepare(key, "base")
+                mine.commit(f"{key}, committed", key)
+                mine.view(f"{key}, view", f"{key}, committed")
+                mine.remove(f"{key}, view")
+                mine.remove(f"{key}, committed")
+            mine.prepare(str(number), "base")
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+        assert sorted(info.name for info in snapshots.walk()) == sorted(["base", *map(str, range(8))])
+        folders = {snapshots.layer_paths(str(number))[0] for number in range(8)}
+        assert len(folders) == 8
 
     @pytest.mark.privileged
     @pytest.mark.parametrize(

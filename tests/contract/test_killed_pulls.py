@@ -35,6 +35,43 @@ def is_here(client, reference):
         return False
 
 
+@pytest.mark.parametrize("options", [{}, {"keep_layers": False}], ids=["kept", "discarded"])
+def test_a_second_pull_for_a_snapshotter_that_copies(tmp_path, server, options, monkeypatch):
+    monkeypatch.setenv("LAMELLA_SNAPSHOTTER", "native")
+    reference = image(filling=FILLING).push(server)
+
+    def pull(client):
+        return client.images.pull(reference, **options)
+
+    for client, _ in each_kill(tmp_path, nothing, pull, points=16):
+        complete = complete_blobs(client)
+        quiet(server)
+        runs(client, pull(client))
+        assert not complete & blob_requests(server).keys()
+        assert client.fsck(verify_layers=True).findings == []
+
+
+def test_a_snapshot_that_is_copied(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("LAMELLA_SNAPSHOTTER", "native")
+    reference = image().push(server)
+
+    def copy(client):
+        parent = client.images.get(reference).chain_id
+        client.snapshots.prepare("key", parent)
+        client.snapshots.commit("name", "key")
+        client.containers.create(reference, ["/bin/true"], name="box")
+
+    for client, _ in each_kill(tmp_path, lambda client: client.images.pull(reference), copy, points=16):
+        for key in ("key", "name"):
+            try:
+                (folder,) = client.snapshots.layer_paths(key)
+            except NotFound:
+                continue
+            assert sorted(path.name for path in (folder / "bin").iterdir()) == ["forever", "same", "true"]
+        snapshots = {info.name for info in client.snapshots.walk(kind="active")}
+        assert {box.name for box in client.containers.list(all=True)} == snapshots - {"key"}
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"keep_layers": False}, {"unpack": False}], ids=["kept", "discarded", "packed"]
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from snapshotter_contract import Committed, SnapshotterContract, mounted, tree
+from snapshotter_contract import Committed, SnapshotterContract, committer, mounted, tree
 
 from lamella.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
 from lamella.snapshots import Mount, Usage, folders, overlayfs
@@ -21,6 +21,8 @@ def plain_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestOverlayfs(SnapshotterContract):
+    renames_folders = False
+
     @pytest.fixture
     def snapshots(self, store: Store):
         return store.snapshots
@@ -31,11 +33,7 @@ class TestOverlayfs(SnapshotterContract):
 
     @pytest.fixture
     def committed(self, store: Store) -> Committed:
-        def make(name: str, parent: str = "", files=None) -> str:
-            store.snapshots.add_committed(name, parent, store.layer(files or {}))
-            return name
-
-        return make
+        return committer(store)
 
 
 def fs(store: Store, key: str) -> str:

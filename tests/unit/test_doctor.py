@@ -228,9 +228,19 @@ def test_the_overlay_check_works_wherever_the_store_is(machine: Machine, tmp_pat
     assert list(root.iterdir()) == []
 
 
-def test_a_store_that_cannot_be_written_keeps_the_overlay_check_from_trying(
-    machine: Machine, tmp_path: Path
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
+def test_a_store_that_cannot_be_written_keeps_the_check_of_the_snapshotter_from_trying(
+    machine: Machine, tmp_path: Path, snapshotter: str
 ) -> None:
-    answer = doctor.check_overlayfs(machine, Config(root=Path("/proc/self/fdinfo"), state=tmp_path / "state"))
-    assert answer.status == "warn"
+    config = Config(root=Path("/proc/self/fdinfo"), state=tmp_path / "state", snapshotter=snapshotter)
+    answer = doctor.check_snapshotter(machine, config)
+    assert (answer.name, answer.status) == (snapshotter, "warn")
     assert answer.remedy
+
+
+def test_the_check_of_the_native_snapshotter_says_what_a_copy_takes(machine: Machine, tmp_path: Path) -> None:
+    config = Config(root=tmp_path / "root", state=tmp_path / "state", snapshotter="native")
+    answer = doctor.check_snapshotter(machine, config)
+    assert answer.status == "ok"
+    assert answer.detail.startswith("copies ")
+    assert list(tmp_path.iterdir()) == []

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PROGRAM = "lamella"
 REST = argparse.PARSER
 """``nargs`` of a positional that takes one word and then everything that follows, options too."""
+SNAPSHOTTERS = ("overlayfs", "native")
+"""As in lamella.snapshots, which help and completion do without."""
 _HELP_COLUMN = 28
 
 
@@ -255,7 +257,8 @@ def top_parser() -> Parser:
     add(
         "--snapshotter",
         metavar="NAME",
-        help="Use this snapshotter (LAMELLA_SNAPSHOTTER; default: overlayfs).",
+        choices=SNAPSHOTTERS,
+        help="Use this snapshotter: overlayfs, or native, which copies (LAMELLA_SNAPSHOTTER; default: overlayfs).",
     )
     add("--json", action="store_true", help="Print JSON.")
     volume = parser.add_mutually_exclusive_group()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import msgspec
@@ -23,7 +23,7 @@ from lamella.filters import Fields, compile_filters
 from lamella.images import Image
 from lamella.labels import check_labels
 from lamella.logs import Log
-from lamella.metadata import timestamp
+from lamella.metadata import Transaction, timestamp
 from lamella.tracing import span
 
 if TYPE_CHECKING:
@@ -115,24 +115,16 @@ class Containers:
             signal_number(stop_signal)
         parent = image.chain_id
         labels = check_labels({**(run_config.labels or {}), **(options.labels or {})})
-        with client.database.write() as db:
-            taken = db.execute(
-                "SELECT 1 FROM containers WHERE namespace = ? AND (name = ? OR id = ?)",
-                (namespace, name, name),
-            ).fetchone()
-            if taken is not None:
-                raise AlreadyExists(
-                    f"container {name} exists in namespace {namespace}",
-                    hint=f"Remove it (lamella containers rm {name}) or take another name.",
-                )
-            key = name if options.name is not None else container_id
-            try:
-                client.snapshots.prepare(key, parent)
-            except NotFound:
-                raise NotFound(
-                    f"image {image.name} is not unpacked for the {client.config.snapshotter} snapshotter",
-                    hint=f"Unpack it: lamella pull {image.name}",
-                ) from None
+        key = name if options.name is not None else container_id
+        with ExitStack() as stack:
+            with client.database.read() as db:
+                _check_free(db, namespace, name)
+            with _unpacked(image, client):
+                prepare = stack.enter_context(client.snapshots.preparing(key, parent))
+            db = stack.enter_context(client.database.write())
+            _check_free(db, namespace, name)
+            with _unpacked(image, client):
+                prepare()
             layers = [str(path) for path in client.snapshots.layer_paths(key)]
             spec = build_spec(
                 run_config,
@@ -322,6 +314,29 @@ class Containers:
         for name, kind in (("labels", dict[str, str]), ("extra", Extra)):
             fields[name] = msgspec.json.decode(fields[name], type=kind)
         return Container(self._client, ContainerRecord(**fields))
+
+
+def _check_free(db: Transaction, namespace: str, name: str) -> None:
+    taken = db.execute(
+        "SELECT 1 FROM containers WHERE namespace = ? AND (name = ? OR id = ?)", (namespace, name, name)
+    ).fetchone()
+    if taken is not None:
+        raise AlreadyExists(
+            f"container {name} exists in namespace {namespace}",
+            hint=f"Remove it (lamella containers rm {name}) or take another name.",
+        )
+
+
+@contextmanager
+def _unpacked(image: Image, client: Client) -> Iterator[None]:
+    """Say of a parent that is missing what that means for an image."""
+    try:
+        yield
+    except NotFound:
+        raise NotFound(
+            f"image {image.name} is not unpacked for the {client.config.snapshotter} snapshotter",
+            hint=f"Unpack it: lamella pull {image.name}",
+        ) from None
 
 
 def _name(image: str | Image) -> str:

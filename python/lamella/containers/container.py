@@ -95,7 +95,7 @@ class Container:
     """One container of one namespace. The record is as it was when it was read; status, pid and exit are asked anew."""
 
     def __init__(self, client: Client, record: ContainerRecord) -> None:
-        self._client = client
+        self._client = client.using(record.snapshotter)
         self.record = record
         self.task = Task(client.config, record.id)
 

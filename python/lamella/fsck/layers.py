@@ -7,6 +7,7 @@ by the fresh one unless something is mounted on it: what a running container rea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,7 +23,7 @@ from lamella.locks import is_locked
 from lamella.metadata.boot import boot_id
 from lamella.metadata.reachability import IMAGE, SNAPSHOT
 from lamella.snapshots.folders import LayerFolders
-from lamella.transfer.unpack import unpack_blob
+from lamella.transfer.unpack import copy_beneath, unpack_blob
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -121,7 +122,7 @@ class LayerCheck:
             ).fetchall()
         done = "forgot it"
         for namespace, name, kind, has_children in rows:
-            snapshots = self._store.client(namespace).snapshots
+            snapshots = self._store.client(namespace, row.snapshotter).snapshots
             if kind != "committed":
                 snapshots.renew(name)
                 done = "gave it an empty folder: what it held is lost"
@@ -150,7 +151,7 @@ class LayerCheck:
             self._folders(row).remove(row.id)
             return "forgot it: nothing stands on it"
         failures: list[str] = []
-        for client, image in self._images_on(row.id):
+        for client, image in self._images_on(row):
             try:
                 if row.diff_id not in image.diff_ids:
                     continue
@@ -202,7 +203,7 @@ class LayerCheck:
                 manifest.layers, config.rootfs.diff_ids, oci.chain_ids(config.rootfs.diff_ids), strict=False
             )
             for descriptor, diff_id, chain_id in stack:
-                layer = client.layers.find(self._store.config.snapshotter, diff_id, chain_id)
+                layer = client.layers.find(client.config.snapshotter, diff_id, chain_id)
                 if layer is None:  # it was not unpacked, or is missing
                     break
                 path = str(layer.path)
@@ -225,8 +226,11 @@ class LayerCheck:
         """
         store = self._store
         assert layer.diff_id is not None
-        snapshotter = store.config.snapshotter
+        snapshotter = client.config.snapshotter
+        if not (sound or client.snapshots.stacks):
+            return str(layer.path), True
         with client.layers.stage(snapshotter, layer.diff_id) as staging:
+            copy_beneath(client, staging, lowers)
             unpacked = unpack_blob(client, descriptor, staging, layer.diff_id)
             if unpacked.deferred:
                 if not sound:
@@ -269,17 +273,20 @@ class LayerCheck:
             )
             return str(replaced[0].path if replaced else layer.path), bool(replaced)
 
-    def _images(self) -> list[tuple[Client, Image]]:
+    def _images(self) -> Iterator[tuple[Client, Image]]:
+        """Give all images, for each of the snapshotters that have layers."""
         with self._store.database.read() as db:
-            numbers = db.execute("SELECT number FROM images").fetchall()
-        return self._store.images_above([number * 4 + IMAGE for (number,) in numbers])
+            nodes = [number * 4 + IMAGE for (number,) in db.execute("SELECT number FROM images").fetchall()]
+            used = db.execute("SELECT DISTINCT snapshotter FROM layers ORDER BY snapshotter").fetchall()
+        for (snapshotter,) in used:
+            yield from self._store.images_above(nodes, snapshotter)
 
     # Rows
 
-    def _images_on(self, layer_id: str) -> list[tuple[Client, Image]]:
+    def _images_on(self, row: _Row) -> list[tuple[Client, Image]]:
         with self._store.database.read() as db:
-            numbers = db.execute("SELECT number FROM snapshots WHERE layer = ?", (layer_id,)).fetchall()
-        return self._store.images_above([number * 4 + SNAPSHOT for (number,) in numbers])
+            numbers = db.execute("SELECT number FROM snapshots WHERE layer = ?", (row.id,)).fetchall()
+        return self._store.images_above([number * 4 + SNAPSHOT for (number,) in numbers], row.snapshotter)
 
     def _snapshots_on(self, layer_id: str) -> list[str]:
         with self._store.database.read() as db:

@@ -52,7 +52,7 @@ class CheckedStore:
         self.sources = sources
         self.reporter = reporter
         self._jobs = max(1, jobs)
-        self._clients: dict[str, Client] = {}
+        self._clients: dict[tuple[str, str], Client] = {}
         self._open = ExitStack()
 
     def __enter__(self) -> CheckedStore:
@@ -61,15 +61,16 @@ class CheckedStore:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def client(self, namespace: str) -> Client:
-        """Give a client that sees a namespace."""
+    def client(self, namespace: str, snapshotter: str | None = None) -> Client:
+        """Give a client that sees a namespace, with the snapshotter of this check or another."""
         from lamella.client import Client
 
-        found = self._clients.get(namespace)
+        config = self.config
+        chosen = namespace, snapshotter or config.snapshotter
+        found = self._clients.get(chosen)
         if found is None:
-            config = self.config
-            found = self._open.enter_context(Client(config.root, config.state, namespace, config.snapshotter))
-            found = self._clients.setdefault(namespace, found)
+            found = self._open.enter_context(Client(config.root, config.state, *chosen))
+            found = self._clients.setdefault(chosen, found)
         return found
 
     def found(
@@ -143,14 +144,14 @@ class CheckedStore:
             found &= look()
         return sorted(found)
 
-    def images_above(self, nodes: list[int]) -> list[tuple[Client, Image]]:
+    def images_above(self, nodes: list[int], snapshotter: str | None = None) -> list[tuple[Client, Image]]:
         """Give the images that lead to nodes (:mod:`lamella.metadata.reachability`), each with a client that sees it."""
         with self.database.read() as db:
             names = images_above(db, nodes)
         images = []
         for namespace, name in names:
             try:
-                client = self.client(namespace)
+                client = self.client(namespace, snapshotter)
                 images.append((client, client.images.get(name)))
             except NotFound:  # removed meanwhile
                 continue

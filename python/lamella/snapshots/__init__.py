@@ -51,8 +51,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import msgspec
 
@@ -63,9 +64,15 @@ if TYPE_CHECKING:
     from lamella.config import Config
     from lamella.metadata import Database
     from lamella.snapshots.layers import Layer
-    from lamella.snapshots.overlayfs import OverlaySnapshotter
+    from lamella.snapshots.recorded import RecordedSnapshotter
 
 SnapshotKind = Literal["view", "active", "committed"]
+Whiteouts = Literal["overlay", "overlay-userxattr", "plain"]
+SNAPSHOTTERS: Final = {
+    "overlayfs": ("lamella.snapshots.overlayfs", "OverlaySnapshotter"),
+    "native": ("lamella.snapshots.native", "NativeSnapshotter"),
+}
+"""Where each snapshotter is; only the one that is asked for is imported."""
 
 
 class Mount(msgspec.Struct, frozen=True):
@@ -236,7 +243,7 @@ def unmount(target: str | os.PathLike[str]) -> None:
     _core.unmount(os.fspath(target))
 
 
-def snapshotter(database: Database, config: Config) -> OverlaySnapshotter:
+def snapshotter(database: Database, config: Config) -> RecordedSnapshotter:
     """Give the snapshotter that ``config`` names, as clients use it. Unsupported for a name that is not known.
 
     As ctr does, it marks the views and commits that are made through it as roots (``containerd.io/gc.root``): they stay
@@ -244,11 +251,13 @@ def snapshotter(database: Database, config: Config) -> OverlaySnapshotter:
     """
     from lamella.labels import GC_ROOT
     from lamella.metadata import timestamp
-    from lamella.snapshots.overlayfs import OverlaySnapshotter
 
-    if config.snapshotter != OverlaySnapshotter.name:
+    if config.snapshotter not in SNAPSHOTTERS:
         raise Unsupported(
-            f"there is no snapshotter {config.snapshotter!r}",
-            hint=f"The one there is: {OverlaySnapshotter.name}.",
+            f"there is no snapshotter {config.snapshotter!r}", hint=f"There are {' and '.join(SNAPSHOTTERS)}."
         )
-    return OverlaySnapshotter(database, config, default_labels={GC_ROOT: timestamp()})
+    module, name = SNAPSHOTTERS[config.snapshotter]
+    made: RecordedSnapshotter = getattr(import_module(module), name)(
+        database, config, default_labels={GC_ROOT: timestamp()}
+    )
+    return made

@@ -9,7 +9,7 @@
 
 A folder that no row of ``layers`` names is invisible. It is one of:
 
-- being unpacked: its Staging holds the folder's flock (layers.py);
+- being filled, with a layer or a copy: its :class:`Draft` holds the folder's flock;
 - being made by a transaction that is not committed: garbage collection looks in a write transaction of its own,
   when there is none;
 - left behind by a crash or a failure: garbage collection removes it. Whoever deletes trash holds its flock.
@@ -29,11 +29,16 @@ import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 from lamella import _core
 from lamella.disk import TRASH, make_private_folder, translated
 from lamella.errors import DataLoss, LamellaError
 from lamella.locks import FolderLock
+
+if TYPE_CHECKING:
+    from lamella.metadata import Database
 
 _USERXATTR = "user.lamella.userxattr"
 
@@ -152,3 +157,52 @@ class LayerFolders:
                 if error.errno != errno.ENOTSUP:
                     raise
         _core.set_top_directory(self._top)
+
+
+class Draft:
+    """A folder being filled, which takes longer than a transaction may: nobody sees it, and garbage collection leaves it alone.
+
+    Leaving its ``with`` block removes the folder, unless it was kept. ``copy_of``: the layer that it is a copy of.
+    """
+
+    def __init__(self, database: Database, folders: LayerFolders, *, copy_of: str | None = None) -> None:
+        with database.write():  # keeps garbage collection away until the folder is locked
+            self.id = folders.create(work=False)
+            self._lock = folders.lock(self.id)
+            self._lock.acquire(wait=False)
+        self.path = folders.fs(self.id)
+        self.copy_of = copy_of
+        self.kept = False
+        self._database = database
+        self._folders = folders
+        self._closed = False
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def keep(self) -> str:
+        """Keep the folder if this transaction, which is to name it in a row, is committed; return its id."""
+        self.kept = True
+        self._database.on_rollback(self._take_back)
+        return self.id
+
+    def close(self) -> None:
+        """Remove the folder if it was not kept, and let go. Harmless twice."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if not self.kept:
+                self._folders.discard(self.id)
+        finally:
+            self._lock.release()
+        if not self.kept:
+            self._folders.remove(self.id)
+
+    def _take_back(self, exclusive: bool) -> None:
+        self.kept = False

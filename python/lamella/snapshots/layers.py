@@ -15,6 +15,7 @@ the new folder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -26,10 +27,10 @@ from lamella.config import Config, check_identifier
 from lamella.digest import parse_digest, split_digest
 from lamella.disk import translated
 from lamella.errors import FailedPrecondition
-from lamella.locks import FileLock, FolderLock
+from lamella.locks import FileLock
 from lamella.metadata import Database, timestamp
 from lamella.metadata.boot import boot_id
-from lamella.snapshots.folders import LayerFolders
+from lamella.snapshots.folders import Draft, LayerFolders
 
 _COLUMNS = "id, diff_id, chain_id, disk_bytes, inodes, opaque_root"
 _VERIFIED = "(synced OR boot_id = ?)"
@@ -112,9 +113,7 @@ class Staging:
         self._folders = folders
         self._snapshotter = snapshotter
         self._lock = lock
-        self._id: str | None = None
-        self._folder_lock: FolderLock | None = None
-        self._committed = False
+        self._draft: Draft | None = None
 
     def __enter__(self) -> Staging:
         return self
@@ -127,15 +126,16 @@ class Staging:
     @property
     def path(self) -> Path:
         """The empty folder to unpack to; it is made at the first look."""
-        if self._id is None:
+        return Path(self._folder.path)
+
+    @property
+    def _folder(self) -> Draft:
+        if self._draft is None:
             if not self._lock.held:
                 raise FailedPrecondition("the staging is closed")
-            with self._database.write():  # keeps garbage collection away until the folder is locked
-                layer_id = self._folders.create(work=False)
-                self._folder_lock = self._folders.lock(layer_id)
-                self._folder_lock.acquire(wait=False)
-                self._id = layer_id
-        return Path(self._folders.fs(self._id))
+            self._draft = Draft(self._database, self._folders)
+            os.utime(self._draft.path, (0, 0))  # what a tar does not say of the root is the same each time
+        return self._draft
 
     def commit(
         self, *, diff_id: str, chain_id: str | None = None, disk_bytes: int, inodes: int, opaque_root: bool
@@ -148,10 +148,8 @@ class Staging:
         parse_digest(diff_id)
         if chain_id is not None:
             parse_digest(chain_id)
-        path = self.path
-        layer_id = self._id
-        assert layer_id is not None
-        if self._committed:
+        draft = self._folder
+        if draft.kept:
             raise FailedPrecondition("the staging is committed already")
         with self._database.write() as db:
             row = db.execute(
@@ -173,20 +171,19 @@ class Staging:
                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
                 """,
                 (
-                    layer_id, self._snapshotter, diff_id, chain_id, disk_bytes, inodes, int(opaque_root),
+                    draft.id, self._snapshotter, diff_id, chain_id, disk_bytes, inodes, int(opaque_root),
                     timestamp(), boot_id(),
                 ),
             )  # fmt: skip
             if row is not None:
-                db.execute("UPDATE snapshots SET layer = ? WHERE layer = ?", (layer_id, row[0]))
+                db.execute("UPDATE snapshots SET layer = ? WHERE layer = ?", (draft.id, row[0]))
                 db.execute("DELETE FROM layers WHERE id = ?", (row[0],))
                 self._database.after_commit(lambda: self._folders.remove(row[0]))
-            self._committed = True
-            self._database.on_rollback(self._take_back)
+            draft.keep()
         self._lock.release()
         return Layer(
-            id=layer_id,
-            path=path,
+            id=draft.id,
+            path=Path(draft.path),
             diff_id=diff_id,
             chain_id=chain_id,
             disk_bytes=disk_bytes,
@@ -196,24 +193,17 @@ class Staging:
 
     def unlock(self) -> None:
         """Let others unpack the diffID too, and keep the folder: for one who waits for something else meanwhile."""
-        self.path  # noqa: B018 (it is made under the lock)
+        self._folder  # noqa: B018 (it is made under the lock)
         self._lock.release()
 
     def close(self) -> None:
         """Remove the folder if it was not committed, and let go. Harmless twice."""
-        layer_id, self._id = self._id, None
+        draft, self._draft = self._draft, None
         try:
-            if layer_id is not None and not self._committed:
-                self._folders.discard(layer_id)
-        finally:
-            if self._folder_lock is not None:
-                self._folder_lock.release()
             self._lock.release()
-        if layer_id is not None and not self._committed:
-            self._folders.remove(layer_id)
-
-    def _take_back(self, exclusive: bool) -> None:
-        self._committed = False
+        finally:
+            if draft is not None:
+                draft.close()
 
 
 def _layer(folders: LayerFolders, row: tuple[Any, ...]) -> Layer:

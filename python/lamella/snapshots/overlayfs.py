@@ -24,12 +24,11 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from lamella import _core
 from lamella.errors import FailedPrecondition
-from lamella.snapshots import Mount, SnapshotKind
-from lamella.snapshots.folders import needs_user_attributes
+from lamella.snapshots import Mount, SnapshotKind, Whiteouts
+from lamella.snapshots.folders import Draft, needs_user_attributes
 from lamella.snapshots.recorded import RecordedSnapshotter
 
 _MAX_LAYERS = 500
@@ -43,7 +42,7 @@ class OverlaySnapshotter(RecordedSnapshotter):
     _has_user_attributes: bool | None = None
 
     @property
-    def whiteouts(self) -> Literal["overlay", "overlay-userxattr"]:
+    def whiteouts(self) -> Whiteouts:
         """How a layer must be unpacked so that its whiteouts work in the mounts of this process."""
         return "overlay-userxattr" if self._user_attributes() else "overlay"
 
@@ -60,7 +59,7 @@ class OverlaySnapshotter(RecordedSnapshotter):
             )
         return self._has_user_attributes
 
-    def _create_folder(self, kind: SnapshotKind, parents: list[str]) -> str | None:
+    def _create_folder(self, kind: SnapshotKind, parents: list[str], filled: Draft | None) -> str | None:
         self._user_attributes()  # which may refuse
         if len(parents) > _MAX_LAYERS:
             raise FailedPrecondition(

@@ -1,15 +1,19 @@
 """What all snapshotters share: the metadata of snapshots, and the semantics that follow from it.
 
-A snapshotter adds two things: which folder a new snapshot gets, and which mounts show it. Every operation is one
-transaction; the folder of a new snapshot is made inside it, that of a removed one goes after it (folders.py).
+A snapshotter adds three things: which folder a new snapshot gets, which mounts show it, and how its changes are found. Every
+operation is one transaction; the folder of a new snapshot is made inside it, or before it where that takes long, and that of a
+removed one goes after it (folders.py).
+
+A layer with ``opaque_root`` hides what is beneath it, so that no stack goes below it. Where a snapshotter does not *stack*
+(:attr:`RecordedSnapshotter.stacks`) that is every layer: its folder holds all that the snapshot shows.
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,8 +29,8 @@ from lamella.metadata.boot import boot_id
 from lamella.metrics.table import PREPARE_SECONDS, SNAPSHOTS
 from lamella.operations import INFO, Operation, when_ok
 from lamella.reserve import frees_space
-from lamella.snapshots import Change, Mount, SnapshotInfo, SnapshotKind, Usage
-from lamella.snapshots.folders import LayerFolders
+from lamella.snapshots import Change, Mount, SnapshotInfo, SnapshotKind, Usage, Whiteouts
+from lamella.snapshots.folders import Draft, LayerFolders
 
 if TYPE_CHECKING:
     from lamella.snapshots.layers import Layer
@@ -85,6 +89,8 @@ class RecordedSnapshotter(ABC):
     """
 
     name: ClassVar[str]
+    stacks: ClassVar[bool] = True
+    """Whether mounts lay a layer over those beneath it. Where not, its folder begins as a copy of the one beneath."""
 
     def __init__(
         self, database: Database, config: Config, *, default_labels: Mapping[str, str] | None = None
@@ -108,13 +114,28 @@ class RecordedSnapshotter(ABC):
 
     # What a snapshotter decides
 
+    @property
+    @abstractmethod
+    def whiteouts(self) -> Whiteouts:
+        """How layers are unpacked, so that what they delete is gone in the mounts of this process."""
+
     @abstractmethod
     def _diff(self, own: str, parents: list[str], *, opaque: bool) -> _core.Changes:
         """Find what the layer ``own`` changes of ``parents``; ``opaque`` hides them all."""
 
+    def _filled_folder(self, parent: str, key: str | None = None) -> AbstractContextManager[Draft | None]:
+        """Fill the folder of a new active snapshot before the transaction that records it, if ``key`` is free.
+
+        None where that takes no time.
+        """
+        return nullcontext()
+
     @abstractmethod
-    def _create_folder(self, kind: SnapshotKind, parents: list[str]) -> str | None:
-        """Make the folder of a new snapshot on top of ``parents`` (layer ids, nearest first); None if it needs none."""
+    def _create_folder(self, kind: SnapshotKind, parents: list[str], filled: Draft | None) -> str | None:
+        """Make the folder of a new snapshot on top of ``parents`` (layer ids, nearest first), or keep the ``filled`` one.
+
+        None if it needs none.
+        """
 
     @abstractmethod
     def _mounts(self, kind: SnapshotKind, own: str | None, parents: list[str]) -> list[Mount]:
@@ -124,11 +145,33 @@ class RecordedSnapshotter(ABC):
 
     def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         """Create an active snapshot and return its mounts."""
-        return self._create("active", key, parent, check_labels(labels or {}))
+        with _PREPARE(self._database.metrics, snapshot=key, parent=parent):
+            text = encode_labels(check_labels(labels or {}))
+            with self._filled_folder(parent, key) as filled:
+                return self._create("active", key, parent, text, filled)
+
+    @contextmanager
+    def preparing(
+        self, key: str, parent: str = "", labels: Mapping[str, str] | None = None
+    ) -> Iterator[Callable[[], list[Mount]]]:
+        """Prepare in two steps, for who records more than the snapshot.
+
+        What takes long is done before the block; the rest by the function that it gets, inside the caller's transaction.
+        """
+        text = encode_labels(check_labels(labels or {}))
+
+        def prepare() -> list[Mount]:
+            with _PREPARE(self._database.metrics, snapshot=key, parent=parent):
+                return self._create("active", key, parent, text, filled)
+
+        with self._filled_folder(parent, key) as filled:
+            yield prepare
 
     def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         """Create a view and return its mounts."""
-        return self._create("view", key, parent, check_labels({**self._default_labels, **(labels or {})}))
+        with _VIEW(self._database.metrics, snapshot=key, parent=parent):
+            text = encode_labels(check_labels({**self._default_labels, **(labels or {})}))
+            return self._create("view", key, parent, text, None)
 
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
         """Freeze the active snapshot ``key`` under ``name``."""
@@ -201,17 +244,17 @@ class RecordedSnapshotter(ABC):
             self._insert(db, name=name, kind="committed", stack=stack, layer=layer.id, labels=text)
 
     def renew(self, key: str) -> None:
-        """Give an active snapshot or view whose folder is gone a new, empty one. Harmless where it is there."""
-        with self._database.write() as db:
-            stack = self._stack(db, key)
-            _, kind, lost, _ = stack[0]
+        """Give an active snapshot or view whose folder is gone a new one, as it began. Harmless where it is there."""
+        parent = self.stat(key).parent
+        with self._filled_folder(parent) as filled, self._database.write() as db:
+            _, kind, lost, _ = self._stack(db, key)[0]
             if lost is None or Path(self._folders.fs(lost)).is_dir():
                 return
             if kind == "committed":
                 raise FailedPrecondition(
                     f"what the committed snapshot {key!r} held is lost", hint="Remove it."
                 )
-            own = self._create_folder(kind, self._usable_layers(stack[1:], key))
+            own = self._create_folder(kind, self._usable_layers(self._parents(db, parent), key), filled)
             assert own is not None
             self._database.on_rollback(lambda _: self._folders.remove(own))
             self._insert_layer(db, own)
@@ -277,8 +320,10 @@ class RecordedSnapshotter(ABC):
             if kind == "view" or own is None:
                 raise FailedPrecondition(f"snapshot {key!r} is a view, which changes nothing")
             row = db.execute("SELECT opaque_root FROM layers WHERE id = ?", (own,)).fetchone()
+            parent = self.stat(key).parent
+            beneath = self._parents(db, parent)
         self._usable_layers(stack, key)
-        parents = [layer for _, _, layer, _ in stack[1:] if layer is not None and layer != own]
+        parents = [layer for layer in self._usable_layers(beneath, parent) if layer != own]
         return self._diff(own, parents, opaque=bool(row[0]))
 
     def stat(self, key: str) -> SnapshotInfo:
@@ -372,36 +417,24 @@ class RecordedSnapshotter(ABC):
 
     # Rows
 
-    def _create(self, kind: SnapshotKind, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
-        make = _PREPARE if kind == "active" else _VIEW
-        with make(self._database.metrics, snapshot=key, parent=parent):
-            return self._create_rows(kind, key, parent, labels)
-
-    def _create_rows(
-        self, kind: SnapshotKind, key: str, parent: str, labels: Mapping[str, str]
+    def _create(
+        self, kind: SnapshotKind, key: str, parent: str, labels: str, filled: Draft | None
     ) -> list[Mount]:
-        _check_key(key)
-        text = encode_labels(labels)
         with self._database.write() as db:
-            taken = db.execute(
-                "SELECT 1 FROM snapshots WHERE namespace = ? AND snapshotter = ? AND name = ?",
-                (*self._scope, key),
-            ).fetchone()
-            if taken is not None:
-                raise self._taken(key)
+            self._check_free(db, key)
             stack = self._parents(db, parent)
             parents = self._usable_layers(stack, parent)
-            own = self._create_folder(kind, parents)
+            own = self._create_folder(kind, parents, filled)
             if own is not None:
                 self._database.on_rollback(lambda _: self._folders.remove(own))
                 self._insert_layer(db, own)
-            self._insert(db, name=key, kind=kind, stack=stack, layer=own, labels=text)
+            self._insert(db, name=key, kind=kind, stack=stack, layer=own, labels=labels)
         return self._mounts(kind, own, parents)
 
     def _insert_layer(self, db: Transaction, layer: str) -> None:
         db.execute(
-            "INSERT INTO layers (id, snapshotter, created_at, boot_id) VALUES (?, ?, ?, ?)",
-            (layer, self.name, timestamp(), boot_id()),
+            "INSERT INTO layers (id, snapshotter, opaque_root, created_at, boot_id) VALUES (?, ?, ?, ?, ?)",
+            (layer, self.name, not self.stacks, timestamp(), boot_id()),
         )
 
     def _insert(
@@ -423,6 +456,14 @@ class RecordedSnapshotter(ABC):
             """,
             (*self._scope, name, kind, stack[0][0] if stack else None, layer, labels, now, now),
         )
+
+    def _check_free(self, db: Transaction, key: str) -> None:
+        taken = db.execute(
+            "SELECT 1 FROM snapshots WHERE namespace = ? AND snapshotter = ? AND name = ?",
+            (*self._scope, _check_key(key)),
+        ).fetchone()
+        if taken is not None:
+            raise self._taken(key)
 
     def _parents(self, db: Transaction, parent: str) -> list[_Row]:
         """Give the stack of a parent that something may stand on; an empty one for no parent."""

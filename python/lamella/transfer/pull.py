@@ -6,6 +6,9 @@ fetched and not unpacked again. Nothing becomes visible before its digests were 
 its layer row, the image with its committed snapshots by one transaction at the end. A lease holds everything from before it
 exists until then, so that garbage collection may run at any time.
 
+Where the snapshotter does not stack layers, a folder begins as a copy of the one beneath it: blobs are fetched in parallel all
+the same, and unpacked when all are here, one after the other.
+
 Without ``keep_layers`` nothing is written but the layer folders: a blob that is not here is read from the network into the folder
 alone. The manifest then carries labels that say so in place of the references to its layers, and blobs that nothing else
 leads to go when the pull is done and the folders, from then on the only copy, are on disk.
@@ -56,7 +59,7 @@ from lamella.operations import INFO, Operation, by_result, when_ok
 from lamella.reference import Reference
 from lamella.tracing import in_context, span
 from lamella.transfer.progress import INTERVAL, Phase, Progress, ProgressCallback, Reporter
-from lamella.transfer.unpack import NoRegistry, unpack_blob
+from lamella.transfer.unpack import NoRegistry, copy_beneath, unpack_blob
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -149,6 +152,8 @@ class Pull:
         self._platform = platform or platforms.default_platform()
         self._reporter = Reporter(progress)
         self._unpack = unpack
+        # Whether folders are made as their blobs come; else after those beneath them.
+        self._unpack_at_once = unpack and client.snapshots.stacks
         self._keep_layers = keep_layers
         self._parallel = max(1, parallel)
         self._result = "pulled"
@@ -408,11 +413,12 @@ class Pull:
         """Bring one layer's blob and folder here, in one pass where neither is; the folder alone without ``keep_layers``."""
         content, descriptor = self._client.content, job.descriptor
         if not self._keep_layers:
-            self._stage(job)
-            if job.staging is None:
-                self._report(descriptor, "exists", received=descriptor.size)
-            else:
-                self._fill(job)
+            if self._unpack_at_once:
+                self._stage(job)
+                if job.staging is None:
+                    self._report(descriptor, "exists", received=descriptor.size)
+                else:
+                    self._fill(job)
             return
         if not content.exists(descriptor.digest):
             try:
@@ -428,21 +434,24 @@ class Pull:
                 self._note_blob(job, "waited")
             else:
                 with ingest:
-                    self._stage(job)
+                    self._stage_at_once(job)
                     self._download(job, ingest)
                 return
         else:
             self._note_blob(job, "hit")
         content.adopt(descriptor.digest, self._source)
-        self._stage(job)
+        self._stage_at_once(job)
         if job.staging is not None:
             self._unpack_blob(job)
         self._report(descriptor, "exists" if job.unpacked is None else "done", received=descriptor.size)
 
+    def _stage_at_once(self, job: _LayerJob) -> None:
+        if self._unpack_at_once:
+            self._stage(job)
+
     def _stage(self, job: _LayerJob) -> None:
         """Find the layer's folder, or open a new one for it."""
-        if not self._unpack or job.diff_id is None:
-            return
+        assert job.diff_id is not None
         layers, snapshotter = self._client.layers, self._client.config.snapshotter
         job.layer = layers.find(snapshotter, job.diff_id, job.chain_id)
         if job.layer is not None:
@@ -588,7 +597,7 @@ class Pull:
         if unpacked.deferred:
             job.staging.unlock()
         else:
-            job.layer = self._commit(job, chain_id=None)
+            job.layer = self._commit(job, chain_id=None if self._unpack_at_once else job.chain_id)
 
     def _commit(self, job: _LayerJob, *, chain_id: Digest | None) -> Layer:
         assert job.staging is not None and job.unpacked is not None and job.diff_id is not None
@@ -601,8 +610,9 @@ class Pull:
         )
 
     def _note_blob(self, job: _LayerJob, result: str) -> None:
-        job.blob = result
-        self._metrics.add(BLOBS.cell(result))
+        if job.blob == "none":
+            job.blob = result
+            self._metrics.add(BLOBS.cell(result))
 
     def _note_folder(self, job: _LayerJob, result: str) -> None:
         job.folder = result
@@ -628,10 +638,12 @@ class Pull:
 
     def _finish(self, job: _LayerJob, lowers: list[str]) -> Layer:
         if job.unpacked is None or job.staging is None:
-            # The same diffID stands twice in this image, and its folder is bound to the other place.
+            # It waited for those beneath, or its diffID stands twice in this image, and its folder is bound to the other place.
             self._stage(job)
             if job.layer is not None:
                 return job.layer
+            assert job.staging is not None
+            copy_beneath(self._client, job.staging, lowers)
             self._fill(job)
             if job.layer is not None:
                 return job.layer

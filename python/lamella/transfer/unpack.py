@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from lamella import _core, oci
@@ -31,6 +32,12 @@ def unpack_blob(
     except BaseException:
         pipeline.abort()
         raise
+
+
+def copy_beneath(client: Client, staging: Staging, lowers: Sequence[str]) -> None:
+    """Fill a staging folder with what its layer is to lie on (folders, nearest first), unless the snapshotter stacks layers."""
+    if lowers and not client.snapshots.stacks:
+        _core.copy_tree(lowers[0], str(staging.path))
 
 
 class NoRegistry:

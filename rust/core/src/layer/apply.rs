@@ -299,7 +299,7 @@ impl Applier {
         Ok(())
     }
 
-    fn hard_link(&mut self, parent: FolderId, name: &[u8], target: &[u8]) -> Result<()> {
+    pub(super) fn hard_link(&mut self, parent: FolderId, name: &[u8], target: &[u8]) -> Result<()> {
         let parts = components(target)?;
         let Some((target_name, target_parents)) = parts.split_last() else {
             return Err(Error::invalid("a hard link to the root"));
@@ -332,9 +332,6 @@ impl Applier {
                 }
             },
         };
-        if self.format == WhiteoutFormat::Plain {
-            return Err(Error::invalid(format!("the target '{}' of a hard link is not there", show(target))));
-        }
         self.deferred_links = true;
         self.made.insert(parent, name, ChildKind::DeferredLink(beneath.into()), true);
         Ok(())

@@ -54,13 +54,16 @@ fn failed(verb: &str, name: &CStr, error: Errno) -> Error {
 impl Copy {
     fn run(&mut self, source: OwnedFd, target: OwnedFd, check: Check<'_>) -> Result<()> {
         let (mut sources, mut targets) = (Descent::default(), Descent::default());
+        // As they were before they were read, which changes the time of the last access.
+        let mut stats = vec![rustix::fs::fstat(&source).map_err(|error| failed("read", c".", error))?];
         sources.enter(source, c".".to_owned()).map_err(|error| failed("list", c".", error))?;
         targets.follow(target, c".".to_owned(), Vec::new()).map_err(|error| failed("read", c".", error))?;
         while let Some((_, next)) = sources.next() {
             check()?;
             let (Some(source), Some(target)) = (sources.folder(), targets.folder()) else { break };
             let Some(name) = next else {
-                self.complete(source, target)?;
+                let Some(stat) = stats.pop() else { break };
+                self.complete(source, &stat, target)?;
                 for descent in [&mut sources, &mut targets] {
                     descent.leave().map_err(|error| failed("go back in", c"..", error))?;
                 }
@@ -77,6 +80,7 @@ impl Copy {
             let made = rustix::fs::mkdirat(target, &name, Mode::RWXU)
                 .and_then(|()| open_child(target, &name))
                 .map_err(|error| failed("make folder", &name, error))?;
+            stats.push(stat);
             sources.enter(inner, name.clone()).map_err(|error| failed("list", &name, error))?;
             targets.follow(made, name.clone(), Vec::new()).map_err(|error| failed("read", &name, error))?;
         }
@@ -84,9 +88,8 @@ impl Copy {
     }
 
     /// Give a folder its attributes.
-    fn complete(&mut self, source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
-        let stat = rustix::fs::fstat(source).map_err(|error| Error::system("cannot read a folder", error))?;
-        let attributes = Attributes::read(&stat, read_all_xattrs(&Target::Descriptor(source))?);
+    fn complete(&mut self, source: BorrowedFd<'_>, stat: &Stat, target: BorrowedFd<'_>) -> Result<()> {
+        let attributes = Attributes::read(stat, read_all_xattrs(&Target::Descriptor(source))?);
         set_attributes(target, &attributes, &mut |text| push_note(&mut self.notes, text)).map(drop)
     }
 

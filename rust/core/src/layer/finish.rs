@@ -16,6 +16,7 @@ use crate::tree::{self, Check};
 impl Applier {
     /// Complete folders and whiteouts and sum up.
     pub fn finish(mut self, check: Check<'_>) -> Result<Applied> {
+        self.link_late()?;
         self.prune_whiteouts()?;
         let deferred = self.deferred();
         let ids: Vec<FolderId> = self.made.ids().collect();

@@ -79,10 +79,41 @@ impl Applier {
         let Some(kind) = self.child(parent, name)? else { return Ok(()) };
         let made = self.made.child(parent, name).is_some_and(|child| child.made);
         match kind {
-            ChildKind::Folder(id) if made || self.holds_made(id) => self.prune(id),
+            ChildKind::Folder(id) if made => self.prune(id),
+            ChildKind::Folder(id) if self.holds_made(id) => self.renew(parent, name, id),
             _ if made => Ok(()),
             _ => self.clear(parent, name).map(|_| ()),
         }
+    }
+
+    /// Make the hard links whose target came after them. It can only be here: all that lies beneath is.
+    pub(super) fn link_late(&mut self) -> Result<()> {
+        if self.format != WhiteoutFormat::Plain || !self.deferred_links {
+            return Ok(());
+        }
+        let mut late = Vec::new();
+        for id in self.made.ids() {
+            for (name, child) in &self.made.folder(id).children {
+                if let ChildKind::DeferredLink(target) = &child.kind {
+                    late.push((id, name.clone(), target.clone()));
+                }
+            }
+        }
+        late.sort();
+        for (parent, name, target) in late {
+            self.made.remove(parent, &name, &mut |_| {});
+            self.hard_link(parent, &name, &target)?;
+            if let Some(ChildKind::DeferredLink(_)) = self.child(parent, &name)? {
+                let (name, target) = (show(&name), show(&target));
+                return Err(Error::invalid(format!("'{name}': the target '{target}' of a hard link is not there")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a name was there before this layer.
+    pub(super) fn is_from_beneath(&self, parent: FolderId, name: &[u8]) -> bool {
+        self.made.child(parent, name).is_some_and(|child| !child.made)
     }
 
     /// Remove everything in a folder that this layer did not make.
@@ -94,13 +125,23 @@ impl Applier {
             let Some(kind) = self.child(folder, name)? else { continue };
             let made = self.made.child(folder, name).is_some_and(|child| child.made);
             match kind {
-                ChildKind::Folder(id) if made || self.holds_made(id) => self.prune(id)?,
+                ChildKind::Folder(id) if made => self.prune(id)?,
+                ChildKind::Folder(id) if self.holds_made(id) => self.renew(folder, name, id)?,
                 _ if made => {}
                 _ => {
                     self.clear(folder, name)?;
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Make a folder that was there this layer's own, which holds what the layer put into it and owes nothing to the old one.
+    fn renew(&mut self, parent: FolderId, name: &[u8], folder: FolderId) -> Result<()> {
+        self.prune(folder)?;
+        self.forget_attributes(folder)?;
+        self.made.folder_mut(folder).attributes = None;
+        self.mark_made(parent, name);
         Ok(())
     }
 

@@ -34,6 +34,7 @@ impl Applier {
         loop {
             // Only a symlink puts anything into `pending`; without one nothing is copied.
             let owned;
+            let by_symlink = !pending.is_empty();
             let name: &[u8] = if let Some(next) = pending.pop_front() {
                 owned = next;
                 &owned
@@ -61,6 +62,10 @@ impl Applier {
                     }
                 }
                 None | Some(ChildKind::Whiteout) if create => at = self.make_folder(at, name)?,
+                // What the tar has in a folder takes the place of a lower layer's file, whether it names the folder or not.
+                Some(ChildKind::Other) if create && !by_symlink && self.is_from_beneath(at, name) => {
+                    at = self.make_folder(at, name)?;
+                }
                 None | Some(ChildKind::Whiteout | ChildKind::DeferredLink(_)) if !create => {
                     let mut path: Vec<&[u8]> = self.made.path(at);
                     path.push(name);

@@ -13,6 +13,7 @@ mod hostile;
 mod merged;
 mod mounts;
 mod pipeline;
+mod plain;
 mod random;
 mod reader;
 mod resolve;
