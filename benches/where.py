@@ -3,9 +3,9 @@
 
     sudo .venv/bin/python benches/where.py
 
-Three pulls, each on a fresh ext4 of its own, in a process of its own: one under ``perf stat`` (faults, switches), one under
+Three pulls, each on a fresh ext4 of its own, in a process of its own: one by itself (faults, switches), one under
 ``perf record`` (CPU by the name of the thread, and by symbol), one under ``strace -c`` (system calls; it slows the pull
-down, which changes no count). Prints text. Needs root, perf (Debian: linux-perf), strace, and what benches/peers.py needs.
+down, which changes few counts). Prints text. Needs root, perf (Debian: linux-perf), strace, and what benches/peers.py needs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from systems import LIBRARY_PULL, Registry
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import real_image
 
-EVENTS = "task-clock,page-faults,context-switches,cpu-migrations"
+USAGE = """
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(f"{usage.ru_utime:.2f} s user, {usage.ru_stime:.2f} s system, {usage.ru_minflt} page faults,")
+print(f"{usage.ru_nvcsw} waits, {usage.ru_nivcsw} times made to wait")
+"""
 SAMPLES_A_SECOND = "4999"
 
 
@@ -52,14 +56,14 @@ def main() -> None:
 def _profile(folder: Path, reference: str, symbols: int) -> None:
     data, calls = folder / "perf.data", folder / "calls"
     wrappers: dict[str, list[str | Path]] = {
-        "faults and switches": ["perf", "stat", "-e", EVENTS],
+        "faults and switches": [],
         "CPU": ["perf", "record", "-q", "-F", SAMPLES_A_SECOND, "-e", "cpu-clock", "-o", data],
         "system calls": ["strace", "-f", "-c", "-U", "calls,errors,name", "-S", "calls", "-o", calls],
     }
     for what, wrapper in wrappers.items():
         with fresh_disk(folder) as disk:
             store = [f"{disk}/root", f"{disk}/state", reference]
-            cost = run([*wrapper, sys.executable, "-c", LIBRARY_PULL, *store])
+            cost = run([*wrapper, sys.executable, "-c", LIBRARY_PULL + USAGE, *store])
         print(f"\n== {what}")
         if what == "CPU":
             _report(data, "comm")
