@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that lets so many bytes of answers through and holds back the rest until it is opened."""
+"""A TCP proxy on loopback that lets so many bytes of answers through a connection and holds back the rest until it is opened."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ class Gate:
     def __init__(self, upstream: str, limit: int) -> None:
         host, _, port = upstream.rpartition(":")
         self._upstream = (host, int(port))
-        self._left = limit
+        self._limit = limit
         self._open = threading.Event()
-        self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -35,6 +34,10 @@ class Gate:
         for connection in self._sockets:
             connection.close()
 
+    @property
+    def is_open(self) -> bool:
+        return self._open.is_set()
+
     def open(self) -> None:
         self._open.set()
 
@@ -52,13 +55,12 @@ class Gate:
                 thread.start()
 
     def _forward(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
+        left = self._limit
         with suppress(OSError):
             while data := source.recv(65536):
                 if counted and not self._open.is_set():
-                    with self._lock:
-                        allowed, self._left = min(len(data), self._left), max(0, self._left - len(data))
-                    target.sendall(data[:allowed])
-                    data = data[allowed:]
+                    target.sendall(data[:left])
+                    data, left = data[left:], max(0, left - len(data))
                     if data:
                         self._open.wait()
                 target.sendall(data)

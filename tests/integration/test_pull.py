@@ -434,6 +434,18 @@ def test_progress_ends_with_every_layer_done(client, server):
         assert ended[descriptor.digest].received == ended[descriptor.digest].size == descriptor.size
 
 
+def test_a_layer_that_fails_stops_the_others_at_once_and_what_came_of_them_stays(client, server):
+    """The other one's bytes never come to an end: only being stopped ends it."""
+    built = Built(b"no archive" * 1000, tar(file("big", os.urandom(6 << 20))), compression="none")
+    built.push(server)
+    with Gate(server.address, limit=3 << 20) as gate:
+        with pytest.raises(DataLoss, match=built.descriptors[0].digest):
+            client.images.pull(f"{gate.address}/made:latest")
+        assert not gate.is_open
+    assert [ingest.ref for ingest in client.content.ingests()] == [f"layer-{built.descriptors[1].digest}"]
+    assert client.images.list() == []
+
+
 def test_ctrl_c_stops_a_pull_and_the_next_one_resumes(client, server):
     built = Built(BASE, tar(file("big", os.urandom(6 << 20))), compression="none")
     built.push(server)
