@@ -16,7 +16,8 @@ the new folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,7 +40,7 @@ _VERIFIED = "(synced OR boot_id = ?)"
 class Layer(msgspec.Struct, frozen=True):
     """An unpacked layer. ``path`` is its ``fs`` folder; bytes count 512-byte blocks.
 
-    ``opaque_root``: it hides everything beneath it. ``chain_id``: None for one that is right in any chain.
+    ``opaque_root``: it hides everything beneath it. ``chain_id``: None for one that is right in any chain that it :meth:`fits`.
     """
 
     id: str
@@ -50,6 +51,17 @@ class Layer(msgspec.Struct, frozen=True):
     inodes: int
     opaque_root: bool
 
+    def fits(self, lowers: Sequence[str]) -> bool:
+        """Tell whether it is right on top of these folders, nearest first, if it is not bound to them.
+
+        The root of a layer that does not name it is the same in every chain where no layer does; in another chain it would
+        hide what the root is there.
+        """
+        if self.chain_id is not None or not lowers:
+            return True
+        with translated(f"read the layer {self.diff_id}"):
+            return not _is_unnamed(str(self.path)) or _is_unnamed(lowers[0])
+
 
 class LayerStore:
     """The unpacked layers of a store, of all snapshotters."""
@@ -59,7 +71,7 @@ class LayerStore:
         self._root = config.root
 
     def find(self, snapshotter: str, diff_id: str, chain_id: str | None = None) -> Layer | None:
-        """Return the folder of a layer, or None: one that is right anywhere, else the one for ``chain_id``.
+        """Return the folder of a layer, or None: the one for ``chain_id``, else one that does not depend on a chain.
 
         One whose folder is gone or unverified counts as not there, so that it is unpacked again.
         """
@@ -70,7 +82,7 @@ class LayerStore:
                 f"""
                 SELECT {_COLUMNS} FROM layers
                 WHERE snapshotter = ? AND diff_id = ? AND coalesce(chain_id, '') IN ('', ?) AND {_VERIFIED}
-                ORDER BY coalesce(chain_id, '')
+                ORDER BY coalesce(chain_id, '') DESC
                 """,  # noqa: S608 (a constant)
                 (snapshotter, diff_id, chain_id or "", boot_id()),
             ).fetchall()
@@ -204,6 +216,13 @@ class Staging:
         finally:
             if draft is not None:
                 draft.close()
+
+
+def _is_unnamed(folder: str) -> bool:
+    """Tell whether a root is as the applier leaves one that no layer names (rust/core/src/layer/finish.rs)."""
+    status = os.stat(folder)  # noqa: PTH116 (twice a layer that is shared)
+    attributes = (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns)
+    return attributes == (0o755, os.geteuid(), os.getegid(), 0) and not os.listxattr(folder)
 
 
 def _layer(folders: LayerFolders, row: tuple[Any, ...]) -> Layer:

@@ -449,16 +449,22 @@ class Pull:
         if self._unpack_at_once:
             self._stage(job)
 
-    def _stage(self, job: _LayerJob) -> None:
+    def _find_layer(self, job: _LayerJob, lowers: list[str] | None = None) -> Layer | None:
+        """Look for a layer's folder: one that is right on top of ``lowers``, where these are known."""
+        assert job.diff_id is not None
+        layer = self._client.layers.find(self._client.config.snapshotter, job.diff_id, job.chain_id)
+        return layer if layer is None or lowers is None or layer.fits(lowers) else None
+
+    def _stage(self, job: _LayerJob, lowers: list[str] | None = None) -> None:
         """Find the layer's folder, or open a new one for it."""
         assert job.diff_id is not None
         layers, snapshotter = self._client.layers, self._client.config.snapshotter
-        job.layer = layers.find(snapshotter, job.diff_id, job.chain_id)
+        job.layer = self._find_layer(job, lowers)
         if job.layer is not None:
             self._note_folder(job, "shared")
             return
         staging = layers.stage(snapshotter, job.diff_id, waiting=lambda: self._wait_for_layer(job.descriptor))
-        job.layer = layers.find(snapshotter, job.diff_id, job.chain_id)
+        job.layer = self._find_layer(job, lowers)
         if job.layer is not None:
             staging.close()
             self._note_folder(job, "waited")
@@ -624,13 +630,8 @@ class Pull:
         """Finish, bottom first, the layers that depend on what lies beneath them."""
         lowers: list[str] = []
         for job in jobs:
-            assert job.diff_id is not None
-            if job.layer is None:
-                job.layer = self._client.layers.find(
-                    self._client.config.snapshotter, job.diff_id, job.chain_id
-                )
-            if job.layer is None:
-                job.layer = self._finish(job, lowers)
+            if job.layer is None or (job.unpacked is None and not job.layer.fits(lowers)):
+                job.layer = self._find_layer(job, lowers) or self._finish(job, lowers)
             path = str(job.layer.path)
             lowers = (
                 [path] if job.layer.opaque_root else [path, *(lower for lower in lowers if lower != path)]
@@ -638,8 +639,8 @@ class Pull:
 
     def _finish(self, job: _LayerJob, lowers: list[str]) -> Layer:
         if job.unpacked is None or job.staging is None:
-            # It waited for those beneath, or its diffID stands twice in this image, and its folder is bound to the other place.
-            self._stage(job)
+            # It waited for those beneath, or its folder is bound to another place in this image, or has another root.
+            self._stage(job, lowers)
             if job.layer is not None:
                 return job.layer
             assert job.staging is not None
