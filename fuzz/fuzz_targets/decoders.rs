@@ -2,6 +2,7 @@
 #![no_main]
 
 use lamella_core::compression::Compression;
+use lamella_core::cores::Cores;
 use lamella_core::digest::{Algorithm, Hasher};
 use lamella_core::layer::WhiteoutFormat;
 use lamella_core::pipeline::{Options, Pipeline};
@@ -22,6 +23,7 @@ fuzz_target!(|data: &[u8]| {
         diff_id: None,
         whiteouts: WhiteoutFormat::Overlay,
         limits: Limits { archive: 1 << 22, entries: 1000, ..Limits::default() },
+        cores: Cores::new(4),
     })
     .expect("a pipeline");
     let _ = pipeline.write(data, &mut || Ok(()));

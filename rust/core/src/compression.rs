@@ -3,10 +3,13 @@
 use std::fmt;
 use std::io::{self, BufRead, Read};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
 
+use crate::cores::Layer;
 use crate::error::{Error, Kind, Result, show};
+use crate::inflate;
 
 /// How a blob is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +68,8 @@ pub enum Decoder<R: BufRead> {
     None(R),
     /// See [`Compression::Gzip`].
     Gzip(Box<MultiGzDecoder<R>>),
+    /// The same, with several threads.
+    Helped(Box<inflate::Gzip<R>>),
     /// See [`Compression::Zstd`].
     Zstd(Box<zstd::stream::read::Decoder<'static, R>>),
 }
@@ -79,11 +84,22 @@ impl<R: BufRead> Decoder<R> {
         })
     }
 
-    /// The compressed stream.
+    /// Inflate what `reader` gives with as many threads as `layer` may have.
+    pub fn helped(compression: Compression, reader: R, layer: &Arc<Layer>) -> io::Result<Self> {
+        match compression {
+            Compression::Gzip if layer.can_be_helped() => {
+                Ok(Self::Helped(Box::new(inflate::Gzip::new(reader, Arc::clone(layer)))))
+            }
+            _ => Self::new(compression, reader),
+        }
+    }
+
+    /// The compressed stream; `Helped` reads some pieces of it ahead.
     pub fn get_ref(&self) -> &R {
         match self {
             Self::None(reader) => reader,
             Self::Gzip(decoder) => decoder.get_ref(),
+            Self::Helped(decoder) => decoder.get_ref(),
             Self::Zstd(decoder) => decoder.get_ref(),
         }
     }
@@ -94,6 +110,7 @@ impl<R: BufRead> Read for Decoder<R> {
         match self {
             Self::None(reader) => reader.read(buffer),
             Self::Gzip(reader) => reader.read(buffer),
+            Self::Helped(reader) => reader.read(buffer),
             Self::Zstd(reader) => reader.read(buffer),
         }
     }

@@ -9,11 +9,12 @@
 //! | [`launch`] | starts the launcher from a sealed copy in memory |
 //! | [`counters`] | counters that all processes of a machine add to |
 //! | `digest`, `compression`, `compress` | hashes, inflates, deflates |
+//! | `inflate`, `cores` | inflates gzip with several threads, as many as are free |
 //! | `tar` | reads an archive that is not trusted |
 //! | `layer` | makes a layer folder of it, completes it with what lies beneath, looks things up in a stack of layers |
 //! | `pipeline` | all of that at once, in one pass over the blob |
 //!
-//! The last four belong to the feature `unpack` (on by default).
+//! The last five rows belong to the feature `unpack` (on by default).
 
 pub mod counters;
 pub mod error;
@@ -27,7 +28,11 @@ pub mod compress;
 #[cfg(feature = "unpack")]
 pub mod compression;
 #[cfg(feature = "unpack")]
+pub mod cores;
+#[cfg(feature = "unpack")]
 pub mod digest;
+#[cfg(feature = "unpack")]
+pub mod inflate;
 #[cfg(feature = "unpack")]
 pub mod layer;
 #[cfg(feature = "unpack")]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use lamella_core::compression::Compression;
+use lamella_core::cores::Cores;
 use lamella_core::digest::Digest;
 use lamella_core::layer::WhiteoutFormat;
 use lamella_core::pipeline;
@@ -55,6 +56,7 @@ impl Pipeline {
                     entries: max_entries.unwrap_or(defaults.entries),
                     ..defaults
                 },
+                cores: Cores::of_this_process(),
             })?;
             Ok(Self { inner })
         })

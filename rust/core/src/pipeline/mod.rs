@@ -6,9 +6,10 @@
 //!            └─> inflate ───────────────┤
 //!                                       └─> parse, apply to the layer folder
 //! ```
-//! Each stage is a thread. They share chunks of memory that are recycled; about 6 MiB a pipeline. What a stage fails
-//! with surfaces at the caller's next call. After an error of any call the stages have stopped, and later calls give the
-//! same error. Nothing is synced to disk: that is one step for a whole image.
+//! Each stage is a thread. They share chunks of memory that are recycled; about 6 MiB a pipeline. Where there are cores to
+//! spare, inflating has helpers ([`crate::inflate`]), with 4 MiB more for each. What a stage fails with surfaces at the
+//! caller's next call. After an error of any call the stages have stopped, and later calls give the same error. Nothing is
+//! synced to disk: that is one step for a whole image.
 
 mod chunk;
 mod stage;
@@ -29,6 +30,7 @@ use stage::{Incoming, POLL, State};
 use threads::{Threads, join, spawn, start_layer};
 
 use crate::compression::Compression;
+use crate::cores::Cores;
 use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::layer::{Applied, WhiteoutFormat};
@@ -59,6 +61,8 @@ pub struct Options {
     pub whiteouts: WhiteoutFormat,
     /// Caps.
     pub limits: Limits,
+    /// The cores to share with other pipelines.
+    pub cores: Arc<Cores>,
 }
 
 /// What a pipeline found.

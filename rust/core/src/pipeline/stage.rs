@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::chunk::{self, Pool};
 use crate::compression::{Compression, Decoder};
+use crate::cores::Layer;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, Kind, Result};
 use crate::layer::{Applied, Applier, WhiteoutFormat, unpack};
@@ -219,6 +220,7 @@ pub fn inflate(
     same_algorithm: bool,
     to: &Outgoing,
     max_size: u64,
+    layer: &Arc<Layer>,
 ) -> Result<Inflated> {
     // Chunks are filled before they are sent, so the first one holds the magic number.
     let compression = Compression::detect(chunks.available()?);
@@ -245,7 +247,7 @@ pub fn inflate(
         })
     };
     // The decoder borrows the stream, so count what it took by what the stream says afterwards.
-    let mut decoder = Decoder::new(compression, BlobSource(&mut chunks)).map_err(broken)?;
+    let mut decoder = Decoder::helped(compression, BlobSource(&mut chunks), layer).map_err(broken)?;
     let mut tar_size = 0u64;
     let mut ended = false;
     while !ended {

@@ -59,6 +59,7 @@ pub fn start_layer(
     let same_algorithm = algorithm == options.digest.algorithm();
     let (compression, format, limits) = (options.compression, options.whiteouts, options.limits.clone());
     let max_size = limits.archive;
+    let begun = options.cores.begin();
     // Chunks of a plain blob come through here too.
     let (hash_sender, hash_receiver) = bounded(BLOB_CHUNKS.max(TAR_CHUNKS) + 1);
     let (apply_sender, apply_receiver) = bounded(BLOB_CHUNKS.max(TAR_CHUNKS) + 1);
@@ -67,7 +68,7 @@ pub fn start_layer(
     let to_apply = Incoming::new(apply_receiver, Arc::clone(state));
     Ok(LayerThreads {
         inflate: spawn("lamella-inflate", state, end_mark, move || {
-            stage::inflate(chunks, compression, same_algorithm, &to, max_size)
+            stage::inflate(chunks, compression, same_algorithm, &to, max_size, &begun)
         })?,
         hash: spawn("lamella-hash", state, end_mark, move || stage::hash(to_hash, algorithm))?,
         apply: spawn("lamella-apply", state, end_mark, move || stage::apply(to_apply, &layer, format, limits))?,

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use lamella_core::compression::Compression;
+use lamella_core::cores::Cores;
 use lamella_core::digest::{Algorithm, Hasher};
 use lamella_core::layer::{Applier, WhiteoutFormat, resolve, unpack};
 use lamella_core::pipeline::{Options, Pipeline};
@@ -395,6 +396,7 @@ fn a_blob_that_unpacks_to_thousands_of_times_its_size_is_refused() {
         diff_id: None,
         whiteouts: format(),
         limits: Limits::default(),
+        cores: Cores::new(4),
     };
     let pipeline = Pipeline::new(options).unwrap();
     let result = pipeline.write(&blob, &mut || Ok(())).and_then(|()| pipeline.finish(&mut || Ok(())));

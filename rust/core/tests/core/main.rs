@@ -10,6 +10,7 @@ mod counters;
 mod diff;
 mod host;
 mod hostile;
+mod inflate;
 mod merged;
 mod mounts;
 mod pipeline;

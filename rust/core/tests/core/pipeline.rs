@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use lamella_core::Kind;
 use lamella_core::compression::Compression;
+use lamella_core::cores::Cores;
 use lamella_core::digest::{Algorithm, Digest, Hasher};
 use lamella_core::pipeline::{Options, Pipeline, Unpacked};
 use lamella_core::tar::Limits;
@@ -59,6 +60,7 @@ fn job(blob: &[u8]) -> Job {
         diff_id: None,
         whiteouts: crate::format(),
         limits: Limits::default(),
+        cores: Cores::new(4),
     };
     Job { folder, options }
 }
@@ -270,7 +272,13 @@ fn abort_and_drop_end_all_threads() {
 #[ignore = "run by abort_and_drop_end_all_threads"]
 fn threads_end_alone() {
     let blob = gzip(&big_tar());
-    let job = job(&blob);
+    let helped = job(&blob);
+    let pipeline = Pipeline::new(Options { cores: Cores::new(8), ..helped.options.clone() }).unwrap();
+    pipeline.write(&blob[..blob.len() / 2], &mut || Ok(())).unwrap();
+    pipeline.abort();
+    threads_become(0);
+    let mut job = job(&blob);
+    job.options.cores = Cores::new(2);
     let pipeline = Pipeline::new(job.options.clone()).unwrap();
     pipeline.write(&blob[..blob.len() / 2], &mut || Ok(())).unwrap();
     threads_become(4);
