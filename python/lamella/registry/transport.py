@@ -85,6 +85,7 @@ class Transport:
         self._interrupted = threading.Event()
         self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
         self._private_homes: set[tuple[str, int]] = set()
+        self._settings: dict[Origin, Any] = {}
         self._home = self._session(user_agent, self._note_home)
         self._away = self._session(user_agent, self._refuse_private)
 
@@ -206,7 +207,10 @@ class Transport:
             prepared = session.prepare_request(
                 requests.Request(request.method, request.url, headers=headers, data=request.form)
             )
-            settings: Any = session.merge_environment_settings(request.url, {}, True, None, None)
+            settings = self._settings.get(target)
+            if settings is None:  # it goes through the whole environment, twice
+                settings = session.merge_environment_settings(request.url, {}, True, None, None)
+                self._settings[target] = settings
             began = time.monotonic()
             # Not session.send: even with allow_redirects=False it reads the whole body of a redirect.
             response = session.get_adapter(request.url).send(

@@ -1,6 +1,6 @@
 //! Applies entries to a layer folder.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -16,10 +16,14 @@ use super::walk::Place;
 use super::whiteout::{self, Meaning};
 use crate::error::{Error, Kind, Result, show};
 use crate::sys;
-use crate::tar::{Device, Entry, EntryKind};
+use crate::tar::{Device, Entry, EntryKind, is_zero};
 use crate::tree::{self, Usage};
 
 const MAX_NOTES: usize = 100;
+/// Zeros that fill a block of this size are not written: they become a hole. A layer is never written to in place, so that nobody
+/// needs the space, and 4 GiB of zeros, which gzip makes 4 MB of, take none. Smaller holes would tear programs, which have many pages
+/// of zeros, into pieces.
+const HOLE: u64 = 64 * 1024;
 
 /// Makes a layer folder out of entries. Lives in the thread that made it.
 ///
@@ -45,8 +49,11 @@ struct OpenFile {
     descriptor: OwnedFd,
     attributes: Attributes,
     size: u64,
-    end: u64,
     sparse: bool,
+    /// Where the content that came ends.
+    end: u64,
+    /// Where the content that was written ends.
+    written: u64,
 }
 
 impl Applier {
@@ -126,29 +133,29 @@ impl Applier {
     }
 
     /// Write a piece of the present file.
-    pub fn data(&mut self, offset: u64, mut bytes: &[u8]) -> Result<()> {
+    pub fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
-        let mut at = offset;
-        while !bytes.is_empty() {
-            let written = match rustix::io::pwrite(&file.descriptor, bytes, at) {
-                Ok(written) => written,
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(Error::system("cannot write", error)),
-            };
-            at += written as u64;
-            bytes = &bytes[written..];
+        file.end = file.end.max(offset + bytes.len() as u64);
+        let (mut start, mut end) = (0, 0);
+        while end < bytes.len() {
+            let block = HOLE - (offset + end as u64) % HOLE;
+            let next = bytes.len().min(end + usize::try_from(block).unwrap_or(usize::MAX));
+            if is_zero(&bytes[end..next]) {
+                file.write(offset + start as u64, &bytes[start..end])?;
+                start = next;
+            }
+            end = next;
         }
-        file.end = file.end.max(at);
-        Ok(())
+        file.write(offset + start as u64, &bytes[start..])
     }
 
     /// Complete the present entry.
     pub fn end(&mut self) -> Result<()> {
         let Some(file) = self.file.take() else { return Ok(()) };
-        if file.end < file.size {
-            if !file.sparse {
-                return Err(Error::data_loss("the content is shorter than the header says"));
-            }
+        if file.end < file.size && !file.sparse {
+            return Err(Error::data_loss("the content is shorter than the header says"));
+        }
+        if file.written < file.size {
             rustix::fs::ftruncate(&file.descriptor, file.size)
                 .map_err(|error| Error::system("cannot set the size", error))?;
         }
@@ -203,10 +210,10 @@ impl Applier {
         if self.made.folder(parent).depth >= MAX_DEPTH {
             return Err(Error::new(Kind::ResourceExhausted, format!("more than {MAX_DEPTH} folders deep")));
         }
-        let replaced = self.clear(parent, name)?;
-        let folder = self.folders.get(&self.made, parent)?;
-        rustix::fs::mkdirat(&folder, c_name(name)?, Mode::from_raw_mode(0o755))
-            .map_err(|error| Error::system(format!("cannot make folder '{}'", show(name)), error))?;
+        let failure = format!("cannot make folder '{}'", show(name));
+        let ((), replaced) = self.create(parent, name, &failure, |folder, name| {
+            rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o755))
+        })?;
         let id = self.made.insert_folder(parent, name, true);
         if replaced {
             // What stood here in this layer (a whiteout, a file) had hidden the lower layers' folder.
@@ -218,29 +225,28 @@ impl Applier {
     }
 
     fn file(&mut self, parent: FolderId, name: &[u8], entry: &Entry) -> Result<()> {
-        self.clear(parent, name)?;
-        let folder = self.folders.get(&self.made, parent)?;
         // Attributes may need a writable mode; set-id bits come when the content is complete.
         let attributes = self.attributes_of(entry);
         let mode = if attributes.xattrs.is_empty() { entry.mode & 0o777 } else { 0o600 };
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let descriptor = rustix::fs::openat(&folder, c_name(name)?, flags, mode_bits(mode))
-            .map_err(|error| Error::system("cannot make the file", error))?;
-        self.made.insert(parent, name, ChildKind::Other, true);
-        self.file = Some(OpenFile { descriptor, attributes, size: entry.size, end: 0, sparse: entry.sparse });
+        let (descriptor, _) = self.create(parent, name, "cannot make the file", |folder, name| {
+            rustix::fs::openat(folder, name, flags, mode_bits(mode))
+        })?;
+        self.remember(parent, name, ChildKind::Other);
+        self.file =
+            Some(OpenFile { descriptor, attributes, size: entry.size, sparse: entry.sparse, end: 0, written: 0 });
         Ok(())
     }
 
     fn symlink(&mut self, parent: FolderId, name: &[u8], target: &[u8], entry: &Entry) -> Result<()> {
-        self.clear(parent, name)?;
-        let folder = self.folders.get(&self.made, parent)?;
-        let c_name = c_name(name)?;
         let c_target = CString::new(target).map_err(|_| Error::invalid("the symlink's target holds a NUL"))?;
-        rustix::fs::symlinkat(&c_target, &folder, &c_name)
-            .map_err(|error| Error::system("cannot make the symlink", error))?;
-        self.made.insert(parent, name, ChildKind::Symlink(target.into()), true);
+        self.create(parent, name, "cannot make the symlink", |folder, name| {
+            rustix::fs::symlinkat(&c_target, folder, name)
+        })?;
+        self.remember(parent, name, ChildKind::Symlink(target.into()));
+        let folder = self.folders.get(&self.made, parent)?;
         let attributes = self.attributes_of(entry);
-        self.complete_at(folder.as_fd(), &c_name, &attributes)
+        self.complete_at(folder.as_fd(), &c_name(name)?, &attributes)
     }
 
     fn node(
@@ -257,22 +263,24 @@ impl Applier {
         {
             return Err(Error::new(Kind::Unsupported, "a character device 0:0 is overlayfs's own whiteout"));
         }
-        self.clear(parent, name)?;
+        let number = device.map_or(0, |device| makedev(device.major, device.minor));
+        let (made, _) =
+            self.create(parent, name, "cannot make the device", |folder, name| {
+                match rustix::fs::mknodat(folder, name, kind, mode_bits(entry.mode & 0o777), number) {
+                    Err(Errno::PERM) if kind != FileType::Fifo && in_user_namespace() => Ok(false),
+                    result => result.map(|()| true),
+                }
+            })?;
+        if !made {
+            self.note(format!(
+                "the device '{}' cannot be made in a user namespace and was left out",
+                show(&entry.path)
+            ));
+            return Ok(());
+        }
+        self.remember(parent, name, ChildKind::Other);
         let folder = self.folders.get(&self.made, parent)?;
         let c_name = c_name(name)?;
-        let number = device.map_or(0, |device| makedev(device.major, device.minor));
-        match rustix::fs::mknodat(&folder, &c_name, kind, mode_bits(entry.mode & 0o777), number) {
-            Ok(()) => {}
-            Err(Errno::PERM) if kind != FileType::Fifo && in_user_namespace() => {
-                self.note(format!(
-                    "the device '{}' cannot be made in a user namespace and was left out",
-                    show(&entry.path)
-                ));
-                return Ok(());
-            }
-            Err(error) => return Err(Error::system("cannot make the device", error)),
-        }
-        self.made.insert(parent, name, ChildKind::Other, true);
         let attributes = self.attributes_of(entry);
         self.complete_at(folder.as_fd(), &c_name, &attributes)?;
         // Through a handle of the very inode: fchmodat follows symlinks.
@@ -322,7 +330,7 @@ impl Applier {
                     let to = self.folders.get(&self.made, parent)?;
                     rustix::fs::linkat(&from, c_name(target_name)?, &to, c_name(name)?, AtFlags::empty())
                         .map_err(|error| Error::system(format!("cannot link to '{}'", show(target)), error))?;
-                    self.made.insert(parent, name, kind, true);
+                    self.remember(parent, name, kind);
                     return Ok(());
                 }
                 None | Some(ChildKind::Whiteout | ChildKind::Folder(_)) => {
@@ -333,7 +341,7 @@ impl Applier {
             },
         };
         self.deferred_links = true;
-        self.made.insert(parent, name, ChildKind::DeferredLink(beneath.into()), true);
+        self.remember(parent, name, ChildKind::DeferredLink(beneath.into()));
         Ok(())
     }
 
@@ -348,11 +356,11 @@ impl Applier {
         if self.format == WhiteoutFormat::Plain {
             return self.delete_plain(parent, name);
         }
-        match self.made.child(parent, name).map(|child| child.kind.clone()) {
+        match self.child(parent, name)? {
             None => {
                 let folder = self.folders.get(&self.made, parent)?;
                 whiteout::make(folder.as_fd(), &c_name(name)?)?;
-                self.made.insert(parent, name, ChildKind::Whiteout, true);
+                self.remember(parent, name, ChildKind::Whiteout);
                 self.whiteouts.push((parent, name.into()));
                 self.count(0);
             }
@@ -376,10 +384,29 @@ impl Applier {
         Ok(())
     }
 
+    /// Make something at a name, in the place of what stands there. Says also what [`Self::clear`] does.
+    ///
+    /// Almost every name is new, so that it is made first; only where the kernel says that something is there is that looked at.
+    fn create<T>(
+        &mut self,
+        parent: FolderId,
+        name: &[u8],
+        failure: &str,
+        make: impl Fn(BorrowedFd<'_>, &CStr) -> std::result::Result<T, Errno>,
+    ) -> Result<(T, bool)> {
+        let c_name = c_name(name)?;
+        let mut replaced = self.made.child(parent, name).is_some() && self.clear(parent, name)?;
+        let mut made = make(self.folders.get(&self.made, parent)?.as_fd(), &c_name);
+        if matches!(made, Err(Errno::EXIST)) {
+            replaced |= self.clear(parent, name)?;
+            made = make(self.folders.get(&self.made, parent)?.as_fd(), &c_name);
+        }
+        made.map(|made| (made, replaced)).map_err(|error| Error::system(failure, error))
+    }
+
     /// Remove what stands at a name. True when the layer itself had put something other than a folder there.
     pub(super) fn clear(&mut self, parent: FolderId, name: &[u8]) -> Result<bool> {
         let Some(kind) = self.child(parent, name)? else { return Ok(false) };
-        let made = self.made.child(parent, name).is_some_and(|child| child.made);
         let folder = self.folders.get(&self.made, parent)?;
         match kind {
             ChildKind::DeferredLink(_) => {}
@@ -391,7 +418,23 @@ impl Applier {
         let folders = &mut self.folders;
         self.made.remove(parent, name, &mut |id| folders.close(id));
         // A folder that was put here may have been merged with a lower one until now: what takes its place hides that.
-        Ok(made && self.format != WhiteoutFormat::Plain && !matches!(kind, ChildKind::Folder(_)))
+        Ok(self.format != WhiteoutFormat::Plain && !matches!(kind, ChildKind::Folder(_)))
+    }
+}
+
+impl OpenFile {
+    fn write(&mut self, mut offset: u64, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let written = match rustix::io::pwrite(&self.descriptor, bytes, offset) {
+                Ok(written) => written,
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(Error::system("cannot write", error)),
+            };
+            offset += written as u64;
+            bytes = &bytes[written..];
+            self.written = self.written.max(offset);
+        }
+        Ok(())
     }
 }
 

@@ -1,8 +1,9 @@
-//! What a layer has made so far: an index in memory of its folder.
+//! What a layer has made so far: an index in memory of its folders and links.
 //!
-//! A layer folder starts empty, so the index knows all that is in it; names are found, and symlinks followed, without
-//! asking the kernel, and nothing that the index does not know is ever walked through. (In the plain format the folder
-//! holds a copy of the lower layers; the applier adds what it meets of that, marked as not made.)
+//! Paths are walked, and symlinks followed, in the index, without the kernel. Files are not in it: whether a name is taken the folder
+//! on disk knows, so that a layer of a million files takes the memory of its folders. (In the plain format the folder holds a
+//! copy of the lower layers; the applier adds what it meets of their folders and symlinks, marked as not made, and keeps all names
+//! that are.)
 
 use std::collections::HashMap;
 
@@ -35,7 +36,7 @@ pub enum ChildKind {
     /// A hard link that waits for the lower layers, with its target there.
     DeferredLink(Box<[u8]>),
     Whiteout,
-    /// Any other inode.
+    /// Any other inode. Kept in the plain format only.
     Other,
 }
 

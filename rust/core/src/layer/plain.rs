@@ -2,56 +2,14 @@
 
 use std::os::fd::AsFd;
 
-use rustix::fs::{AtFlags, FileType};
-use rustix::io::Errno;
-
 use super::WhiteoutFormat;
 use super::apply::Applier;
 use super::attributes::{Attributes, Target, remove_xattrs, take_default_acl};
 use super::made::{ChildKind, FolderId};
-use super::name::c_name;
 use crate::error::{Error, Result, show};
 use crate::tree;
 
 impl Applier {
-    /// What a name stands for. In the plain format what was there before is taken into the index when it is met.
-    pub(super) fn child(&mut self, folder: FolderId, name: &[u8]) -> Result<Option<ChildKind>> {
-        if let Some(child) = self.made.child(folder, name) {
-            return Ok(Some(child.kind.clone()));
-        }
-        if self.format != WhiteoutFormat::Plain {
-            return Ok(None);
-        }
-        self.load(folder, name)
-    }
-
-    fn load(&mut self, folder: FolderId, name: &[u8]) -> Result<Option<ChildKind>> {
-        let descriptor = self.folders.get(&self.made, folder)?;
-        let c_name = c_name(name)?;
-        let failed = |error| Error::system(format!("cannot read '{}'", show(name)), error);
-        let stat = match rustix::fs::statat(&descriptor, &c_name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(failed(error)),
-        };
-        let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => {
-                let id = self.made.insert_folder(folder, name, false);
-                // Kept as it is, its times too, unless the tar names it.
-                let acl = take_default_acl(&Target::Name(descriptor.as_fd(), &c_name))?;
-                self.made.folder_mut(id).attributes = Some(Attributes::read(&stat, acl));
-                return Ok(Some(ChildKind::Folder(id)));
-            }
-            FileType::Symlink => {
-                let target = rustix::fs::readlinkat(&descriptor, &c_name, Vec::new()).map_err(failed)?;
-                ChildKind::Symlink(target.into_bytes().into())
-            }
-            _ => ChildKind::Other,
-        };
-        self.made.insert(folder, name, kind.clone(), false);
-        Ok(Some(kind))
-    }
-
     pub(super) fn remember_root(&mut self) -> Result<()> {
         let stat = rustix::fs::fstat(self.folders.root())
             .map_err(|error| Error::system("cannot read the layer folder", error))?;
@@ -111,9 +69,9 @@ impl Applier {
         Ok(())
     }
 
-    /// Whether a name was there before this layer.
+    /// Whether a name that is there was there before this layer.
     pub(super) fn is_from_beneath(&self, parent: FolderId, name: &[u8]) -> bool {
-        self.made.child(parent, name).is_some_and(|child| !child.made)
+        self.format == WhiteoutFormat::Plain && self.made.child(parent, name).is_none_or(|child| !child.made)
     }
 
     /// Remove everything in a folder that this layer did not make.

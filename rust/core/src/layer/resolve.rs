@@ -36,7 +36,9 @@ pub fn resolve<P: AsRef<Path>>(layer: &Path, lowers: &[P], deferred: &Deferred) 
     if deferred.is_empty() {
         return Ok(false);
     }
-    let lower = Merged::open(lowers)?;
+    // Most layers leave open nothing but their root, which needs the nearest of the lower layers alone, however many there are.
+    let needed = if deferred.folders.is_empty() && deferred.links.is_empty() { 1 } else { lowers.len() };
+    let lower = Merged::open(&lowers[..needed.min(lowers.len())])?;
     let root = rustix::fs::openat(CWD, layer, FOLDER, Mode::empty())
         .map_err(|error| Error::system(format!("cannot open the layer folder {}", layer.display()), error))?;
     let format = deferred.format.unwrap_or(WhiteoutFormat::Overlay);

@@ -1,10 +1,16 @@
-//! Follows paths through the layer's index, and makes the folders on the way.
+//! Finds names, follows paths, and makes the folders on the way.
 
 use std::collections::VecDeque;
+use std::os::fd::AsFd;
 
+use rustix::fs::{AtFlags, FileType};
+use rustix::io::Errno;
+
+use super::WhiteoutFormat;
 use super::apply::Applier;
+use super::attributes::{Attributes, Target, take_default_acl};
 use super::made::{ChildKind, FolderId};
-use super::name::{join, split};
+use super::name::{c_name, join, split};
 use crate::error::{Error, Kind, Result, show};
 
 /// As the kernel's MAXSYMLINKS.
@@ -18,6 +24,50 @@ pub(super) enum Place {
 }
 
 impl Applier {
+    /// What a name stands for.
+    pub(super) fn child(&mut self, folder: FolderId, name: &[u8]) -> Result<Option<ChildKind>> {
+        match self.made.child(folder, name) {
+            Some(child) => Ok(Some(child.kind.clone())),
+            None => self.load(folder, name),
+        }
+    }
+
+    /// Take into the index what was made at a name.
+    pub(super) fn remember(&mut self, folder: FolderId, name: &[u8], kind: ChildKind) {
+        // The folder on disk knows its files; but in the plain format not which of them are this layer's.
+        if kind != ChildKind::Other || self.format == WhiteoutFormat::Plain {
+            self.made.insert(folder, name, kind, true);
+        }
+    }
+
+    /// Look for a name on disk. A folder or symlink is taken into the index.
+    fn load(&mut self, folder: FolderId, name: &[u8]) -> Result<Option<ChildKind>> {
+        let descriptor = self.folders.get(&self.made, folder)?;
+        let c_name = c_name(name)?;
+        let failed = |error| Error::system(format!("cannot read '{}'", show(name)), error);
+        let stat = match rustix::fs::statat(&descriptor, &c_name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                let id = self.made.insert_folder(folder, name, false);
+                // Kept as it is, its times too, unless the tar names it.
+                let acl = take_default_acl(&Target::Name(descriptor.as_fd(), &c_name))?;
+                self.made.folder_mut(id).attributes = Some(Attributes::read(&stat, acl));
+                return Ok(Some(ChildKind::Folder(id)));
+            }
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(&descriptor, &c_name, Vec::new()).map_err(failed)?;
+                ChildKind::Symlink(target.into_bytes().into())
+            }
+            _ => return Ok(Some(ChildKind::Other)),
+        };
+        self.made.insert(folder, name, kind.clone(), false);
+        Ok(Some(kind))
+    }
+
     pub(super) fn make_parents(&mut self, components: &[&[u8]]) -> Result<FolderId> {
         match self.walk(components, true)? {
             Place::Folder(id) => Ok(id),

@@ -3,7 +3,7 @@
 use super::header::{BLOCK, Block, Header, owner};
 use super::pax::Pax;
 use super::sparse::{self, DataMap, PaxMap, Segment};
-use super::{Entry, EntryKind, Limits, Source};
+use super::{Entry, EntryKind, Limits, Source, is_zero};
 use crate::error::{Error, Kind, Result, show};
 
 const MAX_PATH: usize = 4096;
@@ -402,10 +402,6 @@ fn entry_kind(header: &Header<'_>, path: &[u8], link: Vec<u8>) -> Result<EntryKi
             return Err(Error::new(Kind::Unsupported, format!("tar entry type '{}'", show(&[other]))));
         }
     })
-}
-
-fn is_zero(block: &Block) -> bool {
-    block.iter().all(|byte| *byte == 0)
 }
 
 /// A GNU long name: up to its first NUL.

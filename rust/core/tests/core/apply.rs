@@ -1,7 +1,8 @@
 //! Entries become inodes with the attributes that the tar gives them.
 
 use lamella_core::Kind;
-use lamella_core::layer::{WhiteoutFormat, resolve};
+use lamella_core::layer::{Applier, WhiteoutFormat, resolve};
+use lamella_core::tar::{Limits, Reader};
 
 use crate::archive::{Archive, Header};
 use crate::{Place, privileged, tree};
@@ -239,6 +240,41 @@ fn holes_stay_holes() {
     assert!(content[5_242_880..5_246_976].iter().all(|byte| *byte == 1));
     assert_eq!(content.iter().filter(|byte| **byte != 0).count(), 4096);
     assert!(applied.disk_bytes < 100_000, "{}", applied.disk_bytes);
+}
+
+#[test]
+fn zeros_become_holes_and_files_keep_their_content() {
+    let mut mixed = vec![0; 3 << 20];
+    mixed[1_000_000] = 1;
+    mixed[2_000_000..2_300_000].fill(2);
+    let files = [
+        ("all", vec![0; 5 << 20]),
+        ("mixed", mixed),
+        ("short", vec![0; 700]),
+        ("tail", [&[1][..], &[0; 300_000]].concat()),
+    ];
+    // However the content is cut into pieces.
+    for piece in [512, 40_000, 65_536, 262_144, usize::MAX] {
+        let place = Place::new();
+        let mut applier = Applier::new(&place.layer, crate::format()).unwrap();
+        for (name, content) in &files {
+            let archive = Archive::new().file(name, content).end();
+            let entry = Reader::new(&archive[..], Limits::default()).next_entry().unwrap().unwrap();
+            assert!(applier.begin(&entry).unwrap());
+            let mut offset = 0;
+            for piece in content.chunks(piece) {
+                applier.data(offset, piece).unwrap();
+                offset += piece.len() as u64;
+            }
+            applier.end().unwrap();
+        }
+        let applied = applier.finish(&mut || Ok(())).unwrap();
+        let items = tree::items(&place.layer);
+        for (name, content) in &files {
+            assert!(items[*name].content == *content, "{name} in pieces of {piece}");
+        }
+        assert!(applied.disk_bytes < 600_000, "{} bytes in pieces of {piece}", applied.disk_bytes);
+    }
 }
 
 #[test]

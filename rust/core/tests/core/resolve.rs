@@ -60,6 +60,14 @@ fn unnamed_folders_get_the_attributes_of_the_nearest_lower_one() {
 }
 
 #[test]
+fn a_layer_that_leaves_only_its_root_open_looks_at_the_nearest_layer_alone() {
+    let stack = stack(&[Archive::new().folder_of_mode("./", 0o700)], Archive::new().folder("a"));
+    let lowers = [&stack.lowers[0].layer, &PathBuf::from("/nowhere")];
+    assert!(resolve(&stack.top.layer, &lowers, &stack.deferred).unwrap());
+    assert_eq!(tree::items(&stack.top.layer)["."].mode, 0o700);
+}
+
+#[test]
 fn the_root_counts_only_when_the_lower_one_is_unusual() {
     if !privileged() {
         return;

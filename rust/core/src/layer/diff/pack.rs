@@ -10,7 +10,7 @@ use super::super::attributes::Attributes;
 use super::super::whiteout::{OPAQUE, PREFIX};
 use super::{ChangeKind, Changes, Node, NodeKind, open_tree, read_full};
 use crate::error::{Error, Kind, Result, show};
-use crate::tar::{Device, Entry, EntryKind, Segment, Writer};
+use crate::tar::{Device, Entry, EntryKind, Segment, Writer, is_zero};
 use crate::tree::Check;
 
 const PIECE: usize = 256 * 1024;
@@ -133,7 +133,7 @@ impl<W: Write> Pack<'_, W> {
             }
             let wanted = self.read(path, content, at, size)?;
             for (index, block) in self.buffer[..wanted].chunks(HOLE).enumerate() {
-                if block.iter().all(|byte| *byte == 0) {
+                if is_zero(block) {
                     continue;
                 }
                 let offset = at + (index * HOLE) as u64;
