@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import signal
-import socket
 import statistics
 import sys
 import tempfile
@@ -52,11 +51,8 @@ def main() -> None:
     layout = real_image.ensure()
     with tempfile.TemporaryDirectory(prefix="lamella-bench-", dir=arguments.folder) as name:
         folder = Path(name)
-        registry = Registry(folder, layout, free_port())
-        try:
-            samples, parts = _measure(systems, registry.reference, layout, folder, arguments)
-        finally:
-            registry.close()
+        with Registry(folder, layout) as registry:
+            samples, parts = _measure(systems, registry.references[0], layout, folder, arguments)
     figures = {
         "machine": {
             "cpus": os.cpu_count(),
@@ -182,12 +178,6 @@ def _print_table(figures: dict[str, Any]) -> None:
 
 def _ratio(value: dict[str, float] | None, ours: dict[str, float] | None) -> str:
     return f"{value['median'] / ours['median']:.2f}" if value and ours else "-"
-
-
-def free_port() -> int:
-    """Give a port of loopback that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def _say(text: str) -> None:

@@ -12,6 +12,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import new_containerd
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
     from typing import Self
 
@@ -174,8 +176,8 @@ class Containerd(System):
         except subprocess.TimeoutExpired:
             self._daemon.kill()
             self._daemon.wait()
-        for socket in _shim_sockets() - self._sockets:
-            socket.unlink(missing_ok=True)
+        for left in _shim_sockets() - self._sockets:
+            left.unlink(missing_ok=True)
         for folder in (
             Path("/run/containerd/s"),
             Path("/run/containerd/runc/default"),
@@ -325,11 +327,12 @@ SYSTEMS: tuple[type[System], ...] = (
 
 
 class Registry:
-    """Debian's docker-registry on loopback, with the real image in it, for the length of a run."""
+    """Debian's docker-registry on loopback, with one image in it, for the length of a ``with`` block."""
 
-    def __init__(self, folder: Path, layout: Path, port: int) -> None:
-        """Start it and push with skopeo."""
-        self.reference = f"127.0.0.1:{port}/debian-real:latest"
+    def __init__(self, folder: Path, layout: Path, names: Sequence[str] = ("debian-real",)) -> None:
+        """Start it and push with skopeo, under each of the names."""
+        port = _free_port()
+        self.references = [f"127.0.0.1:{port}/{name}:latest" for name in names]
         settings = folder / "registry.yml"
         settings.write_text(
             "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
@@ -340,17 +343,36 @@ class Registry:
                 ["docker-registry", "serve", settings], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         time.sleep(0.5)
-        push = ["skopeo", "copy", "--quiet", "--retry-times", "3", "--dest-tls-verify=false"]
+        # As they are: without being told so, skopeo compresses plain layers on the way.
+        push = [
+            "skopeo",
+            "copy",
+            "--quiet",
+            "--preserve-digests",
+            "--retry-times",
+            "3",
+            "--dest-tls-verify=false",
+        ]
         try:
-            run([*push, f"oci:{layout}:latest", f"docker://{self.reference}"])
+            for reference in self.references:
+                run([*push, f"oci:{layout}:latest", f"docker://{reference}"])
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        """Do nothing more."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """End it."""
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(10)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _shim_sockets() -> set[Path]:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from fresh_disk import fresh_disk
 from measure import run
-from peers import free_port
 from systems import LIBRARY_PULL, Registry
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
@@ -46,11 +45,8 @@ def main() -> None:
     layout = real_image.ensure()
     with tempfile.TemporaryDirectory(prefix="lamella-bench-", dir=arguments.folder) as name:
         folder = Path(name)
-        registry = Registry(folder, layout, free_port())
-        try:
-            _profile(folder, registry.reference, arguments.symbols)
-        finally:
-            registry.close()
+        with Registry(folder, layout) as registry:
+            _profile(folder, registry.references[0], arguments.symbols)
 
 
 def _profile(folder: Path, reference: str, symbols: int) -> None:
