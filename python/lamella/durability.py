@@ -10,7 +10,8 @@ boot a row without the mark is *unverified*: a power cut may have taken the byte
 - an unpacked layer counts as not there (:mod:`lamella.snapshots.layers`) and is unpacked anew from its blob, since nothing but
   the blob can tell what was in it. A snapshot on such a layer raises :class:`Unverified`; creating and starting a
   container mends it by itself;
-- a snapshot that somebody committed cannot be checked by anything: it stays usable, and ``lamella fsck`` names it.
+- a snapshot that somebody committed, and an active one that began as a copy, cannot be checked by anything: it stays usable,
+  and ``lamella fsck`` names it.
 
 :func:`sync` sets the mark: one syncfs, which brings the database's log to disk too, then one small transaction that is
 flushed as well. Only rows that were there before the syncfs began are marked. It runs when asked for (``pull(sync=True)``,
@@ -36,7 +37,8 @@ DUE_SECONDS = 60.0
 """How old rows are when whoever comes by syncs them. The kernel itself starts writing after 30 s (vm.dirty_expire_centisecs)."""
 _BATCH = 1000
 
-# A layer that an active snapshot writes to is never done; its inodes are counted when it is committed.
+# A layer that an active snapshot writes to is never done; its inodes are counted when it is committed, and those of the copy that
+# it may have begun as (snapshots.native).
 _UNSYNCED_LAYERS = """
     SELECT id FROM layers
     WHERE synced = 0 AND (diff_id IS NOT NULL OR inodes > 0) AND boot_id = :boot AND created_at <= :before

@@ -32,8 +32,8 @@ def small(tmp_path: Path) -> Iterator[Path]:
 def opened(small: Path) -> Iterator[Callable[[], Store]]:
     stores: list[Store] = []
 
-    def opener() -> Store:
-        stores.append(Store(small / "root"))
+    def opener(snapshotter: str = "overlayfs") -> Store:
+        stores.append(Store(small / "root", snapshotter=snapshotter))
         return stores[-1]
 
     yield opener
@@ -68,6 +68,21 @@ def test_content_that_does_not_fit_can_be_gone_on_with(opened, small):
         assert ingest.offset == status.offset
         ingest.write(DATA[ingest.offset :])
         ingest.commit()
+    store.check(clean=True)
+
+
+def test_a_copy_that_does_not_fit_leaves_nothing(opened, small):
+    store = opened("native")
+    base = store.stack("base", {"a": "x" * 1_000_000})
+    store.snapshots.prepare("fits", base)
+    ballast = fill(small)
+    os.truncate(ballast, ballast.stat().st_size - 500_000)
+    folders = store.layer_folders()
+    with pytest.raises(ResourceExhausted):
+        store.snapshots.prepare("does not", base)
+    assert store.layer_folders() == folders
+    ballast.unlink()
+    store.snapshots.prepare("does not", base)
     store.check(clean=True)
 
 

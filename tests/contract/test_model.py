@@ -39,8 +39,10 @@ labels = st.dictionaries(
             "plain",
             "containerd.io/gc.ref.content.x",
             "containerd.io/gc.ref.snapshot.overlayfs",
+            "containerd.io/gc.ref.snapshot.native",
             "containerd.io/gc.bref.content.x",
             "containerd.io/gc.bref.snapshot.overlayfs",
+            "containerd.io/gc.bref.snapshot.native",
         ]
     ),
     st.sampled_from(["", *DIGESTS[:3], *KEYS[:3]]),
@@ -56,10 +58,14 @@ def clean(given: dict[str, str]) -> dict[str, str]:
 
 
 class Machine(RuleBasedStateMachine):
+    snapshotter = "overlayfs"
+    """What others' labels and leases name is not there."""
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(prefix="lamella-model-")
-        self.stores = {name: Store(Path(self.folder.name, "root"), name) for name in NAMESPACES}
+        root = Path(self.folder.name, "root")
+        self.stores = {name: Store(root, name, self.snapshotter) for name in NAMESPACES}
         self.any = self.stores["default"]
 
     def teardown(self) -> None:
@@ -217,7 +223,7 @@ class GraphMachine(Machine):
         name=keys,
         resource=st.one_of(
             st.tuples(st.just("content"), st.sampled_from(DIGESTS)),
-            st.tuples(st.just("snapshots/overlayfs"), keys),
+            st.tuples(st.sampled_from(["snapshots/overlayfs", "snapshots/native"]), keys),
         ),
     )
     def add_resource(self, namespace, name, resource):
@@ -242,7 +248,7 @@ class GraphMachine(Machine):
         edges: dict[tuple[str, str, str], set[tuple[str, str, str]]] = {node: set() for node in nodes}
         for node, given in nodes.items():
             space = node[0]
-            for label, kind in (("content.x", "content"), ("snapshot.overlayfs", "snapshot")):
+            for label, kind in (("content.x", "content"), (f"snapshot.{self.snapshotter}", "snapshot")):
                 if f"containerd.io/gc.ref.{label}" in given:
                     edges[node].add((space, kind, given[f"containerd.io/gc.ref.{label}"]))
                 back = (space, kind, given.get(f"containerd.io/gc.bref.{label}", ""))
@@ -259,6 +265,8 @@ class GraphMachine(Machine):
         flat_roots = set()
         for (space, _), (flat, resources) in self.leases.items():
             for kind, name in resources:
+                if kind not in ("content", f"snapshots/{self.snapshotter}"):
+                    continue
                 (flat_roots if flat else roots).add((space, kind.partition("/")[0].removesuffix("s"), name))
         found: set[tuple[str, str, str]] = set()
         todo = [node for node in roots if node in nodes]
@@ -439,7 +447,13 @@ class IngestMachine(Machine):
         super().teardown()
 
 
+class NativeGraphMachine(GraphMachine):
+    snapshotter = "native"
+
+
 GraphMachine.TestCase.settings = PROFILE
+NativeGraphMachine.TestCase.settings = PROFILE
 IngestMachine.TestCase.settings = PROFILE
 TestGraph = GraphMachine.TestCase
+TestNativeGraph = NativeGraphMachine.TestCase
 TestIngests = IngestMachine.TestCase

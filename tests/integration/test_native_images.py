@@ -346,6 +346,22 @@ def test_what_an_earlier_boot_left_unsynced_is_unpacked_anew_parents_first(nativ
     )
 
 
+def test_fsck_names_a_copy_that_an_earlier_boot_left_unsynced(native, server):
+    image = native.images.pull(runnable().push(server))
+    for key in ("synced", "unsynced"):
+        native.snapshots.prepare(key, image.chain_id)
+        if key == "synced":
+            native.sync()
+    (folder,) = native.snapshots.layer_paths("unsynced")
+    with native.database.write() as db:
+        db.execute("UPDATE layers SET boot_id = 'earlier'")
+    assert native.snapshots.mounts("unsynced")
+    (found,) = native.fsck().findings
+    assert (found.kind, found.name) == ("unverifiable", f"native/{folder.parent.name}")
+    native.fsck(repair=True)
+    assert native.fsck().findings == []
+
+
 def test_disk_usage_counts_the_copies(native, server):
     image = native.images.pull(runnable(filling=b"x" * 100_000).push(server))
     native.snapshots.prepare("work", image.chain_id)

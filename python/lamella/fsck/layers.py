@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 
 class _Row(NamedTuple):
-    """A row of ``layers``, and whether a committed snapshot stands on it."""
+    """A row of ``layers``, and whether all or part of it was complete at some time (see lamella.durability)."""
 
     id: str
     snapshotter: str
     diff_id: Digest | None
     chain_id: Digest | None
     verified: bool
-    committed: bool
+    counted: bool
 
     @property
     def name(self) -> str:
@@ -60,8 +60,7 @@ class LayerCheck:
                 _Row(*row)
                 for row in db.execute(
                     """
-                    SELECT id, snapshotter, diff_id, chain_id, synced OR boot_id = ?,
-                        EXISTS (SELECT 1 FROM snapshots WHERE layer = layers.id AND kind = 'committed')
+                    SELECT id, snapshotter, diff_id, chain_id, synced OR boot_id = ?, inodes > 0
                     FROM layers ORDER BY diff_id IS NULL, id
                     """,  # those with a diffID first: others stand on them
                     (boot_id(),),
@@ -70,7 +69,7 @@ class LayerCheck:
         self._store.report.layers = len(rows)
         for row in rows:
             there = Path(self._folders(row).fs(row.id)).is_dir()
-            if not (there and (row.verified or not (row.diff_id or row.committed))) and self._has_row(row.id):
+            if not (there and (row.verified or not (row.diff_id or row.counted))) and self._has_row(row.id):
                 self._bad.append((row, there))
 
     def judge(self) -> None:

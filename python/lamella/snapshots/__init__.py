@@ -49,7 +49,7 @@ runs for every implementation.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
@@ -125,11 +125,34 @@ class Snapshotter(Protocol):
     limit, and NotFound for a key or name that is not there.
     """
 
+    @property
+    def whiteouts(self) -> Whiteouts:
+        """How layers are unpacked, so that what they delete is gone in the mounts of this process."""
+        ...
+
+    @property
+    def stacks(self) -> bool:
+        """Whether mounts lay a layer over those beneath it.
+
+        Where not, a layer's folder holds what is beneath it too: it is right on top of one chain only, and unpacked after it.
+        """
+        ...
+
     def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         """Create an active snapshot and return its mounts.
 
         NotFound for a missing parent, InvalidArgument for one that is not committed, AlreadyExists for a key that is there,
         FailedPrecondition for a parent of more layers than can be mounted (overlayfs: 500).
+        """
+        ...
+
+    def preparing(
+        self, key: str, parent: str = "", labels: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[Callable[[], list[Mount]]]:
+        """Prepare in two steps, for who records more than the snapshot: what takes long before the block, the rest inside it.
+
+        The block gets the function that does the rest, to be called in the caller's transaction. Errors of either step are
+        those of :meth:`prepare`; Aborted when the parent was replaced between them.
         """
         ...
 

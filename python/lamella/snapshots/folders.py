@@ -162,7 +162,8 @@ class LayerFolders:
 class Draft:
     """A folder being filled, which takes longer than a transaction may: nobody sees it, and garbage collection leaves it alone.
 
-    Leaving its ``with`` block removes the folder, unless it was kept. ``copy_of``: the layer that it is a copy of.
+    Leaving its ``with`` block removes the folder, unless it was kept. ``copy_of``: the layer that it is a copy of; ``usage``:
+    the bytes and inodes of that copy.
     """
 
     def __init__(self, database: Database, folders: LayerFolders, *, copy_of: str | None = None) -> None:
@@ -172,6 +173,7 @@ class Draft:
             self._lock.acquire(wait=False)
         self.path = folders.fs(self.id)
         self.copy_of = copy_of
+        self.usage = (0, 0)
         self.kept = False
         self._database = database
         self._folders = folders

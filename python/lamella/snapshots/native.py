@@ -14,7 +14,8 @@ snapshot's own changes are found by comparing its folder with its parent's.
 
 A copy takes time and space: none to speak of where the file system shares blocks between files (btrfs, XFS), else as much as
 ``cp -a``. So it is made before the transaction that records the snapshot, in a :class:`lamella.snapshots.folders.Draft`; if the
-parent's folder was removed or replaced meanwhile, that transaction sees it and nothing is recorded.
+parent's folder was removed or replaced meanwhile, that transaction sees it and nothing is recorded. The row counts the copy's
+inodes, by which :mod:`lamella.durability` knows that there is something to sync.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class NativeSnapshotter(RecordedSnapshotter):
                 if isinstance(error, NotFound):
                     raise DataLoss(error.message, hint="Look for damage: lamella fsck.") from None
                 raise
+            draft.usage = _core.disk_usage(draft.path)
             yield draft
 
     def _layer_of(self, parent: str, key: str | None) -> str | None:

@@ -257,7 +257,7 @@ class RecordedSnapshotter(ABC):
             own = self._create_folder(kind, self._usable_layers(self._parents(db, parent), key), filled)
             assert own is not None
             self._database.on_rollback(lambda _: self._folders.remove(own))
-            self._insert_layer(db, own)
+            self._insert_layer(db, own, filled)
             db.execute("UPDATE snapshots SET layer = ? WHERE layer = ?", (own, lost))
             db.execute("DELETE FROM layers WHERE id = ?", (lost,))
             self._database.after_commit(lambda: self._folders.remove(lost))
@@ -427,14 +427,18 @@ class RecordedSnapshotter(ABC):
             own = self._create_folder(kind, parents, filled)
             if own is not None:
                 self._database.on_rollback(lambda _: self._folders.remove(own))
-                self._insert_layer(db, own)
+                self._insert_layer(db, own, filled)
             self._insert(db, name=key, kind=kind, stack=stack, layer=own, labels=labels)
         return self._mounts(kind, own, parents)
 
-    def _insert_layer(self, db: Transaction, layer: str) -> None:
+    def _insert_layer(self, db: Transaction, layer: str, filled: Draft | None) -> None:
+        size, inodes = filled.usage if filled is not None else (0, 0)
         db.execute(
-            "INSERT INTO layers (id, snapshotter, opaque_root, created_at, boot_id) VALUES (?, ?, ?, ?, ?)",
-            (layer, self.name, not self.stacks, timestamp(), boot_id()),
+            """
+            INSERT INTO layers (id, snapshotter, disk_bytes, inodes, opaque_root, created_at, boot_id)
+            VALUES (?, ?, ?, ?, ?, ?, ?)
+            """,
+            (layer, self.name, size, inodes, not self.stacks, timestamp(), boot_id()),
         )
 
     def _insert(
