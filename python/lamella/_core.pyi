@@ -16,6 +16,7 @@ __all__ = [
     "Pipeline",
     "Unpacked",
     "__version__",
+    "check_mount_options",
     "copy_tree",
     "default_seccomp",
     "diff_trees",
@@ -177,6 +178,9 @@ def read_file(layers: Sequence[str], path: str, limit: int) -> bytes | None:
 
 def mount(mounts: Sequence[_Mount], target: str) -> None:
     """Put a snapshot's mounts on a folder (new mount API; the old call on older kernels). Errors name source, options."""
+
+def check_mount_options(options: Sequence[str]) -> None:
+    """Look at mount options: InvalidArgument for a map of ids that is none, Unsupported for what takes another program."""
 
 def unmount(target: str) -> None:
     """Unmount everything stacked on a folder, lazily if busy. Harmless when nothing is mounted there."""

@@ -36,6 +36,10 @@ GC_BACK_REF_CONTAINER = "containerd.io/gc.bref.container"
 DISTRIBUTION_SOURCE = "containerd.io/distribution.source."
 """On content, followed by a registry's domain: the repositories of it that have this content, sorted, joined by commas."""
 
+UID_MAPPING = "containerd.io/snapshot/uidmapping"
+GID_MAPPING = "containerd.io/snapshot/gidmapping"
+"""On views and active snapshots: ``containerID:hostID:size``, several with commas between them. Their mounts show mapped ids."""
+
 LAYERS_DISCARDED = "lamella.dev/layers-discarded"
 """On a manifest: its compressed layers were dropped once they were unpacked. The value is the time."""
 PULLED_MANIFEST = "lamella.dev/pull"

@@ -11,7 +11,12 @@ A *snapshot* says how layers combine. It is of one of three kinds:
 An active snapshot or a view has a *key*, a committed one a *name*; keys and names share one space, and each belongs to one
 namespace and one snapshotter. The *parent* is the name of a committed snapshot, or ``""``. A snapshot holds no blob: the
 committed snapshots of an image are named by the chainID of their layers, and whoever knows the name may stand on it.
-*Mounts* are what mount(8) needs, in containerd's form; mounting is the caller's business (:func:`mount`, :func:`unmount`).
+*Mounts* are what mount(8) needs, in containerd's form; mounting is the caller's business (:func:`mount` and
+:func:`unmount`).
+
+The labels ``containerd.io/snapshot/uidmapping`` and ``gidmapping`` of an active snapshot or view
+(``containerID:hostID:size``, several with commas between them) become options of its mounts: owners are seen through that
+map, and stored without it.
 
 A life
 ------
@@ -142,7 +147,8 @@ class Snapshotter(Protocol):
         """Create an active snapshot and return its mounts.
 
         NotFound for a missing parent, InvalidArgument for one that is not committed, AlreadyExists for a key that is there,
-        FailedPrecondition for a parent of more layers than can be mounted (overlayfs: 500).
+        FailedPrecondition for a parent of more layers than can be mounted (overlayfs: 500), InvalidArgument for labels that
+        are no maps of ids.
         """
         ...
 

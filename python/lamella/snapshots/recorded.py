@@ -18,12 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import msgspec
+
 from lamella import _core
 from lamella.config import Config, check_key
 from lamella.durability import Unverified
 from lamella.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from lamella.filters import compile_filters
-from lamella.labels import check_labels, decode_labels, encode_labels, merge_labels
+from lamella.labels import GID_MAPPING, UID_MAPPING, check_labels, decode_labels, encode_labels, merge_labels
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.boot import boot_id
 from lamella.metrics.table import PREPARE_SECONDS, SNAPSHOTS
@@ -42,18 +44,18 @@ _PAGE = 1000
 # layer can be used (lamella.durability). Active snapshots' own folders, and what was committed from one, always can.
 _USABLE = "l.synced OR l.diff_id IS NULL OR l.boot_id = ?1"
 _STACK = f"""
-WITH RECURSIVE stack (depth, number, kind, parent, layer, opaque_root, usable) AS (
-    SELECT 0, s.number, s.kind, s.parent, s.layer, coalesce(l.opaque_root, 0), {_USABLE}
+WITH RECURSIVE stack (depth, number, kind, parent, layer, opaque_root, usable, labels) AS (
+    SELECT 0, s.number, s.kind, s.parent, s.layer, coalesce(l.opaque_root, 0), {_USABLE}, s.labels
     FROM snapshots s LEFT JOIN layers l ON l.id = s.layer
     WHERE s.namespace = ?2 AND s.snapshotter = ?3 AND s.name = ?4
     UNION ALL
-    SELECT depth + 1, s.number, s.kind, s.parent, s.layer, l.opaque_root, {_USABLE}
+    SELECT depth + 1, s.number, s.kind, s.parent, s.layer, l.opaque_root, {_USABLE}, NULL
     FROM stack JOIN snapshots s ON s.number = stack.parent JOIN layers l ON l.id = s.layer
     WHERE NOT stack.opaque_root
 )
-SELECT number, kind, layer, usable FROM stack ORDER BY depth
+SELECT number, kind, layer, usable, labels FROM stack ORDER BY depth
 """  # noqa: S608 (constants)
-_Row = tuple[int, SnapshotKind, str | None, int]
+_Row = tuple[int, SnapshotKind, str | None, int, str | None]
 _LOG = "lamella.snapshots"
 _PREPARE, _VIEW = (
     Operation(
@@ -247,7 +249,7 @@ class RecordedSnapshotter(ABC):
         """Give an active snapshot or view whose folder is gone a new one, as it began. Harmless where it is there."""
         parent = self.stat(key).parent
         with self._filled_folder(parent) as filled, self._database.write() as db:
-            _, kind, lost, _ = self._stack(db, key)[0]
+            _, kind, lost, *_ = self._stack(db, key)[0]
             if lost is None or Path(self._folders.fs(lost)).is_dir():
                 return
             if kind == "committed":
@@ -268,7 +270,7 @@ class RecordedSnapshotter(ABC):
         """Return what to mount for an active snapshot or a view."""
         with self._database.read() as db:
             stack = self._stack(db, key)
-        _, kind, own, _ = stack[0]
+        _, kind, own, _, labels = stack[0]
         if kind == "committed":
             raise FailedPrecondition(
                 f"snapshot {key!r} is committed, it cannot be mounted itself",
@@ -276,13 +278,16 @@ class RecordedSnapshotter(ABC):
             )
         mounts = self._mounts(kind, own, self._usable_layers(stack[1:], key))
         self._database.metrics.add(_MOUNTS)
-        return mounts
+        return _mapped(mounts, _id_maps(labels or ""))
 
     def read_only_mounts(self, key: str) -> list[Mount]:
-        """Return mounts that show a view or an active snapshot and take no changes, also beside its own mounts."""
+        """Return mounts that show a view or an active snapshot and take no changes, also beside its own mounts.
+
+        They show ids as they are stored, so that any two can be compared.
+        """
         with self._database.read() as db:
             stack = self._stack(db, key)
-        _, kind, own, _ = stack[0]
+        _, kind, own, *_ = stack[0]
         layers = self._usable_layers(stack, key)
         return self._mounts("view", own if len(layers) == 1 and kind == "view" else None, layers)
 
@@ -316,7 +321,7 @@ class RecordedSnapshotter(ABC):
     def _own_changes(self, key: str) -> _core.Changes:
         with self._database.read() as db:
             stack = self._stack(db, key)
-            _, kind, own, _ = stack[0]
+            _, kind, own, *_ = stack[0]
             if kind == "view" or own is None:
                 raise FailedPrecondition(f"snapshot {key!r} is a view, which changes nothing")
             row = db.execute("SELECT opaque_root FROM layers WHERE id = ?", (own,)).fetchone()
@@ -341,9 +346,11 @@ class RecordedSnapshotter(ABC):
         """Set labels; an empty value removes one."""
         with self._database.write() as db:
             merged = merge_labels(self.stat(name).labels, labels)
+            text = encode_labels(merged)
+            _id_maps(text)  # which may refuse
             db.execute(
                 "UPDATE snapshots SET labels = ?, updated_at = ? WHERE namespace = ? AND snapshotter = ? AND name = ?",
-                (encode_labels(merged), timestamp(), *self._scope, name),
+                (text, timestamp(), *self._scope, name),
             )
             return self.stat(name)
 
@@ -420,6 +427,7 @@ class RecordedSnapshotter(ABC):
     def _create(
         self, kind: SnapshotKind, key: str, parent: str, labels: str, filled: Draft | None
     ) -> list[Mount]:
+        maps = _id_maps(labels)
         with self._database.write() as db:
             self._check_free(db, key)
             stack = self._parents(db, parent)
@@ -429,7 +437,7 @@ class RecordedSnapshotter(ABC):
                 self._database.on_rollback(lambda _: self._folders.remove(own))
                 self._insert_layer(db, own, filled)
             self._insert(db, name=key, kind=kind, stack=stack, layer=own, labels=labels)
-        return self._mounts(kind, own, parents)
+        return _mapped(self._mounts(kind, own, parents), maps)
 
     def _insert_layer(self, db: Transaction, layer: str, filled: Draft | None) -> None:
         size, inodes = filled.usage if filled is not None else (0, 0)
@@ -499,7 +507,7 @@ class RecordedSnapshotter(ABC):
         Unverified when some of them are (see lamella.durability).
         """
         layers: dict[str, None] = {}
-        for _, _, layer, usable in stack:
+        for _, _, layer, usable, *_ in stack:
             if not usable:
                 raise Unverified(
                     f"layers of snapshot {key!r} were unpacked before the machine restarted and never synced to disk",
@@ -562,6 +570,23 @@ def _info(row: tuple[Any, ...]) -> SnapshotInfo:
         created_at=created_at,
         updated_at=updated_at,
     )
+
+
+def _id_maps(labels: str) -> list[str]:
+    """Give the mount options that map ids, from containerd's labels. InvalidArgument where they are no maps."""
+    if "containerd.io/snapshot/" not in labels:
+        return []
+    found = decode_labels(labels)
+    names = (("uidmap", UID_MAPPING), ("gidmap", GID_MAPPING))
+    options = [f"{name}={found[label]}" for name, label in names if label in found]
+    _core.check_mount_options(options)
+    return options
+
+
+def _mapped(mounts: list[Mount], maps: list[str]) -> list[Mount]:
+    if not maps:
+        return mounts
+    return [msgspec.structs.replace(mount, options=[*maps, *mount.options]) for mount in mounts]
 
 
 def _check_key(key: str) -> str:

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::mount::MountAttrFlags;
@@ -17,7 +17,7 @@ use rustix::thread::UnshareFlags;
 
 /// What `mount_setattr` is to change (mount_setattr(2)).
 #[derive(Clone, Copy, Debug)]
-pub struct MountAttributes {
+pub struct MountAttributes<'a> {
     /// Attributes to set.
     pub set: MountAttrFlags,
     /// Attributes to clear.
@@ -26,16 +26,19 @@ pub struct MountAttributes {
     pub propagation: u64,
     /// Also for what is mounted beneath.
     pub recursive: bool,
+    /// A user namespace whose maps of ids the mount takes over.
+    pub id_map: Option<BorrowedFd<'a>>,
 }
 
-impl Default for MountAttributes {
+impl Default for MountAttributes<'_> {
     fn default() -> Self {
-        Self { set: MountAttrFlags::empty(), clear: MountAttrFlags::empty(), propagation: 0, recursive: false }
+        let none = MountAttrFlags::empty();
+        Self { set: none, clear: none, propagation: 0, recursive: false, id_map: None }
     }
 }
 
 /// Change the attributes of the mount that `mount` is the root of.
-pub fn mount_setattr(mount: BorrowedFd<'_>, attributes: MountAttributes) -> Result<(), Errno> {
+pub fn mount_setattr(mount: BorrowedFd<'_>, attributes: MountAttributes<'_>) -> Result<(), Errno> {
     #[repr(C)]
     struct Argument {
         set: u64,
@@ -43,11 +46,13 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, attributes: MountAttributes) -> Resu
         propagation: u64,
         userns_fd: u64,
     }
+    let mut set = attributes.set;
+    set.set(MountAttrFlags::MOUNT_ATTR_IDMAP, attributes.id_map.is_some());
     let argument = Argument {
-        set: u64::from(attributes.set.bits()),
+        set: u64::from(set.bits()),
         clear: u64::from(attributes.clear.bits()),
         propagation: attributes.propagation,
-        userns_fd: 0,
+        userns_fd: attributes.id_map.map_or(0, |namespace| u64::from(namespace.as_raw_fd().unsigned_abs())),
     };
     let flags = libc::AT_EMPTY_PATH | if attributes.recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a NUL-terminated constant and the argument is the struct of that size which the call reads.
@@ -82,6 +87,124 @@ pub fn own_zero_umask() -> bool {
 pub fn own_mount_namespace() -> Result<(), Errno> {
     // SAFETY: as in `own_zero_umask`; with NEWNS what paths of this thread lead to can change, and no other thread's.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }
+}
+
+/// A user namespace, and the process that keeps it until a descriptor does: it sleeps, and ends with this value.
+///
+/// unshare(2) makes none for a process with several threads. So a child is cloned that shares the memory, as a child of
+/// vfork(2) does, which costs the same however large this process is, and makes three system calls on a stack of its own.
+#[derive(Debug)]
+pub struct UserNamespace {
+    child: OwnedFd,
+    /// The child runs on it.
+    _stack: Vec<u128>,
+}
+
+impl UserNamespace {
+    /// Make one without maps of ids.
+    pub fn new() -> Result<Self, Errno> {
+        const STACK: usize = 16 << 10;
+        let mut stack = vec![0u128; STACK / size_of::<u128>()];
+        let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::CLONE_PIDFD;
+        let mut child: RawFd = -1;
+        let pid = {
+            // A handler of this process that ran in the child would work on this process's memory.
+            let _blocked = BlockedSignals::new()?;
+            let top = stack.as_mut_ptr_range().end.cast();
+            // SAFETY: the child runs `sleep_until_killed` on `stack`, which lives until the child is gone (see drop) and is
+            // used by nobody else. That function touches no other memory, no lock and no thread-local value, and does not
+            // return. The last argument is where the call stores a descriptor.
+            unsafe { libc::clone(sleep_until_killed, top, flags, ptr::null_mut(), &raw mut child) }
+        };
+        if pid < 0 {
+            return Err(last_errno());
+        }
+        // SAFETY: the call just made this descriptor, and nobody else knows it.
+        Ok(Self { child: unsafe { OwnedFd::from_raw_fd(child) }, _stack: stack })
+    }
+
+    /// The folder of the process that keeps it, in /proc.
+    pub fn process(&self) -> Result<OwnedFd, Errno> {
+        // The number is the one that /proc knows it by: this process may see others than its /proc does.
+        let path = format!("/proc/self/fdinfo/{}", self.child.as_raw_fd());
+        let text = std::fs::read_to_string(path).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        let number = text.lines().find_map(|line| line.strip_prefix("Pid:")).ok_or(Errno::SRCH)?.trim();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(format!("/proc/{number}"), flags, Mode::empty())
+    }
+}
+
+impl Drop for UserNamespace {
+    fn drop(&mut self) {
+        let _ = rustix::process::pidfd_send_signal(&self.child, rustix::process::Signal::KILL);
+        let mut info = MaybeUninit::<libc::siginfo_t>::uninit();
+        loop {
+            // SAFETY: `info` is where the call may write what became of the child.
+            let result = unsafe {
+                let number = self.child.as_raw_fd().unsigned_abs();
+                libc::waitid(libc::P_PIDFD, number, info.as_mut_ptr(), libc::WEXITED | libc::__WALL)
+            };
+            // Nobody else waits for it (it has no signal to tell its end with), so that only an interruption is left.
+            if result == 0 || last_errno() != Errno::INTR {
+                break;
+            }
+        }
+    }
+}
+
+/// What the child of a [`UserNamespace`] does. System calls that succeed leave `errno` alone, which is its parent's.
+extern "C" fn sleep_until_killed(_: *mut libc::c_void) -> libc::c_int {
+    // Should its parent die before the first call, it ends nevertheless.
+    let limit = libc::timespec { tv_sec: 60, tv_nsec: 0 };
+    let none = ptr::null_mut::<libc::c_void>();
+    // SAFETY: these calls take numbers, null pointers, and a time that they only read.
+    unsafe {
+        libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        libc::syscall(libc::SYS_ppoll, none, 0, &raw const limit, none, 0);
+        libc::syscall(libc::SYS_exit_group, 0);
+    }
+    0
+}
+
+/// All signals are blocked in this thread as long as it lives.
+struct BlockedSignals(libc::sigset_t);
+
+impl BlockedSignals {
+    fn new() -> Result<Self, Errno> {
+        let mut all = MaybeUninit::uninit();
+        let mut before = MaybeUninit::uninit();
+        // SAFETY: the first call initialises the set that the second one reads; that one initialises the other set.
+        unsafe {
+            libc::sigfillset(all.as_mut_ptr());
+            check(libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()))?;
+            Ok(Self(before.assume_init()))
+        }
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: the set is initialised.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
+    }
+}
+
+/// Let the calling thread make files as another user and group of the initial user namespace, with the privileges it has.
+pub fn make_files_as(user: u32, group: u32) -> Result<(), Errno> {
+    // SAFETY: the calls take numbers and change the thread's credentials only. They return the former id, no error; asked
+    // for an id that is none they change nothing.
+    let (now_user, now_group) = unsafe {
+        libc::setfsgid(group);
+        libc::setfsuid(user);
+        (libc::setfsuid(u32::MAX), libc::setfsgid(u32::MAX))
+    };
+    if (now_user.cast_unsigned(), now_group.cast_unsigned()) != (user, group) {
+        return Err(Errno::PERM);
+    }
+    // Leaving user 0 takes the file privileges out of the effective set (capabilities(7)).
+    let mut sets = rustix::thread::capabilities(None)?;
+    sets.effective = sets.permitted;
+    rustix::thread::set_capabilities(None, sets)
 }
 
 /// Start a program with the given descriptors as its 0, 1, 2 ..., default signal handling and nothing blocked.

@@ -44,6 +44,12 @@ pub fn mount(py: Python<'_>, mounts: Vec<(String, String, Vec<String>)>, target:
     })
 }
 
+/// Look at mount options; those that `mount` would refuse to read are refused.
+#[pyfunction]
+pub fn check_mount_options(py: Python<'_>, options: Vec<String>) -> PyResult<()> {
+    through(py, |_| mounts::Options::parse(&options).map(drop))
+}
+
 /// Unmount everything stacked on a folder, lazily if busy. Harmless when nothing is mounted there.
 #[pyfunction]
 pub fn unmount(py: Python<'_>, target: PathBuf) -> PyResult<()> {

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType};
-use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use super::{Mount, Options};
 use crate::error::{Error, Result};
@@ -14,7 +14,7 @@ pub fn clone(mount: &Mount, options: &Options) -> Result<OwnedFd> {
     if let Some((key, _)) = options.data.first() {
         return Err(Error::invalid(format!("a bind mount takes no option '{key}'")));
     }
-    let tree = copy(&mount.source, options.recursive || mount.kind == "rbind")?;
+    let tree = copy(&mount.source, mount.is_recursive(options))?;
     set_attributes(tree.as_fd(), options)?;
     Ok(tree)
 }
@@ -44,12 +44,7 @@ pub fn attach(made: BorrowedFd<'_>, target: BorrowedFd<'_>, options: &Options) -
     rustix::mount::move_mount(made, "", target, "", flags)
         .map_err(|error| mismatch(made, target).unwrap_or_else(|| Error::system("move_mount", error)))?;
     let Some((propagation, recursive)) = options.propagation else { return Ok(()) };
-    let attributes = MountAttributes {
-        set: MountAttrFlags::empty(),
-        clear: MountAttrFlags::empty(),
-        propagation: propagation.flag(),
-        recursive,
-    };
+    let attributes = MountAttributes { propagation: propagation.flag(), recursive, ..MountAttributes::default() };
     mount_setattr(made, attributes).map_err(|error| Error::system("mount_setattr (propagation)", error))
 }
 

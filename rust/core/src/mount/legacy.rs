@@ -70,10 +70,13 @@ fn system_flags(options: &Options) -> MountFlags {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
     use std::path::Path;
 
     use super::*;
     use crate::mount::apart::apart;
+    use crate::mount::{IdMaps, idmap};
+    use crate::sys;
 
     #[test]
     fn paths_are_protected_in_the_option_string() {
@@ -126,6 +129,32 @@ mod tests {
             assert!(top.join(layers.to_string()).join("own/fs/new").exists());
         }
         assert_eq!((mount_points(), std::env::current_dir().unwrap()), before, "it leaves this namespace alone");
+    }
+
+    #[test]
+    fn layers_with_mapped_ids_are_stacked_too() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let outer = tempfile::tempdir().unwrap();
+        let top = outer.path().join("x".repeat(100));
+        let (mount, options) = overlay(&top, 128);
+        let maps = IdMaps::parse("0:100000:10", "0:100000:10").unwrap();
+        let namespace = maps.namespace().unwrap();
+        let made = apart(|| {
+            idmap::map_layers(&Layers::of(&options), &maps, namespace.as_fd())?;
+            apart(|| make(&mount, &options))
+        });
+        let made = made.unwrap();
+        let owner = |path: &Path| std::fs::symlink_metadata(path).map(|status| (status.uid(), status.gid())).unwrap();
+        let shown = Path::new("/proc/self/fd").join(made.as_raw_fd().to_string());
+        assert_eq!(owner(&shown.join("127")), (100_000, 100_000));
+        let write = || {
+            sys::make_files_as(100_000, 100_000).unwrap();
+            std::fs::write(shown.join("new"), b"").unwrap();
+        };
+        std::thread::scope(|scope| scope.spawn(write).join().unwrap());
+        assert_eq!(owner(&top.join("own/fs/new")), (0, 0));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod apart;
 mod attach;
 mod create;
+mod idmap;
 mod layers;
 mod legacy;
 mod options;
@@ -18,8 +19,10 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
+pub use idmap::IdMaps;
 pub use options::{Options, Propagation};
 
+use self::layers::Layers;
 use crate::error::{Error, Result};
 
 /// Errors show so many characters of the options: 500 layers have 100,000.
@@ -37,6 +40,14 @@ pub struct Mount {
 }
 
 impl Mount {
+    fn is_bind(&self, options: &Options) -> bool {
+        options.bind || matches!(self.kind.as_str(), "bind" | "rbind" | "" | "none")
+    }
+
+    fn is_recursive(&self, options: &Options) -> bool {
+        options.recursive || self.kind == "rbind"
+    }
+
     fn describe(&self) -> String {
         let mut options = self.options.join(",");
         if let Some((end, _)) = options.char_indices().nth(MAX_SHOWN) {
@@ -76,9 +87,32 @@ pub fn mount_at(mount: &Mount, target: BorrowedFd<'_>) -> Result<()> {
 
 /// Make a mount that is attached nowhere.
 pub fn make(mount: &Mount, options: &Options) -> Result<OwnedFd> {
-    let bind = options.bind || matches!(mount.kind.as_str(), "bind" | "rbind" | "" | "none");
-    let made = if bind { attach::clone(mount, options) } else { new(mount, options) };
+    let made = match &options.id_maps {
+        None => make_plain(mount, options),
+        Some(maps) => make_mapped(mount, options, maps),
+    };
     made.map_err(|error| error.context(format!("cannot make the {}", mount.describe())))
+}
+
+fn make_plain(mount: &Mount, options: &Options) -> Result<OwnedFd> {
+    if mount.is_bind(options) { attach::clone(mount, options) } else { new(mount, options) }
+}
+
+/// Make a mount that shows other ids than are stored. An overlay cannot be mapped itself: its layers are.
+fn make_mapped(mount: &Mount, options: &Options, maps: &IdMaps) -> Result<OwnedFd> {
+    let namespace = maps.namespace()?;
+    if mount.is_bind(options) || mount.kind != "overlay" {
+        let made = make_plain(mount, options)?;
+        idmap::map(made.as_fd(), namespace.as_fd(), mount.is_recursive(options))?;
+        return Ok(made);
+    }
+    apart::apart(|| {
+        idmap::map_layers(&Layers::of(options), maps, namespace.as_fd())?;
+        make_plain(mount, options).map_err(|error| match error.hint {
+            None => error.hint("Overlays of layers with mapped ids take Linux 5.19."),
+            Some(_) => error,
+        })
+    })
 }
 
 /// A new file system.

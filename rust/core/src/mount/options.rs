@@ -2,6 +2,7 @@
 
 use rustix::mount::MountAttrFlags;
 
+use super::IdMaps;
 use crate::error::{Error, Kind, Result};
 
 /// How mount events spread (mount_namespaces(7)).
@@ -47,12 +48,15 @@ pub struct Options {
     pub system_flags: Vec<String>,
     /// Read-only, so that a file system that is made anew can be told too.
     pub read_only: bool,
+    /// Who owns what, other than it is stored: `uidmap=` and `gidmap=`.
+    pub id_maps: Option<IdMaps>,
     /// The file system's own.
     pub data: Vec<(String, Option<String>)>,
 }
 
 impl Options {
-    /// Sort options. `Unsupported` for those that need a program of their own (`loop`).
+    /// Sort options. `Unsupported` for those that need a program of their own (`loop`), `InvalidArgument` for maps of ids
+    /// that are none.
     pub fn parse<S: AsRef<str>>(options: &[S]) -> Result<Self> {
         let mut parsed = Self {
             bind: false,
@@ -63,11 +67,22 @@ impl Options {
             propagation: None,
             system_flags: Vec::new(),
             read_only: false,
+            id_maps: None,
             data: Vec::new(),
         };
+        let (mut users, mut groups) = (None, None);
         for option in options {
-            parsed.take(option.as_ref())?;
+            match option.as_ref().split_once('=') {
+                Some(("uidmap", map)) => users = Some(map),
+                Some(("gidmap", map)) => groups = Some(map),
+                _ => parsed.take(option.as_ref())?,
+            }
         }
+        parsed.id_maps = match (users, groups) {
+            (None, None) => None,
+            (Some(users), Some(groups)) => Some(IdMaps::parse(users, groups)?),
+            _ => return Err(Error::invalid("a map of users goes with one of groups: uidmap= and gidmap=")),
+        };
         Ok(parsed)
     }
 
@@ -164,6 +179,16 @@ mod tests {
         assert!(options.bind && options.recursive);
         assert_eq!(options.propagation, Some((Propagation::Slave, true)));
         assert!(Options::parse(&["loop"]).is_err());
+    }
+
+    #[test]
+    fn a_map_of_users_goes_with_one_of_groups() {
+        let options = Options::parse(&["uidmap=0:1:1", "ro", "gidmap=0:2:1"]).unwrap();
+        assert_eq!(options.id_maps, Some(IdMaps::parse("0:1:1", "0:2:1").unwrap()));
+        assert!(options.data.is_empty());
+        for lonely in ["uidmap=0:1:1", "gidmap=0:1:1"] {
+            assert_eq!(Options::parse(&[lonely]).unwrap_err().kind, Kind::InvalidArgument);
+        }
     }
 
     #[test]
