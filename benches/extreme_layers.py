@@ -33,8 +33,7 @@ from systems import LamellaCommand, Registry, System, Umoci
 TAR = "tar -x --xattrs --xattrs-include=* --same-permissions --same-owner --numeric-owner"
 MARKS = ("<!-- benches/extreme_layers.py -->\n", "<!-- end -->\n")
 HEADER = (
-    "layers", "blobs", "lamella", "CPU", "peak", "inflate + tar", "CPU", "lamella beside it", "CPU",
-    "umoci", "beside it",
+    "layers", "blobs", "lamella", "CPU", "peak", "tar", "CPU", "lamella : tar", "CPU", "umoci", "lamella : umoci"
 )  # fmt: skip
 
 
@@ -144,7 +143,7 @@ def row(case: Case, costs: dict[type[System], list[Cost]]) -> list[str]:
     ))  # fmt: skip
     return [
         case.title,
-        f"{size / 1e6:.0f} MB" if size > 5e5 else f"{size / 1e6:.1g} MB",
+        f"{size / 1e6:.0f} MB" if size > 2e6 else f"{size / 1e6:.1f} MB",
         _seconds(ours, "wall"), _seconds(ours, "cpu"), _peak(ours),
         _seconds(tar, "wall"), _seconds(tar, "cpu"), _ratio(ours, tar, "wall"), _ratio(ours, tar, "cpu"),
         _seconds(umoci, "wall"), _ratio(ours, umoci, "wall"),
