@@ -22,6 +22,13 @@ export VIRTUAL_ENV := $(abspath $(VENV))
 
 RUST_SOURCES := $(wildcard Cargo.toml Cargo.lock rust-toolchain.toml) $(shell find rust -type f -not -path '*/target/*' \
 	-not -path '*/tests/*')
+TARGET ?= $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs)))
+TARGET_SECONDS ?= 60
+# Link-time optimisation would take the marks of coverage away.
+FUZZ := CARGO_PROFILE_RELEASE_LTO=off cargo +nightly fuzz
+FUZZ_BUILD := --fuzz-dir fuzz --target-dir target/fuzz --features libfuzzer
+FUZZ_LIMITS := -max_len=16384 -timeout=25 -rss_limit_mb=2048 -malloc_limit_mb=512 -detect_leaks=0
+
 CHECKED_PYTHON := python tests benches examples tools
 
 .PHONY: help
@@ -47,6 +54,25 @@ test: build ## Run everything that can run here (cargo test, then pytest)
 .PHONY: nightly
 nightly: build ## Run pytest at length: kills at every step, ten minutes of stress (LAMELLA_SEED=N repeats a choice)
 	LAMELLA_NIGHTLY=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Inputs that lead to new code stay in target/fuzz/corpus, and serve the next run too.
+.PHONY: fuzz
+fuzz: ## Fuzz for TARGET_SECONDS=60 with coverage: all targets in turn, or TARGET=name (CONTRIBUTING.md)
+	@cargo +nightly fuzz --version >/dev/null || { echo "it takes a nightly toolchain and cargo-fuzz: rustup toolchain" \
+		"install nightly; cargo install --locked cargo-fuzz" >&2; exit 1; }
+	$(FUZZ) build $(FUZZ_BUILD)
+	scratch=$$(mktemp -d "$${TMPDIR:-/dev/shm}/lamella-fuzz.XXXXXX"); trap 'rm -rf "$$scratch"' EXIT; \
+	for target in $(TARGET); do mkdir -p target/fuzz/corpus/$$target; \
+		TMPDIR=$$scratch $(FUZZ) run $(FUZZ_BUILD) $$target target/fuzz/corpus/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(TARGET_SECONDS) $(FUZZ_LIMITS) -dict=fuzz/dictionary -print_final_stats=1; done
+
+.PHONY: fuzz-corpus
+fuzz-corpus: ## Take what `make fuzz` found into fuzz/corpus, as few inputs as reach the same code
+	scratch=$$(mktemp -d "$${TMPDIR:-/dev/shm}/lamella-fuzz.XXXXXX"); trap 'rm -rf "$$scratch"' EXIT; \
+	for target in $(TARGET); do mkdir -p target/fuzz/corpus/$$target; rm -rf target/fuzz/least; mkdir target/fuzz/least; \
+		TMPDIR=$$scratch $(FUZZ) run $(FUZZ_BUILD) $$target target/fuzz/least fuzz/corpus/$$target target/fuzz/corpus/$$target \
+			-- -set_cover_merge=1 $(FUZZ_LIMITS); \
+		rm -rf fuzz/corpus/$$target; mv target/fuzz/least fuzz/corpus/$$target; done
 
 .PHONY: lint
 lint: build ## Check formatting, lints, types, stubs, licences

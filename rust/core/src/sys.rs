@@ -222,7 +222,7 @@ pub fn spawn(
     let argv = null_terminated(arguments);
     let envp = null_terminated(environment);
     let mut pid: libc::pid_t = 0;
-    let actions = FileActions::new()?;
+    let mut actions = FileActions::new()?;
     for (target, descriptor) in descriptors.iter().enumerate() {
         actions.dup2(descriptor.as_raw_fd(), RawFd::try_from(target).map_err(|_| Errno::MFILE)?)?;
     }
@@ -258,9 +258,9 @@ impl FileActions {
         Ok(Box::new(Self(unsafe { actions.assume_init() })))
     }
 
-    fn dup2(&self, from: RawFd, to: RawFd) -> Result<(), Errno> {
-        // SAFETY: the value is initialised. The call changes it through the pointer, and nothing else refers to it now.
-        check(unsafe { libc::posix_spawn_file_actions_adddup2((&raw const self.0).cast_mut(), from, to) })
+    fn dup2(&mut self, from: RawFd, to: RawFd) -> Result<(), Errno> {
+        // SAFETY: the value is initialised, and borrowed for writing.
+        check(unsafe { libc::posix_spawn_file_actions_adddup2(&raw mut self.0, from, to) })
     }
 }
 
@@ -282,15 +282,17 @@ impl SpawnAttributes {
         let mut attributes = Box::new(Self(unsafe { attributes.assume_init() }));
         let mut none = MaybeUninit::uninit();
         let mut all = MaybeUninit::uninit();
+        // SAFETY: the call makes a valid set of the memory, without reading it.
+        unsafe { libc::sigemptyset(none.as_mut_ptr()) };
+        // SAFETY: likewise.
+        unsafe { libc::sigfillset(all.as_mut_ptr()) };
+        // SAFETY: the attributes are initialised and nothing else refers to them; the set, just initialised, is only read.
+        check(unsafe { libc::posix_spawnattr_setsigmask(&raw mut attributes.0, none.as_ptr()) })?;
+        // SAFETY: likewise.
+        check(unsafe { libc::posix_spawnattr_setsigdefault(&raw mut attributes.0, all.as_ptr()) })?;
         let flags = libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF;
-        // SAFETY: the sets are initialised by the first two calls before the others read them.
-        unsafe {
-            libc::sigemptyset(none.as_mut_ptr());
-            libc::sigfillset(all.as_mut_ptr());
-            check(libc::posix_spawnattr_setsigmask(&raw mut attributes.0, none.as_ptr()))?;
-            check(libc::posix_spawnattr_setsigdefault(&raw mut attributes.0, all.as_ptr()))?;
-            check(libc::posix_spawnattr_setflags(&raw mut attributes.0, flags as libc::c_short))?;
-        }
+        // SAFETY: likewise, without a set.
+        check(unsafe { libc::posix_spawnattr_setflags(&raw mut attributes.0, flags as libc::c_short) })?;
         Ok(attributes)
     }
 }

@@ -36,9 +36,18 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Make a failure without a hint.
+    /// Make a failure without a hint. What a document has in its names and values reaches the reader's terminal: control
+    /// characters are escaped.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None, exit_code: None }
+        let mut message = message.into();
+        if message.contains(char::is_control) {
+            let escape = |character: char| match character.is_control() {
+                true => character.escape_default().to_string(),
+                false => character.to_string(),
+            };
+            message = message.chars().map(escape).collect();
+        }
+        Self { kind, message, hint: None, exit_code: None }
     }
 
     /// Say what the reader can do.
@@ -70,7 +79,7 @@ impl From<lamella_core::Error> for Failure {
     fn from(error: lamella_core::Error) -> Self {
         // Both are spelled like the classes in Python; one that the launcher never gives is a defect.
         let kind = serde_json::from_value(error.kind.name().into()).unwrap_or(Kind::Internal);
-        Self { kind, message: error.message, hint: error.hint.map(String::from), exit_code: None }
+        Self { hint: error.hint.map(String::from), ..Self::new(kind, error.message) }
     }
 }
 
@@ -140,6 +149,11 @@ mod tests {
         let failure = Failure::system("mount proc on /proc", &io::Error::from_raw_os_error(libc::EPERM));
         assert_eq!(failure.message, "mount proc on /proc: operation not permitted");
         assert_eq!(failure.kind, Kind::PermissionDenied);
+    }
+
+    #[test]
+    fn a_message_holds_nothing_that_a_terminal_obeys() {
+        assert_eq!(Failure::unsupported("\x1b[31mfield\n").message.find(char::is_control), None);
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! `lamella._core`: the core for Python. Thin: this crate registers, converts and calls; nothing is decided here.
 
-mod buffer;
 mod counters;
 mod diff;
 mod functions;
 mod gate;
 mod pipeline;
+mod sys;
 mod unpacked;
 
 use pyo3::prelude::*;

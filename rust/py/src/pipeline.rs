@@ -11,8 +11,8 @@ use lamella_core::pipeline;
 use lamella_core::tar::Limits;
 use pyo3::prelude::*;
 
-use crate::buffer::Bytes;
 use crate::gate::through;
+use crate::sys::Bytes;
 use crate::unpacked::Unpacked;
 
 /// One pass over one blob: hash and write it, and, for a layer, inflate, hash the tar and apply it.

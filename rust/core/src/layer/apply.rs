@@ -214,7 +214,7 @@ impl Applier {
         let ((), replaced) = self.create(parent, name, &failure, |folder, name| {
             rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o755))
         })?;
-        let id = self.made.insert_folder(parent, name, true);
+        let id = self.made.insert_folder(parent, name, true)?;
         if replaced {
             // What stood here in this layer (a whiteout, a file) had hidden the lower layers' folder.
             let folder = self.made.folder_mut(id);

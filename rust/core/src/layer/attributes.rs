@@ -226,23 +226,23 @@ pub fn take_default_acl(folder: &Target<'_>) -> Result<Xattrs> {
 /// Set times through a descriptor. A time that the file system cannot hold is an error: the kernel would clamp it.
 pub fn set_times(inode: BorrowedFd<'_>, atime: Timestamp, mtime: Timestamp) -> Result<()> {
     rustix::fs::futimens(inode, &timestamps(atime, mtime)).map_err(|error| Error::system("cannot set times", error))?;
-    if is_usual(mtime) {
+    if is_usual(atime) && is_usual(mtime) {
         return Ok(());
     }
     let stat = rustix::fs::fstat(inode).map_err(|error| Error::system("cannot read times", error))?;
-    check_time(&stat, mtime)
+    check_times(&stat, atime, mtime)
 }
 
 /// Set times of a name that may be a symlink.
 pub fn set_times_at(folder: BorrowedFd<'_>, name: &CStr, atime: Timestamp, mtime: Timestamp) -> Result<()> {
     rustix::fs::utimensat(folder, name, &timestamps(atime, mtime), AtFlags::SYMLINK_NOFOLLOW)
         .map_err(|error| Error::system("cannot set times", error))?;
-    if is_usual(mtime) {
+    if is_usual(atime) && is_usual(mtime) {
         return Ok(());
     }
     let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)
         .map_err(|error| Error::system("cannot read times", error))?;
-    check_time(&stat, mtime)
+    check_times(&stat, atime, mtime)
 }
 
 fn timestamps(atime: Timestamp, mtime: Timestamp) -> Timestamps {
@@ -255,9 +255,12 @@ fn is_usual(time: Timestamp) -> bool {
     i32::try_from(time.seconds).is_ok()
 }
 
-fn check_time(stat: &Stat, mtime: Timestamp) -> Result<()> {
-    if timestamp(stat.st_mtime, stat.st_mtime_nsec).seconds == mtime.seconds {
-        return Ok(());
+fn check_times(stat: &Stat, atime: Timestamp, mtime: Timestamp) -> Result<()> {
+    let held = [timestamp(stat.st_atime, stat.st_atime_nsec), timestamp(stat.st_mtime, stat.st_mtime_nsec)];
+    match held.into_iter().zip([atime, mtime]).find(|(held, wanted)| held.seconds != wanted.seconds) {
+        None => Ok(()),
+        Some((_, wanted)) => {
+            Err(Error::invalid(format!("the file system cannot hold the time {} (seconds since 1970)", wanted.seconds)))
+        }
     }
-    Err(Error::invalid(format!("the file system cannot hold the time {} (seconds since 1970)", mtime.seconds)))
 }

@@ -7,6 +7,12 @@
 
 use std::collections::HashMap;
 
+use crate::error::{Error, Kind, Result};
+
+/// Folders of one layer, at most. The cap on entries does not bound them: one entry's path, and each symlink on its way, may
+/// have hundreds of folders made that no entry names.
+const MAX_FOLDERS: usize = 1 << 22;
+
 /// A folder of the index; the root is 0. A folder's number is larger than its parent's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FolderId(u32);
@@ -61,17 +67,18 @@ pub struct Folder<A> {
 #[derive(Debug)]
 pub struct Made<A> {
     folders: Vec<Folder<A>>,
+    most: usize,
 }
 
 impl<A> Made<A> {
     pub fn new() -> Self {
-        let mut made = Self { folders: Vec::new() };
+        let mut made = Self { folders: Vec::new(), most: MAX_FOLDERS };
         made.push(FolderId::ROOT, &[], 0);
         made
     }
 
     fn push(&mut self, parent: FolderId, name: &[u8], depth: usize) -> FolderId {
-        // The cap on entries and depth keeps the count far below 2^32; a wrap would need as much memory.
+        // Far below 2^32: see MAX_FOLDERS.
         let id = FolderId(u32::try_from(self.folders.len()).unwrap_or(u32::MAX));
         self.folders.push(Folder {
             parent,
@@ -102,12 +109,15 @@ impl<A> Made<A> {
         self.folder_mut(folder).children.insert(name.into(), Child { kind, made });
     }
 
-    /// Add a folder.
-    pub fn insert_folder(&mut self, parent: FolderId, name: &[u8], made: bool) -> FolderId {
+    /// Add a folder; `ResourceExhausted` when there are too many.
+    pub fn insert_folder(&mut self, parent: FolderId, name: &[u8], made: bool) -> Result<FolderId> {
+        if self.folders.len() >= self.most {
+            return Err(Error::new(Kind::ResourceExhausted, format!("the layer has more than {} folders", self.most)));
+        }
         let depth = self.folder(parent).depth + 1;
         let id = self.push(parent, name, depth);
         self.insert(parent, name, ChildKind::Folder(id), made);
-        id
+        Ok(id)
     }
 
     /// Forget a name, and with a folder all that is in it; `closed` is told of each folder.
@@ -163,5 +173,19 @@ impl<A> Made<A> {
             .map(|(number, _)| FolderId(number))
             .collect();
         alive.into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_counted_also_where_no_entry_names_them_or_they_are_gone() {
+        let mut made: Made<()> = Made { most: 3, ..Made::new() };
+        let first = made.insert_folder(FolderId::ROOT, b"a", true).unwrap();
+        made.insert_folder(first, b"b", true).unwrap();
+        made.remove(FolderId::ROOT, b"a", &mut |_| {});
+        assert_eq!(made.insert_folder(FolderId::ROOT, b"c", true).unwrap_err().kind, Kind::ResourceExhausted);
     }
 }

@@ -52,7 +52,7 @@ impl Applier {
         };
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
-                let id = self.made.insert_folder(folder, name, false);
+                let id = self.made.insert_folder(folder, name, false)?;
                 // Kept as it is, its times too, unless the tar names it.
                 let acl = take_default_acl(&Target::Name(descriptor.as_fd(), &c_name))?;
                 self.made.folder_mut(id).attributes = Some(Attributes::read(&stat, acl));

@@ -5,6 +5,10 @@
 //! the formats leave open, follows Go's archive/tar, which containerd and Docker unpack with, so that an image means
 //! the same here as there.
 
+// A number of the archive is converted, or refused, never cut. (Sums are held against the caps before they are made; the fuzz
+// targets run with overflow checks.)
+#![cfg_attr(not(test), deny(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss))]
+
 mod header;
 mod pax;
 mod reader;
@@ -42,7 +46,8 @@ pub struct Limits {
     pub archive: u64,
     /// Entries.
     pub entries: u64,
-    /// Bytes of one PAX header, GNU long name or GNU long link.
+    /// Bytes of one PAX header, GNU long name or GNU long link, and of the extended attributes of one entry, to which global
+    /// headers may add.
     pub extension: u64,
     /// Extension headers before one entry.
     pub extensions: u32,
@@ -114,7 +119,7 @@ pub struct Entry {
     pub size: u64,
     /// Whether the file has holes.
     pub sparse: bool,
-    /// Extended attributes, in the archive's order.
+    /// Extended attributes, sorted by name.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 

@@ -1,8 +1,10 @@
 //! PAX extended headers: records of the form `length key=value\n` (POSIX.1-2001, pax, "pax Extended Header").
 
-use super::Timestamp;
+use std::collections::BTreeMap;
+
 use super::sparse::PaxSparse;
-use crate::error::{Error, Result, show};
+use super::{Limits, Timestamp};
+use crate::error::{Error, Kind, Result, show};
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
 
@@ -16,33 +18,33 @@ pub struct Pax {
     pub gid: Option<i64>,
     pub mtime: Option<Timestamp>,
     pub atime: Option<Timestamp>,
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub sparse: PaxSparse,
 }
 
 impl Pax {
     /// Read the records of one extended header on top of what is there.
-    pub fn read(&mut self, mut records: &[u8], max_segments: usize) -> Result<()> {
+    pub fn read(&mut self, mut records: &[u8], limits: &Limits) -> Result<()> {
         // A header with sparse records states the whole map.
         self.sparse = PaxSparse::default();
         while !records.is_empty() {
             let (key, value, rest) = split(records)?;
-            self.set(key, value, max_segments).map_err(|error| error.context(format!("PAX {}", show(key))))?;
+            self.set(key, value, limits).map_err(|error| error.context(format!("PAX {}", show(key))))?;
             records = rest;
         }
-        Ok(())
+        self.check_xattrs(limits)
     }
 
     /// Read a global header. It may give attributes to what follows; a name, size or map shared by all is no sense.
-    pub fn read_global(&mut self, records: &[u8], max_segments: usize) -> Result<()> {
-        self.read(records, max_segments)?;
+    pub fn read_global(&mut self, records: &[u8], limits: &Limits) -> Result<()> {
+        self.read(records, limits)?;
         if self.path.is_some() || self.link.is_some() || self.size.is_some() || self.sparse.is_set() {
             return Err(Error::invalid("a global PAX header gives every file one name, size or sparse map"));
         }
         Ok(())
     }
 
-    fn set(&mut self, key: &[u8], value: &[u8], max_segments: usize) -> Result<()> {
+    fn set(&mut self, key: &[u8], value: &[u8], limits: &Limits) -> Result<()> {
         // An empty value takes an earlier (global) one back.
         let present = !value.is_empty();
         match key {
@@ -57,7 +59,7 @@ impl Pax {
                 if let Some(attribute) = key.strip_prefix(XATTR) {
                     self.set_xattr(attribute, value)?;
                 } else if let Some(field) = key.strip_prefix(b"GNU.sparse.") {
-                    self.sparse.set(field, value, max_segments)?;
+                    self.sparse.set(field, value, limits.sparse_segments)?;
                 }
                 // Comments, character sets, user names and vendor records have no bearing on the tree.
             }
@@ -70,10 +72,18 @@ impl Pax {
         if attribute.is_empty() || attribute.len() > 255 || attribute.contains(&0) {
             return Err(Error::invalid("the name of the extended attribute is empty, too long or holds a NUL"));
         }
-        if let Some(slot) = self.xattrs.iter_mut().find(|(known, _)| known == attribute) {
-            value.clone_into(&mut slot.1);
-        } else {
-            self.xattrs.push((attribute.to_vec(), value.to_vec()));
+        self.xattrs.insert(attribute.to_vec(), value.to_vec());
+        Ok(())
+    }
+
+    /// The cap on one header says nothing of many global ones, each of which adds to what is kept for every entry.
+    fn check_xattrs(&self, limits: &Limits) -> Result<()> {
+        let held: usize = self.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if held as u64 > limits.extension {
+            return Err(Error::new(
+                Kind::ResourceExhausted,
+                format!("extended attributes of more than {} bytes for one entry", limits.extension),
+            ));
         }
         Ok(())
     }
@@ -170,7 +180,7 @@ mod tests {
 
     fn parse(records: &[u8]) -> Result<Pax> {
         let mut pax = Pax::default();
-        pax.read(records, 100)?;
+        pax.read(records, &Limits::default())?;
         Ok(pax)
     }
 
@@ -186,7 +196,7 @@ mod tests {
     #[test]
     fn values_are_bytes_and_may_hold_newlines_and_equals() {
         let pax = parse(&record("SCHILY.xattr.user.x", b"a\n=\0b")).unwrap();
-        assert_eq!(pax.xattrs, vec![(b"user.x".to_vec(), b"a\n=\0b".to_vec())]);
+        assert_eq!(pax.xattrs, BTreeMap::from([(b"user.x".to_vec(), b"a\n=\0b".to_vec())]));
         assert!(parse(&record("path", b"a\0b")).is_err());
     }
 

@@ -145,17 +145,16 @@ impl<S: Source> Reader<S> {
     }
 
     fn take_extension(&mut self, kind: u8, body: &[u8], extensions: &mut Extensions) -> Result<()> {
-        let max_segments = self.limits.sparse_segments;
         match kind {
             b'g' => {
-                self.global.read_global(body, max_segments)?;
+                self.global.read_global(body, &self.limits)?;
                 self.global.sparse = sparse::PaxSparse::default();
             }
             b'L' => extensions.long_path = Some(terminated(body)),
             b'K' => extensions.long_link = Some(terminated(body)),
             _ => {
                 let mut pax = self.global.clone();
-                pax.read(body, max_segments)?;
+                pax.read(body, &self.limits)?;
                 extensions.pax = Some(pax);
             }
         }
@@ -185,7 +184,7 @@ impl<S: Source> Reader<S> {
             atime: pax.atime.map_or_else(|| header.atime(), |atime| Ok(Some(atime))).map_err(named)?,
             size: 0,
             sparse: false,
-            xattrs: pax.xattrs,
+            xattrs: pax.xattrs.into_iter().collect(),
             kind,
             path,
         };
@@ -211,7 +210,8 @@ impl<S: Source> Reader<S> {
             self.content.segments = Some(segments.into_iter());
             entry.size = real_size;
             entry.sparse = true;
-        } else if self.offset.saturating_add(stored) > self.limits.archive {
+        }
+        if self.offset.saturating_add(self.content.stored) > self.limits.archive {
             return Err(self.too_large());
         }
         Ok(entry)

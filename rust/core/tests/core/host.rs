@@ -1,16 +1,18 @@
 //! The host around a layer folder, to see that an archive changed and read nothing of it.
 
 use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
 
 use crate::tree;
 
 /// Every file of the host begins with it, and no file of an archive.
-const MARK: &[u8] = b"the host's ";
+pub const MARK: &[u8] = b"the host's ";
 
 /// A folder with everything that an archive might want to change, and layer folders beside it.
 pub struct Host {
@@ -20,7 +22,7 @@ pub struct Host {
 
 /// One inode, with all that a change of any kind would change.
 #[derive(Debug, PartialEq, Eq)]
-struct Seen {
+pub struct Seen {
     identity: (u64, u64),
     links: u64,
     mode: u32,
@@ -111,41 +113,53 @@ impl Host {
                 found.push(format!("{} is new", layer.display()));
                 continue;
             }
-            let items = tree::items(&layer);
-            let leaked = items.into_iter().filter(|(_, item)| item.kind == 'f' && item.content.starts_with(MARK));
-            found.extend(leaked.map(|(name, _)| format!("{name} in {} is the host's", layer.display())));
+            let leaked = look(&layer).into_iter().filter(|(_, seen)| seen.content.starts_with(MARK));
+            found.extend(leaked.map(|(path, _)| format!("{} is the host's", path.display())));
         }
         found
     }
 
     fn look(&self) -> BTreeMap<PathBuf, Seen> {
-        let mut found = BTreeMap::new();
-        let mut pending = vec![self.outside()];
-        while let Some(path) = pending.pop() {
-            let seen = see(&path, &mut pending);
-            found.insert(path, seen);
-        }
-        found
+        look(&self.outside())
     }
 }
 
-/// Look at an inode without leaving a trace; what a folder holds is yet to be looked at.
-fn see(path: &Path, pending: &mut Vec<PathBuf>) -> Seen {
-    let stat = std::fs::symlink_metadata(path).unwrap();
-    let mut content = Vec::new();
-    let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    if stat.is_symlink() {
-        content = std::fs::read_link(path).unwrap().as_os_str().as_bytes().to_vec();
-    } else if stat.is_file() {
-        let mut file = std::fs::File::from(rustix::fs::openat(CWD, path, flags, Mode::empty()).unwrap());
-        std::io::Read::read_to_end(&mut file, &mut content).unwrap();
-    } else if stat.is_dir() {
-        let folder = rustix::fs::openat(CWD, path, flags, Mode::empty()).unwrap();
-        for name in lamella_core::tree::names(&folder).unwrap() {
-            pending.push(path.join(std::ffi::OsStr::from_bytes(name.to_bytes())));
+/// All inodes of a tree.
+pub fn look(folder: &Path) -> BTreeMap<PathBuf, Seen> {
+    let mut found = BTreeMap::new();
+    let mut pending = vec![folder.to_owned()];
+    while let Some(path) = pending.pop() {
+        if let Some(seen) = see(&path, &mut pending) {
+            found.insert(path, seen);
         }
     }
-    Seen {
+    found
+}
+
+/// Look at an inode without leaving a trace; what a folder holds is yet to be looked at. What keeps its owner out shows
+/// nothing, and what lies deeper than a path can say is not there.
+fn see(path: &Path, pending: &mut Vec<PathBuf>) -> Option<Seen> {
+    let stat = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::InvalidFilename => return None,
+        stat => stat.unwrap(),
+    };
+    let mut content = Vec::new();
+    let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = (stat.is_file() || stat.is_dir()).then(|| rustix::fs::openat(CWD, path, flags, Mode::empty()));
+    match opened {
+        None if stat.is_symlink() => content = std::fs::read_link(path).unwrap().as_os_str().as_bytes().to_vec(),
+        None | Some(Err(Errno::ACCESS)) => {}
+        Some(opened) if stat.is_file() => {
+            // No file of the host is longer; one in a layer may be a hole of any length.
+            std::fs::File::from(opened.unwrap()).take(1 << 16).read_to_end(&mut content).unwrap();
+        }
+        Some(opened) => {
+            for name in lamella_core::tree::names(opened.unwrap()).unwrap() {
+                pending.push(path.join(std::ffi::OsStr::from_bytes(name.to_bytes())));
+            }
+        }
+    }
+    Some(Seen {
         identity: (stat.dev(), stat.ino()),
         links: stat.nlink(),
         mode: stat.mode(),
@@ -157,7 +171,7 @@ fn see(path: &Path, pending: &mut Vec<PathBuf>) -> Seen {
         atime: (!stat.is_symlink()).then_some((stat.atime(), stat.atime_nsec())),
         content,
         xattrs: tree::xattrs(path),
-    }
+    })
 }
 
 #[test]

@@ -204,6 +204,33 @@ fn every_cap_holds() {
 }
 
 #[test]
+fn no_sparse_file_gets_past_the_cap_on_the_archive() {
+    // One stretch of an exbibyte: the map is right, and the archive goes on for as long as somebody feeds it.
+    let size = (1u64 << 60).to_string();
+    let map = format!("0,{size}");
+    let header = Header { path: b"f", size: Some(0), ..Header::default() };
+    let records: [(&str, &[u8]); 3] =
+        [("GNU.sparse.size", size.as_bytes()), ("GNU.sparse.map", map.as_bytes()), ("size", size.as_bytes())];
+    let archive = Archive::new().pax(&records).entry(&header, b"").end();
+    let limits = Limits { archive: 4096, ..Limits::default() };
+    let error = Reader::new(&archive[..], limits).next_entry().unwrap_err();
+    assert_eq!(error.kind, Kind::ResourceExhausted);
+}
+
+#[test]
+fn attributes_of_global_headers_do_not_add_up_without_end() {
+    let value = [b'x'; 700];
+    let global = |name: &str| crate::archive::pax_records(&[(&format!("SCHILY.xattr.user.{name}"), &value)]);
+    let archive = |last: &str| {
+        let archive = Archive::new().extension(b'g', &global("a")).file("one", b"");
+        archive.extension(b'g', &global(last)).file("two", b"").end()
+    };
+    let limits = Limits { extension: 1024, ..Limits::default() };
+    assert_eq!(read_with(&archive("a"), limits.clone()).unwrap().len(), 2);
+    assert_eq!(read_with(&archive("b"), limits).unwrap_err().kind, Kind::ResourceExhausted);
+}
+
+#[test]
 fn a_name_of_more_than_4096_bytes_is_refused() {
     let long = vec![b'x'; 5000];
     assert_eq!(kind_of(&Archive::new().pax(&[("path", &long)]).file("a", b"").end()), Kind::InvalidArgument);

@@ -71,13 +71,13 @@ fn walk(root: &Path, path: &Path, items: &mut BTreeMap<String, Item>, inodes: &m
 }
 
 pub fn xattrs(path: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut list = vec![0u8; 4096];
+    let mut list = vec![0u8; 1 << 16];
     let length = rustix::fs::llistxattr(path, list.as_mut_slice()).unwrap_or(0);
     let mut xattrs: Vec<_> = list[..length]
         .split(|byte| *byte == 0)
         .filter(|name| !name.is_empty())
         .map(|name| {
-            let mut value = vec![0u8; 4096];
+            let mut value = vec![0u8; 1 << 16];
             let length = rustix::fs::lgetxattr(path, name, value.as_mut_slice()).unwrap();
             (String::from_utf8_lossy(name).into_owned(), value[..length].to_vec())
         })

@@ -8,12 +8,11 @@ use super::checked;
 /// Set the loopback device of the present network namespace up.
 pub fn bring_loopback_up() -> io::Result<()> {
     // Any socket of the namespace will do. One of the Internet family costs 60 microseconds more to close.
-    // SAFETY: socket takes no pointers; the descriptor it gives is ours alone.
-    let socket = unsafe {
-        let descriptor = libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
-        checked(descriptor.into())?;
-        OwnedFd::from_raw_fd(descriptor)
-    };
+    // SAFETY: integers only.
+    let descriptor = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    checked(descriptor.into())?;
+    // SAFETY: the call just made this descriptor, and nobody else knows it.
+    let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
     // SAFETY: an ifreq of zeros is valid: a name of NUL bytes and an integer for the rest.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (target, byte) in request.ifr_name.iter_mut().zip(b"lo") {

@@ -3,11 +3,22 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::checked;
 
 /// From linux/sched.h; libc's constant overflows its type.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// What clone3(2) and unshare(2) may be asked for: new namespaces, and nothing that two processes or threads would share, or
+/// cease to share, behind Rust's back.
+const NAMESPACES: i32 = libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET;
 
 /// Which side of a fork this is.
 #[derive(Debug)]
@@ -24,9 +35,12 @@ pub fn fork() -> io::Result<Forked> {
 }
 
 /// clone3(2) without sharing memory: fork into new namespaces (`CLONE_NEW*` in `flags`) and, on cgroup v2, right into
-/// a cgroup. `flags` may hold `CLONE_PARENT`.
+/// a cgroup. `flags` may hold `CLONE_PARENT`; EINVAL for any other.
 pub fn clone_process(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
-    // SAFETY: clone_args of zeros is valid.
+    if flags & !((NAMESPACES | libc::CLONE_PARENT) as u64) != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: clone_args is integers only, of which zeros are valid ones.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = flags;
     if flags & libc::CLONE_PARENT as u64 == 0 {
@@ -36,8 +50,9 @@ pub fn clone_process(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<F
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = cgroup.as_raw_fd() as u64;
     }
-    // SAFETY: the arguments have the size that is passed along. Without CLONE_VM the child gets its own copy of this
-    // process, which has one thread, so no lock can be held by a thread that the child lacks.
+    // SAFETY: the arguments live until the call returns, have the size that is passed along, and hold no pointer. Without
+    // CLONE_VM (see above) the child gets its own copy of this process, which has one thread, so that no lock can be held by
+    // a thread that the child lacks.
     let pid = checked(unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) })?;
     Ok(if pid == 0 { Forked::Child } else { Forked::Parent(pid as i32) })
 }
@@ -48,18 +63,25 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Take over a descriptor that the parent process handed down; None when it is not open.
+/// Take over a descriptor that the parent process handed down; None when it is not open, or was taken over before.
 pub fn inherited(descriptor: RawFd) -> Option<OwnedFd> {
-    // SAFETY: fcntl with F_SETFD takes an integer only.
+    static TAKEN: AtomicU64 = AtomicU64::new(0);
+    let bit = u32::try_from(descriptor).ok().and_then(|number| 1u64.checked_shl(number))?;
+    if TAKEN.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
+        return None;
+    }
+    // SAFETY: fcntl with F_SETFD takes integers only, and refuses a descriptor that is not open.
     checked(unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) }.into()).ok()?;
-    // SAFETY: the descriptor is open, and this process owns what it was started with; the caller asks once for each.
+    // SAFETY: the descriptor is open, and nobody else took it over. It is one of those that the launcher's protocol hands
+    // down, and they are asked for before this process has opened any that could have got its number.
     Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 /// Close every descriptor above standard error but one. Whoever still owns another must not use or drop it.
 pub fn close_all_but(kept: BorrowedFd<'_>) {
     let close = |first: RawFd, last: u32| {
-        // SAFETY: integers only.
+        // SAFETY: integers only. Values that own one of these descriptors are left dangling: the caller is about to become
+        // another program, and touches none of them.
         unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     };
     let kept = kept.as_raw_fd();
@@ -71,7 +93,7 @@ pub fn close_all_but(kept: BorrowedFd<'_>) {
 
 /// Close every descriptor from `first` on. Whoever still owns one must not use or drop it.
 pub fn close_from(first: RawFd) {
-    // SAFETY: integers only.
+    // SAFETY: integers only. The caller has taken over what was handed down, and opened nothing of its own yet.
     unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
 }
 
@@ -93,16 +115,19 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// Move this process to new namespaces.
+/// Move this process to new namespaces; EINVAL for other flags.
 pub fn unshare(flags: i32) -> io::Result<()> {
-    // SAFETY: integers only; CLONE_FILES is not among the flags that the crate uses.
+    if flags & !NAMESPACES != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: integers only, and no flag that parts descriptors (CLONE_FILES) or memory from where others know them.
     checked(unsafe { libc::unshare(flags) }.into())?;
     Ok(())
 }
 
 /// Move this process into a namespace (a file of /proc/PID/ns), or into several ones of a process (a pidfd).
 pub fn move_into(namespace: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
-    // SAFETY: integers only.
+    // SAFETY: integers only; it enters namespaces, and changes no descriptor or memory.
     checked(unsafe { libc::setns(namespace.as_raw_fd(), flags) }.into())?;
     Ok(())
 }
@@ -148,4 +173,26 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<Option<(u64
 /// Whether the user namespace of this process forbids setgroups(2) (a mapping made without privilege).
 pub fn child_groups_denied() -> bool {
     std::fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_shared_with_a_new_process_or_parted_from_this_one_but_namespaces() {
+        for flag in [libc::CLONE_VM, libc::CLONE_FILES, libc::CLONE_THREAD | libc::CLONE_SIGHAND] {
+            assert_eq!(clone_process(flag as u64, None).expect_err("refused").raw_os_error(), Some(libc::EINVAL));
+            assert_eq!(unshare(flag).expect_err("refused").raw_os_error(), Some(libc::EINVAL));
+        }
+    }
+
+    #[test]
+    fn a_descriptor_is_taken_over_once() {
+        let (reader, _writer) = io::pipe().expect("a pipe");
+        let number = std::os::fd::IntoRawFd::into_raw_fd(reader);
+        let taken = inherited(number);
+        assert!(taken.is_some() && inherited(number).is_none());
+        assert!(inherited(-1).is_none() && inherited(64).is_none());
+    }
 }

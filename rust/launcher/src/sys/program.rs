@@ -57,20 +57,19 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, instructions: &[u64]) -> io
         license: c"Apache-2.0".as_ptr() as u64,
         ..LoadAttributes::default()
     };
-    // SAFETY: the attributes point at live memory of the stated lengths; the kernel only reads it. The descriptor that
-    // comes back is ours alone.
-    let program = unsafe {
-        let descriptor =
-            checked(libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<LoadAttributes>()))?;
-        OwnedFd::from_raw_fd(descriptor as i32)
-    };
+    // SAFETY: the attributes have the size that is passed along and point at live memory of the lengths that they state, at a
+    // text that ends with a NUL, and at no log; the kernel only reads all that.
+    let descriptor =
+        checked(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<LoadAttributes>()) })?;
+    // SAFETY: the call just made this descriptor, and nobody else knows it.
+    let program = unsafe { OwnedFd::from_raw_fd(descriptor as i32) };
     let attach = AttachAttributes {
         target: cgroup.as_raw_fd() as u32,
         program: program.as_raw_fd() as u32,
         attach_type: BPF_CGROUP_DEVICE,
         flags: BPF_F_ALLOW_MULTI,
     };
-    // SAFETY: as above.
+    // SAFETY: the attributes have the size that is passed along and hold integers only.
     checked(unsafe {
         libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<AttachAttributes>())
     })?;

@@ -8,22 +8,19 @@ use super::checked;
 const LAST_SIGNAL: i32 = 64;
 
 fn empty_set() -> libc::sigset_t {
-    // SAFETY: sigemptyset initialises the set; zeros are valid to begin with.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        set
-    }
+    // SAFETY: a sigset_t is an array of integers, of which zeros are valid ones.
+    let mut set = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a live set.
+    unsafe { libc::sigemptyset(&raw mut set) };
+    set
 }
 
 /// Block every signal, so that they wait for the signal descriptor.
 pub fn block_all() {
     let mut set = empty_set();
-    // SAFETY: both pointers are to live sets, the old mask is not asked for.
-    unsafe {
-        libc::sigfillset(&raw mut set);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
-    }
+    // SAFETY: the pointer is to a live set.
+    unsafe { libc::sigfillset(&raw mut set) };
+    set_mask(&set);
 }
 
 /// Give every signal its default disposition and unblock all: what a program may expect at its start.
@@ -34,42 +31,44 @@ pub fn reset_all() {
     // The kernel's struct of the largest architecture: handler, flags, restorer, mask. Past the C library, which keeps
     // two signals for itself and would leave them ignored if they were.
     let default = [0u64; 4];
-    // SAFETY: zeros mean SIG_DFL, no flags, empty mask, in every architecture's layout. SIGKILL and SIGSTOP cannot be
-    // set and have their default anyway.
-    unsafe {
-        for signal in 1..=LAST_SIGNAL {
-            let old = std::ptr::null_mut::<u64>();
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, size_of::<u64>());
-        }
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+    for signal in 1..=LAST_SIGNAL {
+        let old = std::ptr::null_mut::<u64>();
+        // SAFETY: the call reads no more than there is of `default`, in which zeros mean SIG_DFL, no flags, empty mask, in every
+        // architecture's layout; the old action is not asked for. SIGKILL and SIGSTOP cannot be set and have their default
+        // anyway.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, size_of::<u64>()) };
     }
+    set_mask(&set);
+}
+
+fn set_mask(set: &libc::sigset_t) {
+    // SAFETY: the set lives until the call returns, which only reads it; the old mask is not asked for.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, set, std::ptr::null_mut()) };
 }
 
 /// Make a descriptor that becomes readable when one of the (blocked) signals arrives.
 pub fn signal_descriptor(signals: &[i32]) -> io::Result<OwnedFd> {
     let mut set = empty_set();
-    // SAFETY: the set is initialised; the descriptor that comes back is ours alone.
-    unsafe {
-        for signal in signals {
-            libc::sigaddset(&raw mut set, *signal);
-        }
-        let descriptor = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
-        checked(descriptor.into())?;
-        Ok(OwnedFd::from_raw_fd(descriptor))
+    for signal in signals {
+        // SAFETY: the pointer is to a live, initialised set; a number that is no signal is refused.
+        unsafe { libc::sigaddset(&raw mut set, *signal) };
     }
+    // SAFETY: the set lives until the call returns, which only reads it.
+    let descriptor = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    checked(descriptor.into())?;
+    // SAFETY: the call just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 /// Take the signals that arrived.
 pub fn read_signals(descriptor: BorrowedFd<'_>) -> Vec<i32> {
     let mut signals = Vec::new();
     loop {
-        // SAFETY: zeros are a valid signalfd_siginfo; read writes at most its size.
-        let (information, length) = unsafe {
-            let mut information: libc::signalfd_siginfo = std::mem::zeroed();
-            let size = size_of::<libc::signalfd_siginfo>();
-            let length = libc::read(descriptor.as_raw_fd(), (&raw mut information).cast(), size);
-            (information, length)
-        };
+        // SAFETY: a signalfd_siginfo is integers only, of which zeros are valid ones.
+        let mut information: libc::signalfd_siginfo = unsafe { std::mem::zeroed() };
+        let size = size_of::<libc::signalfd_siginfo>();
+        // SAFETY: the pointer is to a live value of the size that is passed along, and any bytes are a valid one.
+        let length = unsafe { libc::read(descriptor.as_raw_fd(), (&raw mut information).cast(), size) };
         if length <= 0 {
             return signals;
         }
