@@ -7,6 +7,8 @@ use std::{process, thread};
 
 /// What a layer keeps busy by itself: one core inflates, 1.2 write, hash and apply what that gives.
 const A_LAYER: usize = 2;
+/// Helpers of all layers together: what they have in work is some 4 MB for each, and what applies it is slower than more.
+const MOST_HELPERS: usize = 8;
 
 /// Cores, and how many layers share them.
 #[derive(Debug)]
@@ -61,8 +63,8 @@ impl Layer {
     /// How many cores it may use besides those that it keeps busy by itself. That changes as layers begin and end.
     #[must_use]
     pub fn helpers(&self) -> usize {
-        let layers = self.0.layers.load(Ordering::Relaxed) as u32;
-        (self.0.count / layers.max(1) as usize).saturating_sub(A_LAYER)
+        let layers = (self.0.layers.load(Ordering::Relaxed) as u32).max(1) as usize;
+        (self.0.count / layers).saturating_sub(A_LAYER).min(MOST_HELPERS / layers)
     }
 }
 
@@ -87,6 +89,15 @@ mod tests {
         assert_eq!(third.helpers(), 0);
         drop((first, third));
         assert_eq!(second.helpers(), 6);
+    }
+
+    #[test]
+    fn helpers_are_few_on_large_machines_too() {
+        let cores = Cores::new(64);
+        let layers: Vec<_> = (0..5).map(|_| cores.begin()).collect();
+        assert_eq!(layers[0].helpers(), 1);
+        drop(layers);
+        assert_eq!(cores.begin().helpers(), 8);
     }
 
     #[test]

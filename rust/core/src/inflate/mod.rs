@@ -14,7 +14,8 @@
 //! began; else, or where nobody began, it inflates by itself, and it alone checks sums and sizes. So the result is that of
 //! one thread, whatever the bytes are, and whatever the number of helpers is.
 //!
-//! What it costs: a helper takes 1.3 times the CPU time a byte of zlib-rs (finding 0.2, the rest safe code and 16 bits).
+//! What it costs: with two helpers 1.4 times the CPU time of zlib-rs for each byte, so that three threads inflate twice as fast
+//! as one.
 
 mod ahead;
 mod block;

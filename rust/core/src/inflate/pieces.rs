@@ -18,10 +18,8 @@ const OVERLAP: usize = 1024;
 const INFLATED: usize = 1 << 20;
 const SHORTEST: usize = 64 << 10;
 pub const LONGEST: usize = 512 << 10;
-/// Helpers of one stream. More cannot be kept busy by what applies their output.
-const MOST_HELPERS: usize = 6;
 /// How long a helper waits for a piece before it goes.
-const IDLE: Duration = Duration::from_millis(10);
+const IDLE: Duration = Duration::from_millis(100);
 
 /// See the module.
 #[derive(Debug)]
@@ -184,7 +182,7 @@ impl<R: BufRead> Pieces<R> {
     /// Start one more helper, if there is something to do and a core for it.
     fn get_help(&mut self) {
         let number = self.helpers.len();
-        if self.queue.is_empty() || number >= self.layer.helpers().min(MOST_HELPERS) {
+        if self.queue.is_empty() || number >= self.layer.helpers() {
             return;
         }
         let (queue, layer) = (self.queue.clone(), Arc::clone(&self.layer));
