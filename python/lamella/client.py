@@ -41,7 +41,8 @@ class Client:
 
     ``durable``: a pull returns only when what it brought survives a power cut (:mod:`lamella.durability`); without it that
     happens a little later. ``auto_gc``: what images and containers leave is collected when they go (:mod:`lamella.autogc`);
-    None: as the environment's LAMELLA_GC says, ``auto`` or ``manual`` (the default).
+    None: as the environment's LAMELLA_GC says, ``auto`` or ``manual`` (the default). ``snapshotter``: ``overlayfs``, or
+    ``native``, which copies; None: as LAMELLA_SNAPSHOTTER says, else the former.
 
     Errors: PermissionDenied when the store cannot be opened, FailedPrecondition when a newer lamella made it,
     InvalidArgument for a malformed namespace.

@@ -73,16 +73,20 @@ class TestCopies:
     """What becomes of a copy while which something else happens."""
 
     @pytest.fixture
-    def meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-        """Have something happen when a copy is half done."""
+    def meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+        """Have something happen when a copy begins, or when it is done and not recorded."""
 
-        def arrange(action: Callable[[], object]) -> None:
+        def arrange(action: Callable[[], object], *, done: bool = False) -> None:
             copy = _core.copy_tree
 
             def copy_tree(source: str, target: str) -> list[str]:
                 monkeypatch.undo()
-                action()
-                return copy(source, target)
+                if not done:
+                    action()
+                notes = copy(source, target)
+                if done:
+                    action()
+                return notes
 
             monkeypatch.setattr(_core, "copy_tree", copy_tree)
 
@@ -100,14 +104,16 @@ class TestCopies:
         meanwhile(lambda: open_store().snapshots.prepare("other"))
         store.snapshots.prepare("key", top)
 
-    def test_a_parent_that_is_removed_is_not_found(self, store, meanwhile):
+    @pytest.mark.parametrize("done", [False, True])
+    def test_a_parent_that_is_removed_is_not_found(self, store, meanwhile, done):
         top = store.stack("s", {"a": "1"})
-        meanwhile(lambda: (store.snapshots.remove(top), store.gc()))
+        meanwhile(lambda: (store.snapshots.remove(top), store.gc()), done=done)
         with pytest.raises(NotFound):
             store.snapshots.prepare("key", top)
         assert store.layer_folders() == set()
 
-    def test_a_parent_that_is_replaced_aborts(self, store, meanwhile):
+    @pytest.mark.parametrize("done", [False, True])
+    def test_a_parent_that_is_replaced_aborts(self, store, meanwhile, done):
         store.snapshots.prepare("active")
         store.snapshots.commit("base", "active")
 
@@ -116,7 +122,7 @@ class TestCopies:
             store.snapshots.prepare("another")
             store.snapshots.commit("base", "another")
 
-        meanwhile(replace)
+        meanwhile(replace, done=done)
         with pytest.raises(Aborted):
             store.snapshots.prepare("key", "base")
         assert [info.name for info in store.snapshots.walk()] == ["base"]
