@@ -540,6 +540,24 @@ class SnapshotterContract:
         assert owners("base") == before
 
     @pytest.mark.privileged
+    @pytest.mark.parametrize("method", ["prepare", "view"])
+    def test_owners_are_seen_through_the_map_that_the_labels_say(
+        self, snapshots, committed, tmp_path, method
+    ):
+        committed("base", files={"file": "1"})
+        maps = {
+            f"containerd.io/snapshot/{kind}mapping": f"0:{start}:65536"
+            for kind, start in (("uid", 100_000), ("gid", 200_000))
+        }
+        with mounted(getattr(snapshots, method)("key", "base", maps), tmp_path / "mnt") as top:
+            found = (top / "file").stat()
+        assert (found.st_uid, found.st_gid) == (100_000, 200_000)
+        with snapshots.mounted("base") as top:
+            assert (top / "file").stat().st_uid == 0
+        with pytest.raises(InvalidArgument):
+            getattr(snapshots, method)("other", "base", {"containerd.io/snapshot/uidmapping": "x"})
+
+    @pytest.mark.privileged
     def test_attributes_of_every_kind_are_in_the_commit(self, snapshots, tmp_path):
         with mounted(snapshots.prepare("key"), tmp_path / "mnt") as top:
             (top / "file").write_bytes(b"x")
