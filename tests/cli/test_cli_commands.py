@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import socket
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -421,3 +423,16 @@ def test_a_warning_is_one_remark_on_stderr_unless_it_is_to_be_quiet(
     assert lamella("images", "ls").ok().err == "lamella: warning: a\\x1b[31m b\n"
     assert lamella("-q", "images", "ls").ok().err == ""
     assert " WARNING lamella: a\\x1b[31m b\n" in lamella("-v", "images", "ls").ok().err
+
+
+def test_what_changes_leave_out_is_a_warning_beside_them(lamella, tmp_path):
+    lamella("snapshots", "prepare", "work").ok()
+    folder = lamella("snapshots", "mounts", "work", "--json").ok().document[0]["source"]
+    os.mkfifo(f"{folder}/fifo")
+    with contextlib.chdir(folder), socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("door")
+    warning = "lamella: warning: snapshot work: 'door' is a socket and was left out\n"
+    listed = lamella("snapshots", "diff", "work").ok()
+    assert (listed.out, listed.err) == ("C /\nA /fifo\n", warning)
+    assert lamella("snapshots", "diff", "work", "-o", str(tmp_path / "layer")).ok().err == warning
+    assert lamella("-q", "snapshots", "diff", "work").ok().err == ""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import shutil
+import socket
 import subprocess
 import tarfile
 from pathlib import Path
@@ -15,6 +17,7 @@ import lamella
 from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound
+from lamella.transfer.commit import pack_layer
 
 pytestmark = pytest.mark.privileged
 
@@ -77,6 +80,17 @@ def test_a_view_changes_nothing_and_a_committed_snapshot_what_its_layer_has(clie
     ):
         names = {f"/{name.strip('./')}" for name in archive.getnames() if ".wh." not in name}
     assert names <= {change.path for change in changes}
+
+
+def test_what_no_layer_can_hold_is_left_out_and_named(client, image, caplog):
+    client.snapshots.prepare("work", image.chain_id)
+    with contextlib.chdir(upper(client, "work")), socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("door")
+        Path("file").touch()
+    note = "'door' is a socket and was left out"
+    assert [str(change) for change in client.snapshots.changes("work")] == ["C /", "A /file"]
+    assert caplog.messages == [f"snapshot work: {note}"]
+    assert pack_layer(client, "work").notes == [note]
 
 
 def test_a_layer_of_a_snapshot_is_the_same_twice_and_gnu_tar_reads_it(client, image, tmp_path):

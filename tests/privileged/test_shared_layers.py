@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from histories import acl
 from lamella.registry.server import RegistryServer
 from layers import Built, Entry, file, folder, hardlink, opaque, tar, whiteout
 from tree import read_tree
@@ -131,3 +133,15 @@ def test_what_is_kept_for_one_chain_is_no_reason_to_unpack_another_layer_anew(un
     assert first[0] == second[0]
     assert first[1] != second[1]
     assert seen["etc"]["mode"] == "0o711"
+
+
+def test_what_the_host_has_as_a_default_acl_is_in_no_layer_and_no_container(client, tmp_path):
+    (tmp_path / "root").mkdir(exist_ok=True)
+    os.setxattr(tmp_path / "root", "system.posix_acl_default", acl(0o777, 1234))
+    with RegistryServer() as server:
+        image = client.images.pull(Built(layer(folder("etc"), file("etc/x"))).push(server))
+    client.snapshots.prepare("work", image.chain_id)
+    with client.snapshots.mounted("work") as top:
+        (top / "etc/y").write_text("")
+        (top / "new").mkdir()
+        assert [path for path, entry in read_tree(top).items() if entry["xattrs"]] == []

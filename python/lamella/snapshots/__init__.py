@@ -237,7 +237,8 @@ class Snapshotter(Protocol):
     def diff(self, key: str, base: str | None = None) -> AbstractContextManager[_core.Changes]:
         """Give the same for the length of a ``with`` block in the core's form, which can be packed as a layer.
 
-        FailedPrecondition for a view without ``base``.
+        What no layer can hold (sockets) is left out, as ``notes`` and a warning in the log say. FailedPrecondition for a view
+        without ``base``.
         """
         ...
 

@@ -150,6 +150,9 @@ class LayerFolders:
 
     def _create_top(self) -> None:
         make_private_folder(self.top)
+        # Every file of a layer, or of a container, would inherit it from there.
+        with suppress(OSError):
+            os.removexattr(self._top, "system.posix_acl_default")
         if needs_user_attributes():
             try:
                 os.setxattr(self._top, _USERXATTR, b"y")

@@ -26,6 +26,7 @@ from lamella.durability import Unverified
 from lamella.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from lamella.filters import compile_filters
 from lamella.labels import GID_MAPPING, UID_MAPPING, check_labels, decode_labels, encode_labels, merge_labels
+from lamella.logs import Log
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.boot import boot_id
 from lamella.metrics.table import PREPARE_SECONDS, SNAPSHOTS
@@ -57,6 +58,7 @@ SELECT number, kind, layer, usable, labels FROM stack ORDER BY depth
 """  # noqa: S608 (constants)
 _Row = tuple[int, SnapshotKind, str | None, int, str | None]
 _LOG = "lamella.snapshots"
+_log = Log(_LOG)
 _PREPARE, _VIEW = (
     Operation(
         name,
@@ -307,9 +309,13 @@ class RecordedSnapshotter(ABC):
     @contextmanager
     def diff(self, key: str, base: str | None = None) -> Iterator[_core.Changes]:
         """Give what a snapshot changes of its parent, or of another snapshot, to be packed as a layer."""
-        if base is None:
-            yield self._own_changes(key)
-            return
+        with nullcontext(self._own_changes(key)) if base is None else self._compare(key, base) as changes:
+            for note in changes.notes:
+                _log.warning("snapshot %(snapshot)s: %(reason)s", snapshot=key, reason=note)
+            yield changes
+
+    @contextmanager
+    def _compare(self, key: str, base: str) -> Iterator[_core.Changes]:
         from lamella.snapshots.mounting import mounted
 
         with (

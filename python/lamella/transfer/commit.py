@@ -39,10 +39,11 @@ _LAYER_TYPES: dict[LayerCompression, tuple[str, str]] = {
 
 
 class PackedLayer(msgspec.Struct, frozen=True):
-    """A layer in the content store: its descriptor and diffID."""
+    """A layer in the content store: its descriptor and diffID; what was left out of it, as the log warned."""
 
     descriptor: oci.Descriptor
     diff_id: Digest
+    notes: list[str]
 
 
 def pack_layer(
@@ -83,7 +84,7 @@ def pack_layer(
             ingest.discard()
             raise
     descriptor = oci.Descriptor(media_type=types[docker], digest=Digest(packed.digest), size=packed.size)
-    return PackedLayer(descriptor=descriptor, diff_id=Digest(packed.diff_id))
+    return PackedLayer(descriptor=descriptor, diff_id=Digest(packed.diff_id), notes=changes.notes)
 
 
 def commit_image(

@@ -21,6 +21,9 @@ pub use writer::Writer;
 
 use crate::error::Result;
 
+/// Longest name of an entry, and target of a link, in bytes (PATH_MAX).
+pub const MAX_PATH: usize = 4096;
+
 /// Where the archive's bytes come from, as slices that are not copied.
 pub trait Source {
     /// The next bytes, at least one; empty at the end of the archive only.

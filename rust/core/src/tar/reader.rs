@@ -3,10 +3,8 @@
 use super::header::{BLOCK, Block, Header, owner};
 use super::pax::Pax;
 use super::sparse::{self, DataMap, PaxMap, Segment};
-use super::{Entry, EntryKind, Limits, Source, is_zero};
+use super::{Entry, EntryKind, Limits, MAX_PATH, Source, is_zero};
 use crate::error::{Error, Kind, Result, show};
-
-const MAX_PATH: usize = 4096;
 
 /// Some of a file's content: bytes and where they belong.
 #[derive(Debug)]

@@ -184,6 +184,26 @@ fn symlinked_parents_lead_as_they_would_with_the_layer_as_the_root() {
 }
 
 #[test]
+fn symlinks_may_lead_to_paths_beyond_path_max() {
+    let folders = |letter: &str| vec![letter.repeat(200); 15].join("/");
+    let archive = Archive::new()
+        .pax(&[("path", folders("a").as_bytes())])
+        .folder("long")
+        .pax(&[("linkpath", folders("a").as_bytes())])
+        .symlink("s", "long")
+        .pax(&[("path", format!("s/{}/f", folders("b")).as_bytes())])
+        .file("long", b"deep")
+        .end();
+    for format in [crate::format(), WhiteoutFormat::Plain] {
+        let place = Place::new();
+        place.apply_as(&archive, format).unwrap();
+        let usage = lamella_core::tree::usage(&place.layer, &mut || Ok(())).unwrap();
+        assert_eq!(usage.inodes, 1 + 15 + 1 + 15 + 1);
+        lamella_core::tree::remove(&place.layer, &mut || Ok(())).unwrap();
+    }
+}
+
+#[test]
 fn folders_keep_their_times_whatever_is_made_in_them_later() {
     let archive = Archive::new().folder("a/b").file("a/b/c", b"").folder("a").file("a/d", b"").end();
     let place = Place::new();

@@ -13,7 +13,7 @@ use lamella_core::layer::{Merged, WhiteoutFormat};
 use lamella_core::mount::{Mount, mount, unmount};
 use lamella_core::tar::{EntryKind, Limits, Reader, Writer};
 use proptest::prelude::*;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 
 use crate::{apply_to, privileged, tree};
 
@@ -121,8 +121,8 @@ fn change(root: &Path, steps: &[Step]) {
         let path = |index: &usize| root.join(std::ffi::OsStr::from_bytes(NAMES[*index]));
         let make_parents = |index: &usize| std::fs::create_dir_all(path(index).parent().unwrap());
         match step {
-            Step::File(name, _) if path(name).symlink_metadata().is_ok_and(|stat| stat.file_type().is_fifo()) => {}
-            Step::Holes(name, _) if path(name).symlink_metadata().is_ok_and(|stat| stat.file_type().is_fifo()) => {}
+            Step::File(name, _) if path(name).metadata().is_ok_and(|stat| stat.file_type().is_fifo()) => {}
+            Step::Holes(name, _) if path(name).metadata().is_ok_and(|stat| stat.file_type().is_fifo()) => {}
             Step::File(name, content) => {
                 let _ = make_parents(name).and_then(|()| std::fs::write(path(name), content));
             }
@@ -393,6 +393,35 @@ fn what_no_layer_can_hold_is_left_out_or_refused_by_name() {
     let error = diff(&alone(&folder), &mut || Ok(())).unwrap_err();
     assert_eq!(error.kind, Kind::InvalidArgument);
     assert!(error.message.contains(".wh.name"), "{error}");
+}
+
+#[test]
+fn the_longest_path_that_a_layer_can_hold_comes_back_and_a_longer_one_is_refused() {
+    let room = Room::new();
+    let (tree, applied) = (room.folder("tree"), room.folder("applied"));
+    // 4092 bytes: a name and 16 folders. Made through descriptors, for the whole path is longer than PATH_MAX.
+    let mut folder = std::fs::File::open(&tree).unwrap();
+    for _ in 0..16 {
+        let name = "n".repeat(240);
+        rustix::fs::mkdirat(&folder, &name, Mode::RWXU).unwrap();
+        folder = rustix::fs::openat(&folder, &name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap().into();
+    }
+    let make = |length: usize| {
+        let flags = OFlags::WRONLY | OFlags::CREATE;
+        drop(rustix::fs::openat(&folder, "f".repeat(length), flags, Mode::RUSR).unwrap());
+    };
+    make(4092 - 16 * 241);
+    let layer = layer_of(&alone(&tree)).unwrap();
+    apply_to(&applied, &layer, WhiteoutFormat::Plain).unwrap();
+    assert_eq!(diff(&pair(&tree, &applied), &mut || Ok(())).unwrap().changes.len(), 0);
+    assert_eq!(layer_of(&alone(&applied)).unwrap(), layer);
+    make(4093 - 16 * 241);
+    let error = diff(&alone(&tree), &mut || Ok(())).unwrap_err();
+    assert_eq!(error.kind, Kind::InvalidArgument);
+    assert!(error.message.contains("longer than 4092 bytes"), "{error}");
+    for path in [tree, applied] {
+        lamella_core::tree::remove(&path, &mut || Ok(())).unwrap();
+    }
 }
 
 #[test]

@@ -11,14 +11,17 @@ use rustix::io::Errno;
 use super::super::attributes::{Attributes, Target, read_xattrs};
 use super::super::folders::open_child;
 use super::super::name::MAX_DEPTH;
-use super::super::whiteout::{is_opaque, is_whiteout, stands_for_whiteout};
+use super::super::whiteout::{PREFIX, is_opaque, is_whiteout, stands_for_whiteout};
 use super::links::{self, Unchanged};
 use super::{Change, ChangeKind, Changes, Node, NodeKind, read_full};
 use crate::error::{Error, Kind, Result, show};
+use crate::tar::MAX_PATH;
 use crate::tree::{Check, allocated, names};
 
 /// Attributes that speak of this machine, not of the file: labels of its policy, and signatures over inode and host.
 const OF_THE_HOST: [&[u8]; 3] = [b"security.selinux", b"security.ima", b"security.evm"];
+/// Of a path, with room for a whiteout's prefix.
+const LONGEST: usize = MAX_PATH - PREFIX.len();
 const COMPARED: usize = 128 * 1024;
 
 /// What an overlay's upper folder is beyond a tree.
@@ -136,6 +139,10 @@ impl<'a> Scan<'a> {
                 self.path.push(b'/');
             }
             self.path.extend_from_slice(name.to_bytes());
+            if self.path.len() > LONGEST {
+                let text = format!("the path '{}' is longer than {LONGEST} bytes", show(&self.path));
+                return Err(Error::invalid(text).hint("No layer can hold it; move or remove it."));
+            }
             self.name(before.as_ref(), after, &name)?;
             self.path.truncate(end);
         }
