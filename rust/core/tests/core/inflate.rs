@@ -269,7 +269,7 @@ fn a_cut_is_an_error_wherever_it_is() {
 #[test]
 fn blocks_inside_of_stored_blocks_deceive_helpers_only() {
     // A stored block for each of many small streams, which a helper finds and believes in to their end.
-    let inner: Vec<Vec<u8>> = text(100_000).chunks(2000).map(|part| in_two_blocks(part)).collect();
+    let inner: Vec<Vec<u8>> = text(100_000).chunks(2000).map(in_two_blocks).collect();
     let mut compress = Compress::new(Compression::none(), false);
     let mut deflated: Vec<u8> =
         inner.iter().flat_map(|stream| deflate(&mut compress, stream, FlushCompress::Full)).collect();
