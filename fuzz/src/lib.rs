@@ -13,6 +13,7 @@
 //! | [`applier`] | layers, an entry a line | the host around them, which must stay as it is |
 //! | [`unpack`] | a tar | the same |
 //! | [`decoders`] | a blob through the whole pipeline | the decoder alone |
+//! | [`inflate`] | gzip, in pieces, with helpers | flate2 |
 //! | [`diff`] | changes of a tree | the tree that applying the difference gives |
 //! | [`mounts`] | mount options, lists of lower folders | rules of their own |
 //! | [`documents`] | a request, a spec, a profile for the launcher | parsing it twice |
@@ -33,6 +34,7 @@ pub mod applier;
 pub mod decoders;
 pub mod diff;
 pub mod documents;
+pub mod inflate;
 pub mod mounts;
 pub mod pax;
 pub mod sparse;
@@ -50,11 +52,12 @@ pub struct Target {
     pub executions: u32,
 }
 
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "applier", run: applier::run, executions: 400 },
     Target { name: "decoders", run: decoders::run, executions: 1000 },
     Target { name: "diff", run: diff::run, executions: 200 },
     Target { name: "documents", run: documents::run, executions: 5000 },
+    Target { name: "inflate", run: inflate::run, executions: 100 },
     Target { name: "mounts", run: mounts::run, executions: 20_000 },
     Target { name: "pax", run: pax::run, executions: 20_000 },
     Target { name: "sparse", run: sparse::run, executions: 10_000 },
