@@ -157,12 +157,12 @@ extern "C" fn sleep_until_killed(_: *mut libc::c_void) -> libc::c_int {
     // Should its parent die before the first call, it ends nevertheless.
     let limit = libc::timespec { tv_sec: 60, tv_nsec: 0 };
     let none = ptr::null_mut::<libc::c_void>();
-    // SAFETY: these calls take numbers, null pointers, and a time that they only read.
-    unsafe {
-        libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
-        libc::syscall(libc::SYS_ppoll, none, 0, &raw const limit, none, 0);
-        libc::syscall(libc::SYS_exit_group, 0);
-    }
+    // SAFETY: numbers only.
+    unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
+    // SAFETY: numbers, null pointers, and a time that the call only reads and that lives until it returns.
+    unsafe { libc::syscall(libc::SYS_ppoll, none, 0, &raw const limit, none, 0) };
+    // SAFETY: a number only. It ends this process alone, which is no thread of its parent.
+    unsafe { libc::syscall(libc::SYS_exit_group, 0) };
     0
 }
 
@@ -173,12 +173,12 @@ impl BlockedSignals {
     fn new() -> Result<Self, Errno> {
         let mut all = MaybeUninit::uninit();
         let mut before = MaybeUninit::uninit();
-        // SAFETY: the first call initialises the set that the second one reads; that one initialises the other set.
-        unsafe {
-            libc::sigfillset(all.as_mut_ptr());
-            check(libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()))?;
-            Ok(Self(before.assume_init()))
-        }
+        // SAFETY: the call makes a valid set of the memory, without reading it.
+        unsafe { libc::sigfillset(all.as_mut_ptr()) };
+        // SAFETY: the call reads the set that was just initialised, and makes a valid one of the other memory.
+        check(unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) })?;
+        // SAFETY: just initialised.
+        Ok(Self(unsafe { before.assume_init() }))
     }
 }
 
@@ -191,13 +191,14 @@ impl Drop for BlockedSignals {
 
 /// Let the calling thread make files as another user and group of the initial user namespace, with the privileges it has.
 pub fn make_files_as(user: u32, group: u32) -> Result<(), Errno> {
-    // SAFETY: the calls take numbers and change the thread's credentials only. They return the former id, no error; asked
-    // for an id that is none they change nothing.
-    let (now_user, now_group) = unsafe {
-        libc::setfsgid(group);
-        libc::setfsuid(user);
-        (libc::setfsuid(u32::MAX), libc::setfsgid(u32::MAX))
-    };
+    // SAFETY: a number only; the call changes the thread's credentials, no memory.
+    let set_group = |group| unsafe { libc::setfsgid(group) };
+    // SAFETY: likewise.
+    let set_user = |user| unsafe { libc::setfsuid(user) };
+    set_group(group);
+    set_user(user);
+    // They return the former id, no error; asked for an id that is none they change nothing.
+    let (now_user, now_group) = (set_user(u32::MAX), set_group(u32::MAX));
     if (now_user.cast_unsigned(), now_group.cast_unsigned()) != (user, group) {
         return Err(Errno::PERM);
     }
