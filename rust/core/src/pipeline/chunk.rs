@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use super::queue::{Receiver, Sender, bounded};
 
 /// Fits the second-level cache together with what a stage needs beside it.
 pub const CHUNK: usize = 256 * 1024;
@@ -49,8 +49,8 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        // The channel has room for every piece of memory that was made, unless the pool is gone.
-        let _ = self.home.try_send(std::mem::take(&mut self.memory));
+        // The queue has room for every piece of memory that was made; or the pool is gone.
+        let _ = self.home.send(std::mem::take(&mut self.memory));
     }
 }
 
@@ -72,7 +72,7 @@ impl Pool {
     pub fn take(&self, patience: Duration) -> Option<Chunk> {
         let memory = match self.free.try_recv() {
             Ok(memory) => memory,
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => {
+            Err(_) => {
                 let made = self.unmade.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
                 if made.is_ok() { vec![0; CHUNK].into_boxed_slice() } else { self.free.recv_timeout(patience).ok()? }
             }

@@ -12,6 +12,7 @@
 //! synced to disk: that is one step for a whole image.
 
 mod chunk;
+mod queue;
 mod stage;
 mod threads;
 
@@ -20,11 +21,11 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-
 use chunk::{CHUNK, Chunk, Pool};
+use queue::{Receiver, Sender, bounded};
 pub use stage::panic_text;
 use stage::{Incoming, POLL, State};
 use threads::{Threads, join, spawn, start_layer};

@@ -9,9 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
-
 use super::chunk::{self, Pool};
+use super::queue::{Receiver, Sender};
 use crate::compression::{Compression, Decoder};
 use crate::cores::Layer;
 use crate::digest::{Algorithm, Digest, Hasher};

@@ -4,9 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
-use crossbeam_channel::{Sender, bounded};
-
 use super::chunk::Pool;
+use super::queue::{Sender, bounded};
 use super::stage::{self, Incoming, Inflated, Outgoing, State};
 use super::{BLOB_CHUNKS, Options, TAR_CHUNKS};
 use crate::digest::{Algorithm, Digest};
