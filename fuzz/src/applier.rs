@@ -66,7 +66,7 @@ fn stack(ground: &Ground<'_>, layers: &[&[&[u8]]], format: WhiteoutFormat) {
         stack.insert(0, layer);
         for line in *lines {
             // What a reader of the image gets is the image's.
-            if let Ok(Some(content)) = read_file(&stack, &line_parts(line, ground).1, 1 << 20) {
+            if let Ok(Some(content)) = read_file(&stack, format, &line_parts(line, ground).1, 1 << 20) {
                 assert!(!content.starts_with(MARK), "a file of the host shows in the image");
             }
         }
@@ -94,7 +94,8 @@ fn apply(
         Ok(applied) => {
             check(&layer, applied);
             // What was made can be packed again, unless a name in it means something else.
-            let changes = diff(&Trees::Upper { folder: &layer, opaque: applied.opaque_root }, &mut || Ok(()));
+            let upper = Trees::Upper { folder: &layer, opaque: applied.opaque_root, format };
+            let changes = diff(&upper, &mut || Ok(()));
             let packed = changes.and_then(|changes| write(&changes, &mut Writer::new(Vec::new()), &mut || Ok(())));
             assert!(packed.as_ref().err().is_none_or(|error| error.kind != Kind::Internal), "{packed:?}");
         }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use lamella_core::Kind;
-use lamella_core::layer::{Applied, Applier, Follow, Merged, WhiteoutFormat, resolve};
+use lamella_core::layer::{Applied, Applier, Follow, Merged, WhiteoutFormat, read_file, resolve};
 use lamella_core::tar::{Entry, EntryKind, Timestamp};
 use rustix::fs::FileType;
 
@@ -57,7 +57,7 @@ pub fn run(data: &[u8]) {
         let expected = model(&base, &upper, 100, true);
         assert_eq!(second.is_ok(), expected.is_some(), "plain: {upper:?} on {lower:?}: {second:?}");
         if let Some(expected) = expected {
-            assert_eq!(seen(&[&copy]), expected, "plain: {upper:?} on {lower:?}");
+            assert_eq!(seen(&[&copy], WhiteoutFormat::Plain), expected, "plain: {upper:?} on {lower:?}");
         }
     });
 }
@@ -69,7 +69,7 @@ fn overlay(ground: &Ground<'_>, upper: &[Step], expected: Option<Tree>) {
     let (Ok(applied), Some(expected)) = (applied, expected) else { return };
     resolve(&layer, &[&lower], &applied.deferred).unwrap();
     let stack: &[&Path] = if applied.opaque_root { &[&layer] } else { &[&layer, &lower] };
-    assert_eq!(seen(stack), expected, "{upper:?}");
+    assert_eq!(seen(stack, WhiteoutFormat::OverlayUserXattr), expected, "{upper:?}");
 }
 
 fn step(input: &mut Input<'_>, kinds: usize) -> Option<Step> {
@@ -184,8 +184,8 @@ fn apply(layer: &Path, steps: &[Step], first: usize, format: WhiteoutFormat) -> 
 }
 
 /// What a stack of layers shows of the paths that the steps can name.
-fn seen(stack: &[&Path]) -> Tree {
-    let merged = Merged::open(stack).unwrap();
+fn seen(stack: &[&Path], format: WhiteoutFormat) -> Tree {
+    let merged = Merged::open(stack, format).unwrap();
     let mut tree = Tree::new();
     let mut pending: Vec<String> = NAMES.map(ToOwned::to_owned).to_vec();
     while let Some(path) = pending.pop() {
@@ -194,7 +194,7 @@ fn seen(stack: &[&Path]) -> Tree {
             pending.extend(NAMES.iter().map(|name| format!("{path}/{name}")));
             Node::Folder
         } else {
-            let content = lamella_core::layer::read_file(stack, path.as_bytes(), 100).unwrap().unwrap_or_default();
+            let content = read_file(stack, format, path.as_bytes(), 100).unwrap().unwrap_or_default();
             Node::File(String::from_utf8(content).unwrap().parse().unwrap())
         };
         tree.insert(path, node);

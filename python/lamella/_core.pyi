@@ -156,10 +156,12 @@ def diff_trees(after: str, before: str | None = None) -> Changes:
     InvalidArgument for a name that no layer can have (.wh.*); ResourceExhausted for a tree too deep for one.
     """
 
-def diff_upper(folder: str, lowers: Sequence[str], *, opaque: bool = False) -> Changes:
+def diff_upper(
+    folder: str, lowers: Sequence[str], *, opaque: bool = False, whiteouts: _Whiteouts = "overlay"
+) -> Changes:
     """Find what an overlay's upper folder changes of the layers beneath it (nearest first), which are looked at by name only.
 
-    ``opaque``: it hides them all. Errors as :func:`diff_trees`.
+    ``opaque``: it hides them all. ``whiteouts``: how deletions are recorded in it and in them. Errors as :func:`diff_trees`.
     """
 
 def resolve(layer: str, lowers: Sequence[str], deferred: Deferred) -> bool:
@@ -169,11 +171,13 @@ def resolve(layer: str, lowers: Sequence[str], deferred: Deferred) -> bool:
     when a hard link's target exists nowhere. Harmless twice.
     """
 
-def read_file(layers: Sequence[str], path: str, limit: int) -> bytes | None:
+def read_file(
+    layers: Sequence[str], path: str, limit: int, *, whiteouts: _Whiteouts = "overlay"
+) -> bytes | None:
     """Read a regular file from the merged view of layer folders (nearest first) without mounting it.
 
-    Whiteouts, opaque folders and symlinks (resolved inside the merged root) are honoured. None when it is not there or
-    no regular file. ResourceExhausted when it is longer than ``limit`` bytes.
+    Whiteouts (of the form that is said), opaque folders and symlinks (resolved inside the merged root) are honoured. None
+    when it is not there or no regular file. ResourceExhausted when it is longer than ``limit`` bytes.
     """
 
 def mount(mounts: Sequence[_Mount], target: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import lamella
-from lamella import oci
+from lamella import _core, oci
 from lamella.digest import digest_of
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound
 from lamella.transfer.commit import pack_layer
@@ -91,6 +91,23 @@ def test_what_no_layer_can_hold_is_left_out_and_named(client, image, caplog):
     assert [str(change) for change in client.snapshots.changes("work")] == ["C /", "A /file"]
     assert caplog.messages == [f"snapshot work: {note}"]
     assert pack_layer(client, "work").notes == [note]
+
+
+def test_attributes_that_are_not_the_stores_own_mean_nothing(client, image, tmp_path):
+    """A program in a container may set user.overlay.*; the mount goes on showing what lies beneath, and so does all else."""
+    client.snapshots.prepare("work", image.chain_id)
+    with client.snapshots.mounted("work") as folder:
+        os.setxattr(folder / "etc", "user.overlay.opaque", b"y")
+        (folder / "group").touch()
+        os.setxattr(folder / "group", "user.overlay.whiteout", b"y")
+        assert (folder / "etc" / "passwd").exists()
+    assert "A /group" in [str(change) for change in client.snapshots.changes("work")]
+    layers = [str(path) for path in client.snapshots.layer_paths("work")]
+    assert _core.read_file(layers, "/etc/passwd", 1 << 20) is not None
+    with client.snapshots.diff("work") as changes:
+        changes.pack(str(tmp_path / "layer"))
+    with tarfile.open(tmp_path / "layer") as archive:
+        assert [name for name in archive.getnames() if ".wh." in name] == []
 
 
 def test_a_layer_of_a_snapshot_is_the_same_twice_and_gnu_tar_reads_it(client, image, tmp_path):

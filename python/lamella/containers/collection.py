@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import msgspec
@@ -133,7 +134,7 @@ class Containers:
                 namespace=namespace,
                 files_folder=str(client.config.root / "containers" / namespace / container_id),
                 network_path=network_path(options.network),
-                read_file=lambda path, limit: _core.read_file(layers, path, limit),
+                read_file=partial(_core.read_file, layers, whiteouts=client.snapshots.whiteouts),
             )
             now = timestamp()
             record = ContainerRecord(

@@ -321,8 +321,9 @@ class Container:
         return attached
 
     def _read_file(self, path: str, limit: int) -> bytes | None:
-        layers = self._client.snapshots.layer_paths(self.record.snapshot_key)
-        return _core.read_file([str(layer) for layer in layers], path, limit)
+        snapshots = self._client.snapshots
+        layers = [str(layer) for layer in snapshots.layer_paths(self.record.snapshot_key)]
+        return _core.read_file(layers, path, limit, whiteouts=snapshots.whiteouts)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end and return the exit status. DeadlineExceeded after ``timeout`` seconds; it runs on then."""

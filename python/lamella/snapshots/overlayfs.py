@@ -87,9 +87,8 @@ class OverlaySnapshotter(RecordedSnapshotter):
         return [Mount(type="overlay", source="overlay", options=options)]
 
     def _diff(self, own: str, parents: list[str], *, opaque: bool) -> _core.Changes:
-        self._user_attributes()  # which may refuse
         lowers = [self._folders.fs(parent) for parent in parents]
-        return _core.diff_upper(self._folders.fs(own), lowers, opaque=opaque)
+        return _core.diff_upper(self._folders.fs(own), lowers, opaque=opaque, whiteouts=self.whiteouts)
 
 
 def _escape(path: str, separator: str = "") -> str:

@@ -1,10 +1,11 @@
 //! Differences of trees, and the layers made of them.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use lamella_core::compression::Compression;
-use lamella_core::layer::Merged;
 use lamella_core::layer::diff::{self, ChangeKind, Form, Trees};
+use lamella_core::layer::{Merged, WhiteoutFormat};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -36,11 +37,18 @@ pub fn diff_trees(py: Python<'_>, after: PathBuf, before: Option<PathBuf>) -> Py
 
 /// Find what an overlay's upper folder changes of the layers beneath it (nearest first).
 #[pyfunction]
-#[pyo3(signature = (folder, lowers, *, opaque=false))]
-pub fn diff_upper(py: Python<'_>, folder: PathBuf, lowers: Vec<PathBuf>, opaque: bool) -> PyResult<Changes> {
+#[pyo3(signature = (folder, lowers, *, opaque=false, whiteouts="overlay"))]
+pub fn diff_upper(
+    py: Python<'_>,
+    folder: PathBuf,
+    lowers: Vec<PathBuf>,
+    opaque: bool,
+    whiteouts: &str,
+) -> PyResult<Changes> {
     let found = through(py, |check| {
-        let mut found = diff::diff(&Trees::Upper { folder: &folder, opaque }, check)?;
-        diff::tell_apart(&mut found, &Merged::open(&lowers)?)?;
+        let format = WhiteoutFormat::from_str(whiteouts)?;
+        let mut found = diff::diff(&Trees::Upper { folder: &folder, opaque, format }, check)?;
+        diff::tell_apart(&mut found, &Merged::open(&lowers, format)?)?;
         Ok(found)
     })?;
     Ok(Changes { found })

@@ -4,7 +4,9 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
+use lamella_core::layer::WhiteoutFormat;
 use lamella_core::{Error, Result, layer, mount as mounts, sys, tree};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -24,13 +26,16 @@ pub fn resolve(py: Python<'_>, layer: PathBuf, lowers: Vec<PathBuf>, deferred: &
 
 /// Read a regular file from the merged view of layer folders (nearest first) without mounting it.
 #[pyfunction]
+#[pyo3(signature = (layers, path, limit, *, whiteouts="overlay"))]
 pub fn read_file<'py>(
     py: Python<'py>,
     layers: Vec<PathBuf>,
     path: OsString,
     limit: u64,
+    whiteouts: &str,
 ) -> PyResult<Option<Bound<'py, PyBytes>>> {
-    let content = through(py, |_| layer::read_file(&layers, path.as_bytes(), limit))?;
+    let content =
+        through(py, |_| layer::read_file(&layers, WhiteoutFormat::from_str(whiteouts)?, path.as_bytes(), limit))?;
     Ok(content.map(|content| PyBytes::new(py, &content)))
 }
 

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::WhiteoutFormat;
 use super::folders::{FOLDER, open_child};
 use super::name::{c_name, split};
 use super::whiteout::{is_opaque, is_whiteout};
@@ -28,6 +29,7 @@ type Folders = Vec<Rc<OwnedFd>>;
 #[derive(Debug)]
 pub struct Merged {
     roots: Folders,
+    format: WhiteoutFormat,
     /// The folders that the last walk ended in: paths that are looked up in order share most of their folders, and
     /// finding one costs a few system calls for each layer.
     trail: RefCell<Vec<Level>>,
@@ -90,8 +92,8 @@ enum End {
 }
 
 impl Merged {
-    /// Open layer folders, nearest first.
-    pub fn open<P: AsRef<Path>>(layers: &[P]) -> Result<Self> {
+    /// Open layer folders, nearest first, which record deletions in that form.
+    pub fn open<P: AsRef<Path>>(layers: &[P], format: WhiteoutFormat) -> Result<Self> {
         let mut roots = Folders::with_capacity(layers.len());
         for layer in layers {
             let layer = layer.as_ref();
@@ -99,7 +101,7 @@ impl Merged {
                 .map_err(|error| Error::system(format!("cannot open the layer folder {}", layer.display()), error))?;
             roots.push(Rc::new(root));
         }
-        Ok(Self { roots, trail: RefCell::default() })
+        Ok(Self { roots, format, trail: RefCell::default() })
     }
 
     /// The nearest root folder.
@@ -125,7 +127,7 @@ impl Merged {
         })
     }
 
-    fn step(level: &Folders, name: &[u8]) -> Result<Step> {
+    fn step(&self, level: &Folders, name: &[u8]) -> Result<Step> {
         let c_name = c_name(name)?;
         let mut first = None;
         let mut folders = Folders::new();
@@ -135,7 +137,7 @@ impl Merged {
                 Err(Errno::NOENT) => continue,
                 Err(error) => return Err(Error::system(format!("cannot read '{}'", show(name)), error)),
             };
-            if is_whiteout(folder.as_fd(), &c_name, &stat) {
+            if is_whiteout(folder.as_fd(), &c_name, &stat, self.format) {
                 break;
             }
             if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
@@ -146,7 +148,7 @@ impl Merged {
             }
             let opened = open_child(folder.as_fd(), &c_name)
                 .map_err(|error| Error::system(format!("cannot open folder '{}'", show(name)), error))?;
-            let opaque = is_opaque(opened.as_fd());
+            let opaque = is_opaque(opened.as_fd(), self.format);
             first.get_or_insert_with(|| (Rc::clone(folder), stat));
             folders.push(Rc::new(opened));
             if opaque {
@@ -165,7 +167,7 @@ impl Merged {
         {
             return Ok(Step::Folder(Rc::clone(&known.parent), known.stat, known.folders.clone()));
         }
-        Self::step(above.last().map_or(&self.roots, |level| &level.folders), name)
+        self.step(above.last().map_or(&self.roots, |level| &level.folders), name)
     }
 
     fn walk(&self, path: &[u8], follow: Follow) -> Result<End> {
@@ -243,8 +245,13 @@ fn names(levels: &[Level]) -> Vec<Vec<u8>> {
 /// Read a regular file of the merged view. None when it is not there, or is something else.
 ///
 /// `ResourceExhausted` when it is longer than `limit` bytes.
-pub fn read_file<P: AsRef<Path>>(layers: &[P], path: &[u8], limit: u64) -> Result<Option<Vec<u8>>> {
-    let Some(found) = Merged::open(layers)?.lookup(path, Follow::All)? else { return Ok(None) };
+pub fn read_file<P: AsRef<Path>>(
+    layers: &[P],
+    format: WhiteoutFormat,
+    path: &[u8],
+    limit: u64,
+) -> Result<Option<Vec<u8>>> {
+    let Some(found) = Merged::open(layers, format)?.lookup(path, Follow::All)? else { return Ok(None) };
     if found.file_type() != FileType::RegularFile {
         return Ok(None);
     }

@@ -38,10 +38,10 @@ pub fn resolve<P: AsRef<Path>>(layer: &Path, lowers: &[P], deferred: &Deferred) 
     }
     // Most layers leave open nothing but their root, which needs the nearest of the lower layers alone, however many there are.
     let needed = if deferred.folders.is_empty() && deferred.links.is_empty() { 1 } else { lowers.len() };
-    let lower = Merged::open(&lowers[..needed.min(lowers.len())])?;
     let root = rustix::fs::openat(CWD, layer, FOLDER, Mode::empty())
         .map_err(|error| Error::system(format!("cannot open the layer folder {}", layer.display()), error))?;
     let format = deferred.format.unwrap_or(WhiteoutFormat::Overlay);
+    let lower = Merged::open(&lowers[..needed.min(lowers.len())], format)?;
     let mut work = Resolver {
         root,
         layer,
@@ -210,7 +210,7 @@ impl Resolver<'_> {
 
     /// Move all names of one folder into another. What stands there under its own name stays.
     fn merge(&mut self, source: &OwnedFd, from: &[Vec<u8>], target: &OwnedFd, to: &[Vec<u8>]) -> Result<()> {
-        if is_opaque(source.as_fd()) {
+        if is_opaque(source.as_fd(), self.format) {
             whiteout::set_opaque(target.as_fd(), self.format)?;
         }
         for name in tree::names(source).map_err(not_moved)? {
@@ -225,14 +225,14 @@ impl Resolver<'_> {
                 continue;
             };
             let is_folder = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            if is_whiteout(target.as_fd(), &name, &old) {
+            if is_whiteout(target.as_fd(), &name, &old, self.format) {
                 rustix::fs::unlinkat(target, &name, AtFlags::empty()).map_err(not_moved)?;
                 rustix::fs::renameat(source, &name, target, &name).map_err(not_moved)?;
                 if is_folder(&new) {
                     let folder = open_child(target.as_fd(), &name).map_err(not_moved)?;
                     whiteout::set_opaque(folder.as_fd(), self.format)?;
                 }
-            } else if is_folder(&old) && (is_folder(&new) || is_whiteout(source.as_fd(), &name, &new)) {
+            } else if is_folder(&old) && (is_folder(&new) || is_whiteout(source.as_fd(), &name, &new, self.format)) {
                 let inner = open_child(target.as_fd(), &name).map_err(not_moved)?;
                 if !is_folder(&new) {
                     whiteout::set_opaque(inner.as_fd(), self.format)?;
@@ -266,7 +266,7 @@ impl Resolver<'_> {
                 return Ok(None);
             }
             if Self::stat(&parent, &c_name)?.is_none() {
-                if index > 0 && is_opaque(parent.as_fd()) {
+                if index > 0 && is_opaque(parent.as_fd(), self.format) {
                     return Ok(None);
                 }
                 self.touch(&path[..index], &parent)?;
@@ -321,8 +321,8 @@ impl Resolver<'_> {
             && let Some(target_folder) = self.ensure(target_parents)?
         {
             let target_name = c_name(target_name)?;
-            let hidden =
-                self.links.contains(&found.path) || !target_parents.is_empty() && is_opaque(target_folder.as_fd());
+            let hidden = self.links.contains(&found.path)
+                || !target_parents.is_empty() && is_opaque(target_folder.as_fd(), self.format);
             if !hidden && Self::stat(&target_folder, &target_name)?.is_none() {
                 self.touch(target_parents, &target_folder)?;
                 self.copy(&found, &target_folder, &target_name)?;
@@ -367,7 +367,8 @@ impl Resolver<'_> {
         let Some(folder) = self.open(parents)? else { return Ok(false) };
         let name = c_name(name)?;
         Ok(Self::stat(&folder, &name)?.is_some_and(|stat| {
-            FileType::from_raw_mode(stat.st_mode) != FileType::Directory && !is_whiteout(folder.as_fd(), &name, &stat)
+            FileType::from_raw_mode(stat.st_mode) != FileType::Directory
+                && !is_whiteout(folder.as_fd(), &name, &stat, self.format)
         }))
     }
 

@@ -102,28 +102,32 @@ pub fn set_opaque(folder: BorrowedFd<'_>, format: WhiteoutFormat) -> Result<()> 
 }
 
 /// Whether an inode of a layer folder is a whiteout. `parent` and `name` lead to it.
-pub fn is_whiteout(parent: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> bool {
+///
+/// As for [`is_opaque`], only attributes of the layer's own form count, as for overlayfs: those of the other anybody in a
+/// container may set.
+pub fn is_whiteout(parent: BorrowedFd<'_>, name: &CStr, stat: &Stat, format: WhiteoutFormat) -> bool {
+    let attribute = match format {
+        WhiteoutFormat::Overlay => c"trusted.overlay.whiteout",
+        WhiteoutFormat::OverlayUserXattr => c"user.overlay.whiteout",
+        WhiteoutFormat::Plain => return false,
+    };
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::CharacterDevice => stat.st_rdev == 0,
         // The other form that overlayfs knows since Linux 6.7; an upper folder of a nested overlay may have it.
         FileType::RegularFile if stat.st_size == 0 => {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let Ok(file) = rustix::fs::openat(parent, name, flags, Mode::empty()) else { return false };
-            let path = sys::descriptor_path(file.as_fd());
-            [c"trusted.overlay.whiteout", c"user.overlay.whiteout"]
-                .iter()
-                .any(|name| rustix::fs::getxattr(&path, *name, &mut [0u8; 8]).is_ok())
+            rustix::fs::getxattr(sys::descriptor_path(file.as_fd()), attribute, &mut [0u8; 8]).is_ok()
         }
         _ => false,
     }
 }
 
 /// Whether a folder hides what lower layers have in it.
-pub fn is_opaque(folder: BorrowedFd<'_>) -> bool {
-    [c"trusted.overlay.opaque", c"user.overlay.opaque"].iter().any(|name| {
-        let mut value = [0u8; 2];
-        matches!(rustix::fs::fgetxattr(folder, *name, &mut value), Ok(1)) && value[0] == b'y'
-    })
+pub fn is_opaque(folder: BorrowedFd<'_>, format: WhiteoutFormat) -> bool {
+    let mut value = [0u8; 2];
+    opaque_xattr(format).is_some_and(|name| matches!(rustix::fs::fgetxattr(folder, name, &mut value), Ok(1)))
+        && value[0] == b'y'
 }
 
 #[cfg(test)]

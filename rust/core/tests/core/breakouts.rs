@@ -98,15 +98,15 @@ fn add(archive: Archive, entry: &Value, outside: &Path) -> Archive {
 }
 
 /// Makes layer folders of archives, bottom first, and gives those that a mount would stack, nearest first.
-type Apply = fn(&Host, &[Vec<u8>]) -> Result<Vec<PathBuf>>;
+type Apply = fn(&Host, &[Vec<u8>], WhiteoutFormat) -> Result<Vec<PathBuf>>;
 
 /// Make every attempt on a host of its own, and say of each where it ended otherwise than the table says.
-fn make_every_attempt(apply: Apply) {
+fn make_every_attempt(format: WhiteoutFormat, apply: Apply) {
     let mut wrong = Vec::new();
     for attempt in attempts() {
         let host = Host::new(attempt.layers.len());
         let archives: Vec<_> = attempt.layers.iter().map(|layer| archive(layer, &host.outside())).collect();
-        let result = apply(&host, &archives);
+        let result = apply(&host, &archives, format);
         let mut say = |text: String| wrong.push(format!("{}: {text}", attempt.name));
         host.differences().into_iter().for_each(&mut say);
         match (result, &attempt.end) {
@@ -120,7 +120,7 @@ fn make_every_attempt(apply: Apply) {
             (Ok(layers), End::Shows(files)) => {
                 for (path, content) in files {
                     let path = placed(path, &host.outside());
-                    let found = read_file(&layers, path.as_bytes(), 1000).unwrap();
+                    let found = read_file(&layers, format, path.as_bytes(), 1000).unwrap();
                     if found.as_deref() != content.as_deref().map(str::as_bytes) {
                         say(format!("{path} is {:?}", found.map(|found| String::from_utf8_lossy(&found).into_owned())));
                     }
@@ -133,9 +133,9 @@ fn make_every_attempt(apply: Apply) {
 
 #[test]
 fn every_attempt_on_one_plain_folder_ends_inside_it_or_in_an_error() {
-    make_every_attempt(|host, archives| {
+    make_every_attempt(WhiteoutFormat::Plain, |host, archives, format| {
         for archive in archives {
-            apply_to(&host.layer(0), archive, WhiteoutFormat::Plain)?;
+            apply_to(&host.layer(0), archive, format)?;
         }
         Ok(vec![host.layer(0)])
     });
@@ -143,11 +143,11 @@ fn every_attempt_on_one_plain_folder_ends_inside_it_or_in_an_error() {
 
 #[test]
 fn every_attempt_on_a_stack_of_layers_ends_inside_it_or_in_an_error() {
-    make_every_attempt(|host, archives| {
+    make_every_attempt(format(), |host, archives, format| {
         let mut stack: Vec<PathBuf> = Vec::new();
         for (number, archive) in archives.iter().enumerate() {
             let layer = host.layer(number);
-            let applied = apply_to(&layer, archive, format())?;
+            let applied = apply_to(&layer, archive, format)?;
             resolve(&layer, &stack, &applied.deferred)?;
             stack.insert(0, layer);
         }

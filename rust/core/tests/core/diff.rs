@@ -33,7 +33,7 @@ fn alone(after: &Path) -> Trees<'_> {
 }
 
 fn upper_of(folder: &Path) -> Trees<'_> {
-    Trees::Upper { folder, opaque: false }
+    Trees::Upper { folder, opaque: false, format: WhiteoutFormat::Overlay }
 }
 
 fn run(program: &str, arguments: &[&dyn AsRef<std::ffi::OsStr>]) {
@@ -466,9 +466,9 @@ fn what_is_new_in_an_upper_folder_is_told_from_what_was_beneath() {
     }
     std::fs::write(upper.join("new"), b"x").unwrap();
     rustix::fs::mknodat(CWD, upper.join("gone"), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
-    let trees = Trees::Upper { folder: &upper, opaque: true };
+    let trees = Trees::Upper { folder: &upper, opaque: true, format: WhiteoutFormat::Overlay };
     let mut changes = diff(&trees, &mut || Ok(())).unwrap();
-    tell_apart(&mut changes, &Merged::open(&[&lower]).unwrap()).unwrap();
+    tell_apart(&mut changes, &Merged::open(&[&lower], WhiteoutFormat::Overlay).unwrap()).unwrap();
     let kinds: Vec<_> = changes.changes.iter().map(|change| (&change.path[..], change.kind)).collect();
     let expected = [
         (&b""[..], ChangeKind::Modified),

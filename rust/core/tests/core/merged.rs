@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use lamella_core::Kind;
 use lamella_core::layer::{Follow, Merged, read_file};
 
-use crate::Place;
 use crate::archive::Archive;
+use crate::{Place, format};
 
 struct Stack(Vec<Place>);
 
@@ -23,7 +23,7 @@ fn stack(layers: &[Vec<u8>]) -> Stack {
 impl Stack {
     fn read(&self, path: &str) -> Option<String> {
         let layers: Vec<PathBuf> = self.0.iter().rev().map(|place| place.layer.clone()).collect();
-        read_file(&layers, path.as_bytes(), 1000).unwrap().map(|content| String::from_utf8(content).unwrap())
+        read_file(&layers, format(), path.as_bytes(), 1000).unwrap().map(|content| String::from_utf8(content).unwrap())
     }
 }
 
@@ -86,15 +86,15 @@ fn symlinks_resolve_inside_the_merged_root() {
     assert_eq!(stack.read("root"), None);
     assert_eq!(stack.read("usr/../etc/passwd").unwrap(), "image");
     let layers: Vec<PathBuf> = stack.0.iter().rev().map(|place| place.layer.clone()).collect();
-    assert_eq!(read_file(&layers, b"loop", 10).unwrap_err().kind, Kind::InvalidArgument);
+    assert_eq!(read_file(&layers, format(), b"loop", 10).unwrap_err().kind, Kind::InvalidArgument);
 }
 
 #[test]
 fn a_file_longer_than_the_limit_is_an_error() {
     let stack = stack(&[Archive::new().file("f", &[b'x'; 1001]).file("g", &[b'x'; 1000]).end()]);
     let layers: Vec<PathBuf> = stack.0.iter().map(|place| place.layer.clone()).collect();
-    assert_eq!(read_file(&layers, b"f", 1000).unwrap_err().kind, Kind::ResourceExhausted);
-    assert_eq!(read_file(&layers, b"g", 1000).unwrap().unwrap().len(), 1000);
+    assert_eq!(read_file(&layers, format(), b"f", 1000).unwrap_err().kind, Kind::ResourceExhausted);
+    assert_eq!(read_file(&layers, format(), b"g", 1000).unwrap().unwrap().len(), 1000);
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn one_lookup_after_another_finds_what_a_first_one_finds() {
     let layers: Vec<PathBuf> = stack.0.iter().rev().map(|place| place.layer.clone()).collect();
     let paths =
         ["a/b/c", "a/d/c", "a/d", "l/x", "l", "a/up/c", "e/b/c", "a", "a/b/../d", "e/../a/b/x", "", "a/b/c/x", "b/c"];
-    let known = Merged::open(&layers).unwrap();
+    let known = Merged::open(&layers, format()).unwrap();
     for (first, second, follow) in paths.iter().flat_map(|first| {
         paths.iter().flat_map(move |second| [Follow::All, Follow::Parents, Follow::Never].map(|f| (first, second, f)))
     }) {
@@ -115,7 +115,7 @@ fn one_lookup_after_another_finds_what_a_first_one_finds() {
             found.map(|found| (found.path, found.name, found.stat.st_ino))
         };
         seen(&known, first);
-        let fresh = Merged::open(&layers).unwrap();
+        let fresh = Merged::open(&layers, format()).unwrap();
         assert_eq!(seen(&known, second), seen(&fresh, second), "{second} after {first}, {follow:?}");
         assert_eq!(known.canonical(second.as_bytes()).unwrap(), fresh.canonical(second.as_bytes()).unwrap());
     }

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 
 use super::attributes::Attributes;
 use super::folders::FOLDER;
-use super::{Follow, Merged};
+use super::{Follow, Merged, WhiteoutFormat};
 use crate::error::{Error, Result};
 use crate::tree::Check;
 
@@ -35,6 +35,8 @@ pub enum Trees<'a> {
         folder: &'a Path,
         /// It hides what is beneath it, for which overlayfs has no mark at the root.
         opaque: bool,
+        /// How it records deletions.
+        format: WhiteoutFormat,
     },
     /// A tree and what it was before; without that, all of it is new.
     Pair {
@@ -104,7 +106,7 @@ pub struct Changes {
 /// a layer cannot have (`.wh.*`).
 pub fn diff(trees: &Trees<'_>, check: Check<'_>) -> Result<Changes> {
     let (before, after, upper) = match *trees {
-        Trees::Upper { folder, opaque } => (None, folder, Some(scan::Upper { opaque })),
+        Trees::Upper { folder, opaque, format } => (None, folder, Some(scan::Upper { opaque, format })),
         Trees::Pair { before, after } => (before, after, None),
     };
     let mut scan = scan::Scan::new(after, upper, check);

@@ -8,6 +8,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::super::WhiteoutFormat;
 use super::super::attributes::{Attributes, Target, read_xattrs};
 use super::super::folders::open_child;
 use super::super::name::MAX_DEPTH;
@@ -28,6 +29,8 @@ const COMPARED: usize = 128 * 1024;
 pub struct Upper {
     /// See [`super::Trees::Upper`].
     pub opaque: bool,
+    /// The same.
+    pub format: WhiteoutFormat,
 }
 
 pub struct Scan<'a> {
@@ -84,7 +87,7 @@ impl<'a> Scan<'a> {
             folder_node(folder, &stat, opaque)
         };
         // overlayfs honours no mark at the root: whoever keeps the layer says so.
-        let opaque = self.upper.as_ref().is_some_and(|upper| upper.opaque || is_opaque(after.as_fd()));
+        let opaque = self.upper.as_ref().is_some_and(|upper| upper.opaque || is_opaque(after.as_fd(), upper.format));
         let node = look(after.as_fd(), opaque)?;
         let old = before.as_ref().map(|before| look(before.as_fd(), false)).transpose()?;
         self.enter(before, after, old, node)
@@ -164,7 +167,7 @@ impl<'a> Scan<'a> {
             return Err(Error::invalid(format!("'{}' cannot be in a layer", show(&self.path)))
                 .hint("Its name would delete something; rename or remove the file."));
         }
-        if self.upper.is_some() && is_whiteout(after.as_fd(), name, &new.stat) {
+        if self.upper.as_ref().is_some_and(|upper| is_whiteout(after.as_fd(), name, &new.stat, upper.format)) {
             self.note(ChangeKind::Deleted, None);
             return Ok(());
         }
@@ -203,7 +206,7 @@ impl<'a> Scan<'a> {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()), // it went while we came
             Err(error) => return Err(self.failed("open", error)),
         };
-        let opaque = self.upper.is_some() && is_opaque(opened.as_fd());
+        let opaque = self.upper.as_ref().is_some_and(|upper| is_opaque(opened.as_fd(), upper.format));
         let node = folder_node(opened.as_fd(), &new.stat, opaque)?;
         let Some(old) = old else { return self.enter(None, &opened, None, node) };
         if old.file_type != FileType::Directory {
