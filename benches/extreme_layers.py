@@ -177,7 +177,7 @@ def markdown(rows: list[list[str]], rounds: int) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines.insert(1, "|---|" + "---:|" * (len(HEADER) - 1))
     medians = "one round" if rounds == 1 else f"medians of {rounds} rounds, the highest peak"
-    where = f"{os.cpu_count()} CPUs, Linux {platform.release().partition("-")[0]}, Python {platform.python_version()}"
+    where = f"{os.cpu_count()} CPUs, Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}"
     return f"{where}; {medians}.\n\n" + "\n".join(lines) + "\n"
 
 
