@@ -166,7 +166,12 @@ def test_containerd_unpacks_the_tree_that_was_meant(
             or case.holds(".wh..wh..opq")
         ):
             continue
-        found = containerd.unpack(case.tag, tmp_path / case.tag)
+        try:
+            found = containerd.unpack(case.tag, tmp_path / case.tag)
+        except unpackers.Refused as refused:
+            # It looks beneath for what a folder is like that a layer enters before it names it, also where a file stands there.
+            assert "not a directory" in str(refused), case.seed
+            continue
         assert case.wrong(found, *unpackers.CONTAINERD) == []
 
 

@@ -240,9 +240,14 @@ impl Resolver<'_> {
                 }
                 let moving = open_child(source.as_fd(), &name).map_err(not_moved)?;
                 self.touch(&path, &inner)?;
-                // One folder under two names: what the tar says of either holds.
-                if !self.unnamed.remove(&inside(from)) && self.unnamed.remove(&path) {
-                    let attributes = Attributes::read(&new, read_xattrs(&Target::Descriptor(moving.as_fd()))?);
+                // One folder under two names: what the tar says of either holds. (A folder that an opaque one hides waits for
+                // nothing, named or not.)
+                let said = |folder: &OwnedFd, stat: &Stat| -> Result<Attributes> {
+                    Ok(Attributes::read(stat, read_xattrs(&Target::Descriptor(folder.as_fd()))?))
+                };
+                let nothing = |said: Attributes| Attributes { atime: said.mtime, ..said } == unnamed_folder();
+                if !self.unnamed.remove(&inside(from)) && (self.unnamed.remove(&path) || nothing(said(&inner, &old)?)) {
+                    let attributes = said(&moving, &new)?;
                     set_attributes_at(target.as_fd(), &name, &attributes, &mut |_| {})?;
                     self.touched.retain(|(known, _)| *known != path);
                     self.touch(&path, &inner)?;
@@ -298,12 +303,15 @@ impl Resolver<'_> {
             return Ok(());
         }
         self.touch(parents, &folder)?;
-        let target = self.canonical(&link.target)?;
         let beneath = self.lower.lookup(&link.target, Follow::Parents)?;
-        // The archive named the target after the link, or either by way of a symlink that only the lower layers have.
-        let by_symlink = join(&target) != link.target || self.moved.iter().any(|(_, to)| target.starts_with(to));
-        if (beneath.is_none() || by_symlink) && self.holds(&target)? {
-            return self.link_to(&target, &folder, &name);
+        // The archive named the target after the link, or either by way of a symlink that only the lower layers have; or it put a
+        // folder in the place of one.
+        let as_named = owned(&link.target).map(|path| self.current(path)).unwrap_or_default();
+        for target in [as_named, self.canonical(&link.target)?] {
+            let by_symlink = join(&target) != link.target || self.moved.iter().any(|(_, to)| target.starts_with(to));
+            if (beneath.is_none() || by_symlink) && self.holds(&target)? {
+                return self.link_to(&target, &folder, &name);
+            }
         }
         let Some(found) = beneath else {
             return Err(Error::invalid(format!("its target '{}' is in no layer", show(&link.target)))

@@ -292,6 +292,27 @@ fn links_and_their_targets_may_be_named_by_way_of_lower_symlinks() {
 }
 
 #[test]
+fn a_target_in_a_folder_that_takes_the_place_of_a_lower_symlink_is_found() {
+    let lower = Archive::new().symlink("root", "/").symlink("s", "nowhere");
+    let top = Archive::new().folder("./").folder("root/s").file("root/s/t", b"new").hard_link("h", "s/t");
+    let stack = stack(&[lower], top);
+    assert!(stack.resolve().unwrap());
+    assert_eq!(stack.top.listing(), ["h f", "s d", "s/t f"]);
+    assert_eq!(tree::items(&stack.top.layer)["s/t"].first_name.as_deref(), Some("h"));
+}
+
+#[test]
+fn a_folder_by_two_names_is_what_the_tar_says_also_where_nothing_beneath_is_seen() {
+    let lower = Archive::new().symlink("root", "/").folder("d");
+    let top =
+        Archive::new().folder("./").file("d/.wh..wh..opq", b"").folder_of_mode("root/d/n", 0o700).file("d/n/f", b"");
+    let stack = stack(&[lower], top);
+    assert!(stack.resolve().unwrap());
+    assert_eq!(stack.top.listing(), ["d d!", "d/n d", "d/n/f f"]);
+    assert_eq!(tree::items(&stack.top.layer)["d/n"].mode & 0o7777, 0o700);
+}
+
+#[test]
 fn a_named_folder_takes_the_place_of_a_lower_symlink() {
     let lower = Archive::new().file("usr/lib/old", b"").symlink("lib", "usr/lib");
     let stack = stack(&[lower], Archive::new().folder("./").folder("lib").file("lib/x/new", b""));
