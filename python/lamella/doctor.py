@@ -160,47 +160,35 @@ def capabilities(status: str) -> int:
 
 def check_snapshotter(host: Host, config: Config) -> Check:
     """See whether the snapshotter that is asked for works beside the store."""
-    return check_native(host, config) if config.snapshotter == "native" else check_overlayfs(host, config)
+    name, attempt = ("native", _try_native) if config.snapshotter == "native" else ("overlayfs", _try_overlay)
+    try:
+        with _scratch(config.root) as folder:
+            return attempt(host, folder)
+    except OSError as error:
+        return Check(
+            name=name,
+            status="warn",
+            detail=f"cannot be tried beside {config.root}: {error.strerror or error}",
+            remedy="Choose a --root that can be written, or run as its owner.",
+        )
 
 
-def check_native(host: Host, config: Config) -> Check:
-    """Copy a file beside the store, and see whether the copy shares its blocks."""
+def _try_native(host: Host, folder: Path) -> Check:
+    """Copy a file, and see whether the copy shares its blocks."""
     import fcntl
 
-    try:
-        with _scratch(config.root) as folder:
-            (folder / "file").write_bytes(bytes(1 << 16))
-            with (folder / "file").open("rb") as source, (folder / "copy").open("wb") as copy:
-                try:
-                    fcntl.ioctl(copy, _FICLONE, source.fileno())
-                    detail = "copies share their blocks"
-                except OSError:
-                    detail = "copies take as much room as what they are copies of"
-            return Check(name="native", status="ok", detail=f"{detail} on {_filesystem(host, folder)}")
-    except OSError as error:
-        return Check(
-            name="native",
-            status="warn",
-            detail=f"cannot be tried beside {config.root}: {error.strerror or error}",
-            remedy="Choose a --root that can be written, or run as its owner.",
-        )
-
-
-def check_overlayfs(host: Host, config: Config) -> Check:
-    """Mount an overlay beside the store, with its upper folder there."""
-    try:
-        with _scratch(config.root) as folder:
-            return _try_overlay(host, folder)
-    except OSError as error:
-        return Check(
-            name="overlayfs",
-            status="warn",
-            detail=f"cannot be tried beside {config.root}: {error.strerror or error}",
-            remedy="Choose a --root that can be written, or run as its owner.",
-        )
+    (folder / "file").write_bytes(bytes(1 << 16))
+    with (folder / "file").open("rb") as source, (folder / "copy").open("wb") as copy:
+        try:
+            fcntl.ioctl(copy, _FICLONE, source.fileno())
+            detail = "copies share their blocks"
+        except OSError:
+            detail = "copies take as much room as what they are copies of"
+    return Check(name="native", status="ok", detail=f"{detail} on {_filesystem(host, folder)}")
 
 
 def _try_overlay(host: Host, folder: Path) -> Check:
+    """Mount an overlay, with its upper folder in ``folder``."""
     from lamella import _core
 
     known = {line.split()[-1] for line in (host.read("/proc/filesystems") or "").splitlines() if line.split()}

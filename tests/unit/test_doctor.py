@@ -223,7 +223,7 @@ def test_the_overlay_check_works_wherever_the_store_is(machine: Machine, tmp_pat
     machine.put("/proc/filesystems", "nodev\toverlay\n")
     root = tmp_path / "a b:c\\d"
     root.mkdir()
-    answer = doctor.check_overlayfs(machine, Config(root=root, state=tmp_path / "state"))
+    answer = doctor.check_snapshotter(machine, Config(root=root, state=tmp_path / "state"))
     assert answer.status == "ok", answer
     assert list(root.iterdir()) == []
 
