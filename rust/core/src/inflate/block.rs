@@ -345,24 +345,25 @@ impl Inflater {
                 bits = bits.wrapping_sub($entry.raw());
             };
         }
+        macro_rules! literal {
+            ($entry:expr) => {
+                drop_bits!($entry);
+                cells[at] = $entry.byte().into();
+                at += 1;
+            };
+        }
         let mut ended = false;
         refill!();
         let mut entry = self.lengths.first(buffer);
         while input.len() > byte + INPUT_AHEAD && cells.len() > at + OUTPUT_AHEAD {
             if entry.is_literal() {
-                drop_bits!(entry);
-                cells[at] = entry.byte().into();
-                at += 1;
+                literal!(entry);
                 entry = self.lengths.first(buffer);
                 if entry.is_literal() {
-                    drop_bits!(entry);
-                    cells[at] = entry.byte().into();
-                    at += 1;
+                    literal!(entry);
                     entry = self.lengths.first(buffer);
                     if entry.is_literal() {
-                        drop_bits!(entry);
-                        cells[at] = entry.byte().into();
-                        at += 1;
+                        literal!(entry);
                         refill!();
                         entry = self.lengths.first(buffer);
                         continue;
@@ -374,9 +375,7 @@ impl Inflater {
                     entry = self.lengths.follow(entry, buffer);
                 }
                 if entry.is_literal() {
-                    drop_bits!(entry);
-                    cells[at] = entry.byte().into();
-                    at += 1;
+                    literal!(entry);
                     refill!();
                     entry = self.lengths.first(buffer);
                     continue;

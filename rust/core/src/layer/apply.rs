@@ -1,15 +1,17 @@
 //! Applies entries to a layer folder.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, makedev};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, makedev};
 use rustix::io::Errno;
 
 use super::WhiteoutFormat;
 use super::attributes::{Attributes, Target, mode_bits, set_attributes, set_owner_at, set_times_at, set_xattrs};
-use super::folders::{FOLDER, Folders};
+use super::folders::{Folders, open_layer};
 use super::made::{ChildKind, FolderId, Made};
 use super::name::{MAX_DEPTH, c_name, components, join};
 use super::walk::Place;
@@ -46,7 +48,7 @@ pub struct Applier {
 /// The regular file that is being written.
 #[derive(Debug)]
 struct OpenFile {
-    descriptor: OwnedFd,
+    handle: File,
     attributes: Attributes,
     size: u64,
     sparse: bool,
@@ -60,7 +62,7 @@ impl Applier {
     /// Apply to a folder, which must be empty unless the format is plain.
     pub fn new(path: &Path, format: WhiteoutFormat) -> Result<Self> {
         let failed = |error| Error::system(format!("cannot open the layer folder {}", path.display()), error);
-        let root = rustix::fs::openat(CWD, path, FOLDER, Mode::empty()).map_err(failed)?;
+        let root = open_layer(path)?;
         if format != WhiteoutFormat::Plain && !tree::names(&root).map_err(failed)?.is_empty() {
             return Err(Error::new(
                 Kind::FailedPrecondition,
@@ -156,10 +158,10 @@ impl Applier {
             return Err(Error::data_loss("the content is shorter than the header says"));
         }
         if file.written < file.size {
-            rustix::fs::ftruncate(&file.descriptor, file.size)
+            rustix::fs::ftruncate(&file.handle, file.size)
                 .map_err(|error| Error::system("cannot set the size", error))?;
         }
-        self.complete(file.descriptor.as_fd(), &file.attributes)
+        self.complete(file.handle.as_fd(), &file.attributes)
     }
 
     /// Set what differs on an inode that was written, and count it.
@@ -229,12 +231,18 @@ impl Applier {
         let attributes = self.attributes_of(entry);
         let mode = if attributes.xattrs.is_empty() { entry.mode & 0o777 } else { 0o600 };
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let (descriptor, _) = self.create(parent, name, "cannot make the file", |folder, name| {
+        let (made, _) = self.create(parent, name, "cannot make the file", |folder, name| {
             rustix::fs::openat(folder, name, flags, mode_bits(mode))
         })?;
         self.remember(parent, name, ChildKind::Other);
-        self.file =
-            Some(OpenFile { descriptor, attributes, size: entry.size, sparse: entry.sparse, end: 0, written: 0 });
+        self.file = Some(OpenFile {
+            handle: made.into(),
+            attributes,
+            size: entry.size,
+            sparse: entry.sparse,
+            end: 0,
+            written: 0,
+        });
         Ok(())
     }
 
@@ -423,17 +431,12 @@ impl Applier {
 }
 
 impl OpenFile {
-    fn write(&mut self, mut offset: u64, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            let written = match rustix::io::pwrite(&self.descriptor, bytes, offset) {
-                Ok(written) => written,
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(Error::system("cannot write", error)),
-            };
-            offset += written as u64;
-            bytes = &bytes[written..];
-            self.written = self.written.max(offset);
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
         }
+        self.handle.write_all_at(bytes, offset).map_err(|error| Error::system("cannot write", error))?;
+        self.written = self.written.max(offset + bytes.len() as u64);
         Ok(())
     }
 }

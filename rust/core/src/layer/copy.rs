@@ -1,7 +1,9 @@
 //! Copies single inodes: content with its holes, and attributes.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
@@ -77,7 +79,7 @@ fn copy_file(from: Name<'_>, to: Name<'_>, manner: &mut Manner<'_>) -> Result<()
     // Attributes may need a writable mode; set-id bits come when the content is complete.
     let mode = if attributes.xattrs.is_empty() { attributes.mode & 0o777 } else { 0o600 };
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let target = rustix::fs::openat(to.folder, to.name, flags, mode_bits(mode)).map_err(failed)?;
+    let target = File::from(rustix::fs::openat(to.folder, to.name, flags, mode_bits(mode)).map_err(failed)?);
     copy_content(&source, &target, u64::try_from(stat.st_size).unwrap_or(0), manner.check)
         .map_err(|error| error.context(format!("'{}'", show(from.name.to_bytes()))))?;
     set_attributes(target.as_fd(), &attributes, manner.note).map(drop)
@@ -105,7 +107,7 @@ pub fn set_attributes_at(
 
 /// Copy a file's content into an empty one: by sharing its blocks where the file system can (ioctl_ficlone(2)), else its data
 /// segments; what lies between them stays a hole.
-fn copy_content(from: &OwnedFd, to: &OwnedFd, size: u64, check: Check<'_>) -> Result<()> {
+fn copy_content(from: &OwnedFd, to: &File, size: u64, check: Check<'_>) -> Result<()> {
     let failed = |error: Errno| Error::system("cannot copy the content", error);
     // It says no for many reasons (another file system, one that cannot, a swap file); a real one comes up again below.
     if size == 0 || rustix::fs::ioctl_ficlone(to, from).is_ok() {
@@ -129,7 +131,7 @@ fn copy_content(from: &OwnedFd, to: &OwnedFd, size: u64, check: Check<'_>) -> Re
     Ok(())
 }
 
-fn copy_range(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64, check: Check<'_>) -> Result<()> {
+fn copy_range(from: &OwnedFd, to: &File, start: u64, end: u64, check: Check<'_>) -> Result<()> {
     let failed = |error: Errno| Error::system("cannot copy the content", error);
     let (mut source, mut target) = (start, start);
     while source < end {
@@ -148,7 +150,7 @@ fn copy_range(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64, check: Check<'
 }
 
 /// Where the kernel cannot copy by itself: between file systems before Linux 5.19, and some file systems.
-fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, mut position: u64, end: u64, check: Check<'_>) -> Result<()> {
+fn copy_by_hand(from: &OwnedFd, to: &File, mut position: u64, end: u64, check: Check<'_>) -> Result<()> {
     let failed = |error: Errno| Error::system("cannot copy the content", error);
     let mut buffer = vec![0u8; 256 * 1024];
     while position < end {
@@ -158,10 +160,7 @@ fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, mut position: u64, end: u64, check
         if count == 0 {
             return Err(failed(Errno::IO));
         }
-        let mut written = 0;
-        while written < count {
-            written += rustix::io::pwrite(to, &buffer[written..count], position + written as u64).map_err(failed)?;
-        }
+        to.write_all_at(&buffer[..count], position).map_err(|error| Error::system("cannot copy the content", error))?;
         position += count as u64;
     }
     Ok(())

@@ -9,13 +9,13 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, Stat};
 use rustix::io::Errno;
 
 use super::apply::push_note;
 use super::attributes::{Attributes, Target, read_all_xattrs, set_attributes};
 use super::copy::{Manner, Name, copy_inode};
-use super::folders::{FOLDER, open_child};
+use super::folders::{open_child, open_tree};
 use super::name::join;
 use crate::error::{Error, Kind, Result, show};
 use crate::tree::{Check, Descent, names};
@@ -25,11 +25,7 @@ use crate::tree::{Check, Descent, names};
 ///
 /// After an error `to` is half done and must be thrown away. Who changes `from` meanwhile gets an error or a mixture.
 pub fn copy_tree(from: &Path, to: &Path, check: Check<'_>) -> Result<Vec<String>> {
-    let open = |path: &Path| {
-        let failed = |error| Error::system(format!("cannot open {}", path.display()), error);
-        rustix::fs::openat(CWD, path, FOLDER, Mode::empty()).map_err(failed)
-    };
-    let (source, target) = (open(from)?, open(to)?);
+    let (source, target) = (open_tree(from)?, open_tree(to)?);
     let failed = |error| Error::system(format!("cannot list {}", to.display()), error);
     if !names(&target).map_err(failed)?.is_empty() {
         return Err(Error::new(Kind::FailedPrecondition, format!("the folder {} is not empty", to.display())));

@@ -3,9 +3,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::rc::Rc;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::made::{FolderId, Made};
@@ -21,6 +22,21 @@ pub const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags:
 /// Open a folder by a single name.
 pub fn open_child(parent: BorrowedFd<'_>, name: &CStr) -> std::result::Result<OwnedFd, Errno> {
     rustix::fs::openat(parent, name, FOLDER, Mode::empty())
+}
+
+/// Open the top folder of a tree.
+pub fn open_tree(path: &Path) -> Result<OwnedFd> {
+    open_top(path, "")
+}
+
+/// Open the top folder of a layer.
+pub fn open_layer(path: &Path) -> Result<OwnedFd> {
+    open_top(path, "the layer folder ")
+}
+
+fn open_top(path: &Path, what: &str) -> Result<OwnedFd> {
+    rustix::fs::openat(CWD, path, FOLDER, Mode::empty())
+        .map_err(|error| Error::system(format!("cannot open {what}{}", path.display()), error))
 }
 
 /// The descriptors of one layer.

@@ -10,11 +10,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::WhiteoutFormat;
-use super::folders::{FOLDER, open_child};
+use super::folders::{open_child, open_layer};
 use super::name::{c_name, split};
 use super::whiteout::{is_opaque, is_whiteout};
 use crate::error::{Error, Kind, Result, show};
@@ -96,10 +96,7 @@ impl Merged {
     pub fn open<P: AsRef<Path>>(layers: &[P], format: WhiteoutFormat) -> Result<Self> {
         let mut roots = Folders::with_capacity(layers.len());
         for layer in layers {
-            let layer = layer.as_ref();
-            let root = rustix::fs::openat(CWD, layer, FOLDER, Mode::empty())
-                .map_err(|error| Error::system(format!("cannot open the layer folder {}", layer.display()), error))?;
-            roots.push(Rc::new(root));
+            roots.push(Rc::new(open_layer(layer.as_ref())?));
         }
         Ok(Self { roots, format, trail: RefCell::default() })
     }

@@ -13,13 +13,13 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, Stat};
 use rustix::io::Errno;
 
 use super::attributes::{Attributes, Target, read_xattrs, set_attributes, set_times, set_xattrs, take_default_acl};
 use super::copy::{Name, attributes_of, copy_up, set_attributes_at};
 use super::finish::unnamed_folder;
-use super::folders::{FOLDER, open_child};
+use super::folders::{open_child, open_layer};
 use super::merged::{Follow, Merged};
 use super::name::{c_name, components, join};
 use super::whiteout::{self, is_opaque, is_whiteout};
@@ -38,8 +38,7 @@ pub fn resolve<P: AsRef<Path>>(layer: &Path, lowers: &[P], deferred: &Deferred) 
     }
     // Most layers leave open nothing but their root, which needs the nearest of the lower layers alone, however many there are.
     let needed = if deferred.folders.is_empty() && deferred.links.is_empty() { 1 } else { lowers.len() };
-    let root = rustix::fs::openat(CWD, layer, FOLDER, Mode::empty())
-        .map_err(|error| Error::system(format!("cannot open the layer folder {}", layer.display()), error))?;
+    let root = open_layer(layer)?;
     let format = deferred.format.unwrap_or(WhiteoutFormat::Overlay);
     let lower = Merged::open(&lowers[..needed.min(lowers.len())], format)?;
     let mut work = Resolver {

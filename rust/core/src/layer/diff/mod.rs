@@ -14,13 +14,12 @@ mod scan;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode};
 use rustix::io::Errno;
 
 use super::attributes::Attributes;
-use super::folders::FOLDER;
+use super::folders::open_tree;
 use super::{Follow, Merged, WhiteoutFormat};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tree::Check;
 
 pub use blob::{Blob, Form, pack};
@@ -112,11 +111,6 @@ pub fn diff(trees: &Trees<'_>, check: Check<'_>) -> Result<Changes> {
     let mut scan = scan::Scan::new(after, upper, check);
     scan.root(before.map(open_tree).transpose()?, &open_tree(after)?)?;
     Ok(scan.finish())
-}
-
-fn open_tree(path: &Path) -> Result<OwnedFd> {
-    rustix::fs::openat(CWD, path, FOLDER, Mode::empty())
-        .map_err(|error| Error::system(format!("cannot open {}", path.display()), error))
 }
 
 /// Read from `at` until the buffer is full or the file ends.
