@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from lamella.leases import Leases
     from lamella.metrics import Metric
     from lamella.namespaces import Namespaces
+    from lamella.registry.client import RegistryClient
+    from lamella.registry.config import RegistryConfig
     from lamella.snapshots.layers import LayerStore
     from lamella.snapshots.recorded import RecordedSnapshotter
     from lamella.transfer.progress import ProgressCallback
@@ -42,7 +44,7 @@ class Client:
     ``durable``: a pull returns only when what it brought survives a power cut (:mod:`lamella.durability`); without it that
     happens a little later. ``auto_gc``: what images and containers leave is collected when they go (:mod:`lamella.autogc`);
     None: as the environment's LAMELLA_GC says, ``auto`` or ``manual`` (the default). ``snapshotter``: ``overlayfs``, or
-    ``native``, which copies; None: as LAMELLA_SNAPSHOTTER says, else the former.
+    ``native``, which copies; None: as LAMELLA_SNAPSHOTTER says, else the former. ``registry``: how registries are talked to.
 
     Errors: PermissionDenied when the store cannot be opened, FailedPrecondition when a newer lamella made it,
     InvalidArgument for a malformed namespace.
@@ -57,8 +59,10 @@ class Client:
         *,
         durable: bool = False,
         auto_gc: bool | None = None,
+        registry: RegistryConfig | None = None,
     ) -> None:
         self.durable = durable
+        self.registry = registry
         self.config = Config.load(
             root=root, state=state, namespace=namespace, snapshotter=snapshotter, auto_gc=auto_gc
         )
@@ -84,9 +88,22 @@ class Client:
         if snapshotter == self.config.snapshotter:
             return self
         other = object.__new__(type(self))
-        other.durable, other.database = self.durable, self.database
+        other.durable, other.database, other.registry = self.durable, self.database, self.registry
         other.config = msgspec.structs.replace(self.config, snapshotter=snapshotter)
         return other
+
+    def connect(self, *, plain_http: bool = False, **changes: Any) -> RegistryClient:
+        """Give what talks to registries; a context manager.
+
+        By this client's settings, and with ``changes`` of them (fields of :class:`lamella.registry.config.RegistryConfig`).
+        ``plain_http`` allows what it names; it takes nothing away that the settings allow.
+        """
+        from lamella.registry.client import RegistryClient
+        from lamella.registry.config import RegistryConfig
+
+        config = self.registry or RegistryConfig()
+        changes["plain_http"] = plain_http or config.plain_http
+        return RegistryClient(msgspec.structs.replace(config, **changes))
 
     @frees_space
     def gc(self, *, dry_run: bool = False, wait: bool = True) -> GcReport:

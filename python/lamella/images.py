@@ -204,14 +204,13 @@ class Images:
         InvalidArgument for neither unpacking nor keeping. Twice is harmless and costs one request when nothing changed.
         """
         from lamella import platforms
-        from lamella.registry.client import RegistryClient
         from lamella.transfer.pull import Pull
 
         if not (unpack or keep_layers):
             raise InvalidArgument("an image that is neither unpacked nor kept would not be there at all")
         reference = ref if isinstance(ref, Reference) else Reference.parse(ref)
         wanted = platforms.parse_platform(platform) if isinstance(platform, str) else platform
-        with RegistryClient(plain_http=plain_http) as registry:
+        with self._client.connect(plain_http=plain_http) as registry:
             pulled = Pull(
                 self._client,
                 reference,

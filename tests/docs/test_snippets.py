@@ -57,12 +57,12 @@ def logging_as_before():
 @pytest.mark.usefixtures("logging_as_before")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_snippets_of_a_page_run_in_order(page, nginx, tmp_path, monkeypatch):
-    from lamella.registry.client import RegistryClient
+    from lamella.registry.exchange import Exchange
     from lamella.registry.targets import Origin
 
     monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path / "root"))
     monkeypatch.setenv("LAMELLA_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(RegistryClient, "_origin", lambda *_: Origin.of(f"http://{nginx}"))
+    monkeypatch.setattr(Exchange, "_origin", lambda *_: Origin.of(f"http://{nginx}"))
     code = snippets(page)
     assert code.strip()
     exec(compile(code, page, "exec"), {"__name__": "__main__"})

@@ -22,6 +22,7 @@ from lamella.errors import LamellaError, PermissionDenied, Unauthenticated, Unav
 from lamella.reference import Reference
 from lamella.registry import transport
 from lamella.registry.client import RegistryClient
+from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.credentials import Credential
 from lamella.registry.server import RegistryServer, basic_auth
 
@@ -70,7 +71,11 @@ def reference(server: Any, rest: str = "team/app") -> Reference:
 
 def client_for(server: Any, credential: Credential | None = ANN, **options: Any) -> RegistryClient:
     known = {server.address: credential} if credential else {}
-    return RegistryClient(credentials=known, backoff=0.001, timeout=(5, 5), **{"attempts": 2, **options})
+    return RegistryClient(
+        RegistryConfig(
+            credentials=known, backoff=0.001, timeouts=Timeouts(5, 5), **{"attempts": 2, **options}
+        )
+    )
 
 
 def guarded(script: Callable[[Asked], Reply]) -> Callable[[Asked], Reply]:
@@ -208,7 +213,7 @@ def test_a_token_is_renewed_before_it_expires(tokens: TokenServer) -> None:
     with RegistryServer(auth=tokens.guard) as server:
         push_image(server)
         with client_for(server) as client:
-            client._authorizer._clock = lambda: now
+            client._exchange._authorizer._clock = lambda: now
             client.resolve(reference(server))
             now += 300 - 21
             client.resolve(reference(server))
@@ -295,10 +300,12 @@ def test_a_secret_that_a_server_repeats_is_not_in_the_error(scripted: Any) -> No
 
 
 def test_docker_hub_says_that_a_missing_image_may_be_private() -> None:
-    with RegistryClient(credentials={}) as client:
-        hint = client._login_hint(
+    with RegistryClient(RegistryConfig(credentials={})) as client:
+        hint = client._exchange._login_hint(
             Reference.parse("team/private"),
-            client._identify(Reference.parse("team/private"), client._origin("docker.io")),
+            client._exchange._identify(
+                Reference.parse("team/private"), client._exchange._origin("docker.io")
+            ),
         )
     assert "does not exist or is private" in hint
 
@@ -461,7 +468,7 @@ def test_a_public_registry_cannot_send_on_to_a_private_address(
     storage = scripted(lambda _: GOOD)
     server = scripted(lambda _: Reply(307, {"Location": f"http://{host}:{storage.port}/"}), host="127.0.0.2")
     with (
-        RegistryClient(plain_http=True, credentials={}, attempts=1) as client,
+        RegistryClient(RegistryConfig(plain_http=True, credentials={}, attempts=1)) as client,
         pytest.raises((PermissionDenied, Unavailable)) as caught,
     ):
         client.resolve(public(server))
@@ -480,7 +487,9 @@ def test_private_addresses_are_refused_before_a_connection_is_tried(
         lambda _: Reply(307, {"Location": f"http://{address}/latest/meta-data"}), host="127.0.0.2"
     )
     with (
-        RegistryClient(plain_http=True, credentials={}, attempts=1, timeout=(1, 1)) as client,
+        RegistryClient(
+            RegistryConfig(plain_http=True, credentials={}, attempts=1, timeouts=Timeouts(1, 1))
+        ) as client,
         pytest.raises(PermissionDenied, match="private network"),
     ):
         client.resolve(public(server))
@@ -496,7 +505,7 @@ def test_a_public_registry_cannot_send_credentials_to_a_realm_on_a_private_addre
         for credential in (None, ANN):
             known = {public(server).domain: credential} if credential else {}
             with (
-                RegistryClient(plain_http=True, credentials=known, attempts=1) as client,
+                RegistryClient(RegistryConfig(plain_http=True, credentials=known, attempts=1)) as client,
                 pytest.raises(PermissionDenied),
             ):
                 client.resolve(public(server))
@@ -507,25 +516,28 @@ def test_it_can_where_the_caller_allows_it(scripted: Any, internet: None) -> Non
     storage = scripted(lambda _: GOOD)
     location = f"http://storage.example.com:{storage.port}/"
     server = scripted(lambda _: Reply(307, {"Location": location}), host="127.0.0.2")
-    with RegistryClient(plain_http=True, credentials={}, allow_private=True) as client:
+    with RegistryClient(RegistryConfig(plain_http=True, credentials={}, allow_private=True)) as client:
         assert client.resolve(public(server))[1] == MANIFEST
 
 
 def test_a_registry_of_the_private_network_may_send_on_within_it(scripted: Any, internet: None) -> None:
     storage = scripted(lambda _: GOOD)
     server = scripted(lambda _: Reply(307, {"Location": f"http://storage.example.com:{storage.port}/"}))
-    with RegistryClient(plain_http=True, credentials={}) as client:
+    with RegistryClient(RegistryConfig(plain_http=True, credentials={})) as client:
         inside = Reference.parse(f"inside.example.com:{server.port}/team/app")
         assert client.resolve(inside)[1] == MANIFEST
 
 
 def test_plain_http_to_another_machine_is_used_only_when_asked_for(scripted: Any, internet: None) -> None:
     server = scripted(lambda _: GOOD, host="127.0.0.2")
-    with RegistryClient(credentials={}, attempts=1) as client, pytest.raises(Unavailable) as caught:
+    with (
+        RegistryClient(RegistryConfig(credentials={}, attempts=1)) as client,
+        pytest.raises(Unavailable) as caught,
+    ):
         client.resolve(public(server))
     assert "--plain-http" in str(caught.value.hint)
     assert not server.asked
-    with RegistryClient(plain_http=True, credentials={}) as client:
+    with RegistryClient(RegistryConfig(plain_http=True, credentials={})) as client:
         assert client.resolve(public(server))[1] == MANIFEST
 
 
@@ -545,7 +557,7 @@ def test_credentials_are_not_sent_to_a_realm_of_another_host_without_tls(
         server = scripted(lambda _: Reply(401, {"WWW-Authenticate": challenge}))
         inside = Reference.parse(f"inside.example.com:{server.port}/team/app")
         with (
-            RegistryClient(plain_http=True, credentials={inside.domain: ANN}) as client,
+            RegistryClient(RegistryConfig(plain_http=True, credentials={inside.domain: ANN})) as client,
             pytest.raises(PermissionDenied, match="without TLS"),
         ):
             client.resolve(inside)
@@ -598,7 +610,7 @@ def test_a_certificate_is_trusted_by_a_bundle_of_the_environment(
 ) -> None:
     monkeypatch.setenv(variable, str(authority / "cert.pem"))
     server = scripted(lambda _: GOOD, host="127.0.0.2", tls=tls)
-    with RegistryClient(credentials={}) as client:
+    with RegistryClient(RegistryConfig(credentials={})) as client:
         assert client.resolve(public(server))[1] == MANIFEST
 
 
@@ -606,7 +618,10 @@ def test_an_unknown_certificate_is_refused_with_a_hint(
     scripted: Any, internet: None, tls: ssl.SSLContext
 ) -> None:
     server = scripted(lambda _: GOOD, host="127.0.0.2", tls=tls)
-    with RegistryClient(credentials={}) as client, pytest.raises(Unavailable, match="not trusted") as caught:
+    with (
+        RegistryClient(RegistryConfig(credentials={})) as client,
+        pytest.raises(Unavailable, match="not trusted") as caught,
+    ):
         client.resolve(public(server))
     assert "SSL_CERT_FILE" in str(caught.value.hint)
     assert not server.asked
@@ -621,7 +636,7 @@ def test_a_redirect_from_https_down_to_http_is_refused(
         lambda _: Reply(307, {"Location": f"http://{storage.address}/"}), host="127.0.0.2", tls=tls
     )
     with (
-        RegistryClient(credentials={}, allow_private=True) as client,
+        RegistryClient(RegistryConfig(credentials={}, allow_private=True)) as client,
         pytest.raises(PermissionDenied, match="from HTTPS to plain HTTP"),
     ):
         client.resolve(public(server))
@@ -635,7 +650,10 @@ def test_a_realm_without_tls_of_a_registry_with_tls_is_refused(
     with TokenServer() as tokens:
         challenge = f'Bearer realm="{tokens.realm}",service="s"'
         server = scripted(lambda _: Reply(401, {"WWW-Authenticate": challenge}), host="127.0.0.2", tls=tls)
-        with RegistryClient(credentials={}, allow_private=True) as client, pytest.raises(PermissionDenied):
+        with (
+            RegistryClient(RegistryConfig(credentials={}, allow_private=True)) as client,
+            pytest.raises(PermissionDenied),
+        ):
             client.resolve(public(server))
         assert not tokens.asked
 
@@ -659,7 +677,7 @@ def test_a_loopback_registry_with_tls_is_found_out(
             **rest,
         ),
     )
-    with RegistryClient(credentials={}) as client:
+    with RegistryClient(RegistryConfig(credentials={})) as client:
         for _ in range(2):
             assert client.resolve(reference(plain))[1] == MANIFEST
     assert (len(plain.asked), len(secure.asked)) == (1, 2)
@@ -672,7 +690,7 @@ def test_a_proxy_of_the_environment_is_used_and_no_proxy_is_honoured(
     monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
     monkeypatch.setenv("no_proxy", "")
     target = Reference.parse("registry.example.com/team/app")
-    with RegistryClient(plain_http=True, credentials={}) as client:
+    with RegistryClient(RegistryConfig(plain_http=True, credentials={})) as client:
         assert client.resolve(target)[1] == MANIFEST
     assert proxy.asked[0].path == "http://registry.example.com/v2/team/app/manifests/latest"
     server = scripted(lambda _: GOOD)
@@ -687,7 +705,7 @@ def test_a_proxy_that_is_not_there_is_unavailable_without_its_password(
 ) -> None:
     monkeypatch.setenv("http_proxy", f"http://ann:{SECRET}@127.0.0.1:1")
     with (
-        RegistryClient(plain_http=True, credentials={}, attempts=1) as client,
+        RegistryClient(RegistryConfig(plain_http=True, credentials={}, attempts=1)) as client,
         pytest.raises(Unavailable) as caught,
     ):
         client.resolve(Reference.parse("registry.example.com/team/app"))
@@ -700,5 +718,8 @@ def test_a_name_that_does_not_exist_is_unavailable_at_once(monkeypatch: pytest.M
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
-    with RegistryClient(credentials={}) as client, pytest.raises(Unavailable, match="cannot be resolved"):
+    with (
+        RegistryClient(RegistryConfig(credentials={})) as client,
+        pytest.raises(Unavailable, match="cannot be resolved"),
+    ):
         client.resolve(Reference.parse("registry.example.com/team/app"))

@@ -27,6 +27,7 @@ from lamella.errors import (
 )
 from lamella.reference import Reference
 from lamella.registry.client import RegistryClient
+from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.server import RegistryServer
 from lamella.registry.transport import Patience
 
@@ -44,7 +45,7 @@ def registry() -> Iterator[RegistryServer]:
 
 @pytest.fixture
 def client() -> Iterator[RegistryClient]:
-    with RegistryClient(credentials={}, backoff=0.001, timeout=(5, 5)) as opened:
+    with RegistryClient(RegistryConfig(credentials={}, backoff=0.001, timeouts=Timeouts(5, 5))) as opened:
         yield opened
 
 
@@ -195,7 +196,7 @@ def test_the_pause_is_what_retry_after_says_else_it_grows(
     client.resolve(reference(server))
     assert pauses == [7]
     pauses.clear()
-    with RegistryClient(credentials={}, backoff=0.5) as other, pytest.raises(Unavailable):
+    with RegistryClient(RegistryConfig(credentials={}, backoff=0.5)) as other, pytest.raises(Unavailable):
         other.resolve(reference(scripted(lambda _: Reply(503))))
     # Half of the back-off doubled each time after the first, and up to one back-off of jitter on top.
     assert [base <= pause <= base + 0.5 for base, pause in zip((0, 0.5, 1, 2), pauses, strict=True)] == [
@@ -485,7 +486,7 @@ def test_silence_is_timed_out_and_the_blob_continued(scripted: Any) -> None:
     release = threading.Event()
     server = scripted(script)
     with (
-        RegistryClient(credentials={}, backoff=0.001, timeout=(5, 0.3)) as client,
+        RegistryClient(RegistryConfig(credentials={}, backoff=0.001, timeouts=Timeouts(5, 0.3))) as client,
         client.open_blob(reference(server), BLOB_DESCRIPTOR) as stream,
     ):
         assert read_all(stream, 1000) == BLOB
@@ -556,7 +557,7 @@ def test_interrupting_the_client_ends_waits_for_an_answer(scripted: Any, client:
 
 def test_interrupting_the_client_ends_a_pause_between_attempts(scripted: Any) -> None:
     server = scripted(lambda _: Reply(503, {"Retry-After": "50"}))
-    with RegistryClient(credentials={}) as client:
+    with RegistryClient(RegistryConfig(credentials={})) as client:
         timer = threading.Timer(0.2, client.interrupt)
         timer.start()
         with pytest.raises(Cancelled):

@@ -19,6 +19,7 @@ from lamella.digest import digest_of
 from lamella.errors import Unauthenticated
 from lamella.reference import Reference
 from lamella.registry.client import RegistryClient
+from lamella.registry.config import RegistryConfig
 from lamella.registry.credentials import Credential, CredentialStore
 from lamella.registry.server import RegistryServer, basic_auth
 
@@ -102,7 +103,7 @@ def test_skopeo_logs_in(layout: Path) -> None:
     with RegistryServer(auth=basic_auth({"ann": "hunter2"})) as server:
         reference = f"docker://{server.address}/team/app:v1"
         skopeo_copy(f"oci:{layout}:latest", reference, "--dest-creds=ann:hunter2")
-        with RegistryClient(credentials={server.address: ANN}) as client:
+        with RegistryClient(RegistryConfig(credentials={server.address: ANN})) as client:
             descriptor, _ = client.resolve(Reference.parse(f"{server.address}/team/app:v1"))
         assert descriptor.digest == manifest_digest(layout)
 
@@ -137,7 +138,7 @@ def test_crane_pushes_an_index_and_the_client_reads_it(server: RegistryServer, l
     run("crane", "push", "--insecure", "--index", layout, f"{server.address}/team/index:v1")
     run("crane", "validate", "--insecure", "--remote", f"{server.address}/team/index:v1")
     reference = Reference.parse(f"{server.address}/team/index:v1")
-    with RegistryClient(credentials={}) as client:
+    with RegistryClient(RegistryConfig(credentials={})) as client:
         descriptor, data = client.resolve(reference)
         assert descriptor.media_type == oci.OCI_INDEX
         (entry,) = oci.parse_index(data).manifests
@@ -161,7 +162,7 @@ def test_skopeo_gets_a_token() -> None:
 def test_the_client_pulls_from_docker_registry(docker_registry: str, layout: Path) -> None:
     skopeo_copy(f"oci:{layout}:latest", f"docker://{docker_registry}/registry-peers/app:v1")
     reference = Reference.parse(f"{docker_registry}/registry-peers/app:v1")
-    with RegistryClient(credentials={}) as client:
+    with RegistryClient(RegistryConfig(credentials={})) as client:
         check_pull(client, reference, layout)
         known = client.resolve(reference, known=lambda digest: digest == manifest_digest(layout))
         assert known[1] is None
@@ -213,12 +214,15 @@ def check_login(layout: Path, tmp_path: Path, address: str) -> None:
     run("skopeo", "login", "--tls-verify=false", f"--authfile={file}", "-u", "ann", "-p", "hunter2", address)
     skopeo_copy(f"oci:{layout}:latest", f"docker://{address}/team/app:v1", f"--authfile={file}")
     reference = Reference.parse(f"{address}/team/app:v1")
-    with RegistryClient(credentials=CredentialStore([file])) as client:
+    with RegistryClient(RegistryConfig(credentials=CredentialStore([file]))) as client:
         check_pull(client, reference, layout)
-    with RegistryClient(credentials={}) as client, pytest.raises(Unauthenticated):
+    with RegistryClient(RegistryConfig(credentials={})) as client, pytest.raises(Unauthenticated):
         client.resolve(reference)
     wrong = Credential(username="ann", password="wrong")
-    with RegistryClient(credentials={address: wrong}) as client, pytest.raises(Unauthenticated):
+    with (
+        RegistryClient(RegistryConfig(credentials={address: wrong})) as client,
+        pytest.raises(Unauthenticated),
+    ):
         client.resolve(reference)
 
 

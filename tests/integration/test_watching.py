@@ -14,6 +14,7 @@ from lamella.errors import CommandNotFound, LamellaError, NotFound
 from lamella.metrics import exposition
 from lamella.reference import Reference
 from lamella.registry.client import RegistryClient
+from lamella.registry.config import RegistryConfig
 from lamella.registry.credentials import Credential
 from lamella.registry.server import RegistryServer
 
@@ -261,7 +262,9 @@ def test_signed_addresses_are_in_no_record(caplog):
         ScriptedServer(
             lambda _: Reply(307, {"Location": f"http://{storage.address}/sig-in-path/x?sig=in-query"}, b"")
         ) as server,
-        RegistryClient(credentials={server.address: Credential(username="a", password=SECRET)}) as client,
+        RegistryClient(
+            RegistryConfig(credentials={server.address: Credential(username="a", password=SECRET)})
+        ) as client,
     ):
         client.resolve(Reference.parse(f"{server.address}/team/app"))
     said = "\n".join(json.dumps(vars(record), default=str) + record.getMessage() for record in caplog.records)

@@ -46,7 +46,7 @@ def check(
     """
     report = FsckReport(repair=repair)
     reporter = Reporter(progress)
-    sources = Sources(reporter, fetch=fetch, plain_http=plain_http)
+    sources = Sources(client, reporter, fetch=fetch, plain_http=plain_http)
     try:
         with (
             span("lamella.fsck"),

@@ -43,8 +43,9 @@ _CHUNK = 1024 * 1024
 class Sources:
     """The registries that a check may ask: none with ``fetch=False``. Usable from several threads; close it."""
 
-    def __init__(self, reporter: Reporter, *, fetch: bool, plain_http: bool) -> None:
+    def __init__(self, client: Client, reporter: Reporter, *, fetch: bool, plain_http: bool) -> None:
         self.fetch = fetch
+        self._client = client
         self._reporter = reporter
         self._plain_http = plain_http
         self._lock = threading.Lock()
@@ -126,9 +127,11 @@ class Sources:
         raise NotFound("; ".join(failures) or "no registry is known to have it")
 
     def _open(self) -> RegistryClient:
-        from lamella.registry.client import RegistryClient
+        from lamella.registry.config import Timeouts
 
-        return RegistryClient(plain_http=self._plain_http, timeout=_TIMEOUTS, attempts=_ATTEMPTS)
+        return self._client.connect(
+            plain_http=self._plain_http, timeouts=Timeouts(*_TIMEOUTS), attempts=_ATTEMPTS
+        )
 
     def _shared(self) -> RegistryClient:
         with self._lock:

@@ -18,7 +18,8 @@ import requests
 
 from lamella.errors import Cancelled, DataLoss, LamellaError, Unavailable
 from lamella.oci import Descriptor
-from lamella.registry.failures import TRANSPORT_ERRORS, Timeouts, explain
+from lamella.registry.config import Timeouts
+from lamella.registry.failures import TRANSPORT_ERRORS, explain
 from lamella.registry.targets import Origin
 from lamella.registry.transport import Patience
 

@@ -30,6 +30,7 @@ from lamella.errors import (
     Unauthenticated,
     Unavailable,
 )
+from lamella.registry.config import Timeouts
 from lamella.registry.targets import Origin
 
 RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
@@ -50,13 +51,6 @@ TRANSPORT_ERRORS = (
 _SPOKE_HTTP_TO_TLS = re.compile(
     r"HTTP request to an? HTTPS server|plain HTTP request was sent to HTTPS port", re.I
 )
-
-
-class Timeouts(NamedTuple):
-    """Seconds to wait for a connection, and for the next byte on one (never for the whole)."""
-
-    connect: float = 10.0
-    read: float = 60.0
 
 
 def retry_after(header: str | None) -> float | None:

@@ -34,13 +34,14 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util.retry import Retry
 
+from lamella._core import __version__
 from lamella.errors import Cancelled, LamellaError, PermissionDenied, Unavailable
 from lamella.logs import Log
 from lamella.reference import is_loopback
+from lamella.registry.config import RegistryConfig
 from lamella.registry.failures import (
     RETRY_STATUSES,
     TRANSPORT_ERRORS,
-    Timeouts,
     discard,
     explain,
     retry_after,
@@ -67,25 +68,17 @@ class _Request(NamedTuple):
 class Transport:
     """Sends requests for one registry client. Safe to use from several threads."""
 
-    def __init__(
-        self,
-        *,
-        user_agent: str,
-        timeouts: Timeouts,
-        plain_http: bool,
-        allow_private: bool,
-        attempts: int,
-        backoff: float,
-    ) -> None:
-        self.timeouts = timeouts
-        self._plain_http = plain_http
-        self._allow_private = allow_private
-        self._attempts = attempts
-        self._backoff = backoff
+    def __init__(self, config: RegistryConfig) -> None:
+        self.timeouts = config.timeouts
+        self._plain_http = config.plain_http
+        self._allow_private = config.allow_private
+        self._attempts = config.attempts
+        self._backoff = config.backoff
         self._interrupted = threading.Event()
         self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
         self._private_homes: set[tuple[str, int]] = set()
         self._settings: dict[Origin, Any] = {}
+        user_agent = config.user_agent or f"lamella/{__version__}"
         self._home = self._session(user_agent, self._note_home)
         self._away = self._session(user_agent, self._refuse_private)
 

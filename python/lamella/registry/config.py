@@ -1,0 +1,36 @@
+"""How registries are talked to: the settings that all transfers of a client share. Importing this loads no HTTP library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from lamella.registry.credentials import Credential, CredentialStore
+
+
+class Timeouts(NamedTuple):
+    """Seconds to wait for a connection, and for the next byte on one (never for the whole)."""
+
+    connect: float = 10.0
+    read: float = 60.0
+
+
+class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings for registries.
+
+    ``plain_http``: allow HTTP without TLS to any host; it is used by itself only for this machine (localhost,
+    127.0.0.0/8, ::1). ``credentials``: where to look for them, by domain, or None: in docker's and podman's files. A domain
+    without any is asked anonymously. ``allow_private``: let a public registry send on to addresses of private networks.
+    ``attempts``: how often one request is tried; ``backoff``: seconds of pause to begin with. ``user_agent``: empty for
+    ``lamella/VERSION``.
+    """
+
+    plain_http: bool = False
+    credentials: CredentialStore | Mapping[str, Credential] | None = None
+    timeouts: Timeouts = Timeouts()
+    allow_private: bool = False
+    attempts: int = 5
+    backoff: float = 0.25
+    user_agent: str = ""
