@@ -47,7 +47,17 @@ def test_a_command_imports_no_other_commands(modules_after: Callable[..., set[st
     loaded = {name for name in modules_after("run", "--help") if name.startswith("lamella.cli.")}
     assert loaded == {
         f"lamella.cli.{name}"
-        for name in ("commands", "options", "output", "parser", "pull", "run", "session", "values")
+        for name in (
+            "commands",
+            "options",
+            "output",
+            "parser",
+            "pull",
+            "registry_options",
+            "run",
+            "session",
+            "values",
+        )
     }
 
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             invocation = parse([_text(word) for word in (sys.argv[1:] if argv is None else argv)])
-            session = Session(invocation.settings)
+            session = Session(invocation.settings, invocation.arguments)
             status = _call(invocation, session)
         except HelpRequested as request:
             session = session or Session()

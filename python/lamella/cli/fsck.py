@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lamella.cli import EXIT_ERROR
 from lamella.cli.parser import Command, Parser
+from lamella.cli.registry_options import add_registry_options
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -16,9 +17,9 @@ def _arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("--repair", action="store_true", help="Mend what can be mended.")
     add("--no-fetch", action="store_true", help="Mend with what is here; ask no registry.")
-    add("--plain-http", action="store_true", help="Allow HTTP without TLS to a host that is not loopback.")
     add("--verify-layers", action="store_true", help="Compare unpacked layers with their blobs, too.")
     add("--jobs", type=int, default=2, metavar="N", help="How many threads hash and fetch (default: 2).")
+    add_registry_options(parser)
 
 
 def _fsck(arguments: argparse.Namespace, session: Session) -> int:
@@ -29,7 +30,6 @@ def _fsck(arguments: argparse.Namespace, session: Session) -> int:
             repair=arguments.repair,
             verify_layers=arguments.verify_layers,
             fetch=not arguments.no_fetch,
-            plain_http=arguments.plain_http,
             jobs=arguments.jobs,
             progress=callback,
         )

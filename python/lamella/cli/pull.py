@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lamella.cli import output
 from lamella.cli.parser import Command, Parser
+from lamella.cli.registry_options import add_registry_options
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -20,7 +21,6 @@ def add_pull_options(parser: Parser, *, when: bool = False) -> None:
     """Add the options that say how an image is fetched, and with ``when`` also in which case."""
     add = parser.add_argument
     add("--platform", metavar="OS/ARCH[/VARIANT]", help="Choose this platform, not this machine's.")
-    add("--plain-http", action="store_true", help="Allow HTTP without TLS to a host that is not loopback.")
     if when:
         add(
             "--pull",
@@ -28,6 +28,7 @@ def add_pull_options(parser: Parser, *, when: bool = False) -> None:
             default="missing",
             help="When to fetch the image (default: missing).",
         )
+    add_registry_options(parser)
 
 
 def fetch(
@@ -46,7 +47,6 @@ def fetch(
         return session.client.images.pull(
             reference,
             platform=arguments.platform,
-            plain_http=arguments.plain_http,
             unpack=unpack,
             keep_layers=keep_layers,
             sync=sync,

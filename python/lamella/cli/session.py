@@ -47,8 +47,11 @@ class OutputClosed(Exception):
 class Session:
     """One run of the command."""
 
-    def __init__(self, settings: argparse.Namespace | None = None) -> None:
+    def __init__(
+        self, settings: argparse.Namespace | None = None, arguments: argparse.Namespace | None = None
+    ) -> None:
         self.settings = settings or argparse.Namespace()
+        self._arguments = arguments or argparse.Namespace()
         self.json = bool(getattr(settings, "json", False))
         self.quiet = bool(getattr(settings, "quiet", False))
         self.verbose = int(getattr(settings, "verbose", 0))
@@ -68,9 +71,10 @@ class Session:
     @cached_property
     def client(self) -> Client:
         """The client, opened when it is first used."""
+        from lamella.cli.registry_options import registry_config
         from lamella.client import Client
 
-        return Client(**self.location)
+        return Client(**self.location, registry=registry_config(self._arguments))
 
     def close(self) -> None:
         """Close the client if it was opened."""
