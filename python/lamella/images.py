@@ -16,7 +16,7 @@ from lamella.autogc import collect_if_due
 from lamella.digest import Digest
 from lamella.errors import FailedPrecondition, InvalidArgument, LamellaError, NotFound
 from lamella.filters import Fields, compile_filters
-from lamella.labels import LAYERS_DISCARDED, check_labels, decode_labels, encode_labels
+from lamella.labels import GC_EXPIRE, LAYERS_DISCARDED, check_labels, decode_labels, encode_labels
 from lamella.lazy import cached_property
 from lamella.logs import Log
 from lamella.metadata import timestamp
@@ -300,6 +300,25 @@ class Images:
                     now, now, labels is not None,
                 ),
             )  # fmt: skip
+
+    def tag(self, source: str | Reference, target: str | Reference) -> Image:
+        """Give the image ``source`` another name; one that has it already is moved, as with docker.
+
+        Nothing is copied but the record, with its labels; not the time at which the source expires. Errors: NotFound when there
+        is no ``source``, InvalidArgument for a target with a digest. Twice is harmless.
+        """
+        reference = target if isinstance(target, Reference) else Reference.parse(target)
+        if reference.digest:
+            raise InvalidArgument(
+                f"{reference} names a digest, which no tag can be given",
+                hint="Name a tag, such as app:stable.",
+            )
+        with self._client.database.write():  # so that the source's content cannot go in between
+            image = self.get(source)
+            if str(reference) != image.name:
+                kept = {key: value for key, value in image.labels.items() if key != GC_EXPIRE}
+                self.put(str(reference), image.target, kept)
+            return self.get(reference)
 
     def _describe(self, name: str, target: oci.Descriptor) -> tuple[str | None, int | None]:
         """Give what the row keeps of the documents (reading them costs 175 us an image); None where they are not here."""

@@ -54,6 +54,18 @@ def test_a_root_that_is_no_utf_8_is_refused(lamella: Program, monkeypatch: pytes
         Config.load()
 
 
+def test_tag_names_an_image_once_more(pulled: tuple[Program, str]) -> None:
+    lamella, reference = pulled
+    name, digest, *_ = lamella("tag", reference, "app:stable").ok().out.split()
+    assert (name, digest) == (
+        "docker.io/library/app:stable",
+        lamella("images", "inspect", reference).ok().document["digest"],
+    )
+    assert lamella("--json", "tag", "app:stable", "app:other").ok().document["digest"] == digest
+    assert lamella("tag", "nowhere", "app:stable").status == 1
+    lamella("images", "rm", "app:stable", "app:other").ok()
+
+
 def test_images_inspect_has_what_snapshots_need(pulled: tuple[Program, str]) -> None:
     lamella, reference = pulled
     document = lamella("images", "inspect", reference).ok().document

@@ -33,6 +33,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         (
             Entry("pull", "Fetch an image and unpack its layers.", "pull", "PULL"),
             Entry("images", "List, inspect and remove images.", "images", "IMAGES", ("image",)),
+            Entry("tag", "Give an image another name.", "images", "TAG"),
             Entry("graph", "Draw what belongs to an image.", "graph", "GRAPH"),
         ),
     ),

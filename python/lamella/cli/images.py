@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
 from lamella.cli.parser import Command, Group, Parser, add_filter
+from lamella.cli.pull import show_image
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -88,6 +89,26 @@ def _rm(arguments: argparse.Namespace, session: Session) -> int:
         session.client.gc()
     return status
 
+
+def _tag_arguments(parser: Parser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="The image.")
+    parser.add_argument("target", metavar="TARGET", help="Its other name, as docker takes it.")
+
+
+def _tag(arguments: argparse.Namespace, session: Session) -> int:
+    return show_image(session, session.client.images.tag(arguments.source, arguments.target))
+
+
+TAG = Command(
+    "tag",
+    "Give an image another name.",
+    _tag,
+    _tag_arguments,
+    description="Nothing is copied. A name that another image has is moved to this one.",
+    examples=[
+        ("name it for a registry of one's own", "lamella tag nginx:latest localhost:5000/nginx:tested")
+    ],
+)
 
 IMAGES = Group(
     "images",
