@@ -33,6 +33,9 @@ GC_BACK_REF_SNAPSHOT = "containerd.io/gc.bref.snapshot."
 GC_BACK_REF_IMAGE = "containerd.io/gc.bref.image"
 GC_BACK_REF_CONTAINER = "containerd.io/gc.bref.container"
 
+SUBJECT = GC_BACK_REF_CONTENT + ".subject"
+"""On a manifest that refers to another (its ``subject``): the digest of that one, with which it is kept."""
+
 DISTRIBUTION_SOURCE = "containerd.io/distribution.source."
 """On content, followed by a registry's domain: the repositories of it that have this content, sorted, joined by commas."""
 

@@ -187,6 +187,42 @@ def parse_config(data: bytes) -> ImageConfig:
     return config
 
 
+def references(data: bytes, media_type: str) -> list[tuple[str, Descriptor]]:
+    """Give what an index or manifest leads to, each under the name that containerd's gc labels have for it.
+
+    ``m.N`` are an index's manifests, ``config`` and ``l.N`` a manifest's parts. Errors as :func:`document_type`.
+    """
+    if document_type(data, media_type) in INDEX_TYPES:
+        return [(f"m.{number}", child) for number, child in enumerate(parse_index(data).manifests)]
+    manifest = parse_manifest(data)
+    layers = [(f"l.{number}", layer) for number, layer in enumerate(manifest.layers)]
+    return [("config", manifest.config), *layers]
+
+
+def subject_of(data: bytes) -> Descriptor | None:
+    """Give what an index or manifest refers to as its ``subject`` (OCI image spec, manifest.md); None for most."""
+    subject: Descriptor | None = _parse(_relation, data, "manifest document", refuse=()).subject
+    return subject and check_descriptor(subject)
+
+
+def describe_referrer(digest: Digest, data: bytes) -> Descriptor:
+    """Describe a manifest as the list of referrers does (distribution spec, "Listing Referrers")."""
+    related: _Relation = _parse(_relation, data, "manifest document", refuse=())
+    config_type = related.config.media_type if related.config else None
+    return Descriptor(
+        media_type=document_type(data, related.media_type),
+        digest=digest,
+        size=len(data),
+        annotations=related.annotations,
+        artifact_type=related.artifact_type or config_type,
+    )
+
+
+def is_foreign(descriptor: Descriptor) -> bool:
+    """Say whether a layer's author forbids to distribute it: it is fetched from its own URLs, if at all."""
+    return "nondistributable" in descriptor.media_type or "foreign" in descriptor.media_type
+
+
 def document_type(data: bytes, declared: str | None) -> str:
     """Say which media type a manifest document has, by its own ``mediaType`` field and the ``declared`` one.
 
@@ -216,6 +252,19 @@ def document_type(data: bytes, declared: str | None) -> str:
             f"media type {media_type or declared!r} is neither an image index nor an image manifest"
         )
     return media_type
+
+
+class _Relation(msgspec.Struct, frozen=True, rename="camel"):
+    """What indexes and manifests have in common."""
+
+    media_type: str | None = None
+    config: Descriptor | None = None
+    subject: Descriptor | None = None
+    artifact_type: str | None = None
+    annotations: dict[str, str] | None = None
+
+
+_relation = msgspec.json.Decoder(_Relation)
 
 
 class _Probe(msgspec.Struct, rename="camel"):

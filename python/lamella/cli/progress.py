@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _WORDS = {
     "resolving": "resolving",
     "downloading": "fetching",
+    "uploading": "sending",
     "waiting": "waiting",
     "checking": "checking",
     "unpacking": "unpacking",

@@ -1,0 +1,164 @@
+"""Copying what a descriptor leads to, from a source to a destination: what push, copy, export and import share.
+
+An index leads to manifests, a manifest to its config and layers. Documents are read first, from the top; then blobs go over, in
+parallel, the largest first; then the documents, children before parents, so that nothing at the destination ever
+refers to what is not there; a name comes last. What the destination has already is not sent, and not asked for at the source.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from lamella import oci, platforms
+from lamella.digest import Digest
+from lamella.errors import InvalidArgument, ResourceExhausted
+from lamella.reference import Reference
+from lamella.transfer.endpoints import BlobReader, Destination, Source
+from lamella.transfer.progress import Phase, Progress, Reporter
+from lamella.transfer.workers import PARALLEL, Workers
+
+DOCUMENTS_MAX = 10_000
+"""Documents that one copy takes at most; more than any image has, and an end for one that never ends."""
+
+Choice = Callable[[oci.Index], Sequence[oci.Descriptor]]
+"""Says which entries of an index are copied along with it."""
+
+_DOCUMENT_TYPES = oci.INDEX_TYPES | oci.MANIFEST_TYPES
+
+
+class Copied(msgspec.Struct, frozen=True, kw_only=True):
+    """What a copy did: the root of what is at the destination now, and how many blobs were ``sent``, ``mounted``, ``exists``."""
+
+    descriptor: oci.Descriptor
+    documents: int
+    blobs: dict[str, int]
+    sent_bytes: int
+
+
+class _Document(NamedTuple):
+    descriptor: oci.Descriptor
+    data: bytes
+
+
+class Copy:
+    """One copy from a source to a destination. Use it once.
+
+    ``choose``: which entries of an index to follow; all without it. ``referrers``: bring along what refers to what is copied
+    (signatures, attestations). ``foreign``: also bring layers that their authors forbid to distribute; else they are left out.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        destination: Destination,
+        reporter: Reporter,
+        *,
+        what: str = "the copy",
+        choose: Choice | None = None,
+        referrers: bool = False,
+        foreign: bool = False,
+        parallel: int = PARALLEL,
+    ) -> None:
+        self._source = source
+        self._destination = destination
+        self._reporter = reporter
+        self._choose = choose
+        self._referrers = referrers
+        self._foreign = foreign
+        self._parallel = parallel
+        self._workers = Workers(what, reporter, self._interrupt)
+        self._documents: dict[Digest, _Document] = {}  # children before parents
+        self._blobs: dict[Digest, oci.Descriptor] = {}
+        self._lock = threading.Lock()
+        self._counts = {"sent": 0, "mounted": 0, "exists": 0}
+        self._sent_bytes = 0
+
+    def run(
+        self, reference: Reference, root: oci.Descriptor, data: bytes, names: Sequence[Reference] = ()
+    ) -> Copied:
+        """Copy what ``root``, a document of the source's ``reference``, leads to, and let ``names`` point at it.
+
+        Errors: those of both ends; InvalidArgument for indexes that nest too deep, ResourceExhausted for too many documents.
+        Nothing gets a name before all of it is there. Twice is harmless.
+        """
+        self._read(reference, root, data, 0)
+        blobs = sorted(self._blobs.values(), key=lambda blob: -blob.size)
+        self._workers.run(blobs, lambda blob: self._copy_blob(reference, blob), parallel=self._parallel)
+        for document in self._documents.values():
+            self._destination.put_document(document.descriptor, document.data)
+        for name in names:
+            self._destination.name(name, root, data)
+        return Copied(
+            descriptor=root,
+            documents=len(self._documents),
+            blobs=self._counts,
+            sent_bytes=self._sent_bytes,
+        )
+
+    def _read(self, reference: Reference, descriptor: oci.Descriptor, data: bytes | None, depth: int) -> None:
+        """Note a document and what it leads to, unless it is at the destination."""
+        if depth > platforms.INDEX_DEPTH_MAX:
+            raise InvalidArgument(
+                f"{reference} nests image indexes more than {platforms.INDEX_DEPTH_MAX} deep, which is refused"
+            )
+        if descriptor.digest in self._documents:
+            return
+        if not self._destination.has(descriptor):
+            if data is None:
+                data = self._source.fetch_document(reference, descriptor)
+            for child in self._children(descriptor, data):
+                if child.media_type in _DOCUMENT_TYPES:
+                    self._read(reference, child, None, depth + 1)
+                else:
+                    self._blobs.setdefault(child.digest, child)
+            self._documents[descriptor.digest] = _Document(descriptor, data)
+            if len(self._documents) > DOCUMENTS_MAX:
+                raise ResourceExhausted(
+                    f"{reference} leads to more than {DOCUMENTS_MAX} documents, which is refused"
+                )
+        if self._referrers:
+            for referrer in self._source.referrers(reference, descriptor.digest):
+                self._read(reference, referrer, None, depth + 1)
+
+    def _children(self, descriptor: oci.Descriptor, data: bytes) -> Sequence[oci.Descriptor]:
+        if oci.document_type(data, descriptor.media_type) in oci.INDEX_TYPES:
+            index = oci.parse_index(data)
+            return index.manifests if self._choose is None else self._choose(index)
+        manifest = oci.parse_manifest(data)
+        parts = [manifest.config, *manifest.layers]
+        return [part for part in parts if self._foreign or not oci.is_foreign(part)]
+
+    def _copy_blob(self, reference: Reference, blob: oci.Descriptor) -> None:
+        def open_at(offset: int) -> BlobReader:
+            return self._source.open_blob(reference, blob, offset=offset)
+
+        def sent(count: int) -> None:
+            self._workers.check()
+            if self._reporter.due(blob.digest):
+                self._report(blob, "uploading", count)
+
+        self._workers.check()
+        how = "exists" if self._destination.has(blob) else self._destination.put_blob(blob, open_at, sent)
+        with self._lock:
+            self._counts[how] += 1
+            self._sent_bytes += blob.size if how == "sent" else 0
+        self._report(blob, "done" if how == "sent" else "exists", blob.size)
+
+    def _report(self, blob: oci.Descriptor, phase: Phase, received: int) -> None:
+        self._reporter.say(
+            Progress(
+                phase=phase,
+                digest=blob.digest,
+                media_type=blob.media_type,
+                received=received,
+                size=blob.size,
+            )
+        )
+
+    def _interrupt(self) -> None:
+        self._source.interrupt()
+        self._destination.interrupt()
