@@ -82,7 +82,8 @@ class ScriptedServer:
                 asked = Asked(self.command, self.path, headers, body)
                 outer.asked.append(asked)
                 reply = outer.script(asked)
-                self.send_response(reply.status)
+                send_status = self.send_response_only if "Date" in reply.headers else self.send_response
+                send_status(reply.status)
                 sent = dict(reply.headers)
                 if isinstance(reply.body, bytes):
                     sent.setdefault("Content-Length", str(len(reply.body)))
@@ -142,7 +143,8 @@ class TokenServer(ScriptedServer):
         self.users = users
         self.identity_tokens: set[str] = set()
         self.expires_in = expires_in
-        self.given: list[tuple[str, str]] = []
+        self.given: dict[str, list[str]] = {}
+        """The scopes of each token."""
         super().__init__(self._give, **options)
 
     @property
@@ -150,12 +152,19 @@ class TokenServer(ScriptedServer):
         return f"http://{self.address}/token"
 
     def guard(self, access: Access) -> str | None:
-        """Protect a RegistryServer: the newest token for the scope is wanted."""
+        """Protect a RegistryServer: a token is wanted that allows the action in the repository."""
         scope = f"repository:{access.repository}:{access.action}" if access.repository else ""
         scheme, _, token = (access.authorization or "").partition(" ")
-        if scheme == "Bearer" and (scope, token) in self.given:
+        if scheme == "Bearer" and token in self.given and (not scope or self._allows(token, access)):
             return None
         return f'Bearer realm="{self.realm}",service="test registry",scope="{scope}"'
+
+    def _allows(self, token: str, access: Access) -> bool:
+        return any(
+            scope.rpartition(":")[0] == f"repository:{access.repository}"
+            and access.action in scope.rpartition(":")[2].split(",")
+            for scope in self.given[token]
+        )
 
     def revoke(self) -> None:
         self.given.clear()
@@ -166,16 +175,16 @@ class TokenServer(ScriptedServer):
             allowed = (
                 form["grant_type"] == ["refresh_token"] and form["refresh_token"][0] in self.identity_tokens
             )
-            scope = form["scope"][0]
+            scopes = form.get("scope", [""])[0].split()
         else:
-            scope = parse_qs(urlsplit(asked.path).query).get("scope", [""])[0]
+            scopes = parse_qs(urlsplit(asked.path).query).get("scope", [])
             encoded = (asked.authorization or "Basic ").removeprefix("Basic ")
             name, _, password = base64.b64decode(encoded).decode().partition(":")
             allowed = self.users is None or (name in self.users and self.users[name] == password)
         if not allowed:
             return Reply(401, {}, b'{"errors":[{"code":"UNAUTHORIZED","message":"wrong password"}]}')
         token = f"token-{len(self.asked)}"
-        self.given.append((scope, token))
+        self.given[token] = scopes
         answer: dict[str, Any] = {"token": token}
         if self.expires_in is not None:
             answer["expires_in"] = self.expires_in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import socket
 import ssl
@@ -12,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from registries import Asked, Reply, ScriptedServer, TokenServer, push_image, read_all
@@ -20,10 +22,13 @@ from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import LamellaError, PermissionDenied, Unauthenticated, Unavailable
 from lamella.reference import Reference
+from lamella.registry import exchange as exchange_module
 from lamella.registry import transport
+from lamella.registry.auth import repository_scope
 from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.credentials import Credential
+from lamella.registry.exchange import Exchange
 from lamella.registry.server import RegistryServer, basic_auth
 
 SECRET = "hunter2-very-secret"
@@ -213,7 +218,7 @@ def test_a_token_is_renewed_before_it_expires(tokens: TokenServer) -> None:
     with RegistryServer(auth=tokens.guard) as server:
         push_image(server)
         with client_for(server) as client:
-            client._exchange._authorizer._clock = lambda: now
+            client._exchange.authorizer._clock = lambda: now
             client.resolve(reference(server))
             now += 300 - 21
             client.resolve(reference(server))
@@ -256,6 +261,141 @@ def test_a_blob_goes_on_with_a_new_token_when_the_old_one_ends_in_the_middle(tok
     ):
         assert read_all(stream) == blob
     assert len(tokens.asked) == 2
+
+
+def test_a_token_that_is_old_already_is_renewed_the_earlier(tokens: TokenServer) -> None:
+    """``expires_in`` counts from ``issued_at``; both are of the token server's clock, whatever this machine's says."""
+    now, give = 1000.0, tokens.script
+
+    def cached(asked: Asked) -> Reply:
+        reply = give(asked)
+        answer = json.loads(bytes(reply.body)) | {"issued_at": "2001-01-01T00:00:00Z", "expires_in": "300"}
+        return reply._replace(
+            headers={"Date": "Mon, 01 Jan 2001 00:04:00 GMT"}, body=json.dumps(answer).encode()
+        )
+
+    tokens.script = cached
+    with RegistryServer(auth=tokens.guard) as server:
+        push_image(server)
+        with client_for(server) as client:
+            client._exchange.authorizer._clock = lambda: now
+            client.resolve(reference(server))
+            now += 60 - 16
+            client.resolve(reference(server))
+            assert len(tokens.asked) == 1
+            now += 2
+            client.resolve(reference(server))
+            assert len(tokens.asked) == 2
+
+
+def exchange_for(server: Any) -> Exchange:
+    config = RegistryConfig(credentials={server.address: ANN}, attempts=1, timeouts=Timeouts(5, 5))
+    return Exchange(config)
+
+
+def ask(exchange: Exchange, server: Any, *scopes: str, path: str = "x") -> int:
+    response = exchange.request("GET", reference(server), path, {}, what="a test", scopes=scopes)
+    response.close()
+    return response.status_code
+
+
+def test_a_push_and_a_mount_ask_for_what_they_need_in_one_token(tokens: TokenServer, scripted: Any) -> None:
+    """The challenge to a push may name less, as one that answers a HEAD does: the union is asked for."""
+    wanted = f'Bearer realm="{tokens.realm}",service="s",scope="repository:team/app:pull"'
+    server = scripted(lambda asked: GOOD if asked.authorization else Reply(401, {"WWW-Authenticate": wanted}))
+    push, mount = repository_scope("team/app", "pull", "push"), repository_scope("other/base", "pull")
+    exchange = exchange_for(server)
+    try:
+        assert ask(exchange, server, push) == 200
+        assert ask(exchange, server, push, mount) == 200
+        assert ask(exchange, server, push) == 200
+    finally:
+        exchange.transport.close()
+    scopes = [parse_qs(urlsplit(asked.path).query)["scope"] for asked in tokens.asked]
+    assert scopes == [
+        ["repository:team/app:pull,push"],
+        ["repository:team/app:pull,push", "repository:other/base:pull"],
+    ]
+    # What the registry said of the repository is remembered: only the first request was answered 401.
+    assert [asked.authorization is None for asked in server.asked] == [True, False, False, False]
+
+
+def test_a_token_that_allows_too_little_is_replaced_by_one_of_the_scope_that_the_registry_names(
+    tokens: TokenServer, scripted: Any
+) -> None:
+    def script(asked: Asked) -> Reply:
+        scopes = tokens.given.get((asked.authorization or "").removeprefix("Bearer "), [])
+        if "repository:team/app:pull,push" in scopes:
+            return GOOD
+        error = ',error="insufficient_scope"' if scopes else ""
+        action = "push" if scopes else "pull"
+        scope = f'scope="repository:team/app:{action}"'
+        return Reply(401, {"WWW-Authenticate": f'Bearer realm="{tokens.realm}",service="s",{scope}{error}'})
+
+    server = scripted(script)
+    exchange = exchange_for(server)
+    pull = repository_scope("team/app", "pull")
+    try:
+        assert ask(exchange, server, pull) == 401
+        assert ask(exchange, server, pull) == 200
+    finally:
+        exchange.transport.close()
+    assert len(tokens.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("scopes", "expected"),
+    [
+        (("repository:team/app:delete",), ["repository:team/app:delete"]),
+        (("registry:catalog:*",), ["registry:catalog:*"]),
+        ((), None),
+    ],
+)
+def test_the_scope_of_a_token_is_the_requests(
+    scopes: tuple[str, ...], expected: list[str] | None, tokens: TokenServer, scripted: Any
+) -> None:
+    wanted = f'Bearer realm="{tokens.realm}",service="s"'
+    server = scripted(lambda asked: GOOD if asked.authorization else Reply(401, {"WWW-Authenticate": wanted}))
+    exchange = exchange_for(server)
+    try:
+        assert ask(exchange, server, *scopes) == 200
+    finally:
+        exchange.transport.close()
+    assert parse_qs(urlsplit(tokens.asked[0].path).query).get("scope") == expected
+
+
+def test_a_registry_token_is_sent_to_the_registry_alone(scripted: Any) -> None:
+    realm = scripted(lambda _: Reply(500))
+    wanted = Reply(401, {"WWW-Authenticate": f'Bearer realm="http://{realm.address}/",service="s"'})
+    server = scripted(lambda asked: GOOD if asked.authorization == f"Bearer {SECRET}" else wanted)
+    with client_for(server, Credential(registry_token=SECRET)) as client:
+        assert client.resolve(reference(server))[1] == MANIFEST
+    with client_for(server, Credential(registry_token="other")) as client, pytest.raises(Unauthenticated):
+        client.resolve(reference(server))
+    assert not realm.asked
+
+
+def test_credentials_that_are_refused_are_looked_for_anew(
+    tokens: TokenServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody logs in while a program runs; a password that was good is changed."""
+    monkeypatch.setattr(exchange_module, "LOOKUP_SECONDS", 0)
+    known: dict[str, Credential] = {}
+    with RegistryServer(auth=tokens.guard) as server:
+        push_image(server)
+        with RegistryClient(RegistryConfig(credentials=known, attempts=1)) as client:
+            with pytest.raises(Unauthenticated):
+                client.resolve(reference(server))
+            known[server.address] = ANN
+            client.resolve(reference(server))
+            tokens.revoke()
+            tokens.users = {"ann": "changed"}
+            client._exchange.authorizer._clock = lambda: float("inf")
+            with pytest.raises(Unauthenticated):
+                client.resolve(reference(server))
+            known[server.address] = Credential(username="ann", password="changed")
+            client._exchange.authorizer._clock = lambda: 0
+            client.resolve(reference(server))
 
 
 def test_wrong_credentials_at_the_token_server_are_unauthenticated(tokens: TokenServer) -> None:

@@ -3,7 +3,10 @@
 The first answer 401 of a registry carries a challenge (RFC 7235). ``Basic`` is answered with the user's password.
 ``Bearer`` names a token server (``realm``), a ``service`` and a ``scope``; the token is fetched there, with the user's
 credentials if there are any, anonymously if not, and with an identity token by OAuth 2. Tokens are kept for each realm,
-service and scope, and renewed before they expire.
+service and set of scopes, and renewed before they expire.
+
+A scope reads ``repository:NAME:pull,push``. What a request needs and what a challenge names are asked for together: a
+registry that answers a push with a challenge to pull means the first of the two.
 
 A token goes to the registry that asked for it, credentials to that registry and its realm, and nowhere else.
 """
@@ -13,10 +16,13 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
+import requests
 
 from lamella.errors import LamellaError, PermissionDenied, Unauthenticated, Unavailable
 from lamella.reference import is_loopback
@@ -47,10 +53,11 @@ class Challenge(msgspec.Struct, frozen=True):
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """For whom a registry is asked: its origin, and the credentials for it if there are any."""
+    """For whom a registry is asked: its origin, the credentials for it if there are any, and when these were looked for."""
 
     origin: Origin
     credential: Credential | None
+    found_at: float = 0.0
 
     def __repr__(self) -> str:
         return f"Identity({self.origin}, {self.credential})"
@@ -80,25 +87,57 @@ def parse_challenges(header: str) -> list[Challenge]:
     return challenges
 
 
-class Authorizer:
-    """Answers challenges and remembers the answers. Safe to use from several threads."""
+def repository_scope(path: str, *actions: str) -> str:
+    """Write the scope of what is to be done in a repository: ``pull``, ``push``, ``delete``."""
+    return f"repository:{path}:{','.join(actions)}"
 
-    def __init__(self, transport: Transport, *, clock: Callable[[], float] = time.monotonic) -> None:
+
+def union(scopes: Iterable[str]) -> tuple[str, ...]:
+    """Put scopes together: one for each resource, with every action that any of them names, in a stable order."""
+    actions: dict[str, dict[str, None]] = {}
+    for scope in scopes:
+        resource, _, wanted = scope.rpartition(":")
+        # A scope without a resource is a word of its own: "aws" is the one of public.ecr.aws.
+        actions.setdefault(resource or scope, {}).update(dict.fromkeys(wanted.split(",") if resource else ()))
+    return tuple(
+        f"{resource}:{','.join(wanted)}" if wanted else resource for resource, wanted in actions.items()
+    )
+
+
+class Authorizer:
+    """Answers challenges and remembers the answers. Safe to use from several threads.
+
+    With ``offline`` token servers are asked for an identity token too, which they may give in exchange for a password;
+    :attr:`identity_token` is the last one that came.
+    """
+
+    def __init__(
+        self, transport: Transport, *, offline: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.identity_token = ""
         self._transport = transport
+        self._offline = offline
         self._clock = clock
         self._lock = threading.Lock()
         self._challenges: dict[tuple[Origin, str], Challenge] = {}
         self._tokens: dict[_TokenKey, _Token] = {}
         self._fetching: dict[_TokenKey, threading.Lock] = {}
 
-    def header(self, identity: Identity, scope: str) -> str | None:
-        """Give the Authorization header that this registry is known to want for ``scope``; None before it has asked."""
+    def header(self, identity: Identity, scopes: tuple[str, ...]) -> str | None:
+        """Give the Authorization header that this registry is known to want for ``scopes``; None before it has asked.
+
+        What a registry said of a repository holds for everything that is done there. None, too, if no token can be had by
+        now: the registry's answer to a request without one says what is wrong, or is in order.
+        """
         with self._lock:
-            challenge = self._challenges.get((identity.origin, scope))
-        return self._answer(challenge, identity, scope, rejected=None) if challenge else None
+            challenge = self._challenges.get((identity.origin, _resource(scopes)))
+        try:
+            return self._answer(challenge, identity, scopes, rejected=None) if challenge else None
+        except Unauthenticated:
+            return None
 
     def answer(
-        self, identity: Identity, scope: str, challenges: list[Challenge], rejected: str | None
+        self, identity: Identity, scopes: tuple[str, ...], challenges: list[Challenge], rejected: str | None
     ) -> str | None:
         """Give the header that answers a 401, None if nothing but ``rejected`` can be offered.
 
@@ -110,10 +149,10 @@ class Authorizer:
             challenge = by_scheme.get(scheme)
             if challenge is None or (scheme == "bearer" and not challenge.parameters.get("realm")):
                 continue
-            header = self._answer(challenge, identity, scope, rejected=rejected)
+            header = self._answer(challenge, identity, scopes, rejected=rejected)
             if header is not None and header != rejected:
                 with self._lock:
-                    self._challenges[identity.origin, scope] = challenge
+                    self._challenges[identity.origin, _resource(scopes)] = challenge
                 return header
         return None
 
@@ -124,16 +163,19 @@ class Authorizer:
         return tokens + list(identity.credential.secrets if identity.credential else ())
 
     def _answer(
-        self, challenge: Challenge, identity: Identity, scope: str, *, rejected: str | None
+        self, challenge: Challenge, identity: Identity, scopes: tuple[str, ...], *, rejected: str | None
     ) -> str | None:
+        credential = identity.credential
         if challenge.scheme == "basic":
-            return identity.credential.basic if identity.credential else None
+            return credential.basic if credential else None
+        if credential and credential.registry_token:
+            return f"Bearer {credential.registry_token}"
         parameters = challenge.parameters
         key = _TokenKey(
             identity.origin,
             parameters["realm"],
             parameters.get("service", ""),
-            parameters.get("scope") or scope,
+            union([*scopes, *parameters.get("scope", "").split()]),
         )
         with self._lock:
             fetching = self._fetching.setdefault(key, threading.Lock())
@@ -160,22 +202,7 @@ class Authorizer:
                 hint="Its token server must speak HTTPS.",
             )
         started = self._clock()
-        if credential and credential.identity_token:
-            form = {
-                "grant_type": "refresh_token",
-                "refresh_token": credential.identity_token,
-                "service": key.service,
-                "scope": key.scope,
-                "client_id": CLIENT_ID,
-            }
-            response = self._transport.request("POST", key.realm, home=home, form=form)
-        else:
-            query = [("service", key.service), ("scope", key.scope)]
-            if credential and credential.username:
-                query.append(("account", credential.username))
-            url = _with_query(key.realm, [(name, value) for name, value in query if value])
-            basic = credential.basic if credential else None
-            response = self._transport.request("GET", url, home=home, authorization=basic)
+        response = self._ask(key, identity)
         what = f"a token of {realm.netloc} for {home.netloc}"
         if response.status_code != 200:
             secrets = credential.secrets if credential else ()
@@ -183,23 +210,48 @@ class Authorizer:
                 error_of(response, what, refusal(response, secrets)), response.status_code, credential
             )
         try:
-            answer = msgspec.json.decode(read_document(response, TOKEN_MAX, what), type=_TokenAnswer)
+            data = read_document(response, TOKEN_MAX, what)
+            # Not strictly: there are servers that write the seconds as a string.
+            answer = msgspec.json.decode(data, type=_TokenAnswer, strict=False)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             raise Unavailable(f"{realm.netloc} answers a request for a token with something else") from None
         value = answer.token or answer.access_token
         if not value or not _TOKEN68.match(value):
             raise Unavailable(f"{realm.netloc} gives a malformed token for {home.netloc}")
+        self.identity_token = answer.refresh_token or self.identity_token
         lasts = answer.expires_in if answer.expires_in and answer.expires_in > 0 else TOKEN_SECONDS
+        lasts = max(lasts - _age(answer.issued_at, response.headers.get("Date")), 0)
         return _Token(value, started + lasts - min(RENEW_BEFORE, lasts / 4))
+
+    def _ask(self, key: _TokenKey, identity: Identity) -> requests.Response:
+        """Ask for a token as the distribution project's token authentication and its OAuth 2 describe."""
+        home, credential = identity.origin, identity.credential
+        if credential and credential.identity_token:
+            form = {
+                "grant_type": "refresh_token",
+                "refresh_token": credential.identity_token,
+                "service": key.service,
+                "scope": " ".join(key.scopes),
+                "client_id": CLIENT_ID,
+            }
+            return self._transport.request("POST", key.realm, home=home, form=form)
+        query = [("service", key.service), *(("scope", scope) for scope in key.scopes)]
+        if credential and credential.username:
+            query.append(("account", credential.username))
+            if self._offline:
+                query += [("client_id", CLIENT_ID), ("offline_token", "true")]
+        url = _with_query(key.realm, [(name, value) for name, value in query if value])
+        basic = credential.basic if credential else None
+        return self._transport.request("GET", url, home=home, authorization=basic)
 
 
 class _TokenKey(msgspec.Struct, frozen=True):
-    """A token is good for one realm, service and scope, and is sent to one registry."""
+    """A token is good for one realm, service and set of scopes, and is sent to one registry."""
 
     origin: Origin
     realm: str
     service: str
-    scope: str
+    scopes: tuple[str, ...]
 
 
 class _Token(msgspec.Struct, frozen=True):
@@ -213,10 +265,29 @@ class _Token(msgspec.Struct, frozen=True):
 class _TokenAnswer(msgspec.Struct, frozen=True):
     token: str | None = None
     access_token: str | None = None
+    refresh_token: str | None = None
     expires_in: float | None = None
+    issued_at: str | None = None
 
     def __repr__(self) -> str:
         return "_TokenAnswer()"
+
+
+def _resource(scopes: tuple[str, ...]) -> str:
+    """Give what the first scope is about: a repository, or nothing for the registry itself."""
+    return scopes[0].rpartition(":")[0] if scopes else ""
+
+
+def _age(issued_at: str | None, date: str | None) -> float:
+    """Give the seconds since a token was issued, by its server's own clock (Date); 0 if it says neither."""
+    if not issued_at or not date:
+        return 0.0
+    try:
+        issued = datetime.fromisoformat(issued_at)
+        issued = issued if issued.tzinfo else issued.replace(tzinfo=UTC)
+        return max((parsedate_to_datetime(date) - issued).total_seconds(), 0.0)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
 
 
 def _with_query(url: str, query: list[tuple[str, str]]) -> str:

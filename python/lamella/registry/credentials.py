@@ -47,15 +47,19 @@ _HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
 class Credential(msgspec.Struct, frozen=True, kw_only=True):
-    """A user name and password, or an identity token (OAuth 2 refresh token), and where it was found."""
+    """A user name and password, or a token, and where it was found.
+
+    An identity token (OAuth 2 refresh token) is for the token server, a registry token is itself the bearer token.
+    """
 
     username: str = ""
     password: str = ""
     identity_token: str = ""
+    registry_token: str = ""
     source: str = "the caller"
 
     def __repr__(self) -> str:
-        what = "identity token" if self.identity_token else "password"
+        what = "token" if self.identity_token or self.registry_token else "password"
         return f"Credential({what} from {self.source})"
 
     __str__ = __repr__
@@ -75,7 +79,8 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
         """Give the strings that must appear nowhere."""
         basic = self.basic
         encoded = basic.removeprefix("Basic ") if basic else ""
-        return tuple(secret for secret in (self.password, self.identity_token, encoded) if secret)
+        secrets = (self.password, self.identity_token, self.registry_token, encoded)
+        return tuple(secret for secret in secrets if secret)
 
 
 class CredentialStore:

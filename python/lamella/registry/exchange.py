@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -11,22 +12,25 @@ import requests
 from lamella import oci
 from lamella.errors import LamellaError, PermissionDenied, Unauthenticated, Unavailable
 from lamella.reference import DEFAULT_DOMAIN, DEFAULT_REGISTRY_HOST, Reference, is_loopback
-from lamella.registry.auth import Authorizer, Identity, parse_challenges
+from lamella.registry.auth import Authorizer, Identity, parse_challenges, repository_scope
 from lamella.registry.config import RegistryConfig
 from lamella.registry.credentials import CredentialStore
 from lamella.registry.failures import error_of, read_document, refusal, wants_tls
 from lamella.registry.targets import Origin
 from lamella.registry.transport import Patience, Transport
 
+LOOKUP_SECONDS = 10.0
+"""Seconds after which credentials that are refused are looked for anew: somebody may have logged in, or they have expired."""
+
 
 class Exchange:
     """Sends requests about the repositories that references name. Safe to use from several threads."""
 
-    def __init__(self, config: RegistryConfig) -> None:
+    def __init__(self, config: RegistryConfig, *, offline: bool = False) -> None:
         self.transport = Transport(config)
+        self.authorizer = Authorizer(self.transport, offline=offline)
         self._config = config
         self._credentials = CredentialStore() if config.credentials is None else config.credentials
-        self._authorizer = Authorizer(self.transport)
         self._looking_up = threading.Lock()
         self._origins: dict[str, Origin] = {}
         self._identities: dict[tuple[Origin, str], Identity] = {}
@@ -57,11 +61,19 @@ class Exchange:
         headers: Mapping[str, str],
         *,
         what: str,
+        scopes: tuple[str, ...] | None = None,
         patience: Patience | None = None,
     ) -> requests.Response:
-        """Send a request about the reference's repository, with the credentials that the registry asks for."""
+        """Send a request about the reference's repository, with the credentials that the registry asks for.
+
+        A reference with an empty path is the registry itself. ``scopes`` are what the request needs to be allowed,
+        (:func:`lamella.registry.auth.repository_scope`); None: to pull.
+        """
         origin = self._origin(reference.domain)
-        asked = _Asked(method, f"/v2/{reference.path}/{path}", headers, what, patience)
+        if scopes is None:
+            scopes = (repository_scope(reference.path, "pull"),) if reference.path else ()
+        place = f"{reference.path}/{path}" if reference.path else path
+        asked = _Asked(method, f"/v2/{place}", headers, what, scopes, patience)
         response = self._authorized(asked, reference, origin)
         if response.status_code != 400 or origin.scheme == "https" or self._config.plain_http:
             return response
@@ -75,16 +87,15 @@ class Exchange:
         return response
 
     def _authorized(self, asked: _Asked, reference: Reference, origin: Origin) -> requests.Response:
-        scope = f"repository:{reference.path}:pull"
         identity = self._identities.get((origin, reference.path)) or Identity(origin, None)
-        authorization = self._authorizer.header(identity, scope)
+        authorization = self.authorizer.header(identity, asked.scopes)
         response = self._send(asked, origin, authorization)
         if response.status_code != 401 or Origin.of(response.url) != origin:
             return response
         challenges = parse_challenges(response.headers.get("WWW-Authenticate", ""))
         identity = self._identify(reference, origin)
-        said = refusal(response, self._authorizer.secrets(identity))
-        answer = self._authorizer.answer(identity, scope, challenges, authorization)
+        said = refusal(response, self.authorizer.secrets(identity))
+        answer = self.authorizer.answer(identity, asked.scopes, challenges, authorization)
         if answer is None:
             error = error_of(response, asked.what, said)
             error.hint = self._login_hint(reference, identity)
@@ -111,23 +122,24 @@ class Exchange:
         return known
 
     def _identify(self, reference: Reference, origin: Origin) -> Identity:
-        """Look for credentials; a helper program may be asked, so once for each repository."""
+        """Look for credentials; a helper program may be asked, so once for each repository while they are good."""
         key = (origin, reference.path)
+        now = time.monotonic()
         with self._looking_up:
             identity = self._identities.get(key)
-            if identity is None:
+            if identity is None or identity.found_at + LOOKUP_SECONDS <= now:
                 if isinstance(self._credentials, CredentialStore):
                     credential = self._credentials.find(reference.domain, reference.path)
                 else:
                     credential = self._credentials.get(reference.domain)
-                identity = self._identities[key] = Identity(origin, credential)
+                identity = self._identities[key] = Identity(origin, credential, now)
         return identity
 
     def error(self, response: requests.Response, reference: Reference, what: str) -> LamellaError:
         """Make the typed error of an unsuccessful answer, with what the reader can do about it."""
         origin = self._origin(reference.domain)
         identity = self._identities.get((origin, reference.path)) or Identity(origin, None)
-        error = error_of(response, what, refusal(response, self._authorizer.secrets(identity)))
+        error = error_of(response, what, refusal(response, self.authorizer.secrets(identity)))
         if isinstance(error, Unauthenticated) or (
             isinstance(error, PermissionDenied) and identity.credential is None
         ):
@@ -153,4 +165,5 @@ class _Asked(NamedTuple):
     path: str
     headers: Mapping[str, str]
     what: str
+    scopes: tuple[str, ...]
     patience: Patience | None
