@@ -26,6 +26,7 @@ from lamella.registry.blob import BlobStream
 from lamella.registry.config import RegistryConfig
 from lamella.registry.exchange import Exchange
 from lamella.registry.failures import discard
+from lamella.registry.referrers import Referrers
 from lamella.registry.transport import Patience
 
 MANIFEST_ACCEPT = ", ".join([*sorted(oci.INDEX_TYPES), *sorted(oci.MANIFEST_TYPES), "*/*"])
@@ -38,6 +39,7 @@ class RegistryClient:
 
     def __init__(self, config: RegistryConfig | None = None) -> None:
         self._exchange = Exchange(config or RegistryConfig())
+        self._referrers = Referrers(self._exchange)
 
     def __enter__(self) -> RegistryClient:
         return self
@@ -133,6 +135,16 @@ class RegistryClient:
 
         transport = self._exchange.transport
         return BlobStream(descriptor, offset, opener, transport.patience(), transport.timeouts)
+
+    def referrers(
+        self, reference: Reference, digest: Digest, *, artifact_type: str | None = None
+    ) -> list[Descriptor]:
+        """Describe the manifests of the reference's repository whose ``subject`` is ``digest``; none is no error.
+
+        With ``artifact_type`` those of that type. It is what the registry says: whether a manifest refers to ``digest``, only its
+        own ``subject`` shows. Errors: as :meth:`resolve`; InvalidArgument for a malformed list, ResourceExhausted for a long one.
+        """
+        return self._referrers.list(reference, digest, artifact_type)
 
     def _head(self, reference: Reference, what: str) -> Descriptor | None:
         """Ask what a reference names; None if the registry does not say it in full."""
