@@ -18,6 +18,7 @@ _WORDS = {
     "resolving": "resolving",
     "downloading": "fetching",
     "uploading": "sending",
+    "reading": "reading",
     "waiting": "waiting",
     "checking": "checking",
     "unpacking": "unpacking",

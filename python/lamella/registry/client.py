@@ -61,7 +61,9 @@ class RegistryClient:
     @overload
     def resolve(self, reference: Reference) -> tuple[Descriptor, bytes]: ...
     @overload
-    def resolve(self, reference: Reference, *, known: _Known | None) -> tuple[Descriptor, bytes | None]: ...
+    def resolve(
+        self, reference: Reference, *, known: _Known | None = None
+    ) -> tuple[Descriptor, bytes | None]: ...
     def resolve(
         self, reference: Reference, *, known: _Known | None = None
     ) -> tuple[Descriptor, bytes | None]:

@@ -14,7 +14,9 @@ from typing import Literal
 
 import msgspec
 
-Phase = Literal["resolving", "downloading", "uploading", "waiting", "checking", "unpacking", "exists", "done"]
+Phase = Literal[
+    "resolving", "downloading", "uploading", "reading", "waiting", "checking", "unpacking", "exists", "done"
+]
 """``waiting``: another pull, of whatever process, brings it; ``received`` grows with what that one has got."""
 INTERVAL = 0.1
 """Seconds between two reports of one blob."""

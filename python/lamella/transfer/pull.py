@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -65,9 +65,8 @@ if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.content import Ingest
     from lamella.images import Image
-    from lamella.registry.blob import BlobStream
-    from lamella.registry.client import RegistryClient
     from lamella.snapshots.layers import Layer, Staging
+    from lamella.transfer.endpoints import BlobReader, Source
 
 CHUNK = 1024 * 1024
 """Bytes read from the network at a time; smaller pieces cost more system calls, larger ones only memory."""
@@ -83,6 +82,9 @@ _PULL = Operation(
     level=INFO,
     counts=by_result(PULLS),
     durations={result: PULL_SECONDS.series(result) for result in ("pulled", "present", "waited")},
+)
+_IMPORT = Operation(
+    "import", "imported %(image)s: %(digest)s in %(seconds).3f s", log="lamella.transfer", level=INFO
 )
 _UNPACK = Operation("unpack", "unpacked %(image)s in %(seconds).3f s", log="lamella.transfer", level=INFO)
 _LAYER = Operation(
@@ -112,6 +114,30 @@ class Chosen(NamedTuple):
     indexes: list[tuple[oci.Descriptor, bytes, oci.Descriptor]]
 
 
+def follow(
+    reference: Reference,
+    target: oci.Descriptor,
+    read: Callable[[oci.Descriptor], bytes],
+    platform: oci.Platform,
+) -> Chosen:
+    """Follow indexes from ``target`` down to the manifest for a platform; ``read`` gives a document's bytes.
+
+    Errors: NotFound for the platform, InvalidArgument for indexes that nest too deep, Unsupported for another document.
+    """
+    indexes: list[tuple[oci.Descriptor, bytes, oci.Descriptor]] = []
+    descriptor = target
+    for _ in range(platforms.INDEX_DEPTH_MAX):
+        data = read(descriptor)
+        if oci.document_type(data, descriptor.media_type) in oci.MANIFEST_TYPES:
+            return Chosen(descriptor, data, indexes)
+        chosen = platforms.choose(oci.parse_index(data).manifests, platform)
+        indexes.append((descriptor, data, chosen))
+        descriptor = chosen
+    raise InvalidArgument(
+        f"{reference} nests image indexes more than {platforms.INDEX_DEPTH_MAX} deep, which is refused"
+    )
+
+
 class _LayerJob:
     """One layer of the image and how far it is."""
 
@@ -133,16 +159,20 @@ class Pull:
         self,
         client: Client,
         reference: Reference,
-        registry: RegistryClient | NoRegistry,
+        registry: Source | NoRegistry,
         *,
         source: Reference | None = None,
+        archive: bool = False,
         platform: oci.Platform | None = None,
         progress: ProgressCallback | None = None,
         unpack: bool = True,
         keep_layers: bool = True,
         parallel: int = PARALLEL_LAYERS,
     ) -> None:
-        """Get ready to pull ``reference``; by digest, from the repository of ``source`` if that is another."""
+        """Get ready to pull ``reference``; by digest, from the repository of ``source`` if that is another.
+
+        ``archive``: what stands where the registry does is an archive, so that nothing is downloaded, and no repository noted.
+        """
         self._client = client
         self._metrics = client.database.metrics
         self._reference = reference
@@ -161,7 +191,8 @@ class Pull:
         self._lock = threading.Lock()
         self._open = ExitStack()
         self._source: dict[str, str] = {}
-        if not isinstance(registry, NoRegistry):
+        self._archive = archive
+        if not (archive or isinstance(registry, NoRegistry)):
             self._source = {DISTRIBUTION_SOURCE + self._repository.domain: self._repository.path}
 
     def run(self) -> Pulled:
@@ -172,7 +203,8 @@ class Pull:
         damaged), ResourceExhausted (disk, caps), Cancelled. Whatever was complete when one was raised stays usable
         for the next try; nothing else stays visible. Twice is harmless: the second pull costs one request.
         """
-        with _PULL(self._metrics, image=str(self._reference)) as running:
+        operation = _IMPORT if self._archive else _PULL
+        with operation(self._metrics, image=str(self._reference)) as running:
             self._reporter.say(Progress(phase="resolving"))
             with span("lamella.resolve", image=str(self._reference)):
                 target, document = self._registry.resolve(self._reference, known=self._client.content.exists)
@@ -300,18 +332,7 @@ class Pull:
 
     def _choose(self, target: oci.Descriptor, read: Callable[[oci.Descriptor], bytes]) -> Chosen:
         """Follow indexes down to the manifest of the wanted platform; ``read`` gives a document's bytes."""
-        indexes: list[tuple[oci.Descriptor, bytes, oci.Descriptor]] = []
-        descriptor = target
-        for _ in range(platforms.INDEX_DEPTH_MAX):
-            data = read(descriptor)
-            if oci.document_type(data, descriptor.media_type) in oci.MANIFEST_TYPES:
-                return Chosen(descriptor, data, indexes)
-            chosen = platforms.choose(oci.parse_index(data).manifests, self._platform)
-            indexes.append((descriptor, data, chosen))
-            descriptor = chosen
-        raise InvalidArgument(
-            f"{self._reference} nests image indexes more than {platforms.INDEX_DEPTH_MAX} deep, which is refused"
-        )
+        return follow(self._reference, target, read, self._platform)
 
     def _plan(self, manifest: oci.Manifest, lease: str) -> list[_LayerJob]:
         """Fetch the config and lay out what each layer needs."""
@@ -552,17 +573,17 @@ class Pull:
                 self._check_cancelled()
             raise
 
-    def _pump(self, job: _LayerJob, stream: BlobStream, pipeline: _core.Pipeline) -> None:
+    def _pump(self, job: _LayerJob, stream: BlobReader, pipeline: _core.Pipeline) -> None:
         descriptor, reporter = job.descriptor, self._reporter
         buffer = memoryview(bytearray(min(CHUNK, max(descriptor.size, 1))))
         while count := stream.readinto(buffer):
             self._check_cancelled()
             pipeline.write(buffer[:count])
-            self._metrics.add(_DOWNLOADED, count)
+            if not self._archive:
+                self._metrics.add(_DOWNLOADED, count)
             if reporter.due(descriptor.digest):
-                self._report(
-                    descriptor, "downloading", received=pipeline.received, unpacked=pipeline.unpacked
-                )
+                phase: Phase = "reading" if self._archive else "downloading"
+                self._report(descriptor, phase, received=pipeline.received, unpacked=pipeline.unpacked)
 
     def _report(
         self, descriptor: oci.Descriptor, phase: Phase, *, received: int = 0, unpacked: int = 0
@@ -678,17 +699,22 @@ class Pull:
 
     def _drop_blobs(self, manifest: oci.Manifest) -> None:
         """Remove the layers' blobs from the namespace, but for those that something else leads to."""
-        content, namespace = self._client.content, self._client.config.namespace
-        with self._client.database.write() as db:
-            nodes = {}
-            for layer in manifest.layers:
-                row = db.execute(
-                    "SELECT number FROM content WHERE namespace = ? AND digest = ?", (namespace, layer.digest)
-                ).fetchone()
-                if row is not None:
-                    nodes[row[0] * 4 + CONTENT] = layer.digest
-            for node in condemned(db, list(nodes), timestamp()):
-                content.delete(nodes[node])
+        drop_unreferenced(self._client, [layer.digest for layer in manifest.layers])
+
+
+def drop_unreferenced(client: Client, digests: Iterable[Digest]) -> None:
+    """Remove blobs from the client's namespace, but for those that something leads to, or that are not here."""
+    content, namespace = client.content, client.config.namespace
+    with client.database.write() as db:
+        nodes = {}
+        for digest in digests:
+            row = db.execute(
+                "SELECT number FROM content WHERE namespace = ? AND digest = ?", (namespace, digest)
+            ).fetchone()
+            if row is not None:
+                nodes[row[0] * 4 + CONTENT] = digest
+        for node in condemned(db, list(nodes), timestamp()):
+            content.delete(nodes[node])
 
 
 def _index_labels(data: bytes, chosen: oci.Descriptor) -> dict[str, str]:
