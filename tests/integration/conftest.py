@@ -1,7 +1,8 @@
-"""Fixtures of the integration tests: the command as typed, and one store that holds the real image."""
+"""Fixtures of the integration tests: the command as typed, one store that holds the real image, a certificate."""
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -55,3 +56,36 @@ def lamella(pulled: Pulled) -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory, require_program: Callable[[str], str]) -> Path:
+    """Make a self-signed certificate for loopback and registry.example.com; give its folder."""
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [
+            *(
+                require_program("openssl"),
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+            ),
+            *("-nodes", "-days", "2", "-subj", "/CN=lamella test", "-keyout", "key.pem", "-out", "cert.pem"),
+            *("-addext", "subjectAltName=DNS:localhost,DNS:registry.example.com,IP:127.0.0.1"),
+        ],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+@pytest.fixture
+def tls(authority: Path) -> ssl.SSLContext:
+    """Give what a server with that certificate takes."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority / "cert.pem", authority / "key.pem")
+    return context

@@ -99,9 +99,7 @@ class ScriptedServer:
                         self.close_connection = True
                 if reply.reset:
                     self.close_connection = True
-                    linger = b"\x01\0\0\0\0\0\0\0"
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                    self.connection.close()
+                    reset(self.connection)
 
         class Server(ThreadingHTTPServer):
             daemon_threads = False
@@ -132,6 +130,71 @@ class ScriptedServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+
+class RawServer:
+    """Calls ``script`` with the socket of every connection and its number, from 0 on; a context manager.
+
+    What is sent is for the script to say, byte by byte; the connection is closed after it.
+    """
+
+    def __init__(self, script: Callable[[socket.socket, int], None]) -> None:
+        self._script = script
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._threads = [threading.Thread(target=self._accept)]
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.connections = 0
+        self.closing = threading.Event()
+
+    def __enter__(self) -> RawServer:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while not self.closing.is_set():
+            with suppress(OSError):
+                connection, _ = self._listener.accept()
+                connection.settimeout(20)
+                self._threads.append(
+                    threading.Thread(target=self._serve, args=(connection, self.connections))
+                )
+                self.connections += 1
+                self._threads[-1].start()
+
+    def _serve(self, connection: socket.socket, number: int) -> None:
+        with suppress(OSError), connection:
+            self._script(connection, number)
+
+    def drip(self, connection: socket.socket, data: bytes, seconds: float) -> None:
+        """Send byte after byte until all are sent, the other end is gone, or the server is closed."""
+        for byte in data:
+            connection.send(bytes([byte]))
+            if self.closing.wait(seconds):
+                return
+
+
+def read_head(connection: socket.socket) -> bytes:
+    """Read a request up to its empty line."""
+    data = b""
+    while not data.endswith(b"\r\n\r\n"):
+        piece = connection.recv(1)
+        if not piece:
+            raise ConnectionResetError
+        data += piece
+    return data
+
+
+def reset(connection: socket.socket) -> None:
+    """Break a connection by a reset."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    connection.close()
 
 
 class TokenServer(ScriptedServer):

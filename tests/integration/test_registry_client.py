@@ -387,7 +387,7 @@ def test_a_lying_content_length_is_an_error_before_a_byte_is_read(
     server = scripted(lambda _: Reply(200, {"Content-Length": str(length)}, BLOB[:10]))
     with pytest.raises(DataLoss, match=str(length)):
         client.open_blob(reference(server), BLOB_DESCRIPTOR)
-    assert len(server.asked) == 1
+    assert len(server.asked) == 5  # one of several servers of that name may have it whole
 
 
 def test_a_server_that_ignores_ranges_is_read_over(scripted: Any, client: RegistryClient) -> None:

@@ -9,26 +9,21 @@ from __future__ import annotations
 
 import re
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from http.client import HTTPResponse
 
 import requests
 
 from lamella.errors import Cancelled, DataLoss, LamellaError, Unavailable
 from lamella.oci import Descriptor
 from lamella.registry.config import Timeouts
-from lamella.registry.failures import TRANSPORT_ERRORS, explain
+from lamella.registry.failures import TRANSPORT_ERRORS, explain, is_page, page_error
+from lamella.registry.pace import PacedResponse
 from lamella.registry.targets import Origin
 from lamella.registry.transport import Patience
 
 PIECE_MAX = 1024 * 1024
-"""Bytes read at once at most."""
-PIECE_MIN = 16 * 1024
-SLOW = 0.25
-"""Seconds for a piece above which smaller ones are read, so that progress and interruption stay lively."""
-QUICK = 0.05
+"""Bytes skipped at once at most."""
 PROGRESS = 64 * 1024
 """Bytes after which a connection that breaks counts as the first failure again."""
 
@@ -53,7 +48,6 @@ class BlobStream:
         self._patience = patience
         self._timeouts = timeouts
         self._response: requests.Response | None = None
-        self._piece = PIECE_MAX
         self._since_failure = 0
         self._interrupted = False
         if offset < descriptor.size:
@@ -69,7 +63,9 @@ class BlobStream:
         return f"BlobStream({self.descriptor.digest}, {self.offset} of {self.descriptor.size} bytes)"
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
-        """Fill ``buffer`` from its start and give the count of bytes; 0 at the end of the blob.
+        """Put what there is at the start of ``buffer`` and give the count of bytes; 0 at the end of the blob.
+
+        It waits only where there is nothing, so that progress and interruption stay lively on a slow connection.
 
         Errors: DataLoss when the registry has another blob than the descriptor says, Unavailable when it cannot be
         had to its end, Cancelled.
@@ -80,10 +76,8 @@ class BlobStream:
             if self._interrupted:
                 raise Cancelled(f"the download of {self.descriptor.digest} was stopped")
             response = self._response or self._connect()
-            wanted = view[: min(remaining, self._piece)]
-            started = time.monotonic()
             try:
-                count = _receive(response, wanted)
+                count = _receive(response, view[:remaining])
             except TRANSPORT_ERRORS as error:
                 self._lost(explain(error, Origin.of(response.url), self._timeouts).error)
                 continue
@@ -93,7 +87,7 @@ class BlobStream:
                     Unavailable(f"{host} broke off after {self.offset} of {self.descriptor.size} bytes")
                 )
                 continue
-            self._advance(count, time.monotonic() - started)
+            self._advance(count)
             return count
         return 0
 
@@ -114,15 +108,11 @@ class BlobStream:
         if response is not None:
             response.close()
 
-    def _advance(self, count: int, seconds: float) -> None:
+    def _advance(self, count: int) -> None:
         self.offset += count
         self._since_failure += count
         if self._since_failure >= PROGRESS:
             self._patience.renew()
-        if seconds > SLOW:
-            self._piece = max(self._piece // 2, PIECE_MIN)
-        elif seconds < QUICK:
-            self._piece = min(self._piece * 2, PIECE_MAX)
         if self.offset == self.descriptor.size:
             self._finish()
 
@@ -130,8 +120,7 @@ class BlobStream:
         response, self._response = self._response, None
         if response is None:
             return
-        source = response.raw._fp
-        if isinstance(source, HTTPResponse) and source.isclosed():
+        if _source(response).isclosed():
             response.raw.release_conn()
         else:
             # Chunked, or more than the size that was asked for: nothing beyond it is read.
@@ -145,22 +134,23 @@ class BlobStream:
         self._patience.spend(error)
 
     def _connect(self) -> requests.Response:
-        response = self._open_at(self.offset, self._patience)
-        self._response = response
-        try:
-            self._check_extent(response)
-            if response.status_code == 200 and self.offset:
-                self._skip(response, self.offset)
-        except TRANSPORT_ERRORS as error:
-            if isinstance(error, LamellaError):
+        while True:
+            response = self._response = self._open_at(self.offset, self._patience)
+            try:
+                self._check_extent(response)
+                if response.status_code == 200 and self.offset:
+                    self._skip(response, self.offset)
+                return response
+            except (
+                DataLoss,
+                Unavailable,
+            ) as error:  # another server behind the same name may have the right one
+                self._lost(error)
+            except TRANSPORT_ERRORS as error:
+                self._lost(explain(error, Origin.of(response.url), self._timeouts).error)
+            except BaseException:
                 self.close()
                 raise
-            self._lost(explain(error, Origin.of(response.url), self._timeouts).error)
-            return self._connect()
-        except BaseException:
-            self.close()
-            raise
-        return response
 
     def _check_extent(self, response: requests.Response) -> None:
         """Compare what the answer says of its extent with what was asked for."""
@@ -178,24 +168,26 @@ class BlobStream:
             expected = int(matched[2]) + 1 - self.offset
         length = response.headers.get("Content-Length")
         if length is not None and "Transfer-Encoding" not in response.headers and length != str(expected):
+            if is_page(response):
+                raise page_error(response, f"blob {digest}")
             raise DataLoss(f"{host} has {length[:20]} bytes of {digest}, {expected} were expected")
 
     def _skip(self, response: requests.Response, count: int) -> None:
         """Read over the start of the blob for a server that ignores Range."""
         scratch = memoryview(bytearray(min(count, PIECE_MAX)))
         while count:
-            if self._interrupted:
-                raise Cancelled(f"the download of {self.descriptor.digest} was stopped")
             received = _receive(response, scratch[: min(count, len(scratch))])
             if not received:
                 raise ConnectionResetError
             count -= received
 
 
-def _receive(response: requests.Response, view: memoryview) -> int:
+def _source(response: requests.Response) -> PacedResponse:
     source = response.raw._fp
-    # urllib3's own readinto copies; http.client's reads from the socket into the buffer.
-    if isinstance(source, HTTPResponse):
-        return source.readinto(view)
-    count: int = response.raw.readinto(view)
-    return count
+    assert isinstance(source, PacedResponse)
+    return source
+
+
+def _receive(response: requests.Response, view: memoryview) -> int:
+    # urllib3 would copy; this reads from the socket into the buffer.
+    return _source(response).readinto1(view)

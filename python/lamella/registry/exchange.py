@@ -15,7 +15,7 @@ from lamella.reference import DEFAULT_DOMAIN, DEFAULT_REGISTRY_HOST, Reference, 
 from lamella.registry.auth import Authorizer, Identity, parse_challenges, repository_scope
 from lamella.registry.config import RegistryConfig
 from lamella.registry.credentials import CredentialStore
-from lamella.registry.failures import error_of, read_document, refusal, wants_tls
+from lamella.registry.failures import error_of, is_page, page_error, read_document, refusal, wants_tls
 from lamella.registry.targets import Origin
 from lamella.registry.transport import Patience, Transport
 
@@ -48,7 +48,10 @@ class Exchange:
             if response.status_code != 200:
                 raise self.error(response, reference, what)
             try:
-                return read_document(response, limit, what), response.headers
+                data = read_document(response, limit, what)
+                if is_page(response):
+                    raise page_error(response, what)
+                return data, response.headers
             except Unavailable as error:
                 self.transport.check_interrupted()
                 patience.spend(error)

@@ -31,6 +31,7 @@ from lamella.errors import (
     Unavailable,
 )
 from lamella.registry.config import Timeouts
+from lamella.registry.pace import RATE_MIN, TooSlow
 from lamella.registry.targets import Origin
 
 RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
@@ -96,6 +97,19 @@ def read_document(
         # A body that was read whole has given its connection back already.
         response.close()
     return b"".join(parts)
+
+
+def is_page(response: requests.Response) -> bool:
+    """Say whether an answer calls itself a web page: of a proxy, or of a network that wants a login first."""
+    return response.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/html"
+
+
+def page_error(response: requests.Response, what: str) -> Unavailable:
+    """Make the error of a web page where a registry should have answered."""
+    return Unavailable(
+        f"{Origin.of(response.url).netloc} answers the request for {what} with a web page",
+        hint="Is this an OCI registry, and does nothing on the way to it ask for a login?",
+    )
 
 
 def discard(response: requests.Response) -> None:
@@ -192,6 +206,8 @@ def explain(error: BaseException, target: Origin, timeouts: Timeouts | None) -> 
     if _first(chain, urllib3.exceptions.ConnectTimeoutError) and not _first(chain, ConnectionError):
         seconds = f" within {timeouts.connect:g} s" if timeouts else ""
         return Failure(Unavailable(f"no connection to {host}{seconds}"), passing=True)
+    if _first(chain, TooSlow):
+        return Failure(Unavailable(f"{host} sends less than {RATE_MIN} bytes a second"), passing=True)
     if _first(chain, urllib3.exceptions.ReadTimeoutError) or _first(chain, TimeoutError):
         seconds = f" for {timeouts.read:g} s" if timeouts else " for too long"
         return Failure(Unavailable(f"{host} sent nothing{seconds}"), passing=True)

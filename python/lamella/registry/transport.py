@@ -21,7 +21,7 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,7 @@ from lamella.registry.failures import (
     explain,
     retry_after,
 )
+from lamella.registry.pace import PacedResponse
 from lamella.registry.targets import Address, Origin, is_private_literal, parse_address
 
 REDIRECTS_MAX = 10
@@ -330,37 +331,26 @@ class _Broken(Exception):
 
 
 class _Adapter(HTTPAdapter):
-    """Requests' adapter with a check on every new connection, and with the system's certificates."""
+    """Requests' adapter with a look at every new connection, and with the system's certificates."""
 
-    def __init__(self, *checks: Callable[[HTTPConnection], None]) -> None:
-        self._checks = checks
+    def __init__(
+        self, watch: Callable[[HTTPConnection], None], check: Callable[[HTTPConnection], None]
+    ) -> None:
+        self._watch = watch
+        self._check = check
         self._context: ssl.SSLContext | None = None
         super().__init__(pool_connections=CONNECTIONS_MAX, pool_maxsize=CONNECTIONS_MAX, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Make the pool of direct connections; those to a proxy are not checked, as their peer is the proxy."""
+        """Make the pool of direct connections."""
         super().init_poolmanager(*args, **kwargs)
-        checks = self._checks
+        self.poolmanager.pool_classes_by_scheme = _pool_classes(self._watch, self._check)
 
-        class Plain(HTTPConnection):
-            def _new_conn(self) -> socket.socket:
-                self.sock = super()._new_conn()
-                _run(checks, self)
-                return self.sock
-
-        class Secure(HTTPSConnection):
-            def _new_conn(self) -> socket.socket:
-                self.sock = super()._new_conn()
-                _run(checks, self)
-                return self.sock
-
-        class PlainPool(HTTPConnectionPool):
-            ConnectionCls = Plain
-
-        class SecurePool(HTTPSConnectionPool):
-            ConnectionCls = Secure
-
-        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        """Give the pool of connections to a proxy; where these lead is not checked, as their peer is the proxy."""
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        manager.pool_classes_by_scheme = _pool_classes(self._watch)
+        return manager
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
         """Verify by the environment's or the system's certificates unless a bundle is named."""
@@ -378,13 +368,40 @@ class _Adapter(HTTPAdapter):
             super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
 
 
-def _run(checks: Iterable[Callable[[HTTPConnection], None]], connection: HTTPConnection) -> None:
-    try:
-        for check in checks:
-            check(connection)
-    except BaseException:
-        connection.close()
-        raise
+def _pool_classes(*looks: Callable[[HTTPConnection], None]) -> dict[str, type[HTTPConnectionPool]]:
+    """Make urllib3's pools of connections each of which is looked at once it is there."""
+
+    def look(connection: HTTPConnection) -> None:
+        try:
+            for each in looks:
+                each(connection)
+        except BaseException:
+            connection.close()
+            raise
+
+    class Plain(HTTPConnection):
+        response_class = PacedResponse
+
+        def _new_conn(self) -> socket.socket:
+            self.sock = super()._new_conn()
+            look(self)
+            return self.sock
+
+    class Secure(HTTPSConnection):
+        response_class = PacedResponse
+
+        def _new_conn(self) -> socket.socket:
+            self.sock = super()._new_conn()
+            look(self)
+            return self.sock
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    return {"http": PlainPool, "https": SecurePool}
 
 
 def _system_context() -> ssl.SSLContext:
