@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lamella.leases import Leases
     from lamella.metrics import Metric
     from lamella.namespaces import Namespaces
+    from lamella.policy import AnyPolicy
     from lamella.registry.client import RegistryClient
     from lamella.registry.config import RegistryConfig
     from lamella.snapshots.layers import LayerStore
@@ -45,6 +46,7 @@ class Client:
     happens a little later. ``auto_gc``: what images and containers leave is collected when they go (:mod:`lamella.autogc`);
     None: as the environment's LAMELLA_GC says, ``auto`` or ``manual`` (the default). ``snapshotter``: ``overlayfs``, or
     ``native``, which copies; None: as LAMELLA_SNAPSHOTTER says, else the former. ``registry``: how registries are talked to.
+    ``policy``: which images may come here (:mod:`lamella.policy`); None: as the file says that LAMELLA_POLICY names, else all.
 
     Errors: PermissionDenied when the store cannot be opened, FailedPrecondition when a newer lamella made it,
     InvalidArgument for a malformed namespace.
@@ -60,9 +62,11 @@ class Client:
         durable: bool = False,
         auto_gc: bool | None = None,
         registry: RegistryConfig | None = None,
+        policy: AnyPolicy | None = None,
     ) -> None:
         self.durable = durable
         self.registry = registry
+        self._policy = policy
         self.config = Config.load(
             root=root, state=state, namespace=namespace, snapshotter=snapshotter, auto_gc=auto_gc
         )
@@ -89,6 +93,7 @@ class Client:
             return self
         other = object.__new__(type(self))
         other.durable, other.database, other.registry = self.durable, self.database, self.registry
+        other._policy = self._policy
         other.config = msgspec.structs.replace(self.config, snapshotter=snapshotter)
         return other
 
@@ -215,6 +220,16 @@ class Client:
             jobs=jobs,
             progress=progress,
         )
+
+    @cached_property
+    def policy(self) -> AnyPolicy | None:
+        """Which images may come here; None: all. NotFound and InvalidArgument of the file that LAMELLA_POLICY names."""
+        path = os.environ.get("LAMELLA_POLICY")
+        if self._policy is not None or not path:
+            return self._policy
+        from lamella.policy import load
+
+        return load(path)
 
     @cached_property
     def content(self) -> ContentStore:

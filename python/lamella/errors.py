@@ -24,6 +24,7 @@ __all__ = [
     "LamellaError",
     "NotFound",
     "PermissionDenied",
+    "PolicyRefused",
     "ResourceExhausted",
     "Unauthenticated",
     "Unavailable",
@@ -80,6 +81,10 @@ class Unauthenticated(LamellaError, PermissionError):
 
 class PermissionDenied(LamellaError, PermissionError):
     """The kernel, the file system or the registry refused access."""
+
+
+class PolicyRefused(PermissionDenied):
+    """A policy does not let the image in (:mod:`lamella.policy`); nothing of it was kept."""
 
 
 class DataLoss(LamellaError):

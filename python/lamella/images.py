@@ -25,6 +25,7 @@ from lamella.reserve import frees_space
 
 if TYPE_CHECKING:
     from lamella.client import Client
+    from lamella.policy import AnyPolicy
     from lamella.transfer.progress import ProgressCallback
 
 _COLUMNS = "name, media_type, digest, size, labels, platform, total_size, created_at, updated_at"
@@ -193,6 +194,7 @@ class Images:
         unpack: bool = True,
         keep_layers: bool = True,
         sync: bool | None = None,
+        policy: AnyPolicy | None = None,
     ) -> Image:
         """Fetch an image from its registry and, unless ``unpack`` is false, unpack it into committed snapshots.
 
@@ -200,10 +202,12 @@ class Images:
         host that is not loopback. With ``keep_layers=False`` the disk holds the image once: the compressed layers are not
         kept, but for those that something else refers to, until a pull without it fetches them again. That holds for the
         manifest, under all names that it has in the namespace. With ``sync`` (the client's ``durable`` by default) it returns
-        when what came survives a power cut. Errors as :meth:`lamella.transfer.pull.Pull.run`, and
-        InvalidArgument for neither unpacking nor keeping. Twice is harmless and costs one request when nothing changed.
+        when what came survives a power cut. ``policy`` is asked besides the client's (:mod:`lamella.policy`), before anything is
+        fetched. Errors as :meth:`lamella.transfer.pull.Pull.run`, and InvalidArgument for neither unpacking nor keeping. Twice is
+        harmless and costs one request when nothing changed.
         """
         from lamella import platforms
+        from lamella.policy import all_of
         from lamella.transfer.pull import Pull
 
         if not (unpack or keep_layers):
@@ -219,6 +223,7 @@ class Images:
                 progress=progress,
                 unpack=unpack,
                 keep_layers=keep_layers,
+                policy=all_of(self._client.policy, policy),
             ).run()
         if self._client.durable if sync is None else sync:
             self._client.sync()

@@ -66,6 +66,24 @@ def test_tag_names_an_image_once_more(pulled: tuple[Program, str]) -> None:
     lamella("images", "rm", "app:stable", "app:other").ok()
 
 
+def test_a_policy_file_says_what_may_be_fetched(
+    lamella: Program, small_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = tmp_path / "policy.toml"
+    rules.write_text("[allow]\nregistries = ['docker.io/library']")
+    refused = lamella("pull", "--policy", str(rules), small_image)
+    assert (refused.status, refused.out) == (1, "")
+    assert "not among the registries" in refused.err and "docker.io/library" in refused.err
+    assert lamella("run", "--policy", str(rules), "--rm", small_image, "true").status != 0
+    monkeypatch.setenv("LAMELLA_POLICY", str(rules))
+    assert lamella("pull", small_image).status == 1
+    rules.write_text("[allow]\nregistries = ['127.0.0.1:*']")
+    lamella("pull", small_image).ok()
+    rules.write_text("[allow]\nregistry = ['127.0.0.1:*']")
+    wrong = lamella("pull", small_image)
+    assert wrong.status == 1 and str(rules) in wrong.err and "registry" in wrong.err
+
+
 def test_images_inspect_has_what_snapshots_need(pulled: tuple[Program, str]) -> None:
     lamella, reference = pulled
     document = lamella("images", "inspect", reference).ok().document

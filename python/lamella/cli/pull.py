@@ -28,7 +28,15 @@ def add_pull_options(parser: Parser, *, when: bool = False) -> None:
             default="missing",
             help="When to fetch the image (default: missing).",
         )
+    add_policy_option(parser)
     add_registry_options(parser)
+
+
+def add_policy_option(parser: Parser) -> None:
+    """Add the option that says which images may come here; the session's client has it then."""
+    parser.add_argument(
+        "--policy", metavar="FILE", help="Fetch only what this policy lets in (LAMELLA_POLICY)."
+    )
 
 
 def fetch(

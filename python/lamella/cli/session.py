@@ -74,7 +74,12 @@ class Session:
         from lamella.cli.registry_options import registry_config
         from lamella.client import Client
 
-        return Client(**self.location, registry=registry_config(self._arguments))
+        policy = None
+        if path := getattr(self._arguments, "policy", None):
+            from lamella.policy import load
+
+            policy = load(path)
+        return Client(**self.location, registry=registry_config(self._arguments), policy=policy)
 
     def close(self) -> None:
         """Close the client if it was opened."""

@@ -56,6 +56,7 @@ from lamella.metadata import timestamp
 from lamella.metadata.reachability import CONTENT, condemned
 from lamella.metrics.table import BLOBS, DOWNLOADED, LAYER_SECONDS, LAYERS, PULL_SECONDS, PULLS, UNPACKED
 from lamella.operations import INFO, Operation, by_result, when_ok
+from lamella.policy import AnyPolicy, resolve
 from lamella.reference import Reference
 from lamella.tracing import in_context, span
 from lamella.transfer.progress import INTERVAL, Phase, Progress, ProgressCallback, Reporter
@@ -167,6 +168,7 @@ class Pull:
         progress: ProgressCallback | None = None,
         unpack: bool = True,
         keep_layers: bool = True,
+        policy: AnyPolicy | None = None,
         parallel: int = PARALLEL_LAYERS,
     ) -> None:
         """Get ready to pull ``reference``; by digest, from the repository of ``source`` if that is another.
@@ -185,6 +187,7 @@ class Pull:
         # Whether folders are made as their blobs come; else after those beneath them.
         self._unpack_at_once = unpack and client.snapshots.stacks
         self._keep_layers = keep_layers
+        self._policy = policy
         self._parallel = max(1, parallel)
         self._result = "pulled"
         self._cancelled = threading.Event()
@@ -198,7 +201,7 @@ class Pull:
     def run(self) -> Pulled:
         """Do it.
 
-        Errors: NotFound (reference or platform), Unauthenticated, PermissionDenied, Unavailable (registry),
+        Errors: NotFound (reference or platform), PolicyRefused, Unauthenticated, PermissionDenied, Unavailable (registry),
         InvalidArgument, Unsupported (documents), FailedPrecondition (a digest is wrong), DataLoss (a layer is
         damaged), ResourceExhausted (disk, caps), Cancelled. Whatever was complete when one was raised stays usable
         for the next try; nothing else stays visible. Twice is harmless: the second pull costs one request.
@@ -207,7 +210,14 @@ class Pull:
         with operation(self._metrics, image=str(self._reference)) as running:
             self._reporter.say(Progress(phase="resolving"))
             with span("lamella.resolve", image=str(self._reference)):
-                target, document = self._registry.resolve(self._reference, known=self._client.content.exists)
+                target, document = resolve(
+                    self._registry,
+                    self._reference,
+                    self._policy,
+                    known=self._client.content.exists,
+                    registry=self._repository.domain,
+                    platform=self._platform,
+                )
             pulled = self._find(target) if document is None else None
             if pulled:
                 self._result = "present"

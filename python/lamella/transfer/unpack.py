@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from lamella import _core, oci
+from lamella.digest import Digest
 from lamella.errors import NotFound
 from lamella.reference import Reference
 
@@ -57,6 +58,12 @@ class NoRegistry:
     def open_blob(self, reference: Reference, descriptor: oci.Descriptor, *, offset: int = 0) -> NoReturn:
         """Say that a blob is not here."""
         raise self._missing(descriptor)
+
+    def referrers(
+        self, reference: Reference, digest: Digest, *, artifact_type: str | None = None
+    ) -> list[oci.Descriptor]:
+        """Give none."""
+        return []
 
     def interrupt(self) -> None:
         """Do nothing: nobody waits for a server."""
