@@ -62,6 +62,8 @@ def test_the_snippets_of_a_page_run_in_order(page, nginx, tmp_path, monkeypatch)
 
     monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path / "root"))
     monkeypatch.setenv("LAMELLA_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
     monkeypatch.setattr(Exchange, "_origin", lambda *_: Origin.of(f"http://{nginx}"))
     code = snippets(page)
     assert code.strip()

@@ -201,9 +201,16 @@ class TokenServer(ScriptedServer):
     """Gives tokens as the distribution project's token server does, to ``users`` or to anybody."""
 
     def __init__(
-        self, users: Mapping[str, str] | None = None, *, expires_in: int | None = 300, **options: Any
+        self,
+        users: Mapping[str, str] | None = None,
+        *,
+        expires_in: int | None = 300,
+        offline: bool = False,
+        **options: Any,
     ) -> None:
         self.users = users
+        self.offline = offline
+        """Whether identity tokens are given to those who ask for one."""
         self.identity_tokens: set[str] = set()
         self.expires_in = expires_in
         self.given: dict[str, list[str]] = {}
@@ -249,6 +256,9 @@ class TokenServer(ScriptedServer):
         token = f"token-{len(self.asked)}"
         self.given[token] = scopes
         answer: dict[str, Any] = {"token": token}
+        if self.offline and "offline_token=true" in asked.path:
+            answer["refresh_token"] = f"identity-{len(self.asked)}"
+            self.identity_tokens.add(answer["refresh_token"])
         if self.expires_in is not None:
             answer["expires_in"] = self.expires_in
         return Reply(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())

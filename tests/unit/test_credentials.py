@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from lamella.registry.credentials import Credential, CredentialStore, default_files
+from lamella.registry.authfile import default_files
+from lamella.registry.credentials import Credential, CredentialStore
 
 SECRET = "hunter2-very-secret"
 
@@ -185,6 +186,58 @@ def test_the_store_helper_is_asked_for_docker_hub_by_its_old_address(tmp_path: P
     assert asked.read_text() == "get https://index.docker.io/v1/\n"
 
 
+def test_a_helper_goes_before_the_file_and_the_file_counts_where_it_has_nothing(
+    tmp_path: Path, helper: Any
+) -> None:
+    """As docker asks; a file that another program wrote in beside it is not lost."""
+    asked = helper(
+        "some",
+        f'case $server in h.io) echo \'{{"Username":"helped","Secret":"{SECRET}"}}\';; '
+        '*) echo "credentials not found in native keychain"; exit 1;; esac',
+    )
+    auths = {"h.io": auth("ann"), "h.io/team": auth("team"), "x.io": auth("ann")}
+    found = store(tmp_path, {"auths": auths, "credsStore": "some"})
+    users = [
+        (found.find(domain, path) or Credential()).username
+        for domain, path in (("h.io", "a"), ("h.io", "team/a"), ("x.io", "a"), ("y.io", "a"))
+    ]
+    assert users == ["helped", "team", "ann", ""]
+    assert asked.read_text() == "get h.io\nget x.io\nget y.io\n"
+    assert found.problems == []
+
+
+def test_a_registry_may_be_left_out_of_the_helper_for_all(tmp_path: Path, helper: Any) -> None:
+    asked = helper("all", "exit 3")
+    document = {"auths": {"h.io": auth("ann")}, "credsStore": "all", "credHelpers": {"h.io": ""}}
+    found = store(tmp_path, document).find("h.io")
+    assert (found or Credential()).username == "ann"
+    assert not asked.exists()
+
+
+def test_a_registry_token_and_an_entry_that_is_written_as_asked_for(tmp_path: Path) -> None:
+    auths = {"h.io": {"registrytoken": SECRET}, "x.io": auth("ann"), "https://x.io/v1/": auth("old")}
+    found = store(tmp_path, {"auths": auths, "HttpHeaders": {"Authorization": SECRET}})
+    token = found.find("h.io")
+    assert token is not None
+    assert (token.registry_token, token.basic, token.secrets) == (SECRET, None, (SECRET,))
+    assert SECRET not in repr(token)
+    assert (found.find("x.io") or Credential()).username == "ann"
+
+
+def test_a_file_with_nulls_is_read_as_docker_reads_it(tmp_path: Path) -> None:
+    found = store(tmp_path, {"auths": {"h.io": None}, "credHelpers": None, "credsStore": None})
+    assert found.find("h.io") is None
+    assert store(tmp_path, {"auths": None}).find("h.io") is None
+    assert found.problems == []
+
+
+def test_an_identity_token_is_no_password(tmp_path: Path) -> None:
+    entry = auth("ann", "") | {"identitytoken": SECRET}
+    found = store(tmp_path, {"auths": {"h.io": entry}}).find("h.io")
+    assert found is not None
+    assert (found.username, found.identity_token, found.basic) == ("ann", SECRET, None)
+
+
 @pytest.mark.parametrize(
     ("script", "problem"),
     [
@@ -219,7 +272,11 @@ def test_a_helper_that_is_missing_or_has_a_path_for_a_name_is_noted(tmp_path: Pa
 
 def test_files_are_looked_for_where_docker_and_podman_keep_them() -> None:
     plain = default_files({"HOME": "/home/ann"})
-    assert plain == [Path("/home/ann/.docker/config.json"), Path("/home/ann/.config/containers/auth.json")]
+    assert [str(file) for file in plain] == [
+        "/home/ann/.docker/config.json",
+        f"/run/containers/{os.getuid()}/auth.json",
+        "/home/ann/.config/containers/auth.json",
+    ]
     everything = default_files(
         {
             "HOME": "/home/ann",

@@ -32,6 +32,8 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         "Images",
         (
             Entry("pull", "Fetch an image and unpack its layers.", "pull", "PULL"),
+            Entry("login", "Log in to a registry.", "login", "LOGIN"),
+            Entry("logout", "Log out of a registry.", "login", "LOGOUT"),
             Entry("images", "List, inspect and remove images.", "images", "IMAGES", ("image",)),
             Entry("tag", "Give an image another name.", "images", "TAG"),
             Entry("graph", "Draw what belongs to an image.", "graph", "GRAPH"),

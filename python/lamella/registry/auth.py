@@ -6,7 +6,8 @@ credentials if there are any, anonymously if not, and with an identity token by 
 service and set of scopes, and renewed before they expire.
 
 A scope reads ``repository:NAME:pull,push``. What a request needs and what a challenge names are asked for together: a
-registry that answers a push with a challenge to pull means the first of the two.
+registry that answers a push with a challenge to pull means the first of the two. A request that needs none asks for none:
+what a challenge to a login names is an example.
 
 A token goes to the registry that asked for it, credentials to that registry and its realm, and nowhere else.
 """
@@ -175,7 +176,7 @@ class Authorizer:
             identity.origin,
             parameters["realm"],
             parameters.get("service", ""),
-            union([*scopes, *parameters.get("scope", "").split()]),
+            union([*scopes, *parameters.get("scope", "").split()]) if scopes else (),
         )
         with self._lock:
             fetching = self._fetching.setdefault(key, threading.Lock())
