@@ -17,6 +17,7 @@ from lamella.digest import digest_of
 from lamella.errors import (
     Cancelled,
     DataLoss,
+    FailedPrecondition,
     InvalidArgument,
     NotFound,
     PermissionDenied,
@@ -112,12 +113,53 @@ def test_a_head_without_a_digest_is_followed_by_get(scripted: Any, client: Regis
     assert client.resolve(reference(server), known=lambda _: True)[1] == MANIFEST
 
 
-def test_with_tag_and_digest_the_digest_is_fetched(registry: RegistryServer, client: RegistryClient) -> None:
-    old = push_image(registry, layers=1)
-    push_image(registry, layers=2)
-    descriptor, _ = client.resolve(reference(registry, f"team/app:latest@{old.digest}"))
-    assert descriptor.digest == old.digest
-    assert registry.requests[-1].path.endswith(old.digest)
+def test_a_tag_has_to_point_at_the_digest_beside_it(registry: RegistryServer, client: RegistryClient) -> None:
+    old = push_image(registry)
+    both = reference(registry, f"team/app:latest@{old.digest}")
+    assert client.resolve(both)[0] == old
+    assert [request.path for request in registry.requests] == ["/v2/team/app/manifests/latest"]
+    # What is here already costs one request, as without a digest.
+    assert client.resolve(both, known=lambda digest: digest == old.digest) == (old, None)
+    assert len(registry.requests) == 2
+    data = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
+    new = registry.push_manifest("team/app", "latest", data)
+    registry.requests.clear()
+    for known in (None, lambda digest: True):
+        with pytest.raises(FailedPrecondition) as caught:
+            client.resolve(both, known=known)
+        assert f"latest points at {new.digest}, not at {old.digest}" in str(caught.value)
+        assert "Leave the tag out" in str(caught.value.hint)
+    assert [request.method for request in registry.requests] == ["GET", "HEAD"]
+    assert client.resolve(reference(registry, f"team/app@{old.digest}"))[0] == old
+
+
+def test_a_tag_that_is_gone_is_not_found_whatever_the_digest_names(
+    registry: RegistryServer, client: RegistryClient
+) -> None:
+    pushed = push_image(registry)
+    with pytest.raises(NotFound) as caught:
+        client.resolve(reference(registry, f"team/app:gone@{pushed.digest}"), known=lambda _: True)
+    assert "Leave the tag out" in str(caught.value.hint)
+
+
+def test_a_tag_is_held_against_a_digest_of_another_algorithm_by_its_document(
+    registry: RegistryServer, client: RegistryClient
+) -> None:
+    data = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
+    registry.push_manifest("team/app", "latest", data)
+    digest = digest_of(data, "sha512")
+    descriptor, _ = client.resolve(reference(registry, f"team/app:latest@{digest}"), known=lambda _: False)
+    assert descriptor.digest == digest
+    other = digest_of(b"another", "sha512")
+    with pytest.raises(FailedPrecondition, match="points at sha512:"):
+        client.resolve(reference(registry, f"team/app:latest@{other}"), known=lambda _: False)
+
+
+def test_a_damaged_document_is_no_moved_tag(scripted: Any, client: RegistryClient) -> None:
+    digest = digest_of(MANIFEST)
+    server = scripted(lambda _: manifest_reply(b"X" + MANIFEST, Docker_Content_Digest=digest))
+    with pytest.raises(DataLoss):
+        client.resolve(reference(server, f"team/app:latest@{digest}"))
 
 
 def test_a_document_that_is_not_the_digest_is_data_loss(scripted: Any, client: RegistryClient) -> None:

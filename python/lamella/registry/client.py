@@ -16,7 +16,9 @@ from lamella import oci
 from lamella.digest import Digest, digest_of, parse_digest, split_digest
 from lamella.errors import (
     DataLoss,
+    FailedPrecondition,
     InvalidArgument,
+    NotFound,
     ResourceExhausted,
     Unsupported,
 )
@@ -30,6 +32,8 @@ from lamella.registry.referrers import Referrers
 from lamella.registry.transport import Patience
 
 MANIFEST_ACCEPT = ", ".join([*sorted(oci.INDEX_TYPES), *sorted(oci.MANIFEST_TYPES), "*/*"])
+
+_TAG_OR_DIGEST = "Leave the tag out to take what the digest names, or the digest to take what the tag names."
 
 _Known = Callable[[Digest], bool]
 
@@ -71,18 +75,25 @@ class RegistryClient:
 
         One request. With ``known``, which says whether a digest is here already, that request is a HEAD (which
         registries do not count against a pull limit), the document is None if the answer is known, and a GET follows
-        if it is not. A reference with a digest is looked up by it, and the document is checked against it.
+        if it is not. The document is checked against a reference's digest. If the reference has a tag too, that is what the
+        registry is asked for, and it has to point at the digest: docker would not look at the tag.
 
-        Errors: NotFound, Unauthenticated, PermissionDenied, Unavailable; Unsupported for what is no image;
-        DataLoss when digest and document do not fit; ResourceExhausted for a document over oci.DOCUMENT_MAX.
+        Errors: NotFound, Unauthenticated, PermissionDenied, Unavailable; FailedPrecondition when tag and digest do not fit;
+        Unsupported for what is no image; DataLoss when digest and document do not fit; ResourceExhausted for a
+        document over oci.DOCUMENT_MAX.
         """
         what = f"image {reference.familiar}"
+        locator = reference.tag or reference.digest or ""
         if known is not None:
-            found = self._head(reference, what)
+            found = self._head(reference, locator, what)
             if found is not None and known(found.digest):
                 return found, None
-        locator = reference.digest or reference.tag or ""
-        data, headers = self._exchange.document(reference, f"manifests/{locator}", what, MANIFEST_ACCEPT)
+        try:
+            data, headers = self._exchange.document(reference, f"manifests/{locator}", what, MANIFEST_ACCEPT)
+        except NotFound as error:
+            if reference.tag and reference.digest:
+                error.hint = _TAG_OR_DIGEST
+            raise
         digest = _digest_of_answer(reference, data, headers, what)
         media_type = oci.document_type(data, headers.get("Content-Type"))
         return Descriptor(media_type=media_type, digest=digest, size=len(data)), data
@@ -148,9 +159,8 @@ class RegistryClient:
         """
         return self._referrers.list(reference, digest, artifact_type)
 
-    def _head(self, reference: Reference, what: str) -> Descriptor | None:
+    def _head(self, reference: Reference, locator: str, what: str) -> Descriptor | None:
         """Ask what a reference names; None if the registry does not say it in full."""
-        locator = reference.digest or reference.tag or ""
         response = self._exchange.request(
             "HEAD", reference, f"manifests/{locator}", {"Accept": MANIFEST_ACCEPT}, what=what
         )
@@ -170,6 +180,8 @@ class RegistryClient:
         except (InvalidArgument, Unsupported):
             return None
         if reference.digest and digest != reference.digest:
+            if reference.tag and split_digest(digest)[0] == split_digest(reference.digest)[0]:
+                raise _moved(reference, digest, what)
             return None
         if media_type not in oci.INDEX_TYPES | oci.MANIFEST_TYPES or not size.isdecimal():
             return None
@@ -188,15 +200,26 @@ def _checked(data: bytes, digest: Digest, what: str) -> bytes:
 
 def _digest_of_answer(reference: Reference, data: bytes, headers: Mapping[str, str], what: str) -> Digest:
     """Give the document's digest, after a check against the reference's and the one that the registry says."""
-    if reference.digest:
+    if reference.digest and not reference.tag:
         _checked(data, reference.digest, what)
         return reference.digest
     try:
         said = parse_digest(headers.get("Docker-Content-Digest", ""))
     except (InvalidArgument, Unsupported):
-        return digest_of(data)
+        said = digest_of(data)
     _checked(data, said, what)
+    if reference.digest:
+        actual = digest_of(data, split_digest(reference.digest)[0])
+        if actual != reference.digest:
+            raise _moved(reference, actual, what)
+        return reference.digest
     return said
+
+
+def _moved(reference: Reference, actual: Digest, what: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{what}: the tag {reference.tag} points at {actual}, not at {reference.digest}", hint=_TAG_OR_DIGEST
+    )
 
 
 def _embedded(descriptor: Descriptor) -> bytes | None:
