@@ -1,47 +1,34 @@
-"""Pull: reference -> index -> manifest -> config -> layers, each layer in one pass.
+"""Pull: reference -> index -> manifest -> config -> layers, each layer in one pass (:mod:`lamella.transfer.layers`).
 
-Network bytes go straight into the core's pipeline, which writes and hashes the blob, inflates, hashes the tar and applies
-it, all at once; layers run in parallel. What is here already (a blob, an unpacked layer, in whatever namespace) is not
-fetched and not unpacked again. Nothing becomes visible before its digests were checked: a blob by its content row, a layer by
-its layer row, the image with its committed snapshots by one transaction at the end. A lease holds everything from before it
-exists until then, so that garbage collection may run at any time.
-
-Where the snapshotter does not stack layers, a folder begins as a copy of the one beneath it: blobs are fetched in parallel all
-the same, and unpacked when all are here, one after the other.
+Nothing becomes visible before its digests were checked: a blob by its content row, a layer by its layer row, the image with its
+committed snapshots by one transaction at the end. A lease holds everything from before it exists until then, so that garbage
+collection may run at any time.
 
 Without ``keep_layers`` nothing is written but the layer folders: a blob that is not here is read from the network into the folder
 alone. The manifest then carries labels that say so in place of the references to its layers, and blobs that nothing else
 leads to go when the pull is done and the folders, from then on the only copy, are on disk.
 
 Locks, all the kernel's (flock), which end with the process: one pull at a time of one manifest, in whatever namespace
-(``<root>/locks/image-...``), and within it each layer takes the lock of its blob's ingest, which all namespaces share, then the
-staging lock of its diffID. So what two images or two pulls of one have in common is fetched and unpacked once; who waits
-says how far the other is, and goes on where it stopped if it dies. A layer that has to wait for the layers beneath it
-gives its staging lock back first, so that two pulls never wait for each other.
+(``<root>/locks/image-...``), and within it those of its layers. So what two images or two pulls of one have in common is fetched
+and unpacked once; who waits says how far the other is, and goes on where it stopped if it dies.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from lamella import _core, oci, platforms
+from lamella import oci, platforms
 from lamella.digest import Digest, split_digest
 from lamella.disk import translated
 from lamella.durability import Unverified, sync, sync_if_due
 from lamella.errors import (
-    AlreadyExists,
-    Cancelled,
     DataLoss,
-    FailedPrecondition,
     InvalidArgument,
     NotFound,
-    ResourceExhausted,
     Unsupported,
 )
 from lamella.labels import (
@@ -54,28 +41,22 @@ from lamella.labels import (
 from lamella.locks import FileLock
 from lamella.metadata import timestamp
 from lamella.metadata.reachability import CONTENT, condemned
-from lamella.metrics.table import BLOBS, DOWNLOADED, LAYER_SECONDS, LAYERS, PULL_SECONDS, PULLS, UNPACKED
-from lamella.operations import INFO, Operation, by_result, when_ok
+from lamella.metrics.table import PULL_SECONDS, PULLS
+from lamella.operations import INFO, Operation, by_result
 from lamella.policy import AnyPolicy, resolve
 from lamella.reference import Reference
-from lamella.tracing import in_context, span
-from lamella.transfer.progress import INTERVAL, Phase, Progress, ProgressCallback, Reporter
-from lamella.transfer.unpack import NoRegistry, copy_beneath, unpack_blob
+from lamella.tracing import span
+from lamella.transfer.layers import LayerJob, Layers
+from lamella.transfer.progress import Progress, ProgressCallback, Reporter
+from lamella.transfer.unpack import NoRegistry
+from lamella.transfer.workers import PARALLEL
 
 if TYPE_CHECKING:
     from lamella.client import Client
-    from lamella.content import Ingest
     from lamella.images import Image
-    from lamella.snapshots.layers import Layer, Staging
-    from lamella.transfer.endpoints import BlobReader, Source
+    from lamella.transfer.endpoints import Source
 
-CHUNK = 1024 * 1024
-"""Bytes read from the network at a time; smaller pieces cost more system calls, larger ones only memory."""
-PARALLEL_LAYERS = 5
 LEASE_SECONDS = 24 * 3600
-SPOILED = (DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted, Unsupported)
-"""Errors after which what came of a blob is thrown away; after others the next pull goes on where this one stopped."""
-_DOWNLOADED = DOWNLOADED.cell()
 _PULL = Operation(
     "pull",
     "pulled %(image)s (%(result)s): %(digest)s in %(seconds).3f s",
@@ -88,12 +69,6 @@ _IMPORT = Operation(
     "import", "imported %(image)s: %(digest)s in %(seconds).3f s", log="lamella.transfer", level=INFO
 )
 _UNPACK = Operation("unpack", "unpacked %(image)s in %(seconds).3f s", log="lamella.transfer", level=INFO)
-_LAYER = Operation(
-    "layer",
-    "the layer %(layer)s of %(image)s is here after %(seconds).3f s: blob %(blob)s, folder %(folder)s",
-    log="lamella.transfer",
-    durations=when_ok(LAYER_SECONDS),
-)
 
 
 class Pulled(msgspec.Struct, frozen=True):
@@ -139,20 +114,6 @@ def follow(
     )
 
 
-class _LayerJob:
-    """One layer of the image and how far it is."""
-
-    def __init__(self, descriptor: oci.Descriptor, diff_id: Digest | None, chain_id: Digest | None) -> None:
-        self.descriptor = descriptor
-        self.diff_id = diff_id
-        self.chain_id = chain_id
-        self.layer: Layer | None = None
-        self.staging: Staging | None = None
-        self.unpacked: _core.Unpacked | None = None
-        # How they were had: the results that are counted; none where they were not needed.
-        self.blob = self.folder = "none"
-
-
 class Pull:
     """One pull of one reference. Use it once."""
 
@@ -169,7 +130,7 @@ class Pull:
         unpack: bool = True,
         keep_layers: bool = True,
         policy: AnyPolicy | None = None,
-        parallel: int = PARALLEL_LAYERS,
+        parallel: int = PARALLEL,
     ) -> None:
         """Get ready to pull ``reference``; by digest, from the repository of ``source`` if that is another.
 
@@ -184,19 +145,26 @@ class Pull:
         self._platform = platform or platforms.default_platform()
         self._reporter = Reporter(progress)
         self._unpack = unpack
-        # Whether folders are made as their blobs come; else after those beneath them.
-        self._unpack_at_once = unpack and client.snapshots.stacks
         self._keep_layers = keep_layers
         self._policy = policy
-        self._parallel = max(1, parallel)
         self._result = "pulled"
-        self._cancelled = threading.Event()
-        self._lock = threading.Lock()
-        self._open = ExitStack()
+        self._locks = ExitStack()
         self._source: dict[str, str] = {}
         self._archive = archive
         if not (archive or isinstance(registry, NoRegistry)):
             self._source = {DISTRIBUTION_SOURCE + self._repository.domain: self._repository.path}
+        self._layers = Layers(
+            client,
+            registry,
+            self._repository,
+            self._reporter,
+            name=str(reference),
+            labels=self._source,
+            unpack=unpack,
+            keep=keep_layers,
+            downloads=not archive,
+            parallel=max(1, parallel),
+        )
 
     def run(self) -> Pulled:
         """Do it.
@@ -268,7 +236,7 @@ class Pull:
         """Bring here what is missing, under a lease."""
         client = self._client
         sync_if_due(client.database, client.config)  # what earlier pulls wrote; by now it costs little
-        with client.leases.hold(expires_in=LEASE_SECONDS) as lease, self._open:
+        with client.leases.hold(expires_in=LEASE_SECONDS) as lease, self._locks, self._layers:
 
             def read(wanted: oci.Descriptor) -> bytes:
                 client.leases.add(lease.id, "content", wanted.digest)
@@ -286,9 +254,9 @@ class Pull:
             client.leases.add_all(lease.id, [("content", part.digest) for part in parts])
             jobs = self._plan(manifest, lease.id)
             self._keep(descriptor, data, manifest_labels(manifest, keep_layers=self._keep_layers))
-            self._run_jobs(jobs)
+            self._layers.bring(jobs)
             if self._unpack:
-                self._stack_layers(jobs)
+                self._layers.stack(jobs)
             image = self._record(target, descriptor, manifest, jobs)
         if not self._keep_layers:
             sync(client.database, client.config)  # the folders have no second copy to be unpacked from
@@ -302,15 +270,8 @@ class Pull:
         path = self._client.config.root / "locks" / f"image-{algorithm}-{encoded}"
         waits = self._metrics.waits("image")
         lock = FileLock(path, what=f"the image {descriptor.digest}", transient=True, waited=waits)
-        self._open.callback(lock.release)
-        return lock.acquire(waiting=lambda: self._show_waiting(*manifest.layers))
-
-    def _show_waiting(self, *layers: oci.Descriptor) -> None:
-        """Tell the callback how much of what others fetch is here; a callback that raises ends the wait."""
-        for layer in layers:
-            if self._reporter.due(layer.digest):
-                received = min(self._client.content.received(layer.digest), layer.size)
-                self._report(layer, "waiting", received=received)
+        self._locks.callback(lock.release)
+        return lock.acquire(waiting=lambda: self._layers.show_waiting(*manifest.layers))
 
     def _done(
         self, image: Image, descriptor: oci.Descriptor, manifest: oci.Manifest, *, fetched: bool
@@ -344,12 +305,12 @@ class Pull:
         """Follow indexes down to the manifest of the wanted platform; ``read`` gives a document's bytes."""
         return follow(self._reference, target, read, self._platform)
 
-    def _plan(self, manifest: oci.Manifest, lease: str) -> list[_LayerJob]:
+    def _plan(self, manifest: oci.Manifest, lease: str) -> list[LayerJob]:
         """Fetch the config and lay out what each layer needs."""
         if not self._unpack:
             data = self._document(manifest.config)
             self._keep(manifest.config, data, {})
-            return [_LayerJob(descriptor, None, None) for descriptor in manifest.layers]
+            return [LayerJob(descriptor, None, None) for descriptor in manifest.layers]
         if manifest.config.media_type not in oci.CONFIG_TYPES:
             raise Unsupported(
                 f"{self._reference} is an artifact ({manifest.config.media_type!r}), not a container image",
@@ -374,7 +335,7 @@ class Pull:
             labels[f"containerd.io/gc.ref.snapshot.{snapshotter}"] = chain[-1]
         self._client.leases.add_all(lease, resources)
         self._keep(manifest.config, data, labels)
-        return [_LayerJob(*parts) for parts in zip(manifest.layers, diff_ids, chain, strict=True)]
+        return [LayerJob(*parts) for parts in zip(manifest.layers, diff_ids, chain, strict=True)]
 
     def _check_platform(self, manifest: oci.Manifest, config: oci.ImageConfig) -> None:
         """Hold the platform that was asked for against what the image is for: NotFound when it is another.
@@ -385,310 +346,12 @@ class Pull:
             offered = msgspec.structs.replace(manifest.config, platform=config.platform)
             platforms.choose([offered], self._asked)
 
-    # Layers, in parallel
-
-    def _run_jobs(self, jobs: list[_LayerJob]) -> None:
-        """Bring every layer here; the first failure (or Ctrl-C) stops the others within a second."""
-        pending: queue.SimpleQueue[_LayerJob] = queue.SimpleQueue()
-        seen: set[str] = set()
-        # The largest first: the last one to end is then as small as it can be.
-        for job in sorted(jobs, key=lambda job: -job.descriptor.size):
-            if job.descriptor.digest not in seen:
-                seen.add(job.descriptor.digest)
-                pending.put(job)
-        failures: list[BaseException] = []
-
-        def work() -> None:
-            while not self._cancelled.is_set():
-                try:
-                    job = pending.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    with _LAYER(
-                        self._metrics, image=str(self._reference), layer=job.descriptor.digest
-                    ) as running:
-                        self._bring(job)
-                        running.note(blob=job.blob, folder=job.folder)
-                except BaseException as error:
-                    with self._lock:
-                        failures.append(error)
-                    self._cancel()
-
-        count = min(self._parallel, len(seen))
-        threads = [
-            threading.Thread(target=in_context(work), name=f"lamella-pull-{n}", daemon=True)
-            for n in range(count)
-        ]
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(INTERVAL)
-                    self._reporter.deliver()
-            self._reporter.deliver()
-        finally:
-            if any(thread.is_alive() for thread in threads):
-                self._cancel()
-                for thread in threads:
-                    thread.join()
-        if failures:
-            raise next((error for error in failures if not isinstance(error, Cancelled)), failures[0])
-
-    def _cancel(self) -> None:
-        self._cancelled.set()
-        self._registry.interrupt()
-
-    def _bring(self, job: _LayerJob) -> None:
-        """Bring one layer's blob and folder here, in one pass where neither is; the folder alone without ``keep_layers``."""
-        content, descriptor = self._client.content, job.descriptor
-        if not self._keep_layers:
-            if self._unpack_at_once:
-                self._stage(job)
-                if job.staging is None:
-                    self._report(descriptor, "exists", received=descriptor.size)
-                else:
-                    self._fill(job)
-            return
-        if not content.exists(descriptor.digest):
-            try:
-                ingest = content.writer(
-                    f"layer-{descriptor.digest}",
-                    size=descriptor.size,
-                    digest=descriptor.digest,
-                    wait=True,
-                    waiting=lambda: self._wait_for_layer(descriptor),
-                    shared=True,
-                )
-            except AlreadyExists:
-                self._note_blob(job, "waited")
-            else:
-                with ingest:
-                    self._stage_at_once(job)
-                    self._download(job, ingest)
-                return
-        else:
-            self._note_blob(job, "hit")
-        content.adopt(descriptor.digest, self._source)
-        self._stage_at_once(job)
-        if job.staging is not None:
-            self._unpack_blob(job)
-        self._report(descriptor, "exists" if job.unpacked is None else "done", received=descriptor.size)
-
-    def _stage_at_once(self, job: _LayerJob) -> None:
-        if self._unpack_at_once:
-            self._stage(job)
-
-    def _find_layer(self, job: _LayerJob, lowers: list[str] | None = None) -> Layer | None:
-        """Look for a layer's folder: one that is right on top of ``lowers``, where these are known."""
-        assert job.diff_id is not None
-        layer = self._client.layers.find(self._client.config.snapshotter, job.diff_id, job.chain_id)
-        return layer if layer is None or lowers is None or layer.fits(lowers) else None
-
-    def _stage(self, job: _LayerJob, lowers: list[str] | None = None) -> None:
-        """Find the layer's folder, or open a new one for it."""
-        assert job.diff_id is not None
-        layers, snapshotter = self._client.layers, self._client.config.snapshotter
-        job.layer = self._find_layer(job, lowers)
-        if job.layer is not None:
-            self._note_folder(job, "shared")
-            return
-        staging = layers.stage(snapshotter, job.diff_id, waiting=lambda: self._wait_for_layer(job.descriptor))
-        job.layer = self._find_layer(job, lowers)
-        if job.layer is not None:
-            staging.close()
-            self._note_folder(job, "waited")
-            return
-        with self._lock:
-            job.staging = self._open.enter_context(staging)
-
-    def _pipeline(self, job: _LayerJob, *, blob: str | None, offset: int) -> _core.Pipeline:
-        unpacks = job.staging is not None
-        return _core.Pipeline(
-            digest=job.descriptor.digest,
-            size=job.descriptor.size,
-            blob=blob,
-            offset=offset,
-            compression=oci.compression_of(job.descriptor) if unpacks else "none",
-            layer=str(job.staging.path) if job.staging is not None else None,
-            diff_id=job.diff_id if unpacks else None,
-            whiteouts=self._client.snapshots.whiteouts,
-        )
-
-    def _fill(self, job: _LayerJob) -> None:
-        """Unpack a layer into its staging, from the store or, where its blob is not kept, from the registry."""
-        content, descriptor = self._client.content, job.descriptor
-        if content.exists(descriptor.digest):
-            self._note_blob(job, "hit")
-            content.adopt(descriptor.digest, self._source)
-            self._unpack_blob(job)
-            self._report(descriptor, "done", received=descriptor.size)
-        else:
-            self._download(job, None)
-
-    def _download(self, job: _LayerJob, ingest: Ingest | None) -> None:
-        """Bring the blob from the registry, into the ingest if there is one, and unpack it.
-
-        What an earlier try left in the ingest may be spoiled (a power cut leaves holes in files): where the blob comes out wrong,
-        it is fetched once more from its beginning.
-        """
-        descriptor = job.descriptor
-        self._note_blob(job, "miss")
-        try:
-            try:
-                unpacked = self._stream(job, ingest)
-            except SPOILED as error:
-                if ingest is None or not ingest.offset or isinstance(error, ResourceExhausted):
-                    raise
-                ingest.truncate(0)
-                if job.staging is not None:
-                    job.staging.close()
-                    job.staging = None
-                    self._stage(job)
-                unpacked = self._stream(job, ingest)
-        except SPOILED as error:
-            # What is here of the blob would fail the next try in the same way, or fills the disk.
-            if ingest is not None:
-                ingest.discard()
-            raise type(error)(
-                f"{self._reference}: layer {descriptor.digest}: {error}", hint=error.hint
-            ) from error
-        if ingest is not None:
-            try:
-                ingest.commit(
-                    size=descriptor.size,
-                    digest=descriptor.digest,
-                    labels=self._source,
-                    verified=unpacked.digest,
-                )
-            except AlreadyExists:  # it came under another ref, or by another namespace, meanwhile
-                self._client.content.adopt(descriptor.digest, self._source)
-        self._settle(job, unpacked)
-        self._report(descriptor, "done", received=descriptor.size, unpacked=unpacked.tar_size)
-
-    def _stream(self, job: _LayerJob, ingest: Ingest | None) -> _core.Unpacked:
-        """Send the blob from the registry through the pipeline, after what the ingest has of it."""
-        descriptor = job.descriptor
-        offset = ingest.offset if ingest is not None else 0
-        blob = str(ingest.data_path) if ingest is not None else None
-        pipeline = self._pipeline(job, blob=blob, offset=offset)
-        try:
-            with self._registry.open_blob(self._repository, descriptor, offset=offset) as stream:
-                self._pump(job, stream, pipeline)
-            return pipeline.finish()
-        except BaseException as error:
-            pipeline.abort()
-            if not isinstance(error, SPOILED):
-                self._check_cancelled()
-            raise
-
-    def _pump(self, job: _LayerJob, stream: BlobReader, pipeline: _core.Pipeline) -> None:
-        descriptor, reporter = job.descriptor, self._reporter
-        buffer = memoryview(bytearray(min(CHUNK, max(descriptor.size, 1))))
-        while count := stream.readinto(buffer):
-            self._check_cancelled()
-            pipeline.write(buffer[:count])
-            if not self._archive:
-                self._metrics.add(_DOWNLOADED, count)
-            if reporter.due(descriptor.digest):
-                phase: Phase = "reading" if self._archive else "downloading"
-                self._report(descriptor, phase, received=pipeline.received, unpacked=pipeline.unpacked)
-
-    def _report(
-        self, descriptor: oci.Descriptor, phase: Phase, *, received: int = 0, unpacked: int = 0
-    ) -> None:
-        self._reporter.say(
-            Progress(
-                phase=phase,
-                digest=descriptor.digest,
-                media_type=descriptor.media_type,
-                received=received,
-                size=descriptor.size,
-                unpacked=unpacked,
-            )
-        )
-
-    def _wait_for_layer(self, layer: oci.Descriptor) -> None:
-        self._check_cancelled()
-        self._show_waiting(layer)
-
-    def _check_cancelled(self) -> None:
-        if self._cancelled.is_set():
-            raise Cancelled(f"the pull of {self._reference} was stopped")
-
-    def _unpack_blob(self, job: _LayerJob) -> None:
-        """Unpack a layer whose blob is in the store."""
-        descriptor = job.descriptor
-        self._report(descriptor, "unpacking", received=descriptor.size)
-        assert job.staging is not None
-        self._settle(job, unpack_blob(self._client, descriptor, job.staging, job.diff_id))
-
-    def _settle(self, job: _LayerJob, unpacked: _core.Unpacked) -> None:
-        """Make a layer that stands on its own visible; keep one that needs its parents for later."""
-        job.unpacked = unpacked
-        if job.staging is None:
-            return
-        self._metrics.add(UNPACKED.cell(), unpacked.tar_size)
-        self._note_folder(job, "unpacked")
-        if unpacked.deferred:
-            job.staging.unlock()
-        else:
-            job.layer = self._commit(job, chain_id=None if self._unpack_at_once else job.chain_id)
-
-    def _commit(self, job: _LayerJob, *, chain_id: Digest | None) -> Layer:
-        assert job.staging is not None and job.unpacked is not None and job.diff_id is not None
-        return job.staging.commit(
-            diff_id=job.diff_id,
-            chain_id=chain_id,
-            disk_bytes=job.unpacked.disk_bytes,
-            inodes=job.unpacked.inodes,
-            opaque_root=job.unpacked.opaque_root,
-        )
-
-    def _note_blob(self, job: _LayerJob, result: str) -> None:
-        if job.blob == "none":
-            job.blob = result
-            self._metrics.add(BLOBS.cell(result))
-
-    def _note_folder(self, job: _LayerJob, result: str) -> None:
-        job.folder = result
-        self._metrics.add(LAYERS.cell(result))
-
-    # Layers, in order
-
-    def _stack_layers(self, jobs: list[_LayerJob]) -> None:
-        """Finish, bottom first, the layers that depend on what lies beneath them."""
-        lowers: list[str] = []
-        for job in jobs:
-            if job.layer is None or (job.unpacked is None and not job.layer.fits(lowers)):
-                job.layer = self._find_layer(job, lowers) or self._finish(job, lowers)
-            path = str(job.layer.path)
-            lowers = (
-                [path] if job.layer.opaque_root else [path, *(lower for lower in lowers if lower != path)]
-            )
-
-    def _finish(self, job: _LayerJob, lowers: list[str]) -> Layer:
-        if job.unpacked is None or job.staging is None:
-            # It waited for those beneath, or its folder is bound to another place in this image, or has another root.
-            self._stage(job, lowers)
-            if job.layer is not None:
-                return job.layer
-            assert job.staging is not None
-            copy_beneath(self._client, job.staging, lowers)
-            self._fill(job)
-            if job.layer is not None:
-                return job.layer
-        assert job.staging is not None and job.unpacked is not None
-        bound = _core.resolve(str(job.staging.path), lowers, job.unpacked.deferred)
-        return self._commit(job, chain_id=job.chain_id if bound else None)
-
     def _record(
         self,
         target: oci.Descriptor,
         descriptor: oci.Descriptor,
         manifest: oci.Manifest,
-        jobs: list[_LayerJob],
+        jobs: list[LayerJob],
     ) -> Image:
         """Make the image and its committed snapshots visible: one transaction, nothing written when nothing changed."""
         client = self._client
