@@ -25,7 +25,7 @@ BEFORE = ("closed", "reset", "429", "503", "page", "headers")
 WITHIN = ("truncated", "cut", "stalled", "dripping")
 """Something in the middle of a body, of the answer or of the request."""
 WRONG = ("range", "length", "whole")
-"""An answer about other bytes than were asked for, which says so."""
+"""An answer about other bytes than were asked for, which says so; ``whole`` ignores the range, and breaks off later on."""
 LYING = ("moved", "garbage")
 """Wrong bytes, and nothing says so."""
 LOST = ("lost",)
@@ -201,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._fault in {"range", "whole", "length", "moved", "lost"}:
             self._met = self._fault
         if self._fault == "whole":
-            headers.pop("Range", None)
+            self._until += int(headers.pop("Range").removeprefix("bytes=").partition("-")[0])
         if self._fault in {"range", "moved"}:
             start = int(headers["Range"].removeprefix("bytes=").partition("-")[0])
             headers["Range"] = f"bytes={max(start - 1000, 0) or start + 1000}-"
@@ -270,7 +270,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _disturb(self, piece: bytes) -> Iterator[bytes]:
         """Give what is passed on of a piece; what does not go on after it ends the connection."""
-        if self._fault not in (*WITHIN, "garbage"):
+        if self._fault not in (*WITHIN, "whole", "garbage"):
             yield piece
             return
         self._until -= len(piece)

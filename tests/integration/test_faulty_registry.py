@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from faulty_proxy import HONEST, LYING, FaultyProxy
+from faulty_proxy import HONEST, LYING, WITHIN, FaultyProxy
 from lamella.digest import digest_of
 from lamella.registry.config import RegistryConfig, Timeouts
 
@@ -85,7 +85,8 @@ def test_a_pull_through_hundreds_of_faults_ends_right(
     ):
         image = client.images.pull(through(proxy, real_image_ref))
         assert proxy.met.total() >= 200, proxy.met
-        assert set(proxy.met) >= {"closed", "reset", "503", "truncated", "cut", "stalled", "dripping"}
+        assert set(proxy.met) >= set(WITHIN)
+        assert len(proxy.met) >= 8
         assert image.digest == pulled.image.digest
         assert image.chain_id == pulled.image.chain_id
         assert_nothing_wrong(client)
