@@ -6,8 +6,9 @@ refers to. Names are canonical references (``docker.io/library/nginx:latest``); 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
@@ -230,6 +231,57 @@ class Images:
         if pulled.fetched:
             collect_if_due(self._client)
         return pulled.image
+
+    def import_(
+        self,
+        source: str | os.PathLike[str] | BinaryIO,
+        *,
+        names: Sequence[str | Reference] = (),
+        base_name: str | None = None,
+        image: str | None = None,
+        digests: bool = False,
+        platform: str | oci.Platform | None = None,
+        unpack: bool = True,
+        keep_layers: bool = True,
+        progress: ProgressCallback | None = None,
+        sync: bool | None = None,
+        policy: AnyPolicy | None = None,
+    ) -> list[Image]:
+        """Take images from an archive: an OCI layout (a folder or a tar), or what ``docker save`` writes; compressed or not.
+
+        ``source`` is a path, or a binary file that is read from where it stands. All of the archive is kept, and the image for
+        this machine unpacked, unless ``unpack`` is false; with ``platform`` that one is kept and unpacked alone. Images get the
+        names that the archive has for them; ``names`` instead, where there is one; ``base_name`` is the repository of those
+        that have but a tag there. ``image`` chooses one by its name, tag or digest. ``digests``: name each by its digest, too.
+        ``keep_layers``, ``sync`` and ``policy`` as for :meth:`pull`. Errors as :meth:`lamella.transfer.imports.Import.run`.
+        Twice is harmless.
+        """
+        from lamella import platforms
+        from lamella.policy import all_of
+        from lamella.transfer.archives.contents import Naming
+        from lamella.transfer.imports import Import
+
+        if not (unpack or keep_layers):
+            raise InvalidArgument("an image that is neither unpacked nor kept would not be there at all")
+        naming = Naming(
+            names=[name if isinstance(name, Reference) else Reference.parse(name) for name in names],
+            base=Reference.parse(base_name) if base_name else None,
+            image=image,
+            digests=digests,
+        )
+        imported = Import(
+            self._client,
+            naming=naming,
+            platform=platforms.parse_platform(platform) if isinstance(platform, str) else platform,
+            unpack=unpack,
+            keep_layers=keep_layers,
+            progress=progress,
+            policy=all_of(self._client.policy, policy),
+        ).run(source)
+        if self._client.durable if sync is None else sync:
+            self._client.sync()
+        collect_if_due(self._client)
+        return imported
 
     def unpack(self, ref: str | Reference) -> Image:
         """Unpack an image's layers from the blobs that are here, without a registry, where that was not done or is spoiled.

@@ -36,6 +36,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("logout", "Log out of a registry.", "login", "LOGOUT"),
             Entry("images", "List, inspect and remove images.", "images", "IMAGES", ("image",)),
             Entry("tag", "Give an image another name.", "images", "TAG"),
+            Entry("import", "Take images from a file or a folder.", "archives", "IMPORT", ("load",)),
             Entry("graph", "Draw what belongs to an image.", "graph", "GRAPH"),
         ),
     ),
