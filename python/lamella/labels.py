@@ -50,6 +50,11 @@ PULLED_MANIFEST = "lamella.dev/pull"
 DISCARDED_LAYER = "lamella.dev/discarded.l."
 """On such a manifest, followed by a number: the digest of a dropped layer, in the place of a GC_REF_CONTENT label."""
 
+PUSHED = "lamella.dev/pushed"
+"""On a lease: the repository that was pushed to. On an image: when its manifest was pushed without a tag."""
+MEDIA_TYPE = "lamella.dev/media-type"
+"""On a manifest that does not say it itself: the media type that it was pushed with."""
+
 _decoder = msgspec.json.Decoder(dict[str, str])
 _encoder = msgspec.json.Encoder(order="sorted")
 

@@ -15,7 +15,6 @@ from program import buffered
 
 from lamella.config import Config
 from lamella.errors import InvalidArgument
-from lamella.registry.server import RegistryServer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -320,26 +319,6 @@ def test_verbose_shows_where_an_error_came_from(lamella: Program) -> None:
     assert done.status == 1
     assert "Traceback" in done.err
     assert "lamella: image docker.io/library/nginx:latest is not in namespace default" in done.err
-
-
-def test_an_image_pushed_to_the_served_registry_can_be_pulled(lamella: Program, tmp_path: Path) -> None:
-    import signal
-
-    import machine_image
-
-    with lamella.start(
-        "registry", "serve", "--listen", "127.0.0.1:0", "--dir", str(tmp_path / "served")
-    ) as server:
-        assert server.stdout is not None
-        address = server.stdout.readline().decode().strip()
-        try:
-            machine_image.build().push(address, "machine", "latest")
-            lamella("-q", "pull", f"{address}/machine:latest").ok()
-        finally:
-            server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=20) == 0
-    with RegistryServer(tmp_path / "served") as again:
-        lamella("-q", "pull", f"{again.address}/machine:latest").ok()
 
 
 def test_a_defect_is_one_line_too_and_asks_to_be_reported(

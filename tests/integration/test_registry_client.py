@@ -180,7 +180,7 @@ def test_a_document_that_is_not_what_the_registry_says_is_data_loss(
 def test_sha512_is_honoured(registry: RegistryServer, client: RegistryClient) -> None:
     data = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
     digest = digest_of(data, "sha512")
-    registry.storage.put_manifest("team/app", data, oci.OCI_INDEX, digest=digest)
+    registry.storage.repository("team/app").put_manifest(data, oci.OCI_INDEX, digest=digest)
     descriptor, _ = client.resolve(reference(registry, f"team/app@{digest}"))
     assert descriptor == oci.Descriptor(oci.OCI_INDEX, digest, len(data))
 

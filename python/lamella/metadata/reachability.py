@@ -178,6 +178,22 @@ WITH RECURSIVE up (node) AS (SELECT value FROM json_each(:nodes) UNION {_UP})
 SELECT namespace, name FROM up CROSS JOIN images ON number = node >> 2 WHERE node & 3 = 2 ORDER BY namespace, name
 """  # noqa: S608 (constants)
 
+# The first node above that is an image of one of the names, or is named by a lease with the label. SQLite walks no further.
+_NAMED_ABOVE = f"""
+WITH RECURSIVE up (node) AS (
+    SELECT number * 4 FROM content WHERE namespace = :namespace AND digest = :digest UNION {_UP}
+)
+SELECT 1 FROM up WHERE
+    EXISTS (
+        SELECT 1 FROM images i CROSS JOIN json_each(:names) n WHERE up.node & 3 = 2 AND i.number = up.node >> 2
+            AND substr(i.name, 1, length(n.value) + 1) IN (n.value || ':', n.value || '@'))
+    OR EXISTS (
+        SELECT 1 FROM leases x CROSS JOIN json_each(x.labels) l CROSS JOIN json_each(:names) n
+        WHERE x.number IN ({_LEASE_OF}) AND (x.expires_at IS NULL OR x.expires_at > :now)
+            AND l.key = :label AND l.value = n.value)
+LIMIT 1
+"""  # noqa: S608 (constants)
+
 
 def mark(db: Transaction, now: str) -> None:
     """Fill the temporary tables ``live`` and ``garbage`` (content and snapshots) with the nodes of the present state."""
@@ -220,6 +236,23 @@ def condemned(db: Transaction, nodes: Sequence[int], now: str) -> list[int]:
 def images_above(db: Transaction, nodes: Sequence[int]) -> list[tuple[str, str]]:
     """Return the images, as (namespace, name), that lead to any of ``nodes``; an image's own node leads to itself."""
     return db.execute(_IMAGES_ABOVE, {"nodes": msgspec.json.encode(nodes).decode()}).fetchall()
+
+
+def is_named(
+    db: Transaction, namespace: str, digest: str, names: Sequence[str], *, label: str, now: str
+) -> bool:
+    """Tell whether an image whose name, without tag and digest, is one of ``names`` leads to a digest.
+
+    So does an unexpired lease whose ``label`` has one of them as its value.
+    """
+    values = {
+        "namespace": namespace,
+        "digest": digest,
+        "names": msgspec.json.encode(names).decode(),
+        "label": label,
+        "now": now,
+    }
+    return db.execute(_NAMED_ABOVE, values).fetchone() is not None
 
 
 def is_past(expire: object, now: str) -> bool:
