@@ -11,7 +11,7 @@ from lamella.cli.completion import SHELLS, places, script
 from lamella.cli.parser import parse
 
 CASES = [
-    ("im", {"images"}),
+    ("im", {"images", "import"}),
     ("images ", {"ls", "inspect", "rm"}),
     ("image ", {"ls", "inspect", "rm"}),
     ("snapshots pr", {"prepare"}),
