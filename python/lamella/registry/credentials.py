@@ -19,8 +19,11 @@ Secrets are in no repr and in no error.
 from __future__ import annotations
 
 import base64
+import math
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -30,6 +33,10 @@ from lamella.reference import DEFAULT_DOMAIN
 from lamella.registry import authfile, helpers
 from lamella.registry.authfile import HUB_NAMES, AuthFile, Entry
 
+if TYPE_CHECKING:
+    from lamella.registry.ecr import Ecr
+    from lamella.registry.google import Google
+
 _log = Log("lamella.registry")
 
 
@@ -37,6 +44,7 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
     """A user name and password, or a token, and where it was found.
 
     An identity token (OAuth 2 refresh token) is for the token server, a registry token is itself the bearer token.
+    ``good_until``: when it has to be looked for anew (seconds since 1970).
     """
 
     username: str = ""
@@ -44,6 +52,7 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
     identity_token: str = ""
     registry_token: str = ""
     source: str = "the caller"
+    good_until: float = math.inf
 
     def __repr__(self) -> str:
         what = "token" if self.identity_token or self.registry_token else "password"
@@ -71,7 +80,10 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CredentialStore:
-    """Looks credentials up by registry and repository. Safe to use from several threads; keeps no secret."""
+    """Looks credentials up by registry and repository. Safe to use from several threads.
+
+    It keeps no secret but what a cloud gives for some hours.
+    """
 
     def __init__(
         self, files: Sequence[Path] | None = None, *, helper_timeout: float = helpers.TIMEOUT
@@ -80,20 +92,31 @@ class CredentialStore:
         self.files = list(authfile.default_files() if files is None else files)
         self.problems: list[str] = []
         self._helper_timeout = helper_timeout
+        self._lock = threading.Lock()
+        self._clouds: tuple[Ecr, Google] | None = None
 
     def find(self, domain: str, path: str = "") -> Credential | None:
         """Give what the first source that knows ``domain`` (and the repository ``path``) has, None if none does.
 
         A file that cannot be read and a helper that fails do not stop a pull of a public image: they are noted in
-        :attr:`problems`, in words without secrets. Errors: Unauthenticated where the registry lets nobody in without
-        credentials of its cloud, and these cannot be had.
+        :attr:`problems`, in words without secrets. Errors, where a registry lets nobody in without its cloud's credentials and
+        these cannot be had: Unauthenticated, PermissionDenied, Unavailable.
         """
         keys = list(_keys(domain, path))
         for file in self.files:
             found = self._find_in(file, keys, domain)
             if found:
                 return found
-        return None
+        return self._find_in_clouds(domain)
+
+    def _find_in_clouds(self, domain: str) -> Credential | None:
+        with self._lock:
+            if self._clouds is None:
+                from lamella.registry.ecr import Ecr
+                from lamella.registry.google import Google
+
+                self._clouds = (Ecr(), Google(self._note))
+            return next((found for cloud in self._clouds if (found := cloud.find(domain))), None)
 
     def _find_in(self, file: Path, keys: list[str], domain: str) -> Credential | None:
         try:

@@ -91,6 +91,8 @@ class Exchange:
 
     def _authorized(self, asked: _Asked, reference: Reference, origin: Origin) -> requests.Response:
         identity = self._identities.get((origin, reference.path)) or Identity(origin, None)
+        if identity.credential and identity.credential.good_until <= time.time():
+            identity = self._identify(reference, origin)
         authorization = self.authorizer.header(identity, asked.scopes)
         response = self._send(asked, origin, authorization)
         if response.status_code != 401 or Origin.of(response.url) != origin:
