@@ -48,6 +48,8 @@ def test_the_images_of_one_machine_are_pulled_and_pushed_by_the_next(
     with serving(lamella, "--writable", "--name", "registry.example") as address:
         machine_image.build().push(address, "team/machine", "1")
         assert "registry.example/team/machine:1" in lamella("images", "ls").ok().out
+        ran = lamella("run", "--rm", "registry.example/team/machine:1", "/bin/sh", "-c", "echo ran").ok()
+        assert ran.out == "ran\n"
         lamella("-q", *other, "pull", f"{address}/team/machine:1").ok()
         lamella("-q", *other, "pull", f"{address}/registry.example/team/machine:1").ok()
     with serving(lamella) as address:  # read-only, and named by its address

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from serving import serve
 
 from traces import spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["lamella", "pulled", "spans"]
+__all__ = ["lamella", "pulled", "serve", "spans"]
 
 
 class Pulled(NamedTuple):

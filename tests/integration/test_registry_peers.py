@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 from registries import TokenServer, docker_registry_process, push_image, read_all
+from serving import Serve
 
 import lamella
 import machine_image
@@ -56,8 +57,8 @@ def skopeo_copy(source: str, target: str, *options: str) -> None:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[RegistryServer]:
-    with RegistryServer(tmp_path / "registry") as opened:
+def server(serve: Serve) -> Iterator[RegistryServer]:
+    with serve() as opened:
         yield opened
 
 

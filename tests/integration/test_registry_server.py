@@ -2,65 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from registries import push_image
+from serving import BLOB, DIGEST, EMPTY_INDEX, Ask, Serve, asking, start
 
-import lamella
 from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import InvalidArgument, NotFound
 from lamella.registry.server import RegistryServer, basic_auth
 from lamella.registry.server.folder import FolderStorage
 from lamella.registry.server.store import StoreStorage
-
-BLOB = bytes(range(256)) * 1000
-DIGEST = digest_of(BLOB)
-EMPTY_INDEX = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def code(self) -> str:
-        return str(json.loads(self.body)["errors"][0]["code"])
-
-
-Ask = Callable[..., Answer]
-
-
-Serve = Callable[..., contextlib.AbstractContextManager[RegistryServer]]
-
-
-@pytest.fixture(params=["folder", "store"])
-def serve(request: pytest.FixtureRequest, tmp_path: Path) -> Serve:
-    """Give a function that serves a storage of either kind; every test that uses it is one of the contract of storages."""
-
-    @contextlib.contextmanager
-    def opened(**options: Any) -> Iterator[RegistryServer]:
-        if request.param == "folder":
-            with RegistryServer(tmp_path / "registry", **options) as server:
-                yield server
-            return
-        with (
-            lamella.Client(root=tmp_path / "root", state=tmp_path / "state") as client,
-            RegistryServer(client=client, **options) as server,
-        ):
-            yield server
-
-    return opened
 
 
 @pytest.fixture
@@ -74,20 +34,6 @@ def ask(server: RegistryServer) -> Iterator[Ask]:
     """Send one request on a connection that is kept."""
     with asking(server) as function:
         yield function
-
-
-@contextlib.contextmanager
-def asking(server: RegistryServer) -> Iterator[Ask]:
-    connection = http.client.HTTPConnection(server.address, timeout=20)
-
-    def ask(method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, path, body, named, encode_chunked="Transfer-Encoding" in named)
-        response = connection.getresponse()
-        return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
-
-    yield ask
-    connection.close()
 
 
 def kept(server: RegistryServer) -> set[str]:
@@ -164,12 +110,6 @@ def test_a_connection_is_kept_after_an_error(server: RegistryServer, ask: Ask) -
 
 
 # Blobs
-
-
-def start(ask: Ask, name: str = "team/app", query: str = "") -> str:
-    answer = ask("POST", f"/v2/{name}/blobs/uploads/{query}", b"")
-    assert answer.status == 202
-    return answer.headers["location"]
 
 
 def test_a_blob_is_pushed_in_one_request(server: RegistryServer, ask: Ask) -> None:

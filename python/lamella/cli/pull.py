@@ -77,8 +77,20 @@ def find_or_fetch(session: Session, reference: str, arguments: argparse.Namespac
             session.note(f"lamella: {reference} is not here and is fetched")
     else:
         if arguments.pull == "never" or (arguments.pull == "missing" and _fits(image, arguments.platform)):
-            return image
+            return _unpacked(session, image)
     return fetch(session, reference, arguments, keep_layers=keep_layers)
+
+
+def _unpacked(session: Session, image: Image) -> Image:
+    """Unpack an image that came without that: by a push to the registry that serves this store, or an import."""
+    from lamella.errors import NotFound
+
+    parent = image.chain_id
+    try:
+        session.client.snapshots.stat(parent)
+    except NotFound:
+        return session.client.images.unpack(image.name)
+    return image
 
 
 def show_image(session: Session, image: Image) -> int:

@@ -2,7 +2,7 @@
 
 A storage has repositories; a repository has blobs, manifests, tags that point at manifests, and uploads in progress. Two
 implementations: :mod:`~lamella.registry.server.folder`, a folder of its own, and :mod:`~lamella.registry.server.store`, the
-content store. Both pass tests/contract/registry_contract.py.
+content store. Both pass what tests/integration/test_registry_server.py asks of them.
 
 Methods may be called from several threads. They raise NotFound for what is not there, InvalidArgument for what is malformed,
 and, where the storage does not allow a change, PermissionDenied or FailedPrecondition.

@@ -16,12 +16,12 @@ mirror) means that alone; a domain with a port is no path, so that there is no o
 own names can be pushed to or deleted: nobody on the network replaces the ``docker.io/library/nginx`` of this machine.
 
 What a repository has: all that its images lead to (:mod:`lamella.metadata.reachability`), and for a day what was pushed to it
-or what a tag of it pointed at until then. The day is a lease with the label ``lamella.dev/pushed``. So nothing else says what
-belongs to whom, an upload waits for its manifest, whoever has resolved a tag that then moves can end his pull, and
-garbage collection may run at any time. Deleting by digest ends the day; what an image of the repository still leads to
-cannot be deleted. A manifest that is pushed without a tag is an image ``NAME@DIGEST``, until something else of the repository
-leads to it: the index whose entry it is, or the manifest that is its subject. Who refers to a manifest (a signature) is
-kept with it, and is listed wherever the manifest is.
+and is part of nothing yet, or what a tag of it pointed at until then. The day is a lease with the label ``lamella.dev/pushed``.
+So nothing else says what belongs to whom, an upload waits for its manifest, whoever has resolved a tag that then moves can
+end his pull, and garbage collection may run at any time. Deleting by digest ends the day; what an image of the repository
+still leads to cannot be deleted. A manifest that is pushed without a tag is an image ``NAME@DIGEST``, until something else of
+the repository leads to it: the index whose entry it is, or the manifest that is its subject. Who refers to a manifest (a
+signature) is kept with it, and is listed wherever the manifest is.
 
 Repositories are names, not walls: whoever may push to one can learn, digest by digest, what else is in the namespace. Users who
 must not see each other's images get a namespace and a server each.
@@ -41,6 +41,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
 
 from lamella import oci
 from lamella.autogc import collect_if_due
@@ -98,6 +100,12 @@ WHERE g.kind = :kind AND g.namespace = :namespace AND g.scope = '' AND g.named =
 ORDER BY c.digest
 """
 """Content whose labels name a digest: what leads to it, or, of the other kind, what refers to it as its subject."""
+
+_RELEASE = f"""
+DELETE FROM lease_resources WHERE type = 'content' AND resource IN (SELECT value FROM json_each(:digests)) AND lease IN (
+    SELECT x.number FROM leases x CROSS JOIN json_each(x.labels) l
+    WHERE x.namespace = :namespace AND l.key = '{PUSHED}' AND l.value = :own)
+"""  # noqa: S608 (a constant)
 
 
 class StoreStorage:
@@ -273,15 +281,15 @@ class StoreRepository:
                 size=len(data),
                 labels=self._source(own) | _labels(pushed, kept),
             )
-            self._record(own, pushed, tags)
+            self._record(own, pushed, tags, kept.values())
         if client.durable:
             client.sync()
         else:
             sync_if_due(client.database, client.config)
         return pushed
 
-    def _record(self, own: str, pushed: Pushed, tags: Sequence[str]) -> None:
-        """Make a manifest that is here visible: as images, or as a part of those that it belongs to."""
+    def _record(self, own: str, pushed: Pushed, tags: Sequence[str], kept: Iterable[Digest]) -> None:
+        """Make a manifest that is here visible: as images, or as a part of those that it belongs to. It keeps its parts."""
         manifest, document = pushed
         target = oci.Descriptor(manifest.media_type, manifest.digest, len(manifest.data))
         with self._client.database.write() as db:
@@ -291,10 +299,11 @@ class StoreRepository:
                 self._client.images.put(f"{own}:{tag}", target)
             if not tags and not self._belongs(own, manifest.digest, document):
                 self._client.images.put(f"{own}@{manifest.digest}", target, {PUSHED: timestamp()})
-            parts = [*(part.digest for part in document.manifests or []), *self._referring(manifest.digest)]
+            self._hold_no_more(own, kept)
+            belonging = [*kept, *self._referring(manifest.digest)]
             db.executemany(
                 "DELETE FROM images WHERE namespace = ? AND name = ? AND instr(labels, ?)",
-                [(self._namespace, f"{own}@{part}", f'"{PUSHED}"') for part in parts],
+                [(self._namespace, f"{own}@{each}", f'"{PUSHED}"') for each in belonging],
             )
 
     def _belongs(self, own: str, digest: Digest, document: Document) -> bool:
@@ -400,11 +409,21 @@ class StoreRepository:
             leases.create(lease, expires_in=DAY + HOUR, labels={PUSHED: own})
         leases.add_all(lease, [("content", digest) for digest in digests])
 
+    def _hold_no_more(self, own: str, digests: Iterable[str]) -> None:
+        with self._client.database.write() as db:
+            db.execute(
+                _RELEASE,
+                {
+                    "namespace": self._namespace,
+                    "own": own,
+                    "digests": msgspec.json.encode([*digests]).decode(),
+                },
+            )
+
     def _release(self, own: str, digest: Digest) -> None:
         """Let the repository have something no more. FailedPrecondition if an image, or what is held otherwise, leads to it."""
         with self._client.database.write():
-            for lease in self._client.leases.list(filters=[f'labels."{PUSHED}"=="{own}"']):
-                self._client.leases.remove(lease.id, "content", digest)
+            self._hold_no_more(own, [digest])
             if self._has(digest, [own]):
                 raise FailedPrecondition(f"{digest} is part of a manifest of {self.path}")
 
