@@ -287,6 +287,22 @@ def test_a_token_that_is_old_already_is_renewed_the_earlier(tokens: TokenServer)
             assert len(tokens.asked) == 2
 
 
+def test_a_token_that_says_it_has_ended_long_ago_is_used_all_the_same(tokens: TokenServer) -> None:
+    give = tokens.script
+
+    def wrong(asked: Asked) -> Reply:
+        reply = give(asked)
+        return reply._replace(body=reply.body.replace(b"{", b'{"issued_at":"0001-01-01T00:00:00Z",'))  # type: ignore[union-attr]
+
+    tokens.script = wrong
+    with RegistryServer(auth=tokens.guard) as server:
+        push_image(server)
+        with client_for(server) as client:
+            for _ in range(3):
+                client.resolve(reference(server))
+    assert len(tokens.asked) == 1
+
+
 def exchange_for(server: Any) -> Exchange:
     config = RegistryConfig(credentials={server.address: ANN}, attempts=1, timeouts=Timeouts(5, 5))
     return Exchange(config)

@@ -221,7 +221,9 @@ class Authorizer:
             raise Unavailable(f"{realm.netloc} gives a malformed token for {home.netloc}")
         self.identity_token = answer.refresh_token or self.identity_token
         lasts = answer.expires_in if answer.expires_in and answer.expires_in > 0 else TOKEN_SECONDS
-        lasts = max(lasts - _age(answer.issued_at, response.headers.get("Date")), 0)
+        age = _age(answer.issued_at, response.headers.get("Date"))
+        # Nobody gives tokens that have ended: such a date is wrong, as the zero time of some servers is.
+        lasts -= age if age < lasts else 0
         return _Token(value, started + lasts - min(RENEW_BEFORE, lasts / 4))
 
     def _ask(self, key: _TokenKey, identity: Identity) -> requests.Response:
