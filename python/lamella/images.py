@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.policy import AnyPolicy
     from lamella.transfer.progress import ProgressCallback
+    from lamella.transfer.push import Pushed
 
 _COLUMNS = "name, media_type, digest, size, labels, platform, total_size, created_at, updated_at"
 
@@ -300,6 +301,89 @@ class Images:
             keep_layers=not image.layers_discarded,
         ).complete(image.target)
         return image
+
+    def push(
+        self,
+        ref: str | Reference,
+        to: str | Reference | None = None,
+        *,
+        tags: Sequence[str] = (),
+        platform: str | oci.Platform | None = None,
+        all_platforms: bool = False,
+        referrers: bool = False,
+        foreign_layers: bool = False,
+        progress: ProgressCallback | None = None,
+        plain_http: bool = False,
+    ) -> Pushed:
+        """Push an image of the store to its registry or, under another name, to that of ``to``; to all ``tags`` there.
+
+        It is pushed as it is. Of an index some of whose platforms are not in the store, the manifest that is here goes alone
+        (``Pushed.left_out`` says so), with ``platform`` (``os/arch[/variant]``) the one of that; ``all_platforms`` makes what is
+        missing an error. ``referrers`` go along: what refers to it (signatures, attestations) as far as that is here.
+        ``foreign_layers``: send those, too, that their authors forbid to distribute. What the registry has is not sent; what
+        another repository of it is known to have is mounted.
+
+        Errors: NotFound (image, platform, repository), FailedPrecondition (layers that were not kept, missing platforms),
+        Unauthenticated, PermissionDenied, Unavailable (registry), Unsupported (read-only), ResourceExhausted (too large, a
+        quota), InvalidArgument (a manifest that the registry does not take; a digest in ``to`` that it is not), DataLoss
+        (a damaged blob), Cancelled. Twice is harmless; after an error the next push sends what is missing.
+        """
+        from lamella import platforms
+        from lamella.transfer.push import push
+
+        target = Reference.parse(to) if isinstance(to, str) else to
+        wanted = platforms.parse_platform(platform) if isinstance(platform, str) else platform
+        with self._client.connect(plain_http=plain_http) as registry:
+            return push(
+                self._client,
+                registry,
+                ref,
+                target,
+                tags=tags,
+                platform=wanted,
+                all_platforms=all_platforms,
+                referrers=referrers,
+                foreign_layers=foreign_layers,
+                progress=progress,
+            )
+
+    def copy(
+        self,
+        source: str | Reference,
+        target: str | Reference,
+        *,
+        tags: Sequence[str] = (),
+        platform: str | oci.Platform | None = None,
+        referrers: bool = False,
+        foreign_layers: bool = False,
+        progress: ProgressCallback | None = None,
+        plain_http: bool = False,
+    ) -> Pushed:
+        """Copy an image from one registry to another, or within one. Nothing of it is stored; its digest stays the same.
+
+        All platforms of an index are copied, with ``platform`` the manifest of one. ``referrers`` go along: what refers to it
+        (signatures, attestations). The rest, and the errors, are as in :meth:`push`; DataLoss names the source
+        when that has other bytes than it says. Twice is harmless.
+        """
+        from lamella import platforms
+        from lamella.transfer.push import copy
+
+        origin = Reference.parse(source) if isinstance(source, str) else source
+        goal = Reference.parse(target) if isinstance(target, str) else target
+        wanted = platforms.parse_platform(platform) if isinstance(platform, str) else platform
+        with self._client.connect(plain_http=plain_http) as registry:
+            return copy(
+                self._client,
+                registry,
+                registry,
+                origin,
+                goal,
+                tags=tags,
+                platform=wanted,
+                referrers=referrers,
+                foreign_layers=foreign_layers,
+                progress=progress,
+            )
 
     def get(self, ref: str | Reference) -> Image:
         """Return an image of the store. NotFound when there is none of this name."""

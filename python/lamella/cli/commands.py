@@ -32,6 +32,8 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         "Images",
         (
             Entry("pull", "Fetch an image and unpack its layers.", "pull", "PULL"),
+            Entry("push", "Send an image to a registry.", "push", "PUSH"),
+            Entry("copy", "Copy an image from one registry to another.", "push", "COPY"),
             Entry("login", "Log in to a registry.", "login", "LOGIN"),
             Entry("logout", "Log out of a registry.", "login", "LOGOUT"),
             Entry("images", "List, inspect and remove images.", "images", "IMAGES", ("image",)),

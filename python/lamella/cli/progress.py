@@ -22,7 +22,8 @@ _WORDS = {
     "waiting": "waiting",
     "checking": "checking",
     "unpacking": "unpacking",
-    "exists": "here already",
+    "mounted": "mounted",
+    "exists": "there already",
     "done": "done",
 }
 
@@ -70,5 +71,5 @@ class _Board:
                 total=progress.size or None,
                 phase=phase,
             )
-        complete = progress.size if progress.phase in ("exists", "done") else progress.received
+        complete = progress.size if progress.phase in ("mounted", "exists", "done") else progress.received
         self._display.update(bar, completed=complete, total=progress.size or None, phase=phase)

@@ -1,4 +1,4 @@
-"""The pulling side of the OCI distribution spec: manifests, configs and blobs of one or many registries.
+"""What the OCI distribution spec offers: manifests, configs and blobs of one or many registries, pulled and pushed.
 
 Importing this module loads requests (97 ms); only network work does.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
-from typing import overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, overload
+from urllib.parse import urlencode
 
+import msgspec
 import requests
 
 from lamella import oci
@@ -20,6 +22,7 @@ from lamella.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
+    Unavailable,
     Unsupported,
 )
 from lamella.oci import Descriptor
@@ -27,11 +30,18 @@ from lamella.reference import Reference
 from lamella.registry.blob import BlobStream
 from lamella.registry.config import RegistryConfig
 from lamella.registry.exchange import Exchange
-from lamella.registry.failures import discard
-from lamella.registry.referrers import Referrers
+from lamella.registry.failures import discard, read_document
+from lamella.registry.publishing import Publisher
+from lamella.registry.referrers import Referrers, next_query
 from lamella.registry.transport import Patience
+from lamella.registry.upload import Upload, has_blob
+
+if TYPE_CHECKING:
+    from lamella.transfer.endpoints import BlobReader
 
 MANIFEST_ACCEPT = ", ".join([*sorted(oci.INDEX_TYPES), *sorted(oci.MANIFEST_TYPES), "*/*"])
+PAGE = 1000
+TAGS_MAX = 1_000_000
 
 _TAG_OR_DIGEST = "Leave the tag out to take what the digest names, or the digest to take what the tag names."
 
@@ -44,6 +54,7 @@ class RegistryClient:
     def __init__(self, config: RegistryConfig | None = None) -> None:
         self._exchange = Exchange(config or RegistryConfig())
         self._referrers = Referrers(self._exchange)
+        self._publisher = Publisher(self._exchange)
 
     def __enter__(self) -> RegistryClient:
         return self
@@ -159,6 +170,71 @@ class RegistryClient:
         """
         return self._referrers.list(reference, digest, artifact_type)
 
+    def tags(self, reference: Reference) -> list[str]:
+        """List the tags of the reference's repository, in the registry's order. Errors: as :meth:`resolve`."""
+        what = f"tags of {reference.name}"
+        query, tags, seen = urlencode({"n": PAGE}), list[str](), set[str]()
+        while query not in seen and len(tags) <= TAGS_MAX:
+            seen.add(query)
+            response = self._exchange.request("GET", reference, f"tags/list?{query}", {}, what=what)
+            if response.status_code != 200:
+                raise self._exchange.error(response, reference, what)
+            try:
+                page = msgspec.json.decode(read_document(response, oci.DOCUMENT_MAX, what), type=_Tags)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                raise InvalidArgument(f"{what}: the list is malformed") from None
+            tags += page.tags or []
+            following = next_query(response)
+            if following is None:
+                return tags
+            query = following
+        raise Unavailable(f"{what}: the pages of the list do not come to an end")
+
+    # The pushing side
+
+    def has_blob(self, reference: Reference, descriptor: Descriptor) -> bool:
+        """Say whether the reference's repository has a blob. Errors: as :meth:`resolve`."""
+        return has_blob(self._exchange, reference, descriptor)
+
+    def has_manifest(self, reference: Reference, descriptor: Descriptor) -> bool:
+        """Say whether the reference's repository has a manifest or index. Errors: as :meth:`resolve`."""
+        return self._publisher.has(reference, descriptor)
+
+    def put_blob(
+        self,
+        reference: Reference,
+        descriptor: Descriptor,
+        open_at: Callable[[int], BlobReader],
+        sent: Callable[[int], None] = lambda _: None,
+        *,
+        mount: str | None = None,
+    ) -> str:
+        """Send a blob to the reference's repository, or mount it there from another one of the registry.
+
+        See :class:`lamella.registry.upload.Upload`, also for the errors. Twice is harmless.
+        """
+        oci.check_descriptor(descriptor)
+        return Upload(self._exchange, reference, descriptor, open_at, sent, mount=mount).run()
+
+    def put_manifest(
+        self, reference: Reference, descriptor: Descriptor, data: bytes, tags: Sequence[str] = ()
+    ) -> None:
+        """Store a manifest or index in the reference's repository, and let all ``tags`` point at it.
+
+        One with a ``subject`` is listed among that one's referrers. Errors: as :meth:`resolve`, and NotFound for one that
+        leads to what is not there, InvalidArgument for one that the registry does not take, Unsupported (read-only),
+        ResourceExhausted (a quota), FailedPrecondition (a tag that must not move), DataLoss when the registry stored
+        something else. Twice is harmless.
+        """
+        self._publisher.put(reference, descriptor, data, tags)
+
+    def delete(self, reference: Reference) -> None:
+        """Remove a tag or, by digest, a manifest with all its tags; from the lists of referrers, too.
+
+        Errors: as :meth:`resolve`; Unsupported where the registry does not allow it.
+        """
+        self._publisher.delete(reference)
+
     def _head(self, reference: Reference, locator: str, what: str) -> Descriptor | None:
         """Ask what a reference names; None if the registry does not say it in full."""
         response = self._exchange.request(
@@ -186,6 +262,10 @@ class RegistryClient:
         if media_type not in oci.INDEX_TYPES | oci.MANIFEST_TYPES or not size.isdecimal():
             return None
         return Descriptor(media_type=media_type, digest=digest, size=int(size))
+
+
+class _Tags(msgspec.Struct, frozen=True):
+    tags: list[str] | None = None
 
 
 def _checked(data: bytes, digest: Digest, what: str) -> bytes:

@@ -16,6 +16,7 @@ from lamella.registry.auth import Authorizer, Identity, parse_challenges, reposi
 from lamella.registry.config import RegistryConfig
 from lamella.registry.credentials import CredentialStore
 from lamella.registry.failures import error_of, is_page, page_error, read_document, refusal, wants_tls
+from lamella.registry.sending import Body
 from lamella.registry.targets import Origin
 from lamella.registry.transport import Patience, Transport
 
@@ -33,6 +34,7 @@ class Exchange:
         self._credentials = CredentialStore() if config.credentials is None else config.credentials
         self._looking_up = threading.Lock()
         self._origins: dict[str, Origin] = {}
+        self._heard: set[Origin] = set()
         self._identities: dict[tuple[Origin, str], Identity] = {}
 
     def __repr__(self) -> str:
@@ -65,20 +67,28 @@ class Exchange:
         *,
         what: str,
         scopes: tuple[str, ...] | None = None,
+        body: Body | bytes | None = None,
+        silence: float = 0,
         patience: Patience | None = None,
     ) -> requests.Response:
         """Send a request about the reference's repository, with the credentials that the registry asks for.
 
-        A reference with an empty path is the registry itself. ``scopes`` are what the request needs to be allowed,
-        (:func:`lamella.registry.auth.repository_scope`); None: to pull.
+        A reference with an empty path is the registry itself. ``path`` is below the repository's, or an address that the
+        registry gave (of an upload): one at another host gets no credentials. ``scopes`` are what the request needs to be
+        allowed (:func:`lamella.registry.auth.repository_scope`); None: to pull. The rest is as in
+        :meth:`lamella.registry.transport.Transport.request`.
         """
         origin = self._origin(reference.domain)
         if scopes is None:
             scopes = (repository_scope(reference.path, "pull"),) if reference.path else ()
-        place = f"{reference.path}/{path}" if reference.path else path
-        asked = _Asked(method, f"/v2/{place}", headers, what, scopes, patience)
+        if "://" not in path:
+            path = f"/v2/{reference.path}/{path}" if reference.path else f"/v2/{path}"
+        asked = _Asked(method, path, headers, what, scopes, body, silence, patience)
         response = self._authorized(asked, reference, origin)
-        if response.status_code != 400 or origin.scheme == "https" or self._config.plain_http:
+        if response.status_code != 400 or origin in self._heard:
+            self._heard.add(origin)
+            return response
+        if origin.scheme == "https" or self._config.plain_http:
             return response
         # This machine is asked over plain HTTP; a registry on it may have TLS all the same.
         said = refusal(response)
@@ -90,6 +100,8 @@ class Exchange:
         return response
 
     def _authorized(self, asked: _Asked, reference: Reference, origin: Origin) -> requests.Response:
+        if Origin.of(asked.url(origin)) != origin:
+            return self._send(asked, origin, None)
         identity = self._identities.get((origin, reference.path)) or Identity(origin, None)
         if identity.credential and identity.credential.good_until <= time.time():
             identity = self._identify(reference, origin)
@@ -110,10 +122,12 @@ class Exchange:
     def _send(self, asked: _Asked, origin: Origin, authorization: str | None) -> requests.Response:
         return self.transport.request(
             asked.method,
-            f"{origin}{asked.path}",
+            asked.url(origin),
             home=origin,
             headers=asked.headers,
             authorization=authorization,
+            body=asked.body,
+            silence=asked.silence,
             patience=asked.patience,
         )
 
@@ -171,4 +185,10 @@ class _Asked(NamedTuple):
     headers: Mapping[str, str]
     what: str
     scopes: tuple[str, ...]
+    body: Body | bytes | None
+    silence: float
     patience: Patience | None
+
+    def url(self, origin: Origin) -> str:
+        """Give where it goes: an address of its own, or a path at the registry."""
+        return self.path if "://" in self.path else f"{origin}{self.path}"

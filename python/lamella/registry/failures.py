@@ -22,13 +22,17 @@ import urllib3
 from urllib3.util.retry import Retry
 
 from lamella.errors import (
+    DataLoss,
     DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
     LamellaError,
     NotFound,
     PermissionDenied,
     ResourceExhausted,
     Unauthenticated,
     Unavailable,
+    Unsupported,
 )
 from lamella.registry.config import Timeouts
 from lamella.registry.pace import RATE_MIN, TooSlow
@@ -52,6 +56,9 @@ TRANSPORT_ERRORS = (
 _SPOKE_HTTP_TO_TLS = re.compile(
     r"HTTP request to an? HTTPS server|plain HTTP request was sent to HTTPS port", re.I
 )
+
+
+_OUT_OF_SPACE = re.compile(r"quota|exceed\w* .*limit|insufficient storage|no space", re.I)
 
 
 def retry_after(header: str | None) -> float | None:
@@ -138,6 +145,10 @@ def error_of(response: requests.Response, what: str, said: str) -> LamellaError:
     host = Origin.of(response.url).netloc
     status = response.status_code
     told = f"{host} answers {status}" + (f" ({said})" if said else "")
+    if response.request.method not in {"GET", "HEAD"} and (
+        refused := _refused_change(f"{what}: {told}", status, said)
+    ):
+        return refused
     if status == 401:
         return Unauthenticated(f"{what}: {told}")
     if status == 403:
@@ -157,6 +168,25 @@ def error_of(response: requests.Response, what: str, said: str) -> LamellaError:
             f"{host} speaks HTTPS and was asked over plain HTTP", hint="Leave --plain-http out."
         )
     return Unavailable(f"{what}: {told}, which is no answer to this request", hint="Is this an OCI registry?")
+
+
+def _refused_change(told: str, status: int, said: str) -> LamellaError | None:  # noqa: PLR0911 - one a reason
+    """Make the typed error of a refused push or deletion by the spec's error codes; None where the status says it all."""
+    if status in {413, 507} or (status in {400, 403, 412} and _OUT_OF_SPACE.search(said)):
+        return ResourceExhausted(told, hint="The registry takes no more, or nothing so large.")
+    if status == 405 or (status < 500 and "UNSUPPORTED" in said):
+        return Unsupported(told, hint="A mirror, or a registry that is read-only, does not allow this.")
+    if "BLOB_UNKNOWN" in said or (status == 400 and "MANIFEST_UNKNOWN" in said):
+        return NotFound(told, hint="The registry does not have what it refers to.")
+    if "DIGEST_INVALID" in said or "SIZE_INVALID" in said:
+        return DataLoss(told, hint="The registry did not receive what was sent.")
+    if "MANIFEST_INVALID" in said or "TAG_INVALID" in said or "NAME_INVALID" in said:
+        return InvalidArgument(told)
+    if status in {409, 412}:
+        return FailedPrecondition(told, hint="Tags of this repository may be immutable.")
+    if status == 404 and "NAME_UNKNOWN" in said:
+        return NotFound(told, hint="This registry wants the repository to be made first.")
+    return None
 
 
 def wants_tls(said: str) -> bool:

@@ -91,7 +91,7 @@ class Referrers:
             if response.status_code != 200:
                 raise exchange.error(response, reference, what)
             try:
-                return read_document(response, oci.DOCUMENT_MAX, what), _next_query(response)
+                return read_document(response, oci.DOCUMENT_MAX, what), next_query(response)
             except Unavailable as error:
                 exchange.transport.check_interrupted()
                 patience.spend(error)
@@ -113,7 +113,7 @@ def fallback_tag(digest: Digest) -> str:
     return f"{algorithm[:32]}-{encoded[:64]}"
 
 
-def _next_query(response: requests.Response) -> str | None:
+def next_query(response: requests.Response) -> str | None:
     """Read the query of the next page out of the Link header (RFC 8288)."""
     for link in requests.utils.parse_header_links(response.headers.get("Link", "")):
         if link.get("rel") == "next":

@@ -47,6 +47,7 @@ from lamella.registry.failures import (
     retry_after,
 )
 from lamella.registry.pace import PacedResponse
+from lamella.registry.sending import Body, SendingConnection, SourceFailed
 from lamella.registry.targets import Address, Origin, is_private_literal, parse_address
 
 REDIRECTS_MAX = 10
@@ -55,6 +56,7 @@ RETRY_AFTER_MAX = 60
 CONNECTIONS_MAX = 16
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_KEEPING_METHOD = frozenset({307, 308})
 _log = Log("lamella.registry")
 
 
@@ -64,6 +66,8 @@ class _Request(NamedTuple):
     headers: Mapping[str, str]
     authorization: str | None
     form: Mapping[str, str] | None
+    body: Body | bytes | None
+    silence: float
 
 
 class Transport:
@@ -89,7 +93,7 @@ class Transport:
         # Registries serve what the digest was made of; a transfer coding on top would only cost time.
         session.headers.update({"User-Agent": user_agent, "Accept-Encoding": "identity"})
         session.auth = _leave_alone
-        adapter = _Adapter(self._watch, check)
+        adapter = _Adapter(self.timeouts.read, self._watch, check)
         session.mount("https://", adapter)
         session.mount("http://", adapter)
         return session
@@ -119,9 +123,9 @@ class Transport:
         if self._interrupted.is_set():
             raise Cancelled("the transfer was stopped")
 
-    def patience(self) -> Patience:
-        """Give a new count of attempts."""
-        return Patience(self._attempts, self._backoff, self._interrupted)
+    def patience(self, attempts: int | None = None) -> Patience:
+        """Give a new count of attempts: of so many as the settings say, unless ``attempts`` says another number."""
+        return Patience(self._attempts if attempts is None else attempts, self._backoff, self._interrupted)
 
     def request(
         self,
@@ -132,16 +136,19 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         authorization: str | None = None,
         form: Mapping[str, str] | None = None,
+        body: Body | bytes | None = None,
+        silence: float = 0,
         patience: Patience | None = None,
     ) -> requests.Response:
         """Send one request and give the answer with its body unread, whatever its status.
 
         ``home`` is the registry on whose behalf it is sent; ``authorization`` goes only to the origin of ``url``.
-        With ``form`` (a POST) redirects are not followed. ``patience`` None: a fresh one.
-        Errors: Unavailable (no answer), PermissionDenied (a forbidden target), Cancelled.
+        With ``form`` (a POST) redirects are not followed. ``body`` is sent again after a redirect, and with another try.
+        ``silence``: seconds that the answer may take beyond what the settings say. ``patience`` None: a fresh one.
+        Errors: Unavailable (no answer), PermissionDenied (a forbidden target), Cancelled, and what the body raises.
         """
         patience = patience or self.patience()
-        sent = _Request(method, url, headers or {}, authorization, form)
+        sent = _Request(method, url, headers or {}, authorization, form, body, silence)
         while True:
             try:
                 response = self._follow(sent, home)
@@ -184,6 +191,11 @@ class Transport:
                 raise PermissionDenied(
                     f"{target.netloc} redirects a request that carries credentials, which is refused"
                 )
+            if request.method not in {"GET", "HEAD"} and response.status_code not in _KEEPING_METHOD:
+                raise Unavailable(
+                    f"{target.netloc} redirects {request.method} by {response.status_code}, which would make it a GET",
+                    hint="Name the registry by the address that it redirects to.",
+                )
             request = request._replace(url=_joined(request.url, location))
             if Origin.of(request.url) != owner:
                 # Not even if a later hop leads back: what is in between chose that hop.
@@ -199,7 +211,12 @@ class Transport:
             headers["Authorization"] = request.authorization
         try:
             prepared = session.prepare_request(
-                requests.Request(request.method, request.url, headers=headers, data=request.form)
+                requests.Request(
+                    request.method,
+                    request.url,
+                    headers=headers,
+                    data=request.form or request.body,
+                )
             )
             settings = self._settings.get(target)
             if settings is None:  # it goes through the whole environment, twice
@@ -208,8 +225,12 @@ class Transport:
             began = time.monotonic()
             # Not session.send: even with allow_redirects=False it reads the whole body of a redirect.
             response = session.get_adapter(request.url).send(
-                prepared, timeout=(self.timeouts.connect, self.timeouts.read), **settings
+                prepared,
+                timeout=(self.timeouts.connect, self.timeouts.read + request.silence),
+                **settings,
             )
+        except SourceFailed as failed:
+            raise failed.error from None
         except _PrivateAddress:
             raise _private(target.netloc) from None
         except TRANSPORT_ERRORS as error:
@@ -334,8 +355,12 @@ class _Adapter(HTTPAdapter):
     """Requests' adapter with a look at every new connection, and with the system's certificates."""
 
     def __init__(
-        self, watch: Callable[[HTTPConnection], None], check: Callable[[HTTPConnection], None]
+        self,
+        seconds: float,
+        watch: Callable[[HTTPConnection], None],
+        check: Callable[[HTTPConnection], None],
     ) -> None:
+        self._seconds = seconds
         self._watch = watch
         self._check = check
         self._context: ssl.SSLContext | None = None
@@ -344,12 +369,12 @@ class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Make the pool of direct connections."""
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _pool_classes(self._watch, self._check)
+        self.poolmanager.pool_classes_by_scheme = _pool_classes(self._seconds, self._watch, self._check)
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         """Give the pool of connections to a proxy; where these lead is not checked, as their peer is the proxy."""
         manager = super().proxy_manager_for(proxy, **kwargs)
-        manager.pool_classes_by_scheme = _pool_classes(self._watch)
+        manager.pool_classes_by_scheme = _pool_classes(self._seconds, self._watch)
         return manager
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
@@ -368,7 +393,9 @@ class _Adapter(HTTPAdapter):
             super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
 
 
-def _pool_classes(*looks: Callable[[HTTPConnection], None]) -> dict[str, type[HTTPConnectionPool]]:
+def _pool_classes(
+    seconds: float, *looks: Callable[[HTTPConnection], None]
+) -> dict[str, type[HTTPConnectionPool]]:
     """Make urllib3's pools of connections each of which is looked at once it is there."""
 
     def look(connection: HTTPConnection) -> None:
@@ -379,16 +406,18 @@ def _pool_classes(*looks: Callable[[HTTPConnection], None]) -> dict[str, type[HT
             connection.close()
             raise
 
-    class Plain(HTTPConnection):
+    class Plain(SendingConnection):
         response_class = PacedResponse
+        silence = seconds
 
         def _new_conn(self) -> socket.socket:
             self.sock = super()._new_conn()
             look(self)
             return self.sock
 
-    class Secure(HTTPSConnection):
+    class Secure(SendingConnection, HTTPSConnection):
         response_class = PacedResponse
+        silence = seconds
 
         def _new_conn(self) -> socket.socket:
             self.sock = super()._new_conn()

@@ -3,19 +3,23 @@
 An index leads to manifests, a manifest to its config and layers. Documents are read first, from the top; then blobs go over, in
 parallel, the largest first; then the documents, children before parents, so that nothing at the destination ever
 refers to what is not there; a name comes last. What the destination has already is not sent, and not asked for at the source.
+
+A destination may say that it has what it has lost a moment ago, or only remembers (registries cache). It refuses the document
+that needs it, then, and gets what that leads to once more.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
 
 from lamella import oci, platforms
 from lamella.digest import Digest
-from lamella.errors import InvalidArgument, ResourceExhausted
+from lamella.errors import InvalidArgument, NotFound, ResourceExhausted
 from lamella.reference import Reference
 from lamella.transfer.endpoints import BlobReader, Destination, Source
 from lamella.transfer.progress import Phase, Progress, Reporter
@@ -27,6 +31,7 @@ DOCUMENTS_MAX = 10_000
 Choice = Callable[[oci.Index], Sequence[oci.Descriptor]]
 """Says which entries of an index are copied along with it."""
 
+_PHASES: dict[str, Phase] = {"sent": "done", "mounted": "mounted", "exists": "exists"}
 _DOCUMENT_TYPES = oci.INDEX_TYPES | oci.MANIFEST_TYPES
 
 
@@ -71,6 +76,7 @@ class Copy:
         self._foreign = foreign
         self._parallel = parallel
         self._workers = Workers(what, reporter, self._interrupt)
+        self._seen: set[Digest] = set()
         self._documents: dict[Digest, _Document] = {}  # children before parents
         self._blobs: dict[Digest, oci.Descriptor] = {}
         self._lock = threading.Lock()
@@ -89,9 +95,9 @@ class Copy:
         blobs = sorted(self._blobs.values(), key=lambda blob: -blob.size)
         self._workers.run(blobs, lambda blob: self._copy_blob(reference, blob), parallel=self._parallel)
         for document in self._documents.values():
-            self._destination.put_document(document.descriptor, document.data)
+            self._put(reference, document, self._destination.put_document)
         for name in names:
-            self._destination.name(name, root, data)
+            self._put(reference, _Document(root, data), partial(self._destination.name, name))
         return Copied(
             descriptor=root,
             documents=len(self._documents),
@@ -105,9 +111,15 @@ class Copy:
             raise InvalidArgument(
                 f"{reference} nests image indexes more than {platforms.INDEX_DEPTH_MAX} deep, which is refused"
             )
-        if descriptor.digest in self._documents:
+        if descriptor.digest in self._seen:
             return
-        if not self._destination.has(descriptor):
+        self._seen.add(descriptor.digest)
+        if len(self._seen) > DOCUMENTS_MAX:
+            raise ResourceExhausted(
+                f"{reference} leads to more than {DOCUMENTS_MAX} documents, which is refused"
+            )
+        present = self._destination.has(descriptor)
+        if not present or (self._referrers and descriptor.media_type in oci.INDEX_TYPES):
             if data is None:
                 data = self._source.fetch_document(reference, descriptor)
             for child in self._children(descriptor, data):
@@ -115,14 +127,34 @@ class Copy:
                     self._read(reference, child, None, depth + 1)
                 else:
                     self._blobs.setdefault(child.digest, child)
-            self._documents[descriptor.digest] = _Document(descriptor, data)
-            if len(self._documents) > DOCUMENTS_MAX:
-                raise ResourceExhausted(
-                    f"{reference} leads to more than {DOCUMENTS_MAX} documents, which is refused"
-                )
+            if not present:
+                self._documents[descriptor.digest] = _Document(descriptor, data)
         if self._referrers:
-            for referrer in self._source.referrers(reference, descriptor.digest):
-                self._read(reference, referrer, None, depth + 1)
+            self._read_referrers(reference, descriptor.digest, depth)
+
+    def _read_referrers(self, reference: Reference, digest: Digest, depth: int) -> None:
+        for referrer in self._source.referrers(reference, digest):
+            data = self._source.fetch_document(reference, referrer)
+            subject = oci.subject_of(data)
+            if subject is not None and subject.digest == digest:  # a list may be old, or lie
+                self._read(reference, referrer, data, depth + 1)
+
+    def _put(
+        self,
+        reference: Reference,
+        document: _Document,
+        put: Callable[[oci.Descriptor, bytes], None],
+    ) -> None:
+        """Store or name a document; where the destination misses what it leads to, send that and try once more."""
+        try:
+            put(*document)
+        except NotFound:
+            for child in self._children(*document):
+                if child.media_type in _DOCUMENT_TYPES:
+                    self._destination.put_document(child, self._source.fetch_document(reference, child))
+                else:
+                    self._send(reference, child)
+            put(*document)
 
     def _children(self, descriptor: oci.Descriptor, data: bytes) -> Sequence[oci.Descriptor]:
         if oci.document_type(data, descriptor.media_type) in oci.INDEX_TYPES:
@@ -133,6 +165,14 @@ class Copy:
         return [part for part in parts if self._foreign or not oci.is_foreign(part)]
 
     def _copy_blob(self, reference: Reference, blob: oci.Descriptor) -> None:
+        self._workers.check()
+        how = "exists" if self._destination.has(blob) else self._send(reference, blob)
+        with self._lock:
+            self._counts[how] += 1
+            self._sent_bytes += blob.size if how == "sent" else 0
+        self._report(blob, _PHASES[how], blob.size)
+
+    def _send(self, reference: Reference, blob: oci.Descriptor) -> str:
         def open_at(offset: int) -> BlobReader:
             return self._source.open_blob(reference, blob, offset=offset)
 
@@ -141,12 +181,7 @@ class Copy:
             if self._reporter.due(blob.digest):
                 self._report(blob, "uploading", count)
 
-        self._workers.check()
-        how = "exists" if self._destination.has(blob) else self._destination.put_blob(blob, open_at, sent)
-        with self._lock:
-            self._counts[how] += 1
-            self._sent_bytes += blob.size if how == "sent" else 0
-        self._report(blob, "done" if how == "sent" else "exists", blob.size)
+        return self._destination.put_blob(blob, open_at, sent)
 
     def _report(self, blob: oci.Descriptor, phase: Phase, received: int) -> None:
         self._reporter.say(

@@ -19,7 +19,10 @@ Known = Callable[[Digest], bool]
 
 
 class BlobReader(Protocol):
-    """A blob from some offset on, as a context manager. Its digest is for the reader to check."""
+    """A blob from some offset on, as a context manager. Its digest is for the reader to check.
+
+    One that has an attribute ``verified`` which is true gives what was checked before, as the content store does.
+    """
 
     def __enter__(self) -> BlobReader: ...
 

@@ -15,7 +15,16 @@ from typing import Literal
 import msgspec
 
 Phase = Literal[
-    "resolving", "downloading", "uploading", "reading", "waiting", "checking", "unpacking", "exists", "done"
+    "resolving",
+    "downloading",
+    "uploading",
+    "reading",
+    "waiting",
+    "checking",
+    "unpacking",
+    "mounted",
+    "exists",
+    "done",
 ]
 """``waiting``: another pull, of whatever process, brings it; ``received`` grows with what that one has got."""
 INTERVAL = 0.1

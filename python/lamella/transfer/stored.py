@@ -39,7 +39,8 @@ class StoreSource:
 
     def open_blob(self, reference: Reference, descriptor: oci.Descriptor, *, offset: int = 0) -> FileReader:
         """Open a blob's file. NotFound, DataLoss."""
-        return FileReader(self._client.content.open(descriptor.digest), descriptor, offset, self.check)
+        file = self._client.content.open(descriptor.digest)
+        return FileReader(file, descriptor, offset, self.check, verified=True)
 
     def referrers(
         self, reference: Reference, digest: Digest, *, artifact_type: str | None = None
@@ -64,11 +65,21 @@ class StoreSource:
 
 
 class FileReader:
-    """A blob in a file, from an offset on; closes the file. ``file`` begins with the blob's first byte."""
+    """A blob in a file, from an offset on; closes the file. ``file`` begins with the blob's first byte.
+
+    ``verified``: its digest was checked before.
+    """
 
     def __init__(
-        self, file: BinaryIO, descriptor: oci.Descriptor, offset: int, check: Callable[[], None] | None = None
+        self,
+        file: BinaryIO,
+        descriptor: oci.Descriptor,
+        offset: int,
+        check: Callable[[], None] | None = None,
+        *,
+        verified: bool = False,
     ) -> None:
+        self.verified = verified
         self.file = file
         self.left = descriptor.size - offset
         self._descriptor = descriptor

@@ -1,0 +1,72 @@
+"""How a request's body goes out: in pieces, as often as it takes, to a server that may answer before it has read it all.
+
+A registry refuses an upload (401, 413) without reading the body to its end. Who only sends then waits for ever, or learns of
+a broken pipe in place of the answer. So between two pieces the connection is looked at: once the answer is there, or the
+sending fails, it is read, and what is left of the body is not sent. Over TLS what can be read may be something else
+than an answer (session tickets), so that there only a failure or silence ends the sending.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from urllib3.connection import HTTPConnection
+from urllib3.util.wait import wait_for_read
+
+TLS_PIECE = 64 * 1024
+"""Bytes given to TLS at once: it sends all of them or none within the time-out."""
+
+
+class Body(Protocol):
+    """A body of ``len()`` bytes, over zero. It is opened anew each time it is iterated over, so that it can be sent again."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Give the pieces. Each is used before the next one is asked for. What fails is raised as :class:`SourceFailed`."""
+
+
+class SourceFailed(Exception):
+    """Carries what a body's source raised past those who would take it for a failure of the connection."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class SendingConnection(HTTPConnection):
+    """Sends the pieces of a :class:`Body` as the module describes."""
+
+    silence: float
+    """Seconds in which some bytes have to go out."""
+    _cut = False
+
+    def send(self, data: Any) -> None:
+        """Send a piece. BrokenPipeError, after which urllib3 reads the answer, when nobody wants the rest of the body."""
+        if not isinstance(data, memoryview) or self.sock is None:
+            super().send(data)
+            return
+        self.sock.settimeout(self.silence)
+        secure = isinstance(self.sock, ssl.SSLSocket)
+        while data:
+            if not secure and wait_for_read(self.sock, timeout=0):
+                self._cut = True
+                raise BrokenPipeError
+            try:
+                count = self.sock.send(data[:TLS_PIECE] if secure else data)
+            except TimeoutError:
+                self._cut = True
+                raise BrokenPipeError from None
+            data = data[count:]
+
+    def connect(self) -> None:
+        """Connect anew, for whole requests again."""
+        super().connect()
+        self._cut = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Say whether it can be used again; not after half a request."""
+        return not self._cut and super().is_connected
