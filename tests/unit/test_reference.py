@@ -48,6 +48,42 @@ GOOD = [
     ("a:" + "t" * 128, "docker.io/library/a:" + "t" * 128, "a:" + "t" * 128),
     ("a:_x.Y-Z", "docker.io/library/a:_x.Y-Z", "a:_x.Y-Z"),
     ("h.io/" + "a" * 255, "h.io/" + "a" * 255 + ":latest", "h.io/" + "a" * 255 + ":latest"),
+    ("a" * 247, "docker.io/library/" + "a" * 247 + ":latest", "a" * 247 + ":latest"),
+    (
+        "h" * 63 + ".io/" + "a/" * 127 + "a",
+        "h" * 63 + ".io/" + "a/" * 127 + "a:latest",
+        "h" * 63 + ".io/" + "a/" * 127 + "a:latest",
+    ),
+    ("docker.io/library/nginx", "docker.io/library/nginx:latest", "nginx:latest"),
+    ("index.docker.io/library/nginx", "docker.io/library/nginx:latest", "nginx:latest"),
+    ("registry-1.docker.io/a", "registry-1.docker.io/a:latest", "registry-1.docker.io/a:latest"),
+    # One component is never a domain.
+    ("docker.io", "docker.io/library/docker.io:latest", "docker.io:latest"),
+    ("index.docker.io", "docker.io/library/index.docker.io:latest", "index.docker.io:latest"),
+    ("example.com", "docker.io/library/example.com:latest", "example.com:latest"),
+    ("example.com:5000", "docker.io/library/example.com:5000", "example.com:5000"),
+    ("192.168.1.1:5000", "docker.io/library/192.168.1.1:5000", "192.168.1.1:5000"),
+    # The first of several is one by a dot, a colon, a capital, or because it is localhost.
+    ("a.b/c", "a.b/c:latest", "a.b/c:latest"),
+    ("a:0/c", "a:0/c:latest", "a:0/c:latest"),
+    ("Ab/c", "Ab/c:latest", "Ab/c:latest"),
+    ("LOCALHOST/c", "LOCALHOST/c:latest", "LOCALHOST/c:latest"),
+    ("localhost.localdomain/c", "localhost.localdomain/c:latest", "localhost.localdomain/c:latest"),
+    ("Docker.io/nginx", "Docker.io/nginx:latest", "Docker.io/nginx:latest"),
+    ("sub-dom1.foo.com/bar/baz", "sub-dom1.foo.com/bar/baz:latest", "sub-dom1.foo.com/bar/baz:latest"),
+    ("h.io:65535/a", "h.io:65535/a:latest", "h.io:65535/a:latest"),
+    ("[::]/a", "[::]/a:latest", "[::]/a:latest"),
+    ("[2001:DB8::A]:80/a", "[2001:DB8::A]:80/a:latest", "[2001:DB8::A]:80/a:latest"),
+    # An ID is refused where it stands alone, and nowhere else.
+    (f"{HEX}:1", f"docker.io/library/{HEX}:1", f"{HEX}:1"),
+    (f"a/{HEX}", f"docker.io/a/{HEX}:latest", f"a/{HEX}:latest"),
+    (f"sha256:{HEX}", f"docker.io/library/sha256:{HEX}", f"sha256:{HEX}"),
+    (f"{HEX}a", f"docker.io/library/{HEX}a:latest", f"{HEX}a:latest"),
+    (f"a@sha384:{HEX}{HEX[:32]}", f"docker.io/library/a@sha384:{HEX}{HEX[:32]}", f"a@sha384:{HEX}{HEX[:32]}"),
+    (f"[::1]/a:t@sha512:{HEX * 2}", f"[::1]/a:t@sha512:{HEX * 2}", f"[::1]/a:t@sha512:{HEX * 2}"),
+    ("a:0", "docker.io/library/a:0", "a:0"),
+    ("a:UPPER", "docker.io/library/a:UPPER", "a:UPPER"),
+    ("0/1", "docker.io/0/1:latest", "0/1:latest"),
 ]
 
 # text, what the message says
@@ -91,6 +127,41 @@ BAD = [
     ("nginx@sha256:abc", "digest"),
     (f"nginx@sha256:{HEX.upper()}", "digest"),
     (f"nginx@{DIGEST}@{DIGEST}", "digest"),
+    ("a" * 248, "256 characters"),
+    ("h.io/" + "a/" * 128, "repository name"),
+    (":tag", "repository name"),
+    (f"@{DIGEST}", "repository name"),
+    ("a:b:c", "tag"),
+    ("a:é", "tag"),
+    (f"nginx@{DIGEST}:tag", "digest"),
+    (f"nginx@{DIGEST}/a", "digest"),
+    (f"nginx:@{DIGEST}", "tag"),
+    (f"nginx@sha512:{HEX}", "digest"),
+    (f"nginx@sha384:{HEX}", "digest"),
+    ("docker.io/", "repository name"),
+    ("docker.io//a", "repository name"),
+    ("localhost/", "repository name"),
+    ("a__b__", "repository name"),
+    ("a_-b", "repository name"),
+    ("a.-b", "repository name"),
+    (".a", "repository name"),
+    ("a/.b", "repository name"),
+    ("a/b.", "repository name"),
+    ("A/b/C", "upper-case"),
+    ("h.io/a b", "repository name"),
+    (" nginx", "repository name"),
+    ("nginx ", "repository name"),
+    ("h-.io/a", "host name"),
+    ("h.io./a", "host name"),
+    (".h.io/a", "host name"),
+    ("[::1]x/a", "host name"),
+    ("[]/a", "repository name"),
+    ("[::ffff:1.2.3.4]/a", "host name"),
+    ("[::1]:/a", "host name"),
+    ("h:-1/a", "host name"),
+    ("h:65536/a", "port"),
+    ("h.io:5000:5000/a", "host name"),
+    ("\x00/a", "repository name"),
 ]
 
 
@@ -117,9 +188,10 @@ def test_a_malformed_reference_is_refused_with_the_reason_and_a_hint(text: str, 
     assert len(str(caught.value)) < 500
 
 
-def test_an_unknown_digest_algorithm_is_unsupported() -> None:
+@pytest.mark.parametrize("algorithm", ["md5", "SHA256", "sha3-256", "blake3", "sha256+b64"])
+def test_an_unknown_digest_algorithm_is_unsupported(algorithm: str) -> None:
     with pytest.raises(Unsupported):
-        Reference.parse("nginx@md5:" + "0" * 32)
+        Reference.parse(f"nginx@{algorithm}:{HEX}")
 
 
 def test_the_hint_gives_the_lower_case_name() -> None:
@@ -179,7 +251,15 @@ def test_host_and_port_are_split(domain: str, parts: tuple[str, int | None]) -> 
 
 
 _component = st.from_regex(r"[a-z0-9]{1,8}((\.|_|__|-{1,3})[a-z0-9]{1,8}){0,2}", fullmatch=True)
-_domain = st.sampled_from(["", "docker.io/", "localhost/", "h.io/", "h:5000/", "[::1]:80/", "UPPER/"])
+_label = st.from_regex(r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,8}[a-zA-Z0-9])?", fullmatch=True)
+_host = st.lists(_label, min_size=2, max_size=4).map(".".join) | st.ip_addresses().map(
+    lambda address: f"[{address}]" if address.version == 6 and "." not in str(address) else "192.0.2.1"
+)
+_port = st.none() | st.integers(0, 65535)
+_domain = st.sampled_from(
+    ["", "docker.io/", "index.docker.io/", "localhost/", "h:5000/", "UPPER/"]
+) | st.builds(lambda host, port: f"{host}/" if port is None else f"{host}:{port}/", _host, _port)
+_digest = st.sampled_from([DIGEST, f"sha384:{HEX}{HEX[:32]}", f"sha512:{HEX * 2}"])
 _tag = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", fullmatch=True)
 
 
@@ -187,7 +267,7 @@ _tag = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", fullmatch=True)
     _domain,
     st.lists(_component, min_size=1, max_size=4),
     st.none() | _tag,
-    st.none() | st.just(DIGEST),
+    st.none() | _digest,
 )
 def test_every_text_of_the_grammar_survives_a_round_trip(
     domain: str, path: list[str], tag: str | None, digest: str | None
@@ -201,6 +281,8 @@ def test_every_text_of_the_grammar_survives_a_round_trip(
         return
     assert Reference.parse(reference.canonical) == Reference.parse(reference.familiar) == reference
     assert reference.tag == (tag or (None if digest else "latest"))
+    assert reference.digest == digest
+    assert hash(Reference.parse(text)) == hash(reference)
 
 
 @given(st.text(alphabet=string.printable + "é\u2028", max_size=80))
