@@ -7,8 +7,8 @@ refers to. Names are canonical references (``docker.io/library/nginx:latest``); 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import msgspec
 
@@ -283,6 +283,41 @@ class Images:
             self._client.sync()
         collect_if_due(self._client)
         return imported
+
+    def export(
+        self,
+        refs: str | Reference | Iterable[str | Reference],
+        target: str | os.PathLike[str] | BinaryIO,
+        *,
+        format: Literal["oci", "oci-dir", "docker"] = "oci",
+        platform: str | oci.Platform | None = None,
+        all_platforms: bool = False,
+        referrers: bool = False,
+        compression: Literal["none", "gzip", "zstd"] | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> dict[str, oci.Descriptor]:
+        """Write images into an archive: a file, or a binary stream; give their names with what they point at in there.
+
+        ``oci`` is an OCI layout in a tar that also has docker's manifest.json, so that everything that reads images reads it;
+        ``oci-dir`` the same in a folder, to which it is added; ``docker`` a docker-archive for what knows nothing else. All that
+        is here of an image is written; with ``platform`` that alone, without an index around it; ``all_platforms`` wants all that
+        the index names. ``referrers``: also what refers to the images (signatures). ``compression`` is around the whole; None: as
+        the file's name says (``.gz``, ``.zst``). The same images give the same bytes. Errors as
+        :meth:`lamella.transfer.exports.Export.run`. Twice is harmless.
+        """
+        from lamella import platforms
+        from lamella.transfer.exports import Export
+
+        names = [refs] if isinstance(refs, str | Reference) else refs
+        return Export(
+            self._client,
+            format=format,
+            platform=platforms.parse_platform(platform) if isinstance(platform, str) else platform,
+            all_platforms=all_platforms,
+            referrers=referrers,
+            compression=compression,
+            progress=progress,
+        ).run([name if isinstance(name, Reference) else Reference.parse(name) for name in names], target)
 
     def unpack(self, ref: str | Reference) -> Image:
         """Unpack an image's layers from the blobs that are here, without a registry, where that was not done or is spoiled.

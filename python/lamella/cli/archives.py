@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -115,5 +116,94 @@ IMPORT = Command(
         ("what docker has", "docker save nginx | lamella import -"),
         ("a file, under a name of one's own", "lamella import --tag app:tested build.tar.gz"),
         ("one image of a layout with many", "lamella import --image v2 --base-name example.com/app ./layout"),
+    ],
+)
+
+
+def _export_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("-o", "--output", metavar="FILE", default=STREAM, help="Write to this file (default: - for stdout).")
+    add(
+        "--format",
+        choices=("oci", "oci-dir", "docker"),
+        default="oci",
+        help="An OCI archive that docker reads, too (default), an OCI layout in a folder, or a docker-archive.",
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="Write this platform alone.")
+    which.add_argument(
+        "--all-platforms", action="store_true", help="Write all, or nothing if one is not here."
+    )
+    add("--referrers", action="store_true", help="Also write what refers to the images: signatures, SBOMs.")
+    add(
+        "--compress",
+        choices=("none", "gzip", "zstd"),
+        help="Compress the whole (default: as the name of FILE says, .gz or .zst).",
+    )
+    add("references", metavar="REF", nargs="+", help="The images.")
+
+
+def _export(arguments: argparse.Namespace, session: Session) -> int:
+    from lamella.cli.progress import watch
+
+    target: Any = arguments.output
+    if target == STREAM:
+        if session.stdout_is_terminal and arguments.format != "oci-dir":
+            raise UsageError("lamella export: stdout is a terminal", hint="Send it to a file: -o FILE.")
+        target = _Stdout(session)
+    with watch(quiet=session.quiet) as callback:
+        exported = session.client.images.export(
+            arguments.references,
+            target,
+            format=arguments.format,
+            platform=arguments.platform,
+            all_platforms=arguments.all_platforms,
+            referrers=arguments.referrers,
+            compression=arguments.compress,
+            progress=callback,
+        )
+    if target is not arguments.output:
+        session.flush()
+    elif session.json:
+        session.document(
+            [
+                {"name": name, "digest": root.digest, "media_type": root.media_type}
+                for name, root in exported.items()
+            ]
+        )
+    elif not session.quiet:
+        for name, root in exported.items():
+            session.line(f"{name}  {root.digest}")
+    return 0
+
+
+class _Stdout(io.RawIOBase):
+    """The session's stdout as a file; a reader that went away is what it always is."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        self._session.bytes(data)
+        return len(data)
+
+
+EXPORT = Command(
+    "export",
+    "Write images to a file or a folder.",
+    _export,
+    _export_arguments,
+    description="What is written has the digests of the store, and is read by docker load, podman load, ctr images import, "
+    "skopeo, crane, buildah and umoci. The same images always give the same bytes. A file gets its name when it is whole.",
+    examples=[
+        ("into a file", "lamella export -o app.tar app:v1 app:v2"),
+        ("straight to podman", "lamella export app:v1 | podman load"),
+        (
+            "into an OCI layout, to which more can be added",
+            "lamella export --format oci-dir -o ./layout app:v1",
+        ),
     ],
 )

@@ -39,6 +39,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("images", "List, inspect and remove images.", "images", "IMAGES", ("image",)),
             Entry("tag", "Give an image another name.", "images", "TAG"),
             Entry("import", "Take images from a file or a folder.", "archives", "IMPORT", ("load",)),
+            Entry("export", "Write images to a file or a folder.", "archives", "EXPORT", ("save",)),
             Entry("graph", "Draw what belongs to an image.", "graph", "GRAPH"),
         ),
     ),

@@ -17,9 +17,8 @@ from types import TracebackType
 
 from lamella import oci
 from lamella.digest import Digest
-from lamella.disk import translated
 from lamella.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
-from lamella.transfer.archives.inputs import FileInput
+from lamella.transfer.archives.inputs import FileInput, outside
 from lamella.transfer.archives.tar import Member, inside, walk
 from lamella.transfer.endpoints import BlobReader
 
@@ -153,12 +152,12 @@ class Folder(Files):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        with translated(f"open {path}"):
+        with outside(f"open {path}"):
             self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def look(self, name: str) -> Member | None:
         """Look at the entry itself, below folders that are none but folders."""
-        with ExitStack() as opened, translated(f"look at {name!r} in the folder"):
+        with ExitStack() as opened, outside(f"look at {name!r} in the folder"):
             try:
                 parent, last = self._parent(name, opened)
                 status = os.stat(last, dir_fd=parent, follow_symlinks=False)
@@ -172,7 +171,7 @@ class Folder(Files):
 
     def reader(self, member: Member, offset: int) -> Region:
         """Open the file; one that was exchanged for something else meanwhile is DataLoss."""
-        with ExitStack() as opened, translated(f"open {member.name!r} in the folder"):
+        with ExitStack() as opened, outside(f"open {member.name!r} in the folder"):
             parent, last = self._parent(member.name, opened)
             # A pipe or device that took its place would block, or do something when it is opened.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -228,7 +227,7 @@ class Region:
         view = memoryview(buffer)[: self._end - self._at]
         if not view.nbytes:
             return 0
-        with translated(f"read {self._name!r} in the archive"):
+        with outside(f"read {self._name!r} in the archive"):
             count = os.preadv(self._descriptor, [view], self._at)
         if not count:
             raise DataLoss(

@@ -9,16 +9,29 @@ import lzma
 import os
 import stat
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import BinaryIO, Protocol
 
-from lamella.disk import translated
-from lamella.errors import DataLoss
+from lamella.disk import storage_error
+from lamella.errors import DataLoss, LamellaError
 
 MEMORY_MAX = 128 * 1024 * 1024
 """Bytes of a dictionary or window that an archive may ask for; ``xz -9`` and ``zstd --ultra -22`` want less."""
 _PIECE = 1024 * 1024
+
+
+@contextmanager
+def outside(action: str) -> Iterator[None]:
+    """A context in which an OSError of a file that is none of the store's becomes an error of lamella's."""
+    try:
+        yield
+    except LamellaError:
+        raise
+    except OSError as error:
+        raised = storage_error(error, action)
+        raised.hint = None  # which speaks of the store
+        raise raised from error
 
 
 class Readable(Protocol):
@@ -37,7 +50,7 @@ class FileInput:
 
     def read(self, size: int) -> bytes:
         """Give the next bytes, fewer only at the end."""
-        with translated("read the archive"):
+        with outside("read the archive"):
             data = os.pread(self.descriptor, size, self.position)
         self.position += len(data)
         return data
@@ -71,7 +84,7 @@ class StreamInput:
                 f"the archive is damaged: it cannot be inflated ({error})", hint="Make or copy it once more."
             ) from None
         except OSError as error:
-            with translated("read the archive"):
+            with outside("read the archive"):
                 raise error
         self.position += len(data)
         return data
@@ -90,7 +103,7 @@ def open_input(file: BinaryIO) -> FileInput | StreamInput:
     regular = False
     with suppress(OSError, AttributeError):
         regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    with translated("read the archive"):
+    with outside("read the archive"):
         start = file.tell() if regular else 0
         magic = _first(file, 6)
         if regular:

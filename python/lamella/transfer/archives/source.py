@@ -10,13 +10,12 @@ from typing import BinaryIO
 
 from lamella import oci
 from lamella.digest import Digest, digest_of, split_digest
-from lamella.disk import translated
 from lamella.errors import DataLoss, InvalidArgument, NotFound, Unsupported
 from lamella.reference import Reference
 from lamella.transfer.archives.contents import Naming
 from lamella.transfer.archives.docker import read_docker_archive
 from lamella.transfer.archives.files import Files, Folder, Memory, TarFiles
-from lamella.transfer.archives.inputs import FileInput, StreamInput, open_input
+from lamella.transfer.archives.inputs import FileInput, StreamInput, open_input, outside
 from lamella.transfer.archives.layout import place, read_layout
 from lamella.transfer.archives.tar import Member
 from lamella.transfer.endpoints import BlobReader, Known
@@ -119,7 +118,7 @@ def open_archive(
             yield Archive(_read(source, stash), naming)
             return
         path = Path(source)
-        with translated(f"open {path}"):
+        with outside(f"open {path}"):
             try:
                 if path.is_dir():
                     yield Archive(opened.enter_context(closing(Folder(path))), naming)
