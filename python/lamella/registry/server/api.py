@@ -163,7 +163,9 @@ class Handler(Connection):
         self._record(status)
         self._answered = True
         self.wire.wait()
-        if self._body is None or not self._body.drain() or self.server.ending:
+        if self._body is None or not self._body.drain():
+            self.close_connection = self.lingers = True
+        if self.server.ending:
             self.close_connection = True
         self.send_response(status)
         self.send_header("Docker-Distribution-API-Version", "registry/2.0")

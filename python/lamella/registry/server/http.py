@@ -33,6 +33,8 @@ HEAD_SECONDS = 20.0
 IDLE_SECONDS = 60.0
 RATE_MIN = 1024.0
 """Bytes a second."""
+LINGER_SECONDS = 2.0
+LINGER_MAX = 16 * 1024 * 1024
 _DRAIN_MAX = 64 * 1024
 _LINE_MAX = 4096
 _TRAILERS_MAX = 64
@@ -139,6 +141,18 @@ class Wire(io.RawIOBase):
     def _moved(self, count: int) -> None:
         """Give time for what went over: what comes slower than RATE_MIN uses up what was there at first."""
         self._deadline = min(self._deadline + count / RATE_MIN, time.monotonic() + IDLE_SECONDS)
+
+
+class Reader(io.BufferedReader):
+    """Reads lines and notes whether one had a CR in it, which ``http.server`` would take for the end of a header line."""
+
+    stray = False
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Read a line."""
+        line = super().readline(size)
+        self.stray = self.stray or b"\r" in line.removesuffix(b"\n")[:-1]
+        return line
 
 
 class Body:
@@ -315,9 +329,10 @@ class Connection(BaseHTTPRequestHandler):
             self.connection.settimeout(HEAD_SECONDS)
             self.connection.do_handshake()
         self.wire = Wire(self.connection)
-        self.rfile: io.BufferedReader = io.BufferedReader(self.wire, 64 * 1024)
+        self.rfile: Reader = Reader(self.wire, 64 * 1024)
         self.wfile = io.BufferedWriter(self.wire, 64 * 1024)
         self.expects_continue = False
+        self.lingers = False
 
     def handle(self) -> None:
         """Answer requests until one of both ends."""
@@ -329,6 +344,17 @@ class Connection(BaseHTTPRequestHandler):
         """Send what is buffered."""
         with suppress(OSError, ValueError):
             self.wfile.flush()
+            if self.lingers:
+                self._linger()
+
+    def _linger(self) -> None:
+        """Let the client read a refusal of what it still sends: closing before that would reset the connection."""
+        socket.socket.shutdown(self.connection, socket.SHUT_WR)
+        deadline, left = time.monotonic() + LINGER_SECONDS, LINGER_MAX
+        while left > 0 and (seconds := deadline - time.monotonic()) > 0:
+            self.connection.settimeout(seconds)
+            count = len(socket.socket.recv(self.connection, 64 * 1024))
+            left -= count or left
 
     def handle_one_request(self) -> None:
         """Wait for a request and answer it."""
@@ -338,7 +364,7 @@ class Connection(BaseHTTPRequestHandler):
         if not self.rfile.peek(1):
             return
         self.server.note(self.connection, idle=False)
-        self.expects_continue = False
+        self.expects_continue = self.rfile.stray = False
         self.wire.begin_head()
         super().handle_one_request()
 
@@ -390,15 +416,15 @@ class Connection(BaseHTTPRequestHandler):
         raise AttributeError(name)
 
 
-def check_head(request: BaseHTTPRequestHandler) -> None:
+def check_head(request: Connection) -> None:
     """Refuse what two readers of a request could understand differently (RFC 9112, 3.2, 5.1, 5.2 and 6.3)."""
     headers = request.headers
     if request.request_version not in ("HTTP/1.0", "HTTP/1.1"):
         raise Refusal(505, "UNSUPPORTED", "the version of HTTP is not supported")
     if headers.defects or headers.get_payload():
         raise Refusal(400, "UNSUPPORTED", "a header line is malformed")
-    if any(character in value for value in headers.values() for character in "\r\n\0"):
-        raise Refusal(400, "UNSUPPORTED", "a header line is folded")
+    if request.rfile.stray or any(character in value for value in headers.values() for character in "\r\n\0"):
+        raise Refusal(400, "UNSUPPORTED", "a header line is folded, or has a CR or NUL in it")
     for name in ("Content-Length", "Transfer-Encoding", "Host"):
         if len(headers.get_all(name, [])) > 1:
             raise Refusal(400, "UNSUPPORTED", f"{name} is there twice")
