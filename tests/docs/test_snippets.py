@@ -57,14 +57,14 @@ def logging_as_before():
 @pytest.mark.usefixtures("logging_as_before")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_snippets_of_a_page_run_in_order(page, nginx, tmp_path, monkeypatch):
-    from lamella.registry.exchange import Exchange
-    from lamella.registry.targets import Origin
-
+    hosts = tmp_path / "hosts/_default/hosts.toml"
+    hosts.parent.mkdir(parents=True)
+    hosts.write_text(f'server = "http://{nginx}"\n')
+    monkeypatch.setenv("LAMELLA_HOSTS_DIR", str(tmp_path / "hosts"))
     monkeypatch.setenv("LAMELLA_ROOT", str(tmp_path / "root"))
     monkeypatch.setenv("LAMELLA_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
-    monkeypatch.setattr(Exchange, "_origin", lambda *_: Origin.of(f"http://{nginx}"))
     code = snippets(page)
     assert code.strip()
     exec(compile(code, page, "exec"), {"__name__": "__main__"})

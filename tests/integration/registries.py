@@ -307,6 +307,19 @@ def docker_registry_process(folder: Path, settings: str) -> Iterator[str]:
         process.wait(20)
 
 
+def hosts_folder(folder: Path, domain: str, text: str) -> Path:
+    """Write the hosts.toml of a domain below ``folder``, which is given back as a hosts folder."""
+    file = folder / domain / "hosts.toml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return folder
+
+
+def over_tls(folder: Path, address: str) -> dict[str, Path]:
+    """Give settings with which a registry on this machine is asked over TLS alone."""
+    return {"hosts_dir": hosts_folder(folder, address, f'server = "https://{address}"\n')}
+
+
 def read_all(stream: Any, piece: int = 64 * 1024) -> bytes:
     """Read a BlobStream to its end."""
     buffer = bytearray(piece)

@@ -456,12 +456,8 @@ def test_a_secret_that_a_server_repeats_is_not_in_the_error(scripted: Any) -> No
 
 def test_docker_hub_says_that_a_missing_image_may_be_private() -> None:
     with RegistryClient(RegistryConfig(credentials={})) as client:
-        hint = client._exchange._login_hint(
-            Reference.parse("team/private"),
-            client._exchange._identify(
-                Reference.parse("team/private"), client._exchange._origin("docker.io")
-            ),
-        )
+        (host,) = client._exchange.hosts.serving("docker.io", "team/private")
+        hint = client._exchange._login_hint(host, client._exchange._identify(host, host.home))
     assert "does not exist or is private" in hint
 
 

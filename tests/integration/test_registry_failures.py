@@ -10,10 +10,11 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from registries import Asked, RawServer, Reply, ScriptedServer, read_all, read_head, reset
+from registries import Asked, RawServer, Reply, ScriptedServer, over_tls, read_all, read_head, reset
 
 from lamella import oci
 from lamella.digest import digest_of
@@ -231,31 +232,31 @@ def test_a_name_that_cannot_be_looked_up_right_now_is_looked_up_again(
     assert len(looked_up) == 3
 
 
-def test_a_tls_handshake_that_breaks_off_is_tried_again() -> None:
+def test_a_tls_handshake_that_breaks_off_is_tried_again(tmp_path: Path) -> None:
     def script(connection: socket.socket, _: int) -> None:
         connection.recv(10)
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(1000):
             pass
 
-    with RawServer(script) as server, impatient(attempts=3) as client:
-        port = server.address.partition(":")[2]
-        client._exchange._origins["127.0.0.1:" + port] = client._exchange._origin(
-            f"127.0.0.1:{port}"
-        )._replace(scheme="https")
+    with (
+        RawServer(script) as server,
+        impatient(attempts=3, **over_tls(tmp_path, server.address)) as client,
+    ):
         with pytest.raises(Unavailable, match="TLS with"):
             client.resolve(reference(server.address))
         assert server.connections == 3
 
 
-def test_a_server_without_tls_where_it_was_expected_is_asked_once() -> None:
+def test_a_server_without_tls_where_it_was_expected_is_asked_once(tmp_path: Path) -> None:
     def script(connection: socket.socket, _: int) -> None:
         connection.recv(10)
         connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
 
-    with RawServer(script) as server, impatient(attempts=3) as client:
-        known = client._exchange._origins
-        known[server.address] = client._exchange._origin(server.address)._replace(scheme="https")
+    with (
+        RawServer(script) as server,
+        impatient(attempts=3, **over_tls(tmp_path, server.address)) as client,
+    ):
         with pytest.raises(Unavailable, match="does not speak HTTPS"):
             client.resolve(reference(server.address))
         assert server.connections == 1
@@ -479,7 +480,7 @@ def test_a_web_page_instead_of_a_blob_is_an_error(scripted: Any) -> None:
 
 
 def test_a_tls_connection_that_ends_without_goodbye_is_continued(
-    tls: ssl.SSLContext, scripted: Any, monkeypatch: pytest.MonkeyPatch, authority: Any
+    tls: ssl.SSLContext, scripted: Any, monkeypatch: pytest.MonkeyPatch, authority: Any, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority / "cert.pem"))
 
@@ -492,9 +493,9 @@ def test_a_tls_connection_that_ends_without_goodbye_is_continued(
         )
 
     server = scripted(script, tls=tls)
-    with impatient() as client:
-        known = client._exchange._origins
-        known[server.address] = client._exchange._origin(server.address)._replace(scheme="https")
-        with client.open_blob(reference(server.address), BLOB_DESCRIPTOR) as stream:
-            assert read_all(stream) == BLOB
+    with (
+        impatient(**over_tls(tmp_path / "hosts", server.address)) as client,
+        client.open_blob(reference(server.address), BLOB_DESCRIPTOR) as stream,
+    ):
+        assert read_all(stream) == BLOB
     assert len(server.asked) >= 3

@@ -29,7 +29,7 @@ from lamella.errors import LamellaError, PermissionDenied, Unauthenticated, Unav
 from lamella.reference import is_loopback
 from lamella.registry.credentials import Credential
 from lamella.registry.failures import error_of, read_document, refusal
-from lamella.registry.targets import Origin
+from lamella.registry.targets import Home, Origin
 from lamella.registry.transport import Transport
 
 CHALLENGE_MAX = 16 * 1024
@@ -54,11 +54,16 @@ class Challenge(msgspec.Struct, frozen=True):
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """For whom a registry is asked: its origin, the credentials for it if there are any, and when these were looked for."""
+    """For whom a registry is asked: its host, the credentials for it if there are any, and when these were looked for."""
 
-    origin: Origin
+    home: Home
     credential: Credential | None
     found_at: float = 0.0
+
+    @property
+    def origin(self) -> Origin:
+        """Give what tokens and credentials belong to."""
+        return self.home.origin
 
     def __repr__(self) -> str:
         return f"Identity({self.origin}, {self.credential})"
@@ -191,7 +196,7 @@ class Authorizer:
 
     def _fetch(self, key: _TokenKey, identity: Identity) -> _Token:
         home, credential = identity.origin, identity.credential
-        realm = self._transport.check_target(key.realm, home)
+        realm = self._transport.check_target(key.realm, identity.home)
         if (
             credential
             and realm.scheme != "https"
@@ -228,7 +233,7 @@ class Authorizer:
 
     def _ask(self, key: _TokenKey, identity: Identity) -> requests.Response:
         """Ask for a token as the distribution project's token authentication and its OAuth 2 describe."""
-        home, credential = identity.origin, identity.credential
+        home, credential = identity.home, identity.credential
         if credential and credential.identity_token:
             form = {
                 "grant_type": "refresh_token",

@@ -31,6 +31,8 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:([0-9]{1,19})
 
 Opener = Callable[[int, Patience], requests.Response]
 """Asks for the blob from an offset on and gives an answer with status 200 or 206."""
+PassOver = Callable[[requests.Response, LamellaError], bool]
+"""Is told of an answer that was wrong, or broke off, and says whether the next one comes from another host."""
 
 
 class BlobStream:
@@ -39,14 +41,21 @@ class BlobStream:
     A connection that breaks is replaced by another that goes on where it broke, a bounded number of times in a row.
     """
 
-    def __init__(
-        self, descriptor: Descriptor, offset: int, opener: Opener, patience: Patience, timeouts: Timeouts
+    def __init__(  # noqa: PLR0917
+        self,
+        descriptor: Descriptor,
+        offset: int,
+        opener: Opener,
+        patience: Patience,
+        timeouts: Timeouts,
+        pass_over: PassOver = lambda *_: False,
     ) -> None:
         self.descriptor = descriptor
         self.offset = offset
         self._open_at = opener
         self._patience = patience
         self._timeouts = timeouts
+        self._pass_over = pass_over
         self._response: requests.Response | None = None
         self._since_failure = 0
         self._interrupted = False
@@ -127,11 +136,13 @@ class BlobStream:
             response.close()
 
     def _lost(self, error: LamellaError) -> None:
+        response = self._response
         self.close()
         if self._interrupted:
             raise Cancelled(f"the download of {self.descriptor.digest} was stopped")
         self._since_failure = 0
-        self._patience.spend(error)
+        if response is None or not self._pass_over(response, error):
+            self._patience.spend(error)
 
     def _connect(self) -> requests.Response:
         while True:

@@ -99,13 +99,19 @@ class RegistryClient:
             found = self._head(reference, locator, what)
             if found is not None and known(found.digest):
                 return found, None
+
+        def check(data: bytes, headers: Mapping[str, str]) -> Digest:
+            return _digest_of_answer(reference, data, headers, what)
+
         try:
-            data, headers = self._exchange.document(reference, f"manifests/{locator}", what, MANIFEST_ACCEPT)
+            data, headers = self._exchange.document(
+                reference, f"manifests/{locator}", what, MANIFEST_ACCEPT, check=check
+            )
         except NotFound as error:
             if reference.tag and reference.digest:
                 error.hint = _TAG_OR_DIGEST
             raise
-        digest = _digest_of_answer(reference, data, headers, what)
+        digest = check(data, headers)
         media_type = oci.document_type(data, headers.get("Content-Type"))
         return Descriptor(media_type=media_type, digest=digest, size=len(data)), data
 
@@ -126,10 +132,13 @@ class RegistryClient:
         is_manifest = descriptor.media_type in oci.INDEX_TYPES | oci.MANIFEST_TYPES
         kind, accept = ("manifests", f"{descriptor.media_type}, */*") if is_manifest else ("blobs", "*/*")
         path = f"{kind}/{descriptor.digest}"
-        data, _ = self._exchange.document(reference, path, what, accept)
-        if len(data) != descriptor.size:
-            raise DataLoss(f"{what} has {len(data)} bytes, its descriptor says {descriptor.size}")
-        return _checked(data, descriptor.digest, what)
+
+        def check(data: bytes, _: Mapping[str, str]) -> None:
+            if len(data) != descriptor.size:
+                raise DataLoss(f"{what} has {len(data)} bytes, its descriptor says {descriptor.size}")
+            _checked(data, descriptor.digest, what)
+
+        return self._exchange.document(reference, path, what, accept, check=check)[0]
 
     def open_blob(self, reference: Reference, descriptor: Descriptor, *, offset: int = 0) -> BlobStream:
         """Open a blob of the reference's repository from ``offset`` (bytes) on. The reader checks its digest.
@@ -148,17 +157,23 @@ class RegistryClient:
             if start:
                 headers["Range"] = f"bytes={start}-"
             response = self._exchange.request(
-                "GET", reference, f"blobs/{descriptor.digest}", headers, what=what, patience=patience
+                "GET",
+                reference,
+                f"blobs/{descriptor.digest}",
+                headers,
+                what=what,
+                patience=patience,
+                expected={200, 206, 416} if start else {200},
             )
             if response.status_code == 416:
                 discard(response)
                 raise DataLoss(f"{what} ends before byte {start}, its descriptor says {descriptor.size}")
-            if response.status_code not in {200, 206} or (response.status_code == 206 and not start):
-                raise self._exchange.error(response, reference, what)
             return response
 
         transport = self._exchange.transport
-        return BlobStream(descriptor, offset, opener, transport.patience(), transport.timeouts)
+        return BlobStream(
+            descriptor, offset, opener, transport.patience(), transport.timeouts, self._exchange.pass_over
+        )
 
     def referrers(
         self, reference: Reference, digest: Digest, *, artifact_type: str | None = None
@@ -238,14 +253,17 @@ class RegistryClient:
     def _head(self, reference: Reference, locator: str, what: str) -> Descriptor | None:
         """Ask what a reference names; None if the registry does not say it in full."""
         response = self._exchange.request(
-            "HEAD", reference, f"manifests/{locator}", {"Accept": MANIFEST_ACCEPT}, what=what
+            "HEAD",
+            reference,
+            f"manifests/{locator}",
+            {"Accept": MANIFEST_ACCEPT},
+            what=what,
+            expected={200, 404, 405},
         )
         discard(response)
-        if response.status_code in {404, 405}:
+        if response.status_code != 200:
             # Some registries do not answer HEAD; a GET tells the difference, and says more.
             return None
-        if response.status_code != 200:
-            raise self._exchange.error(response, reference, what)
         headers = response.headers
         size, media_type = (
             headers.get("Content-Length", ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -23,6 +24,10 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``plain_http``: allow HTTP without TLS to any host; it is used by itself only for this machine (localhost,
     127.0.0.0/8, ::1). ``credentials``: where to look for them, by domain, or None: in docker's and podman's files. A domain
     without any is asked anonymously. ``allow_private``: let a public registry send on to addresses of private networks.
+    ``ca``: a file of authorities (PEM) that are believed besides the system's. ``client_cert``: files of the certificate, and of
+    its key, to show to a registry that asks for one; mirrors do not see it. ``skip_verify``: do not check certificates at all.
+    ``hosts_dir``, ``registries_conf``: the folder and the file that say which hosts serve a domain, in the place of those of this
+    machine (:mod:`lamella.registry.hosts`).
     ``attempts``: how often one request is tried; ``backoff``: seconds of pause to begin with. ``user_agent``: empty for
     ``lamella/VERSION``.
     """
@@ -31,6 +36,11 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True):
     credentials: CredentialStore | Mapping[str, Credential] | None = None
     timeouts: Timeouts = Timeouts()
     allow_private: bool = False
+    ca: str | os.PathLike[str] | None = None
+    client_cert: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None
+    skip_verify: bool = False
+    hosts_dir: str | os.PathLike[str] | None = None
+    registries_conf: str | os.PathLike[str] | None = None
     attempts: int = 5
     backoff: float = 0.25
     user_agent: str = ""

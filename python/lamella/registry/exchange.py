@@ -1,27 +1,61 @@
-"""One request about a repository, answered: where its registry is, as whom it is asked, how a refusal is told."""
+"""One request about a repository, answered: it goes to the first of the repository's hosts that can answer it.
+
+A host that gives no answer, or refuses, is passed over for the next one, at once; only the last one, which is the registry
+itself unless a file says otherwise, gets all the patience. A host that cannot be reached is not asked again by the same
+exchange, nor by others of this process for a while: a dead mirror costs one short time-out. Each host is asked with the
+credentials for its own name.
+
+What a host may be asked its capabilities say, as in containerd: what is named by digest may come from anywhere, since it is
+checked; what a tag means is believed of hosts with ``resolve`` alone. A push goes to one host.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
 import requests
 
 from lamella import oci
-from lamella.errors import LamellaError, PermissionDenied, Unauthenticated, Unavailable
-from lamella.reference import DEFAULT_DOMAIN, DEFAULT_REGISTRY_HOST, Reference, is_loopback
+from lamella.errors import (
+    Cancelled,
+    InvalidArgument,
+    LamellaError,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
+from lamella.logs import Log
+from lamella.reference import DEFAULT_DOMAIN, Reference
 from lamella.registry.auth import Authorizer, Identity, parse_challenges, repository_scope
 from lamella.registry.config import RegistryConfig
 from lamella.registry.credentials import CredentialStore
-from lamella.registry.failures import error_of, is_page, page_error, read_document, refusal, wants_tls
+from lamella.registry.failures import (
+    Unreachable,
+    error_of,
+    is_page,
+    page_error,
+    read_document,
+    refusal,
+    wants_tls,
+)
+from lamella.registry.hosts import PULL, PUSH, REFERRERS, RESOLVE, Host, Hosts
 from lamella.registry.sending import Body
-from lamella.registry.targets import Origin
+from lamella.registry.targets import Home, Origin
 from lamella.registry.transport import Patience, Transport
 
 LOOKUP_SECONDS = 10.0
 """Seconds after which credentials that are refused are looked for anew: somebody may have logged in, or they have expired."""
+OUTAGE_SECONDS = 30.0
+"""For how long a process leaves a host alone that one of its exchanges could not reach, while others can be asked."""
+
+_log = Log("lamella.registry")
+_Check = Callable[[bytes, Mapping[str, str]], object]
 
 
 class Exchange:
@@ -30,33 +64,63 @@ class Exchange:
     def __init__(self, config: RegistryConfig, *, offline: bool = False) -> None:
         self.transport = Transport(config)
         self.authorizer = Authorizer(self.transport, offline=offline)
+        self.hosts = Hosts(config)
         self._config = config
         self._credentials = CredentialStore() if config.credentials is None else config.credentials
         self._looking_up = threading.Lock()
-        self._origins: dict[str, Origin] = {}
-        self._heard: set[Origin] = set()
-        self._identities: dict[tuple[Origin, str], Identity] = {}
+        self._spoken: dict[Origin, Origin] = {}
+        self._identities: dict[tuple[Origin, str, str], Identity] = {}
+        self._outages = Outages()
+        self._given: weakref.WeakKeyDictionary[requests.Response, tuple[_Asked, Host]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._passed_over: dict[tuple[str, str, str], dict[Host, LamellaError]] = {}
 
     def __repr__(self) -> str:
         return f"Exchange({self._config})"
 
     def document(
-        self, reference: Reference, path: str, what: str, accept: str, *, limit: int = oci.DOCUMENT_MAX
+        self,
+        reference: Reference,
+        path: str,
+        what: str,
+        accept: str,
+        *,
+        limit: int = oci.DOCUMENT_MAX,
+        scopes: tuple[str, ...] | None = None,
+        check: _Check = lambda *_: None,
     ) -> tuple[bytes, Mapping[str, str]]:
-        """Fetch a document and the headers of the answer; a body that breaks off is fetched again."""
+        """Fetch a document and the headers of the answer; a body that breaks off is fetched again.
+
+        ``scopes`` to push ask the host that is pushed to. ``check`` raises DataLoss for a document that is not the one;
+        where another host is left, that one is asked then.
+        """
         patience = self.transport.patience()
         while True:
-            response = self.request("GET", reference, path, {"Accept": accept}, what=what, patience=patience)
-            if response.status_code != 200:
-                raise self.error(response, reference, what)
+            response = self.request(
+                "GET",
+                reference,
+                path,
+                {"Accept": accept},
+                what=what,
+                scopes=scopes,
+                patience=patience,
+                expected={200},
+            )
             try:
                 data = read_document(response, limit, what)
                 if is_page(response):
                     raise page_error(response, what)
-                return data, response.headers
-            except Unavailable as error:
+                check(data, response.headers)
+            except LamellaError as error:
                 self.transport.check_interrupted()
+                if self.pass_over(response, error):
+                    continue
+                if not isinstance(error, Unavailable):
+                    raise
                 patience.spend(error)
+            else:
+                return data, response.headers
 
     def request(
         self,
@@ -70,125 +134,266 @@ class Exchange:
         body: Body | bytes | None = None,
         silence: float = 0,
         patience: Patience | None = None,
+        expected: set[int] | None = None,
     ) -> requests.Response:
-        """Send a request about the reference's repository, with the credentials that the registry asks for.
+        """Send a request about the reference's repository, with the credentials that the host asks for.
 
         A reference with an empty path is the registry itself. ``path`` is below the repository's, or an address that the
         registry gave (of an upload): one at another host gets no credentials. ``scopes`` are what the request needs to be
-        allowed (:func:`lamella.registry.auth.repository_scope`); None: to pull. The rest is as in
-        :meth:`lamella.registry.transport.Transport.request`.
+        allowed (:func:`lamella.registry.auth.repository_scope`); None: to pull. ``patience`` is for the last host. What that one
+        answers with a status that is not ``expected`` is raised as an error, which names what the others said; None: nothing is.
+        The rest is as in :meth:`lamella.registry.transport.Transport.request`.
         """
-        origin = self._origin(reference.domain)
-        if scopes is None:
-            scopes = (repository_scope(reference.path, "pull"),) if reference.path else ()
-        if "://" not in path:
-            path = f"/v2/{reference.path}/{path}" if reference.path else f"/v2/{path}"
-        asked = _Asked(method, path, headers, what, scopes, body, silence, patience)
-        response = self._authorized(asked, reference, origin)
-        if response.status_code != 400 or origin in self._heard:
-            self._heard.add(origin)
-            return response
-        if origin.scheme == "https" or self._config.plain_http:
-            return response
-        # This machine is asked over plain HTTP; a registry on it may have TLS all the same.
-        said = refusal(response)
-        if not wants_tls(said):
-            raise error_of(response, what, said)
-        secure = origin._replace(scheme="https", port=443 if origin.port == 80 else origin.port)
-        response = self._authorized(asked, reference, secure)
-        self._origins[reference.domain] = secure
+        asked = _Asked(method, reference, path, headers, what, scopes, body, silence)
+        *others, last = self._able(asked)
+        passed_over = self._passed_over.get(asked.key, {})
+        failures: list[LamellaError] = []
+        for host in others:
+            error = passed_over.get(host) or self._outages.of(host.home) or self._out_of(asked, host)
+            if isinstance(error, requests.Response):
+                return error
+            failures.append(error)
+        try:
+            response = self._ask(asked, last.patient, patience)
+            if expected is not None and response.status_code not in expected:
+                raise self._refused(response, asked, last)
+        except LamellaError as error:
+            raise _with_others(error, failures) from None
+        self._given[response] = asked, last
         return response
 
-    def _authorized(self, asked: _Asked, reference: Reference, origin: Origin) -> requests.Response:
-        if Origin.of(asked.url(origin)) != origin:
-            return self._send(asked, origin, None)
-        identity = self._identities.get((origin, reference.path)) or Identity(origin, None)
+    def pass_over(self, response: requests.Response, error: LamellaError) -> bool:
+        """Ask for this no more the host that gave an answer whose body was not what was asked for, or broke off.
+
+        False if there is no other host: the caller decides whether to ask that one again.
+        """
+        asked, host = self._given[response]
+        if isinstance(error, Cancelled) or host is self._able(asked)[-1]:
+            return False
+        _log.debug("asking the next host: %(reason)s", host=host.home.origin.netloc, reason=error.message)
+        self._passed_over.setdefault(asked.key, {})[host] = error
+        return True
+
+    def error(self, response: requests.Response, reference: Reference, what: str) -> LamellaError:
+        """Make the typed error of an unsuccessful answer, with what the reader can do about it."""
+        asked, host = self._given[response]
+        return self._refused(response, asked._replace(reference=reference, what=what), host)
+
+    def _able(self, asked: _Asked) -> Sequence[Host]:
+        """Give the hosts that may be asked, in order."""
+        reference, capability = asked.reference, asked.capability
+        if not reference.path:
+            return [self.hosts.own(reference.domain)]
+        hosts = self.hosts.serving(reference.domain, reference.path, by_digest=reference.digest is not None)
+        able = [host for host in hosts if capability in host.capabilities]
+        if not able:
+            raise NotFound(
+                f"{asked.what}: no host of {reference.domain} is there to {capability} from",
+                hint=f"{hosts[-1].source} gives that capability to none; see 'lamella registry hosts {reference.domain}'.",
+            )
+        return able[:1] if capability == PUSH else able
+
+    def _out_of(self, asked: _Asked, host: Host) -> requests.Response | LamellaError:
+        """Ask a host that is not the last: give its answer, or why the next one is to be asked."""
+        try:
+            response = self._ask(asked, host, None)
+            error = self._refused(response, asked, host) if response.status_code >= 400 else None
+        except (Cancelled, InvalidArgument):  # a file for TLS that is not right is to be put right
+            raise
+        except LamellaError as raised:
+            self._outages.note(host.home, raised)
+            error = raised
+        else:
+            self._outages.end(host.home)
+        if error is not None:
+            _log.debug("asking the next host: %(reason)s", host=host.home.origin.netloc, reason=error.message)
+            return error
+        self._given[response] = asked, host
+        return response
+
+    def _ask(self, asked: _Asked, host: Host, patience: Patience | None) -> requests.Response:
+        """Ask a host, over the other scheme where the likelier one is not what it speaks."""
+        guess = host.home.origin
+        known = self._spoken.get(guess)
+        if known is not None or not host.guessed:
+            return self._authorized(asked, host, known or guess, patience)
+        other = guess.over("http" if guess.scheme == "https" else "https")
+        if guess.scheme == "http":
+            response = self._authorized(asked, host, guess, patience)
+            if response.status_code != 400:
+                self._spoken[guess] = guess
+                return response
+            said = refusal(response)
+            if not wants_tls(said):
+                raise error_of(response, asked.what, said)
+            response = self._authorized(asked, host, other, patience)
+            self._spoken[guess] = other
+            return response
+        try:
+            response = self._authorized(asked, host, guess, Patience(1, 0, self.transport.stopped))
+            self._spoken[guess] = guess
+        except Unavailable as error:
+            try:
+                response = self._authorized(asked, host, other, patience)
+            except Unavailable:
+                raise error from None
+            if response.status_code == 400 and wants_tls(refusal(response)):
+                raise error from None
+            self._spoken[guess] = other
+        return response
+
+    def _authorized(
+        self, asked: _Asked, host: Host, origin: Origin, patience: Patience | None
+    ) -> requests.Response:
+        home = host.home.at(origin)
+        identity = self._known(host, home)
         if identity.credential and identity.credential.good_until <= time.time():
-            identity = self._identify(reference, origin)
-        authorization = self.authorizer.header(identity, asked.scopes)
-        response = self._send(asked, origin, authorization)
+            identity = self._identify(host, home)
+        scopes = asked.scopes
+        if scopes is None:
+            scopes = (repository_scope(host.path, "pull"),) if host.path else ()
+        url = host.url(asked.path, origin=origin)
+
+        def send(authorization: str | None) -> requests.Response:
+            return self.transport.request(
+                asked.method,
+                url,
+                home=home,
+                headers=asked.headers,
+                authorization=authorization,
+                body=asked.body,
+                silence=asked.silence,
+                patience=patience,
+            )
+
+        if Origin.of(url) != origin:
+            return send(None)
+        authorization = self.authorizer.header(identity, scopes)
+        response = send(authorization)
         if response.status_code != 401 or Origin.of(response.url) != origin:
             return response
         challenges = parse_challenges(response.headers.get("WWW-Authenticate", ""))
-        identity = self._identify(reference, origin)
-        said = refusal(response, self.authorizer.secrets(identity))
-        answer = self.authorizer.answer(identity, asked.scopes, challenges, authorization)
+        identity = self._identify(host, home)
+        said = refusal(response, self._secrets(identity))
+        answer = self.authorizer.answer(identity, scopes, challenges, authorization)
         if answer is None:
             error = error_of(response, asked.what, said)
-            error.hint = self._login_hint(reference, identity)
+            error.hint = self._login_hint(host, identity)
             raise error
-        return self._send(asked, origin, answer)
+        return send(answer)
 
-    def _send(self, asked: _Asked, origin: Origin, authorization: str | None) -> requests.Response:
-        return self.transport.request(
-            asked.method,
-            asked.url(origin),
-            home=origin,
-            headers=asked.headers,
-            authorization=authorization,
-            body=asked.body,
-            silence=asked.silence,
-            patience=asked.patience,
-        )
+    def _known(self, host: Host, home: Home) -> Identity:
+        known = self._identities.get((home.origin, host.domain, host.path))
+        return msgspec.structs.replace(known, home=home) if known else Identity(home, None)
 
-    def _origin(self, domain: str) -> Origin:
-        """Say where the registry of a domain is, and over which scheme it is asked."""
-        known = self._origins.get(domain)
-        if known is None:
-            host = DEFAULT_REGISTRY_HOST if domain == DEFAULT_DOMAIN else domain
-            scheme = "http" if self._config.plain_http or is_loopback(domain) else "https"
-            known = self._origins.setdefault(domain, Origin.of(f"{scheme}://{host}"))
-        return known
-
-    def _identify(self, reference: Reference, origin: Origin) -> Identity:
+    def _identify(self, host: Host, home: Home) -> Identity:
         """Look for credentials; a helper program may be asked, so once for each repository while they are good."""
-        key = (origin, reference.path)
+        key = (home.origin, host.domain, host.path)
         now = time.monotonic()
         with self._looking_up:
             identity = self._identities.get(key)
             if identity is None or identity.found_at + LOOKUP_SECONDS <= now:
                 if isinstance(self._credentials, CredentialStore):
-                    credential = self._credentials.find(reference.domain, reference.path)
+                    credential = self._credentials.find(host.domain, host.path)
                 else:
-                    credential = self._credentials.get(reference.domain)
-                identity = self._identities[key] = Identity(origin, credential, now)
+                    credential = self._credentials.get(host.domain)
+                identity = self._identities[key] = Identity(home, credential, now)
         return identity
 
-    def error(self, response: requests.Response, reference: Reference, what: str) -> LamellaError:
-        """Make the typed error of an unsuccessful answer, with what the reader can do about it."""
-        origin = self._origin(reference.domain)
-        identity = self._identities.get((origin, reference.path)) or Identity(origin, None)
-        error = error_of(response, what, refusal(response, self.authorizer.secrets(identity)))
+    def _secrets(self, identity: Identity) -> list[str]:
+        """Give what must appear in no error about a host."""
+        return self.authorizer.secrets(identity) + [value for _, value in identity.home.headers]
+
+    def _refused(self, response: requests.Response, asked: _Asked, host: Host) -> LamellaError:
+        home = host.home
+        identity = self._known(host, home.at(self._spoken.get(home.origin, home.origin)))
+        error = error_of(response, asked.what, refusal(response, self._secrets(identity)))
         if isinstance(error, Unauthenticated) or (
             isinstance(error, PermissionDenied) and identity.credential is None
         ):
-            error.hint = self._login_hint(reference, identity)
+            error.hint = self._login_hint(host, identity)
         return error
 
-    def _login_hint(self, reference: Reference, identity: Identity) -> str:
+    def _login_hint(self, host: Host, identity: Identity) -> str:
         missing = ""
-        if reference.domain == DEFAULT_DOMAIN:
+        if host.domain == DEFAULT_DOMAIN:
             # Docker Hub answers alike for what is private and what does not exist.
             missing = "The image does not exist or is private. "
         if identity.credential:
             return f"{missing}The credentials from {identity.credential.source} give no access to it."
         problems = self._credentials.problems if isinstance(self._credentials, CredentialStore) else []
         noted = f" ({'; '.join(problems)})" if problems else ""
-        return f"{missing}Log in to {reference.domain}; no credentials for it were found{noted}."
+        return f"{missing}Log in to {host.domain}; no credentials for it were found{noted}."
+
+
+class Outages:
+    """Which hosts cannot be reached. One that was reached and gave no answer is given a second chance."""
+
+    _recent: dict[Home, tuple[float, LamellaError]] = {}  # noqa: RUF012 - of the process
+
+    def __init__(self) -> None:
+        self._known: dict[Home, LamellaError] = {}
+        self._strikes: set[Home] = set()
+
+    def of(self, home: Home) -> LamellaError | None:
+        """Say why a host is not to be asked, None if it is."""
+        error = self._known.get(home)
+        if error is None and home in self._recent:
+            until, error = self._recent[home]
+            if until < time.monotonic():
+                return None
+            self._known[home] = error
+        return error
+
+    def note(self, home: Home, error: LamellaError) -> None:
+        """Take note of a request that got no answer."""
+        if isinstance(error, Unreachable):
+            self._recent[home] = time.monotonic() + OUTAGE_SECONDS, error
+            self._known[home] = error
+        elif isinstance(error, Unavailable):
+            if home in self._strikes:
+                self._known[home] = error
+            self._strikes.add(home)
+
+    def end(self, home: Home) -> None:
+        """Take note of an answer."""
+        self._strikes.discard(home)
 
 
 class _Asked(NamedTuple):
-    """One request to a registry, before it is known as whom it is sent."""
+    """One request about a repository, before it is known which host gets it."""
 
     method: str
+    reference: Reference
     path: str
     headers: Mapping[str, str]
     what: str
-    scopes: tuple[str, ...]
+    scopes: tuple[str, ...] | None
     body: Body | bytes | None
     silence: float
-    patience: Patience | None
 
-    def url(self, origin: Origin) -> str:
-        """Give where it goes: an address of its own, or a path at the registry."""
-        return self.path if "://" in self.path else f"{origin}{self.path}"
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Give what was asked for."""
+        return self.reference.domain, self.reference.path, self.path
+
+    @property
+    def capability(self) -> str:
+        """Say what a host must be able to do."""
+        kind, _, name = self.path.partition("/")
+        if self.method not in {"GET", "HEAD"} or any(
+            "push" in scope.rpartition(":")[2].split(",") for scope in self.scopes or ()
+        ):
+            return PUSH
+        if kind == "referrers":
+            return REFERRERS
+        return RESOLVE if kind == "tags" or (kind == "manifests" and ":" not in name) else PULL
+
+
+def _with_others(error: LamellaError, failures: Sequence[LamellaError]) -> LamellaError:
+    """Add what other hosts said to the error of the last one."""
+    if failures:
+        told = "; ".join(dict.fromkeys(failure.message for failure in failures))
+        error.message = f"{error.message}; asked before: {told}"
+        error.args = (error.message,)
+    return error

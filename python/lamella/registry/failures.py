@@ -36,7 +36,29 @@ from lamella.errors import (
 )
 from lamella.registry.config import Timeouts
 from lamella.registry.pace import RATE_MIN, TooSlow
-from lamella.registry.targets import Origin
+from lamella.registry.targets import Origin, Tls
+
+_EXPIRED = 10
+_NOT_YET_VALID = 9
+_OTHER_NAME = frozenset({62, 64})
+"""Of a host, of an address (OpenSSL's X509_V_ERR numbers)."""
+_SPEAKS_NO_TLS = frozenset(
+    {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
+)
+_WANTS_CERTIFICATE = frozenset(
+    {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE", "SSLV3_ALERT_BAD_CERTIFICATE"}
+)
+_REFUSES_CERTIFICATE = frozenset(
+    {
+        "TLSV1_ALERT_UNKNOWN_CA",
+        "SSLV3_ALERT_BAD_CERTIFICATE",
+        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+        "SSLV3_ALERT_CERTIFICATE_REVOKED",
+        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+        "TLSV1_ALERT_ACCESS_DENIED",
+    }
+)
 
 RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 ERROR_BODY_MAX = 64 * 1024
@@ -53,6 +75,7 @@ TRANSPORT_ERRORS = (
 """What requests, urllib3 and http.client raise between them when a connection or an answer is broken."""
 
 
+_TUNNEL = re.compile(r"Tunnel connection failed: ([0-9]{3})")
 _SPOKE_HTTP_TO_TLS = re.compile(
     r"HTTP request to an? HTTPS server|plain HTTP request was sent to HTTPS port", re.I
 )
@@ -211,31 +234,43 @@ def refusal(response: requests.Response, secrets: Iterable[str] = ()) -> str:
     return " ".join(text.split())[:300]
 
 
+class Unreachable(Unavailable):
+    """There is no connection to the host, or no TLS on it; callers know it as Unavailable."""
+
+    kind = "Unavailable"
+
+
 class Failure(NamedTuple):
     """A broken request as an error, and whether another try may help."""
 
-    error: Unavailable
+    error: LamellaError
     passing: bool
 
 
-def explain(error: BaseException, target: Origin, timeouts: Timeouts | None) -> Failure:  # noqa: PLR0911 - one a cause
-    """Say why a request got no answer, without quoting URLs or headers."""
+def explain(  # noqa: PLR0911 - one a cause
+    error: BaseException,
+    target: Origin,
+    timeouts: Timeouts | None,
+    *,
+    tls: Tls = Tls(),  # noqa: B008 - it is frozen
+    proxy: str | None = None,
+) -> Failure:
+    """Say why a request got no answer, without quoting URLs or headers. ``proxy``: the one that it went through."""
     host = target.netloc
     chain = list(_chain(error))
+    if _first(chain, requests.exceptions.ProxyError) or _first(chain, urllib3.exceptions.ProxyError):
+        return _explain_proxy(chain, proxy or "the proxy", host)
     resolution = _first(chain, socket.gaierror)
     if resolution:
         text = f"the name {target.host!r} cannot be resolved"
         hint = "Check the registry's name and this machine's network."
-        return Failure(Unavailable(text, hint=hint), passing=resolution.errno == socket.EAI_AGAIN)
-    if _first(chain, requests.exceptions.ProxyError) or _first(chain, urllib3.exceptions.ProxyError):
-        hint = "Check HTTPS_PROXY, HTTP_PROXY and NO_PROXY."
-        return Failure(Unavailable(f"the proxy gives no connection to {host}", hint=hint), passing=True)
-    tls = _first(chain, ssl.SSLError)
-    if tls:
-        return _explain_tls(tls, host)
+        return Failure(Unreachable(text, hint=hint), passing=resolution.errno == socket.EAI_AGAIN)
+    insecure = _first(chain, ssl.SSLError)
+    if insecure:
+        return _explain_tls(insecure, host, tls)
     if _first(chain, urllib3.exceptions.ConnectTimeoutError) and not _first(chain, ConnectionError):
         seconds = f" within {timeouts.connect:g} s" if timeouts else ""
-        return Failure(Unavailable(f"no connection to {host}{seconds}"), passing=True)
+        return Failure(Unreachable(f"no connection to {host}{seconds}"), passing=True)
     if _first(chain, TooSlow):
         return Failure(Unavailable(f"{host} sends less than {RATE_MIN} bytes a second"), passing=True)
     if _first(chain, urllib3.exceptions.ReadTimeoutError) or _first(chain, TimeoutError):
@@ -243,9 +278,9 @@ def explain(error: BaseException, target: Origin, timeouts: Timeouts | None) -> 
         return Failure(Unavailable(f"{host} sent nothing{seconds}"), passing=True)
     if _first(chain, ConnectionRefusedError):
         hint = f"Is a registry listening on port {target.port} there?"
-        return Failure(Unavailable(f"{host} refused the connection", hint=hint), passing=True)
+        return Failure(Unreachable(f"{host} refused the connection", hint=hint), passing=True)
     if _first(chain, requests.exceptions.InvalidURL) or _first(chain, urllib3.exceptions.LocationValueError):
-        return Failure(Unavailable(f"{host} is not a host that a request can be sent to"), passing=False)
+        return Failure(Unreachable(f"{host} is not a host that a request can be sent to"), passing=False)
     number = next((e.errno for e in reversed(chain) if isinstance(e, OSError) and e.errno), None)
     if number:
         return Failure(Unavailable(f"the connection to {host} failed: {os.strerror(number)}"), passing=True)
@@ -254,22 +289,60 @@ def explain(error: BaseException, target: Origin, timeouts: Timeouts | None) -> 
     )
 
 
-def _explain_tls(error: ssl.SSLError, host: str) -> Failure:
+def _explain_tls(error: ssl.SSLError, host: str, tls: Tls) -> Failure:
     reason = error.reason or ""
     if isinstance(error, ssl.SSLCertVerificationError):
-        text = f"the certificate of {host} is not trusted: {error.verify_message}"
-        return Failure(
-            Unavailable(text, hint="Name the CA's file in SSL_CERT_FILE or REQUESTS_CA_BUNDLE."),
-            passing=False,
-        )
-    if reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}:
-        text = f"{host} does not speak HTTPS"
-        return Failure(
-            Unavailable(text, hint="If it is meant to be used without TLS, say --plain-http."), passing=False
-        )
+        return Failure(_untrusted(error, host, tls), passing=False)
+    if reason in _SPEAKS_NO_TLS:
+        hint = "If it is meant to be used without TLS, say --plain-http."
+        return Failure(Unreachable(f"{host} does not speak HTTPS", hint=hint), passing=False)
+    if not tls.client and reason in _WANTS_CERTIFICATE:
+        hint = "Name it with --cert and --key, or in the host's folder (client.cert and client.key)."
+        text = f"{host} wants a client certificate ({_words(reason)})"
+        return Failure(Unauthenticated(text, hint=hint), passing=False)
+    if tls.client and reason in _WANTS_CERTIFICATE | _REFUSES_CERTIFICATE:
+        files = ", ".join(certificate for certificate, _ in tls.client)
+        text = f"{host} refuses the client certificate ({_words(reason)})"
+        return Failure(Unauthenticated(text, hint=f"It is that of {files}."), passing=False)
+    text = f"TLS with {host} failed" + (f": {_words(reason)}" if reason else "")
     broke_off = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
-    text = f"TLS with {host} failed" + (f": {reason.replace('_', ' ').lower()}" if reason else "")
-    return Failure(Unavailable(text, hint="Does the registry speak HTTPS on this port?"), passing=broke_off)
+    return Failure(Unreachable(text, hint="Does the registry speak HTTPS on this port?"), passing=broke_off)
+
+
+def _untrusted(error: ssl.SSLCertVerificationError, host: str, tls: Tls) -> Unreachable:
+    if error.verify_code in {_EXPIRED, _NOT_YET_VALID}:
+        text = f"the certificate of {host} is not trusted: {error.verify_message}"
+        return Unreachable(text, hint="The registry needs a new one; or is this machine's clock wrong?")
+    if error.verify_code in _OTHER_NAME:
+        text = f"the certificate of {host} is for another name: {error.verify_message}"
+        return Unreachable(text, hint="Use the name that the certificate is for.")
+    known = f"Neither {', '.join(tls.ca)} nor the system vouches for it" if tls.ca else ""
+    hint = f"{known}; is it another CA's?" if known else "Name its CA's file with --ca, or in SSL_CERT_FILE."
+    return Unreachable(f"the certificate of {host} is not trusted: {error.verify_message}", hint=hint)
+
+
+def _words(reason: str) -> str:
+    return reason.replace("_", " ").lower()
+
+
+def _explain_proxy(chain: list[BaseException], proxy: str, host: str) -> Failure:
+    refused = next((match for error in chain if (match := _TUNNEL.search(str(error)))), None)
+    if refused is None:
+        hint = "Check HTTPS_PROXY, HTTP_PROXY and NO_PROXY."
+        return Failure(Unreachable(f"{proxy} gives no connection to {host}", hint=hint), passing=True)
+    status = int(refused[1])
+    return Failure(proxy_refusal(proxy, host, status), passing=status in RETRY_STATUSES)
+
+
+def proxy_refusal(proxy: str, host: str, status: int) -> LamellaError:
+    """Make the error of a proxy that does not let a request through."""
+    if status == 407:
+        hint = "Put them into the proxy's URL: http://USER:PASSWORD@HOST:PORT."
+        return Unauthenticated(f"{proxy} wants credentials before it connects to {host}", hint=hint)
+    if status == 403:
+        hint = "Ask who runs the proxy to allow it, or name the host in NO_PROXY."
+        return PermissionDenied(f"{proxy} refuses to connect to {host}", hint=hint)
+    return Unreachable(f"{proxy} answers {status} and gives no connection to {host}")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

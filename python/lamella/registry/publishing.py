@@ -150,7 +150,12 @@ class Publisher:
 
     def _read_list(self, reference: Reference, tag: str, what: str) -> dict[str, Any]:
         try:
-            data, _ = self._exchange.document(reference, f"manifests/{tag}", what, oci.OCI_INDEX)
+            scopes = (
+                repository_scope(reference.path, "pull", "push"),
+            )  # no mirror's: it is to be written back
+            data, _ = self._exchange.document(
+                reference, f"manifests/{tag}", what, oci.OCI_INDEX, scopes=scopes
+            )
         except NotFound:
             return {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": []}
         oci.parse_index(data)  # so that it is well-formed; what is in it that this does not know stays

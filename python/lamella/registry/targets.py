@@ -1,10 +1,12 @@
-"""Where a request goes: origins, and which addresses belong to private networks. Nothing here does I/O."""
+"""Where a request goes: origins, how each is reached, and which addresses belong to private networks. Nothing here does I/O."""
 
 from __future__ import annotations
 
 import ipaddress
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
+
+import msgspec
 
 from lamella.errors import InvalidArgument, PermissionDenied
 from lamella.reference import is_loopback
@@ -27,6 +29,11 @@ class Origin(NamedTuple):
         parts = _split(url)
         return cls(parts.scheme, (parts.hostname or "").lower(), parts.port or _PORTS[parts.scheme])
 
+    def over(self, scheme: str) -> Origin:
+        """Give the same host over another scheme, and at its port if this one is at its own scheme's."""
+        port = _PORTS[scheme] if self.port == _PORTS[self.scheme] else self.port
+        return Origin(scheme, self.host, port)
+
     @property
     def netloc(self) -> str:
         """Give host and port as a URL writes them, without the scheme's own port."""
@@ -35,6 +42,41 @@ class Origin(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.netloc}"
+
+
+class Tls(msgspec.Struct, frozen=True, kw_only=True):
+    """Files for TLS: of authorities that are believed besides the system's, and of what is shown to a server that asks.
+
+    ``client`` are pairs of a certificate and its key; an empty name of a key means that it is in the certificate's file.
+    With ``skip_verify`` neither certificate nor host name are checked.
+    """
+
+    ca: tuple[str, ...] = ()
+    client: tuple[tuple[str, str], ...] = ()
+    skip_verify: bool = False
+
+
+class Home(msgspec.Struct, frozen=True, kw_only=True):
+    """A registry's host as it is reached. It holds for what is asked on its behalf elsewhere, too: redirects, tokens.
+
+    ``headers`` and the client certificate are for ``origin`` alone. ``proxy``: its URL; None: as the environment says.
+    ``connect_timeout`` (seconds) and ``attempts``: None: as for any registry.
+    """
+
+    origin: Origin
+    tls: Tls = Tls()
+    headers: tuple[tuple[str, str], ...] = ()
+    proxy: str | None = None
+    connect_timeout: float | None = None
+    attempts: int | None = None
+
+    def at(self, origin: Origin) -> Home:
+        """Give the same home over another scheme."""
+        return self if origin == self.origin else msgspec.structs.replace(self, origin=origin)
+
+    def __repr__(self) -> str:
+        # Headers and the proxy's URL may hold secrets.
+        return f"Home({self.origin})"
 
 
 def is_private_literal(host: str) -> bool:

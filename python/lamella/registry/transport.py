@@ -10,32 +10,34 @@ Two ideas live here, all below the registry's own protocol:
   back-off, jitter and Retry-After. Bodies are not drained before a retry, as urllib3 itself would: one may be
   endless. The waiting can be interrupted from another thread.
 
-Proxies and CA bundles come from the environment (HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE,
-SSL_CERT_FILE, SSL_CERT_DIR), else the system's certificates are trusted, else certifi's. ~/.netrc is not read.
+Proxies come from the environment (:mod:`lamella.registry.proxies`) unless a host has its own; certificates are the matter
+of :mod:`lamella.registry.tls`. ~/.netrc is not read.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
+import msgspec
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection
+from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.util.retry import Retry
 
 from lamella._core import __version__
-from lamella.errors import Cancelled, LamellaError, PermissionDenied, Unavailable
+from lamella.errors import Cancelled, LamellaError, PermissionDenied, Unavailable, Unsupported
 from lamella.logs import Log
 from lamella.reference import is_loopback
 from lamella.registry.config import RegistryConfig
@@ -44,11 +46,14 @@ from lamella.registry.failures import (
     TRANSPORT_ERRORS,
     discard,
     explain,
+    proxy_refusal,
     retry_after,
 )
 from lamella.registry.pace import PacedResponse
+from lamella.registry.proxies import describe, parse_proxy, proxy_for
 from lamella.registry.sending import Body, SendingConnection, SourceFailed
-from lamella.registry.targets import Address, Origin, is_private_literal, parse_address
+from lamella.registry.targets import Address, Home, Origin, Tls, is_private_literal, parse_address
+from lamella.registry.tls import make_context
 
 REDIRECTS_MAX = 10
 RETRY_AFTER_MAX = 60
@@ -64,10 +69,11 @@ class _Request(NamedTuple):
     method: str
     url: str
     headers: Mapping[str, str]
-    authorization: str | None
     form: Mapping[str, str] | None
     body: Body | bytes | None
     silence: float
+    private: Mapping[str, str]
+    """Headers for the origin of the first URL alone."""
 
 
 class Transport:
@@ -82,7 +88,8 @@ class Transport:
         self._interrupted = threading.Event()
         self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
         self._private_homes: set[tuple[str, int]] = set()
-        self._settings: dict[Origin, Any] = {}
+        self._contexts: dict[Tls, ssl.SSLContext] = {}
+        self._unchecked: set[Origin] = set()
         user_agent = config.user_agent or f"lamella/{__version__}"
         self._home = self._session(user_agent, self._note_home)
         self._away = self._session(user_agent, self._refuse_private)
@@ -118,6 +125,11 @@ class Transport:
         """Say whether :meth:`interrupt` or :meth:`close` was called."""
         return self._interrupted.is_set()
 
+    @property
+    def stopped(self) -> threading.Event:
+        """Give what is set by :meth:`interrupt`, for waits."""
+        return self._interrupted
+
     def check_interrupted(self) -> None:
         """Raise Cancelled after :meth:`interrupt`."""
         if self._interrupted.is_set():
@@ -132,7 +144,7 @@ class Transport:
         method: str,
         url: str,
         *,
-        home: Origin,
+        home: Home,
         headers: Mapping[str, str] | None = None,
         authorization: str | None = None,
         form: Mapping[str, str] | None = None,
@@ -142,43 +154,49 @@ class Transport:
     ) -> requests.Response:
         """Send one request and give the answer with its body unread, whatever its status.
 
-        ``home`` is the registry on whose behalf it is sent; ``authorization`` goes only to the origin of ``url``.
-        With ``form`` (a POST) redirects are not followed. ``body`` is sent again after a redirect, and with another try.
-        ``silence``: seconds that the answer may take beyond what the settings say. ``patience`` None: a fresh one.
-        Errors: Unavailable (no answer), PermissionDenied (a forbidden target), Cancelled, and what the body raises.
+        ``home`` is the registry on whose behalf it is sent; ``authorization`` goes only to the origin of ``url``, and the
+        home's own headers only to the home. With ``form`` (a POST) redirects are not followed. ``body`` is sent again after a
+        redirect, and with another try. ``silence``: seconds that the answer may take beyond what the settings say. ``patience``
+        None: a fresh one.
+        Errors: Unavailable (no answer), PermissionDenied (a forbidden target), Unauthenticated (TLS wants a certificate),
+        InvalidArgument (a file for TLS), Unsupported (a kind of proxy), Cancelled, and what the body raises.
         """
-        patience = patience or self.patience()
-        sent = _Request(method, url, headers or {}, authorization, form, body, silence)
+        patience = patience or self.patience(home.attempts)
+        private = dict(home.headers) if Origin.of(url) == home.origin else {}
+        if authorization:
+            private["Authorization"] = authorization
+        sent = _Request(method, url, headers or {}, form, body, silence, private)
         while True:
             try:
                 response = self._follow(sent, home)
             except _Broken as broken:
                 patience.spend(broken.error)
-                _log.debug("trying again: %(reason)s", host=home.netloc, reason=broken.error.message)
+                _log.debug("trying again: %(reason)s", host=home.origin.netloc, reason=broken.error.message)
                 continue
             if response.status_code not in RETRY_STATUSES or not patience.spend_status(response.raw):
                 return response
             discard(response)
 
-    def check_target(self, url: str, home: Origin) -> Origin:
+    def check_target(self, url: str, home: Home) -> Origin:
         """Give the origin of ``url`` if a request for ``home`` may go there; PermissionDenied otherwise."""
-        target = Origin.of(url)
+        target, origin = Origin.of(url), home.origin
         if target.scheme == "http":
-            if home.scheme == "https":
+            if origin.scheme == "https":
                 raise PermissionDenied(
-                    f"{home.netloc} sends on from HTTPS to plain HTTP at {target.netloc}, which is refused"
+                    f"{origin.netloc} sends on from HTTPS to plain HTTP at {target.netloc}, which is refused"
                 )
-            if not self._plain_http and not is_loopback(target.netloc):
+            # A home on another machine that is reached without TLS was asked for by name.
+            if not self._plain_http and is_loopback(origin.netloc) and not is_loopback(target.netloc):
                 raise PermissionDenied(
-                    f"{home.netloc} sends on to {target}, and plain HTTP to another machine was not asked for",
+                    f"{origin.netloc} sends on to {target}, and plain HTTP to another machine was not asked for",
                     hint="Use --plain-http if the network in between is trusted.",
                 )
-        away = (target.host, target.port) != (home.host, home.port)
-        if away and not self._may_be_private(home) and is_private_literal(target.host):
+        away = (target.host, target.port) != (origin.host, origin.port)
+        if away and not self._may_be_private(origin) and is_private_literal(target.host):
             raise _private(target.netloc)
         return target
 
-    def _follow(self, request: _Request, home: Origin) -> requests.Response:
+    def _follow(self, request: _Request, home: Home) -> requests.Response:
         owner = Origin.of(request.url)
         for _ in range(REDIRECTS_MAX + 1):
             target = self.check_target(request.url, home)
@@ -199,35 +217,36 @@ class Transport:
             request = request._replace(url=_joined(request.url, location))
             if Origin.of(request.url) != owner:
                 # Not even if a later hop leads back: what is in between chose that hop.
-                request = request._replace(authorization=None)
+                request = request._replace(private={})
         raise Unavailable(f"{owner.netloc} redirects more than {REDIRECTS_MAX} times")
 
-    def _send(self, request: _Request, target: Origin, home: Origin) -> requests.Response:
+    def _send(self, request: _Request, target: Origin, home: Home) -> requests.Response:
         self.check_interrupted()
-        at_home = (target.host, target.port) == (home.host, home.port) or self._may_be_private(home)
-        session = self._home if at_home else self._away
-        headers = dict(request.headers)
-        if request.authorization:
-            headers["Authorization"] = request.authorization
+        origin = home.origin
+        at_home = (target.host, target.port) == (origin.host, origin.port)
+        session = self._home if at_home or self._may_be_private(origin) else self._away
+        # A client certificate says who one is, as credentials do.
+        tls = home.tls if at_home else msgspec.structs.replace(home.tls, client=())
+        proxy = self._proxy(home, target)
+        timeouts = self.timeouts._replace(connect=home.connect_timeout or self.timeouts.connect)
+        context = self._context(tls, target)
         try:
             prepared = session.prepare_request(
                 requests.Request(
                     request.method,
                     request.url,
-                    headers=headers,
+                    headers={**request.headers, **request.private},
                     data=request.form or request.body,
                 )
             )
-            settings = self._settings.get(target)
-            if settings is None:  # it goes through the whole environment, twice
-                settings = session.merge_environment_settings(request.url, {}, True, None, None)
-                self._settings[target] = settings
             began = time.monotonic()
             # Not session.send: even with allow_redirects=False it reads the whole body of a redirect.
             response = session.get_adapter(request.url).send(
                 prepared,
-                timeout=(self.timeouts.connect, self.timeouts.read + request.silence),
-                **settings,
+                stream=True,
+                timeout=(timeouts.connect, timeouts.read + request.silence),
+                verify=context,  # type: ignore[arg-type]  # see _Adapter
+                proxies={"all": proxy} if proxy else {},
             )
         except SourceFailed as failed:
             raise failed.error from None
@@ -235,18 +254,43 @@ class Transport:
             raise _private(target.netloc) from None
         except TRANSPORT_ERRORS as error:
             self.check_interrupted()
-            failure = explain(error, target, self.timeouts)
+            failure = explain(error, target, timeouts, tls=tls, proxy=proxy and describe(proxy))
             raise (_Broken(failure.error) if failure.passing else failure.error) from None
+        if response.status_code == 407 and proxy:
+            discard(response)
+            raise proxy_refusal(describe(proxy), target.netloc, 407)
         _log.debug(
             "%(method)s %(host)s%(path)s: %(status)d in %(seconds).3f s",
             method=request.method,
             host=target.netloc,
             # What a registry sends on to may be signed, in the query or the path; queries are not logged at all.
-            path=urlsplit(request.url).path if target == home else "/...",
+            path=urlsplit(request.url).path if target == origin else "/...",
             status=response.status_code,
             seconds=time.monotonic() - began,
         )
         return response
+
+    def _context(self, tls: Tls, target: Origin) -> ssl.SSLContext | None:
+        """Give the context for connections to ``target``, None for those without TLS."""
+        if target.scheme != "https":
+            return None
+        context = self._contexts.get(tls)
+        if context is None:
+            context = self._contexts.setdefault(tls, make_context(tls))
+        if tls.skip_verify and target not in self._unchecked:
+            self._unchecked.add(target)
+            _log.warning("the certificate of %(host)s is not checked", host=target.netloc)
+        return context
+
+    @staticmethod
+    def _proxy(home: Home, target: Origin) -> str | None:
+        proxy = parse_proxy(home.proxy, "proxy") if home.proxy else proxy_for(target, os.environ)
+        if proxy and proxy.startswith("socks") and find_spec("socks") is None:
+            raise Unsupported(
+                f"{describe(proxy)} is a SOCKS proxy, for which a package is missing",
+                hint="Install it: pip install PySocks",
+            )
+        return proxy
 
     def _may_be_private(self, home: Origin) -> bool:
         return (
@@ -347,7 +391,7 @@ class _PrivateAddress(Exception):
 
 
 class _Broken(Exception):
-    def __init__(self, error: Unavailable) -> None:
+    def __init__(self, error: LamellaError) -> None:
         self.error = error
 
 
@@ -363,81 +407,64 @@ class _Adapter(HTTPAdapter):
         self._seconds = seconds
         self._watch = watch
         self._check = check
-        self._context: ssl.SSLContext | None = None
         super().__init__(pool_connections=CONNECTIONS_MAX, pool_maxsize=CONNECTIONS_MAX, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Make the pool of direct connections."""
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _pool_classes(self._seconds, self._watch, self._check)
+        pools = self.poolmanager.pool_classes_by_scheme
+        self.poolmanager.pool_classes_by_scheme = _watched(pools, self._seconds, self._watch, self._check)
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         """Give the pool of connections to a proxy; where these lead is not checked, as their peer is the proxy."""
+        known = proxy in self.proxy_manager
         manager = super().proxy_manager_for(proxy, **kwargs)
-        manager.pool_classes_by_scheme = _pool_classes(self._seconds, self._watch)
+        if not known:
+            pools = manager.pool_classes_by_scheme
+            manager.pool_classes_by_scheme = _watched(pools, self._seconds, self._watch)
         return manager
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
-        """Verify by the environment's or the system's certificates unless a bundle is named."""
-        host, pool = super().build_connection_pool_key_attributes(request, verify, cert)
-        if verify is True and host["scheme"] == "https":
-            self._context = self._context or _system_context()
-            pool["ssl_context"] = self._context
+        """Take the context for TLS from ``verify``; connections of another context are others."""
+        host, pool = super().build_connection_pool_key_attributes(request, True, cert)
+        if verify is not None:
+            pool.update({"ssl_context": verify, "cert_reqs": verify.verify_mode})
         return host, pool
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Leave certifi's bundle out where :func:`_system_context` decides."""
-        if verify is True:
-            conn.cert_reqs = "CERT_REQUIRED"
-        else:
-            super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
+        """Leave certifi's bundle out: the context has what is believed."""
 
 
-def _pool_classes(
-    seconds: float, *looks: Callable[[HTTPConnection], None]
+def _watched(
+    pools: Mapping[str, type[HTTPConnectionPool]], seconds: float, *looks: Callable[[HTTPConnection], None]
 ) -> dict[str, type[HTTPConnectionPool]]:
-    """Make urllib3's pools of connections each of which is looked at once it is there."""
+    """Make urllib3's pools anew, of connections each of which is looked at once it is there."""
+    return {scheme: _watched_pool(pool, seconds, looks) for scheme, pool in pools.items()}
 
-    def look(connection: HTTPConnection) -> None:
-        try:
-            for each in looks:
-                each(connection)
-        except BaseException:
-            connection.close()
-            raise
 
-    class Plain(SendingConnection):
+def _watched_pool(
+    base: Any, seconds: float, looks: Sequence[Callable[[HTTPConnection], None]]
+) -> type[HTTPConnectionPool]:
+    class Connection(SendingConnection, base.ConnectionCls):  # type: ignore[misc]
         response_class = PacedResponse
         silence = seconds
 
         def _new_conn(self) -> socket.socket:
-            self.sock = super()._new_conn()
-            look(self)
-            return self.sock
+            sock: socket.socket = super()._new_conn()
+            self.sock = sock
+            try:
+                for look in looks:
+                    look(self)
+            except BaseException:
+                self.close()
+                raise
+            return sock
 
-    class Secure(SendingConnection, HTTPSConnection):
-        response_class = PacedResponse
-        silence = seconds
+        def connect(self) -> None:
+            super().connect()
+            self.is_verified = True  # as far as was asked for: urllib3 would warn, which is done already
 
-        def _new_conn(self) -> socket.socket:
-            self.sock = super()._new_conn()
-            look(self)
-            return self.sock
+    class Pool(base):  # type: ignore[misc]
+        ConnectionCls = Connection
 
-    class PlainPool(HTTPConnectionPool):
-        ConnectionCls = Plain
-
-    class SecurePool(HTTPSConnectionPool):
-        ConnectionCls = Secure
-
-    return {"http": PlainPool, "https": SecurePool}
-
-
-def _system_context() -> ssl.SSLContext:
-    context = urllib3.util.ssl_.create_urllib3_context()
-    context.load_default_certs()
-    paths = ssl.get_default_verify_paths()
-    has_folder = paths.capath is not None and any(Path(paths.capath).iterdir())
-    if paths.cafile is None and not has_folder:
-        context.load_verify_locations(requests.certs.where())
-    return context
+    return Pool
