@@ -7,7 +7,8 @@ refers to. Names are canonical references (``docker.io/library/nginx:latest``); 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import msgspec
@@ -27,13 +28,24 @@ from lamella.reserve import frees_space
 if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.policy import AnyPolicy
+    from lamella.transfer.discover import Referrer
+    from lamella.transfer.endpoints import Source
     from lamella.transfer.progress import ProgressCallback
     from lamella.transfer.push import Pushed
 
 _COLUMNS = "name, media_type, digest, size, labels, platform, total_size, created_at, updated_at"
 
 _log = Log("lamella")
+
+
+class _Here(msgspec.Struct):
+    """What an image's row says beside the platform: all that are here, where they are several."""
+
+    here: list[str] = []
+
+
 _platform = msgspec.json.Decoder(oci.Platform)
+_here = msgspec.json.Decoder(_Here)
 
 
 class Image:
@@ -49,7 +61,9 @@ class Image:
         created_at: str,
         updated_at: str,
         platform: oci.Platform | None = None,
+        here: Sequence[str] = (),
         size: int | None = None,
+        wanted: oci.Platform | None = None,
     ) -> None:
         self._client = client
         self.name = name
@@ -58,6 +72,8 @@ class Image:
         self.created_at = created_at
         self.updated_at = updated_at
         self._recorded = (platform, size)
+        self._here = here
+        self._wanted = wanted
 
     def __repr__(self) -> str:
         return f"<lamella.Image {self.name} {self.target.digest[:19]}>"
@@ -80,7 +96,10 @@ class Image:
 
     @cached_property
     def manifest_descriptor(self) -> oci.Descriptor:
-        """The manifest that is used on this machine: the target itself, or the one of the index whose blobs are here."""
+        """The manifest that is used on this machine: the target itself, or the one of the index whose blobs are here.
+
+        For an image that was asked for by platform (``images.get(ref, platform=...)``), that one's. NotFound when it is not here.
+        """
         from lamella import platforms
 
         descriptor = self.target
@@ -89,15 +108,36 @@ class Image:
             if oci.document_type(data, descriptor.media_type) in oci.MANIFEST_TYPES:
                 return descriptor
             present = [m for m in oci.parse_index(data).manifests if self._client.content.exists(m.digest)]
-            if not present:
+            # Of several the whole ones: another may be on its way here, or damaged.
+            here = [entry for entry in present if self._is_whole(entry)] or present
+            if not here:
                 break
             try:
-                descriptor = platforms.choose(present, platforms.default_platform())
+                descriptor = platforms.choose(here, self._wanted or platforms.default_platform())
             except NotFound:
-                descriptor = present[0]
+                if self._wanted:
+                    break
+                descriptor = here[0]
+        of = f" for {self._wanted}" if self._wanted else ""
+        option = f"--platform {self._wanted} " if self._wanted else ""
         raise NotFound(
-            f"no manifest of {self.name} is in the content store", hint=f"Fetch it: lamella pull {self.name}"
+            f"no manifest of {self.name}{of} is in the content store",
+            hint=f"Fetch it: lamella pull {option}{self.name}",
         )
+
+    def _is_whole(self, entry: oci.Descriptor) -> bool:
+        """Say whether all that a manifest of an index leads to is here."""
+        if entry.media_type not in oci.MANIFEST_TYPES:
+            return True
+        content = self._client.content
+        try:
+            manifest = oci.parse_manifest(content.read(entry.digest))
+            parts = [manifest.config, *(layer for layer in manifest.layers if not oci.is_foreign(layer))]
+            if LAYERS_DISCARDED in content.info(entry.digest).labels:
+                parts = parts[:1]
+        except LamellaError:
+            return False
+        return all(content.exists(part.digest) for part in parts)
 
     @cached_property
     def manifest(self) -> oci.Manifest:
@@ -145,8 +185,42 @@ class Image:
 
     @property
     def platform(self) -> oci.Platform:
-        """The platform of the manifest that is here."""
-        return self._recorded[0] or self.config.platform
+        """The platform of the manifest that is here; without words for an artifact."""
+        return self._recorded[0] or (oci.Platform() if self.artifact_type else self.config.platform)
+
+    @property
+    def platforms(self) -> list[str]:
+        """The platforms that are here with all that belongs to them, such as ``linux/arm64``, in the order of the index."""
+        platform = self._recorded[0]
+        if platform is None:
+            return self._read_platforms()
+        return [*self._here] or [str(platform)] if platform.os else []
+
+    def _read_platforms(self) -> list[str]:
+        from lamella import platforms
+
+        content = self._client.content
+
+        def found(descriptor: oci.Descriptor, depth: int) -> Iterator[str]:
+            if not content.exists(descriptor.digest) or platforms.is_attestation(descriptor):
+                return
+            data = content.read(descriptor.digest)
+            if oci.document_type(data, descriptor.media_type) in oci.INDEX_TYPES:
+                for entry in oci.parse_index(data).manifests if depth else ():
+                    yield from found(entry, depth - 1)
+                return
+            manifest = oci.parse_manifest(data)
+            if manifest.config.media_type in oci.CONFIG_TYPES and self._is_whole(descriptor):
+                config = oci.parse_config(content.read(manifest.config.digest))
+                yield str(descriptor.platform or config.platform)
+
+        return list(dict.fromkeys(filter(None, found(self.target, platforms.INDEX_DEPTH_MAX))))
+
+    @property
+    def artifact_type(self) -> str | None:
+        """What an artifact is (OCI image spec, "Guidelines for Artifact Usage"); None for the image of a container."""
+        config = self.manifest.config.media_type
+        return None if config in oci.CONFIG_TYPES else self.manifest.artifact_type or config
 
     @property
     def layers_discarded(self) -> bool:
@@ -155,23 +229,37 @@ class Image:
 
     def inspect(self) -> dict[str, Any]:
         """Everything known about the image as plain data (the fields of ``lamella images inspect``)."""
+        artifact_type, manifest = self.artifact_type, self.manifest
+        diff_ids = [] if artifact_type else self.diff_ids
+        chain_ids = oci.chain_ids(diff_ids)
         return {
             "name": self.name,
             "digest": self.digest,
             "target": msgspec.to_builtins(self.target),
             "manifest": msgspec.to_builtins(self.manifest_descriptor),
+            "artifact_type": artifact_type,
             "platform": str(self.platform),
+            "platforms": self._read_platforms(),
             "size": self.size,
-            "chain_id": self.chain_ids[-1] if self.diff_ids else None,
-            "chain_ids": self.chain_ids,
-            "diff_ids": self.diff_ids,
+            "chain_id": chain_ids[-1] if chain_ids else None,
+            "chain_ids": chain_ids,
+            "diff_ids": diff_ids,
             "layers": msgspec.to_builtins(self.layers),
             "layers_discarded": self.layers_discarded,
-            "config": msgspec.to_builtins(self.config),
+            "annotations": manifest.annotations or {},
+            "subject": msgspec.to_builtins(manifest.subject),
+            "config_descriptor": msgspec.to_builtins(manifest.config),
+            "config": None if artifact_type else msgspec.to_builtins(self.config),
             "labels": self.labels,
             "created_at": self.created_at,
             "updated_at": self.updated_at,
         }
+
+
+def _parsed(platform: str | oci.Platform) -> oci.Platform:
+    from lamella.platforms import parse_platform
+
+    return parse_platform(platform) if isinstance(platform, str) else platform
 
 
 def _fields(image: Image) -> Fields:
@@ -195,27 +283,32 @@ class Images:
         plain_http: bool = False,
         unpack: bool = True,
         keep_layers: bool = True,
+        all_platforms: bool = False,
+        referrers: bool = False,
         sync: bool | None = None,
         policy: AnyPolicy | None = None,
     ) -> Image:
         """Fetch an image from its registry and, unless ``unpack`` is false, unpack it into committed snapshots.
 
-        ``platform`` is ``os/arch[/variant]``, this machine's by default. ``plain_http`` allows HTTP without TLS to a
-        host that is not loopback. With ``keep_layers=False`` the disk holds the image once: the compressed layers are not
-        kept, but for those that something else refers to, until a pull without it fetches them again. That holds for the
-        manifest, under all names that it has in the namespace. With ``sync`` (the client's ``durable`` by default) it returns
-        when what came survives a power cut. ``policy`` is asked besides the client's (:mod:`lamella.policy`), before anything is
-        fetched. Errors as :meth:`lamella.transfer.pull.Pull.run`, and InvalidArgument for neither unpacking nor keeping. Twice is
-        harmless and costs one request when nothing changed.
+        ``platform`` is ``os/arch[/variant]``, this machine's by default; a further pull adds another one to what is here of the
+        same index. With ``all_platforms`` the whole index comes with all that it leads to, and this machine's part is unpacked.
+        With ``referrers`` what refers to the image comes along, such as signatures, and stays as long. ``plain_http`` allows
+        HTTP without TLS to a host that is not loopback. With ``keep_layers=False`` the disk holds the image once: the compressed
+        layers are not kept, but for those that something else refers to, until a pull without it fetches them again. That holds
+        for the manifest, under all names that it has in the namespace. With ``sync`` (the client's ``durable`` by default) it
+        returns when what came survives a power cut. ``policy`` is asked besides the client's (:mod:`lamella.policy`), before
+        anything is fetched. Errors as :meth:`lamella.transfer.pull.Pull.run`, and InvalidArgument for neither unpacking nor
+        keeping. Twice is harmless and costs one request when nothing changed.
         """
-        from lamella import platforms
         from lamella.policy import all_of
         from lamella.transfer.pull import Pull
 
         if not (unpack or keep_layers):
             raise InvalidArgument("an image that is neither unpacked nor kept would not be there at all")
         reference = ref if isinstance(ref, Reference) else Reference.parse(ref)
-        wanted = platforms.parse_platform(platform) if isinstance(platform, str) else platform
+        if all_platforms and not keep_layers:
+            raise InvalidArgument("the layers of other platforms are not unpacked, and so have to be kept")
+        wanted = _parsed(platform) if platform is not None else None
         with self._client.connect(plain_http=plain_http) as registry:
             pulled = Pull(
                 self._client,
@@ -225,6 +318,8 @@ class Images:
                 progress=progress,
                 unpack=unpack,
                 keep_layers=keep_layers,
+                all_platforms=all_platforms,
+                referrers=referrers,
                 policy=all_of(self._client.policy, policy),
             ).run()
         if self._client.durable if sync is None else sync:
@@ -319,15 +414,15 @@ class Images:
             progress=progress,
         ).run([name if isinstance(name, Reference) else Reference.parse(name) for name in names], target)
 
-    def unpack(self, ref: str | Reference) -> Image:
+    def unpack(self, ref: str | Reference, *, platform: str | oci.Platform | None = None) -> Image:
         """Unpack an image's layers from the blobs that are here, without a registry, where that was not done or is spoiled.
 
-        NotFound when the image or one of its blobs is not here. Twice is harmless.
+        NotFound when the image, its ``platform``, or one of its blobs is not here. Twice is harmless.
         """
         from lamella.transfer.pull import Pull
         from lamella.transfer.unpack import NoRegistry
 
-        image = self.get(ref)
+        image = self.get(ref, platform=platform)
         Pull(
             self._client,
             Reference.parse(image.name),
@@ -420,8 +515,44 @@ class Images:
                 progress=progress,
             )
 
-    def get(self, ref: str | Reference) -> Image:
-        """Return an image of the store. NotFound when there is none of this name."""
+    def referrers(
+        self,
+        ref: str | Reference,
+        *,
+        artifact_type: str | None = None,
+        platform: str | oci.Platform | None = None,
+        deep: bool = False,
+        local: bool = False,
+        plain_http: bool = False,
+    ) -> list[Referrer]:
+        """List what refers to an image in its registry, such as signatures; with ``local`` what of that is here.
+
+        To what the reference names, an index in most cases; with ``platform`` to its manifest for that one. ``artifact_type``:
+        those of that type alone. ``deep``: with what refers to these. Errors as :meth:`pull`, those of the registry.
+        """
+        from lamella.transfer.discover import discover
+        from lamella.transfer.pull import follow
+        from lamella.transfer.stored import StoreSource
+
+        reference = ref if isinstance(ref, Reference) else Reference.parse(ref)
+
+        def list_from(source: Source) -> list[Referrer]:
+            target, _ = source.resolve(reference, known=lambda _: True)
+            if platform is not None:
+                read = partial(source.fetch_document, reference)
+                target = follow(reference, target, read, _parsed(platform)).descriptor
+            return discover(source, reference, target.digest, artifact_type=artifact_type, deep=deep)
+
+        if local:
+            return list_from(StoreSource(self._client))
+        with self._client.connect(plain_http=plain_http) as registry:
+            return list_from(registry)
+
+    def get(self, ref: str | Reference, *, platform: str | oci.Platform | None = None) -> Image:
+        """Return an image of the store. NotFound when there is none of this name.
+
+        With ``platform`` its manifest, config and layers are those for that one; they raise NotFound where it is not here.
+        """
         name = str(ref if isinstance(ref, Reference) else Reference.parse(ref))
         with self._client.database.read() as db:
             row = db.execute(
@@ -433,7 +564,9 @@ class Images:
                 f"image {name} is not in namespace {self._client.config.namespace}",
                 hint=f"Fetch it: lamella pull {name}",
             )
-        return self._image(row)
+        if platform is None:
+            return self._image(row)
+        return self._image((*row[:-4], None, None, *row[-2:]), wanted=_parsed(platform))
 
     def list(self, *, filters: Sequence[str] = ()) -> list[Image]:
         """Return the images of the namespace, sorted by name.
@@ -500,7 +633,10 @@ class Images:
         """Give what the row keeps of the documents (reading them costs 175 us an image); None where they are not here."""
         image = Image(self._client, name=name, target=target, labels={}, created_at="", updated_at="")
         try:
-            return msgspec.json.encode(image.platform).decode(), image.size
+            described: dict[str, Any] = msgspec.to_builtins(image.platform)
+            if len(here := image.platforms) > 1:
+                described["here"] = here
+            return msgspec.json.encode(described).decode(), image.size
         except LamellaError:
             return None, None
 
@@ -526,7 +662,7 @@ class Images:
             raise NotFound(f"image {name} is not in namespace {self._client.config.namespace}")
         _log.info("removed the image %(image)s", image=name, namespace=self._client.config.namespace)
 
-    def _image(self, row: tuple[Any, ...]) -> Image:
+    def _image(self, row: tuple[Any, ...], *, wanted: oci.Platform | None = None) -> Image:
         name, media_type, digest, size, labels, platform, total_size, created_at, updated_at = row
         return Image(
             self._client,
@@ -536,5 +672,7 @@ class Images:
             created_at=created_at,
             updated_at=updated_at,
             platform=None if platform is None else _platform.decode(platform),
+            here=() if platform is None else _here.decode(platform).here,
             size=total_size,
+            wanted=wanted,
         )

@@ -16,6 +16,8 @@ from lamella.errors import InvalidArgument, ResourceExhausted, Unsupported
 
 Compression = Literal["none", "gzip", "zstd"]
 DOCUMENT_MAX = 4 * 1024 * 1024
+CHILDREN_MAX = 10_000
+"""Manifests of an index, or layers of a manifest, that are taken at most."""
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -31,6 +33,8 @@ DOCKER_LAYER_GZIP = DOCKER_LAYER + ".gzip"
 DOCKER_LAYER_ZSTD = DOCKER_LAYER + ".zstd"
 DOCKER_FOREIGN_LAYER_GZIP = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 OCI_NONDISTRIBUTABLE = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+OCI_EMPTY = "application/vnd.oci.empty.v1+json"
+"""What an artifact without a config, or without layers, has in their place: ``{}``."""
 
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
@@ -163,8 +167,9 @@ def check_descriptor(descriptor: Descriptor) -> Descriptor:
 
 
 def parse_index(data: bytes) -> Index:
-    """Parse an index; InvalidArgument if malformed, ResourceExhausted if over DOCUMENT_MAX."""
+    """Parse an index; InvalidArgument if malformed, ResourceExhausted if over DOCUMENT_MAX or CHILDREN_MAX."""
     index: Index = _parse(_index, data, "index", refuse=("layers", "config"))
+    _check_breadth(index.manifests, "index")
     for descriptor in index.manifests:
         check_descriptor(descriptor)
     return index
@@ -173,6 +178,7 @@ def parse_index(data: bytes) -> Index:
 def parse_manifest(data: bytes) -> Manifest:
     """Parse a manifest; errors as :func:`parse_index`. One that is also an index is refused (CVE-2021-41190)."""
     manifest: Manifest = _parse(_manifest, data, "manifest", refuse=("manifests", "fsLayers"))
+    _check_breadth(manifest.layers, "manifest")
     check_descriptor(manifest.config)
     for descriptor in manifest.layers:
         check_descriptor(descriptor)
@@ -277,6 +283,11 @@ class _Probe(msgspec.Struct, rename="camel"):
 def _check_size(data: bytes, what: str) -> None:
     if len(data) > DOCUMENT_MAX:
         raise ResourceExhausted(f"the {what} has {len(data)} bytes, at most {DOCUMENT_MAX} are read")
+
+
+def _check_breadth(children: list[Descriptor], what: str) -> None:
+    if len(children) > CHILDREN_MAX:
+        raise ResourceExhausted(f"the {what} has {len(children)} entries, at most {CHILDREN_MAX} are taken")
 
 
 def _parse(decoder: Any, data: bytes, what: str, *, refuse: tuple[str, ...]) -> Any:

@@ -10,11 +10,16 @@ import socket
 import subprocess
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from program import buffered
 
+from lamella import oci
 from lamella.config import Config
+from lamella.digest import digest_of
 from lamella.errors import InvalidArgument
+from lamella.registry.server import RegistryServer
+from layers import Built, file, tar
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +68,48 @@ def test_tag_names_an_image_once_more(pulled: tuple[Program, str]) -> None:
     assert lamella("--json", "tag", "app:stable", "app:other").ok().document["digest"] == digest
     assert lamella("tag", "nowhere", "app:stable").status == 1
     lamella("images", "rm", "app:stable", "app:other").ok()
+
+
+def test_what_refers_to_an_image_is_listed_and_an_artifact_is_shown(lamella: Program) -> None:
+    with RegistryServer() as server:
+        built = Built(tar(file("a")))
+        reference = built.push(server)
+        subject = {
+            "mediaType": oci.OCI_MANIFEST,
+            "digest": digest_of(built.manifest),
+            "size": len(built.manifest),
+        }
+        empty = server.push_blob("made", b"{}", oci.OCI_EMPTY)
+        signed = oci.Manifest(config=empty, layers=[empty], artifact_type="application/signature")
+        common = msgspec.to_builtins(signed) | {"schemaVersion": 2, "mediaType": oci.OCI_MANIFEST}
+        document = common | {"subject": subject}
+        signature = server.push_manifest("made", "signature", msgspec.json.encode(document))
+        about = common | {"subject": msgspec.to_builtins(signature)}
+        server.push_manifest("made", None, msgspec.json.encode(about | {"artifactType": "application/sbom"}))
+        lines = lamella("images", "referrers", "--tree", reference).ok().out.splitlines()
+        assert [line.split()[-4:-2] for line in lines[1:]] == [
+            [signature.digest, "application/signature"],
+            [lines[2].split()[1], "application/sbom"],
+        ]
+        (listed,) = (
+            lamella("--json", "images", "referrers", "--type", "application/signature", reference)
+            .ok()
+            .document
+        )
+        assert (listed["digest"], listed["artifactType"]) == (signature.digest, "application/signature")
+        assert lamella("--json", "images", "referrers", "--type", "other", reference).ok().document == []
+        artifact = f"{server.address}/made:signature"
+        refused = lamella("pull", artifact)
+        assert refused.status == 1 and "--no-unpack" in refused.err
+        lamella("pull", "--no-unpack", artifact).ok()
+        assert (
+            lamella("images", "inspect", artifact).ok().document["artifact_type"] == "application/signature"
+        )
+        assert lamella("content", "get", empty.digest).ok().out == "{}"
+        lamella("pull", "--all-platforms", "--referrers", reference).ok()
+        assert len(lamella("--json", "images", "referrers", "--local", reference).ok().document) == 1
+        (row,) = (row for row in lamella("--json", "images", "ls").ok().document if row["name"] == reference)
+        assert row["platforms"] == [row["platform"]]
 
 
 def test_a_policy_file_says_what_may_be_fetched(
@@ -380,7 +427,7 @@ def test_the_fields_of_lists_have_the_names_that_scripts_rely_on(pulled: tuple[P
     lamella("snapshots", "prepare", "work").ok()
     lamella("leases", "create", "job").ok()
     fields = {
-        "images": "name digest media_type platform size labels created_at updated_at",
+        "images": "name digest media_type platform platforms size labels created_at updated_at",
         "content": "digest size labels created_at updated_at",
         "snapshots": "name parent kind labels created_at updated_at",
         "leases": "id labels created_at expires_at",

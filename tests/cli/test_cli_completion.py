@@ -12,8 +12,8 @@ from lamella.cli.parser import parse
 
 CASES = [
     ("im", {"images", "import"}),
-    ("images ", {"ls", "inspect", "rm"}),
-    ("image ", {"ls", "inspect", "rm"}),
+    ("images ", {"ls", "inspect", "referrers", "rm"}),
+    ("image ", {"ls", "inspect", "referrers", "rm"}),
     ("snapshots pr", {"prepare"}),
     ("--root /x snapshots com", {"commit"}),
     ("-n default --json containers sto", {"stop"}),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -40,7 +42,35 @@ def test_this_machine_is_named_in_the_specs_words(
     machine: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine))
+    monkeypatch.setattr(platforms, "amd64_level", lambda: 1)
     assert str(platforms.default_platform()) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "level"),
+    [
+        ("", 1),
+        ("fpu cx16 lahf_lm popcnt pni sse4_1 sse4_2", 1),
+        ("fpu cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3", 2),
+        ("cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3 abm avx avx2 bmi1 bmi2 f16c fma movbe xsave", 3),
+        ("abm avx avx2 bmi1 bmi2 f16c fma movbe xsave avx512f", 1),
+        (
+            "cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3 abm avx avx2 bmi1 bmi2 f16c fma movbe xsave"
+            " avx512bw avx512cd avx512dq avx512f avx512vl",
+            4,
+        ),
+    ],
+)
+def test_the_level_of_this_processor_is_read_off_its_flags(
+    flags: str, level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"processor\t: 0\nflags\t\t: {flags}\nbugs\t: none\nflags\t\t: other\n"
+    monkeypatch.setattr(Path, "open", lambda _: io.StringIO(text))
+    assert platforms.amd64_level.__wrapped__() == level
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="x86_64"))
+    monkeypatch.setattr(platforms, "amd64_level", lambda: level)
+    suffix = f"/v{level}" if level > 1 else ""
+    assert str(platforms.default_platform()) == f"linux/amd64{suffix}"
 
 
 @pytest.mark.parametrize(
@@ -168,5 +198,49 @@ def test_only_windows_images_are_bound_to_a_build_of_the_system() -> None:
     windows = [versioned("windows", "10.0.17763", 1), versioned("windows", "10.0.20348", 2)]
     wanted = Platform("windows", "amd64", os_version="10.0.20348")
     assert platforms.choose(windows, wanted) is windows[1]
+    assert platforms.choose(windows, Platform("windows", "amd64")) is windows[1]
     linux = [versioned("linux", "6.1", 3)]
     assert platforms.choose(linux, Platform("linux", "amd64", os_version="6.18")) is linux[0]
+
+
+@pytest.mark.parametrize(
+    ("host", "image", "runs"),
+    [
+        ("10.0.17763.1", "10.0.17763.5000", True),
+        ("10.0.17763.1", "10.0.17134.1", False),
+        ("10.0.19042", "10.0.17763", False),
+        ("10.0.20348.1", "10.0.20348.2", True),
+        ("10.0.26100.1", "10.0.20348.2", True),
+        ("10.0.20348.1", "10.0.26100.1", False),
+        ("10.0.26100.1", "10.0.17763.1", False),
+        ("11.0.26100.1", "10.0.20348.1", False),
+        ("10.0.26100.1", None, True),
+        ("10.0.26100.1", "what", False),
+    ],
+)
+def test_windows_runs_its_own_build_and_from_2022_on_older_ones(
+    host: str, image: str | None, runs: bool
+) -> None:
+    offered = Descriptor(
+        OCI_MANIFEST, f"sha256:{1:064x}", 1, platform=Platform("windows", "amd64", None, image)
+    )
+    wanted = platforms.parse_platform(f"windows({host})/amd64")
+    if runs:
+        assert platforms.choose([offered], wanted) is offered
+    else:
+        with pytest.raises(NotFound):
+            platforms.choose([offered], wanted)
+
+
+def test_a_manifest_that_demands_features_is_for_those_that_have_them_all() -> None:
+    def demanding(number: int, *features: str) -> Descriptor:
+        platform = Platform("linux", "amd64", os_features=[*features] or None)
+        return Descriptor(OCI_MANIFEST, f"sha256:{number:064x}", 1, platform=platform)
+
+    entries = [demanding(1, "erofs", "dax"), demanding(2), demanding(3, "erofs")]
+    assert platforms.choose(entries, platforms.parse_platform("linux/amd64")) is entries[1]
+    assert platforms.choose(entries, platforms.parse_platform("linux(+erofs)/amd64")) is entries[2]
+    assert platforms.choose(entries, platforms.parse_platform("linux(+dax+erofs)/amd64")) is entries[0]
+    assert platforms.choose(entries, platforms.parse_platform("linux(6.1+erofs)/amd64")) is entries[2]
+    with pytest.raises(NotFound):
+        platforms.choose(entries[2:], platforms.parse_platform("linux/amd64"))

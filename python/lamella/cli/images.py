@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
 from lamella.cli.parser import Command, Group, Parser, add_filter
 from lamella.cli.pull import show_image
+from lamella.cli.registry_options import add_registry_options
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
     from lamella.images import Image
+    from lamella.transfer.discover import Referrer
 
 
 def _ls_arguments(parser: Parser) -> None:
@@ -35,7 +38,7 @@ def _ls(arguments: argparse.Namespace, session: Session) -> int:
                 (
                     row["name"],
                     output.short(row["digest"]),
-                    row["platform"] or output.MISSING,
+                    ",".join(row["platforms"]) or output.MISSING,
                     output.size(row["size"]),
                     output.age(row["created_at"]),
                 )
@@ -52,14 +55,15 @@ def _row(image: Image) -> dict[str, Any]:
     platform: str | None
     size: int | None
     try:
-        platform, size = str(image.platform), image.size
+        platform, platforms, size = str(image.platform), image.platforms, image.size
     except LamellaError:
-        platform, size = None, None
+        platform, platforms, size = None, [], None
     return {
         "name": image.name,
         "digest": image.digest,
         "media_type": image.target.media_type,
         "platform": platform,
+        "platforms": platforms,
         "size": size,
         "labels": image.labels,
         "created_at": image.created_at,
@@ -74,6 +78,40 @@ def _inspect_arguments(parser: Parser) -> None:
 def _inspect(arguments: argparse.Namespace, session: Session) -> int:
     session.document(session.client.images.get(arguments.reference).inspect())
     return 0
+
+
+def _referrers_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--type", metavar="TYPE", dest="artifact_type", help="Only those of this artifact type.")
+    add("--tree", action="store_true", help="Show what refers to these, too, as a tree.")
+    add("--local", action="store_true", help="Show what is here; ask no registry.")
+    add("--platform", metavar="OS/ARCH[/VARIANT]", help="What refers to the manifest for this platform.")
+    add_registry_options(parser)
+    add("reference", metavar="REF", help="The image.")
+
+
+def _referrers(arguments: argparse.Namespace, session: Session) -> int:
+    found = session.client.images.referrers(
+        arguments.reference,
+        artifact_type=arguments.artifact_type,
+        platform=arguments.platform,
+        deep=arguments.tree,
+        local=arguments.local,
+    )
+    if session.json:
+        session.document(found)
+    else:
+        session.table(("DIGEST", "TYPE", ">SIZE"), _referrer_rows(found, "", nested=False))
+    return 0
+
+
+def _referrer_rows(found: Sequence[Referrer], indent: str, *, nested: bool) -> Iterator[tuple[str, str, str]]:
+    for number, each in enumerate(found, 1):
+        branch, below = ("└─ ", "   ") if number == len(found) else ("├─ ", "│  ")
+        head, rest = (indent + branch, indent + below) if nested else ("", "")
+        # Whole, as they are wanted for the next command.
+        yield head + each.digest, each.artifact_type or each.media_type, output.size(each.size)
+        yield from _referrer_rows(each.referrers, rest, nested=True)
 
 
 def _rm_arguments(parser: Parser) -> None:
@@ -133,6 +171,25 @@ IMAGES = Group(
             description="Among other fields: digest, chain_id (the parent for snapshots of the whole image), "
             "chain_ids, diff_ids, layers and config.",
             examples=[("the parent for a snapshot", "lamella images inspect nginx:latest | jq -r .chain_id")],
+        ),
+        Command(
+            "referrers",
+            "List what refers to an image, such as signatures.",
+            _referrers,
+            _referrers_arguments,
+            description="Asks the image's registry: by its API, or for the list that stands in for it (tag sha256-...). "
+            "'lamella pull --referrers' brings along what is listed.",
+            examples=[
+                (
+                    "all of them, and what refers to them",
+                    "lamella images referrers --tree ghcr.io/acme/app:1",
+                ),
+                (
+                    "the digests of the signatures",
+                    "lamella --json images referrers --type application/vnd.dev.cosign.simplesigning.v1+json "
+                    "ghcr.io/acme/app:1 | jq -r '.[].digest'",
+                ),
+            ],
         ),
         Command(
             "rm",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
 from lamella.cli.parser import Command, Parser
@@ -47,6 +47,7 @@ def fetch(
     unpack: bool = True,
     keep_layers: bool = True,
     sync: bool | None = None,
+    **options: Any,
 ) -> Image:
     """Pull an image and show progress if stderr is a terminal."""
     from lamella.cli.progress import watch
@@ -59,6 +60,7 @@ def fetch(
             keep_layers=keep_layers,
             sync=sync,
             progress=callback,
+            **options,
         )
 
 
@@ -68,7 +70,7 @@ def find_or_fetch(session: Session, reference: str, arguments: argparse.Namespac
 
     keep_layers = True
     try:
-        image = session.client.images.get(reference)
+        image = session.client.images.get(reference, platform=arguments.platform)
         keep_layers = arguments.pull != "always" or not image.layers_discarded
     except NotFound:
         if arguments.pull == "never":
@@ -107,13 +109,25 @@ def show_image(session: Session, image: Image) -> int:
 def _fits(image: Image, platform: str | None) -> bool:
     if platform is None:
         return True
+    from lamella.errors import NotFound
     from lamella.platforms import normalize, parse_platform
 
-    return normalize(image.platform) == parse_platform(platform)
+    try:
+        return normalize(image.platform) == parse_platform(platform)
+    except NotFound:
+        return False
 
 
 def _arguments(parser: Parser) -> None:
     add_pull_options(parser)
+    parser.add_argument(
+        "--all-platforms",
+        action="store_true",
+        help="Fetch the whole index, and unpack this machine's part of it.",
+    )
+    parser.add_argument(
+        "--referrers", action="store_true", help="Bring along what refers to the image, such as signatures."
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--no-unpack", action="store_true", help="Fetch the content and make no snapshots.")
     what.add_argument(
@@ -139,6 +153,8 @@ def _pull(arguments: argparse.Namespace, session: Session) -> int:
         unpack=not arguments.no_unpack,
         keep_layers=not arguments.discard_layers,
         sync=arguments.sync or None,
+        all_platforms=arguments.all_platforms,
+        referrers=arguments.referrers,
     )
     return show_image(session, image)
 
@@ -156,5 +172,7 @@ PULL = Command(
         ("one of a registry on this machine", "lamella pull localhost:5000/debian:12"),
         ("with half the disk: to run, not to push or export", "lamella pull --discard-layers nginx:latest"),
         ("the content alone, for another platform", "lamella pull --platform linux/arm64 --no-unpack alpine"),
+        ("all platforms, to push or export them", "lamella pull --all-platforms --no-unpack alpine"),
+        ("an artifact, such as a chart", "lamella pull --no-unpack localhost:5000/charts/app:1"),
     ],
 )

@@ -54,6 +54,7 @@ class Copy:
 
     ``choose``: which entries of an index to follow; all without it. ``referrers``: bring along what refers to what is copied
     (signatures, attestations). ``foreign``: also bring layers that their authors forbid to distribute; else they are left out.
+    ``phase``: what progress calls it.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Copy:
         referrers: bool = False,
         foreign: bool = False,
         parallel: int = PARALLEL,
+        phase: Phase = "uploading",
     ) -> None:
         self._source = source
         self._destination = destination
@@ -75,6 +77,7 @@ class Copy:
         self._referrers = referrers
         self._foreign = foreign
         self._parallel = parallel
+        self._phase: Phase = phase
         self._workers = Workers(what, reporter, self._interrupt)
         self._seen: set[Digest] = set()
         self._documents: dict[Digest, _Document] = {}  # children before parents
@@ -179,7 +182,7 @@ class Copy:
         def sent(count: int) -> None:
             self._workers.check()
             if self._reporter.due(blob.digest):
-                self._report(blob, "uploading", count)
+                self._report(blob, self._phase, count)
 
         return self._destination.put_blob(blob, open_at, sent)
 

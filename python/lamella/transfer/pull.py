@@ -15,7 +15,7 @@ and unpacked once; who waits says how far the other is, and goes on where it sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,17 +37,20 @@ from lamella.labels import (
     GC_REF_CONTENT,
     LAYERS_DISCARDED,
     PULLED_MANIFEST,
+    SUBJECT,
 )
 from lamella.locks import FileLock
 from lamella.metadata import timestamp
 from lamella.metadata.reachability import CONTENT, condemned
-from lamella.metrics.table import PULL_SECONDS, PULLS
+from lamella.metrics.table import DOWNLOADED, PULL_SECONDS, PULLS
 from lamella.operations import INFO, Operation, by_result
 from lamella.policy import AnyPolicy, resolve
 from lamella.reference import Reference
 from lamella.tracing import span
+from lamella.transfer.copying import Copy
 from lamella.transfer.layers import LayerJob, Layers
 from lamella.transfer.progress import Progress, ProgressCallback, Reporter
+from lamella.transfer.stored import StoreDestination
 from lamella.transfer.unpack import NoRegistry
 from lamella.transfer.workers import PARALLEL
 
@@ -129,6 +132,9 @@ class Pull:
         progress: ProgressCallback | None = None,
         unpack: bool = True,
         keep_layers: bool = True,
+        all_platforms: bool = False,
+        referrers: bool = False,
+        foreign_layers: bool = False,
         policy: AnyPolicy | None = None,
         parallel: int = PARALLEL,
     ) -> None:
@@ -146,6 +152,9 @@ class Pull:
         self._reporter = Reporter(progress)
         self._unpack = unpack
         self._keep_layers = keep_layers
+        self._all_platforms = all_platforms
+        self._referrers = referrers
+        self._foreign_layers = foreign_layers
         self._policy = policy
         self._result = "pulled"
         self._locks = ExitStack()
@@ -207,30 +216,50 @@ class Pull:
 
     def _find(self, target: oci.Descriptor) -> Pulled | None:
         """Look whether the image is here, whole, without writing anything; None if something is missing."""
-        client = self._client
+        content = self._client.content
         try:
-            image = client.images.get(self._reference)
-            if image.digest != target.digest:
+            image = self._image()
+            if image.digest != target.digest or self._referrers:  # of which there may be more by now
                 return None
-            descriptor, data, _ = self._choose(target, lambda wanted: client.content.read(wanted.digest))
-            discarded = LAYERS_DISCARDED in client.content.info(descriptor.digest).labels
-            manifest = oci.parse_manifest(data)
-            parts = [manifest.config, *(manifest.layers if self._keep_layers else ())]
-            sizes_differ = any(client.content.info(part.digest).size != part.size for part in parts)
-            if sizes_differ or discarded == self._keep_layers:
+            if self._all_platforms and not self._leads_to_all(target):
                 return None
-            if not all(client.content.exists(part.digest) for part in parts):
+            if self._only_copies:
+                return Pulled(image=image, manifest=target, fetched=False)
+            chosen = self._choose(target, lambda wanted: content.read(wanted.digest))
+            manifest = oci.parse_manifest(chosen.data)
+            if not (self._is_kept(chosen) and self._has(chosen.descriptor, manifest)):
                 return None
-            if self._unpack:
-                config = oci.parse_config(client.content.read(manifest.config.digest))
-                self._check_platform(manifest, config)
-                for name in oci.chain_ids(config.rootfs.diff_ids)[-1:]:
-                    with translated(f"look at the layers of {self._reference}"):
-                        if not all(path.is_dir() for path in client.snapshots.layer_paths(name)):
-                            return None
         except (NotFound, Unverified, DataLoss):
             return None
-        return self._done(image, descriptor, manifest, fetched=False)
+        return self._done(image, chosen.descriptor, manifest, fetched=False)
+
+    def _is_kept(self, chosen: Chosen) -> bool:
+        """Say whether the indexes lead to the manifest by their labels, too; it may be here for the sake of another image."""
+        return all(
+            _index_labels(data, entry).items() <= self._client.content.info(index.digest).labels.items()
+            for index, data, entry in chosen.indexes
+        )
+
+    def _has(self, descriptor: oci.Descriptor, manifest: oci.Manifest) -> bool:
+        """Say whether a manifest's config, and its layers as far as they are wanted, are here, and unpacked."""
+        client = self._client
+        parts = [manifest.config, *(manifest.layers if self._keep_layers else ())]
+        sizes_differ = any(client.content.info(part.digest).size != part.size for part in parts)
+        discarded = LAYERS_DISCARDED in client.content.info(descriptor.digest).labels
+        if sizes_differ or discarded == self._keep_layers:
+            return False
+        if not all(client.content.exists(part.digest) for part in parts):
+            return False
+        if not self._unpack:
+            return True
+        config = oci.parse_config(client.content.read(manifest.config.digest))
+        self._check_platform(manifest, config)
+        with translated(f"look at the layers of {self._reference}"):
+            return all(
+                path.is_dir()
+                for name in oci.chain_ids(config.rootfs.diff_ids)[-1:]
+                for path in client.snapshots.layer_paths(name)
+            )
 
     def _fetch(self, target: oci.Descriptor, document: bytes | None) -> Pulled:
         """Bring here what is missing, under a lease."""
@@ -242,8 +271,12 @@ class Pull:
                 client.leases.add(lease.id, "content", wanted.digest)
                 return document if document is not None and wanted is target else self._document(wanted)
 
+            if self._only_copies:
+                return self._fetch_all(target, read, lease.id)
             descriptor, data, indexes = self._choose(target, read)
-            if self._wait_for_others(descriptor, data) and (pulled := self._find(target)):
+            if self._wait_for_others(descriptor, oci.parse_manifest(data).layers) and (
+                pulled := self._find(target)
+            ):
                 self._result = "waited"
                 return pulled
             client.leases.update_labels(lease.id, {PULLED_MANIFEST: descriptor.digest})
@@ -257,21 +290,95 @@ class Pull:
             self._layers.bring(jobs)
             if self._unpack:
                 self._layers.stack(jobs)
+            self._copy_others(target, read, lease.id, own=descriptor)
             image = self._record(target, descriptor, manifest, jobs)
         if not self._keep_layers:
             sync(client.database, client.config)  # the folders have no second copy to be unpacked from
             self._drop_blobs(manifest)  # now that the lease does not hold them any more
         return self._done(image, descriptor, manifest, fetched=True)
 
-    def _wait_for_others(self, descriptor: oci.Descriptor, data: bytes) -> bool:
+    @property
+    def _only_copies(self) -> bool:
+        """Whether no manifest is more to this pull than the others."""
+        return self._all_platforms and not self._unpack
+
+    def _fetch_all(
+        self, target: oci.Descriptor, read: Callable[[oci.Descriptor], bytes], lease: str
+    ) -> Pulled:
+        """Bring here all that a target leads to, without unpacking anything."""
+        client = self._client
+        if self._wait_for_others(target, ()) and (pulled := self._find(target)):
+            self._result = "waited"
+            return pulled
+        client.leases.update_labels(lease, {PULLED_MANIFEST: target.digest})
+        self._copy_others(target, read, lease, own=None)
+        with client.database.write():
+            client.images.put(str(self._reference), target)
+            client.leases.delete_labelled(PULLED_MANIFEST, target.digest)
+            return Pulled(image=self._image(), manifest=target, fetched=True)
+
+    def _copy_others(
+        self,
+        target: oci.Descriptor,
+        read: Callable[[oci.Descriptor], bytes],
+        lease: str,
+        *,
+        own: oci.Descriptor | None,
+    ) -> None:
+        """Copy what is wanted of an image beside its ``own`` manifest: those for other platforms, and what refers to it."""
+        if not (self._all_platforms or self._referrers):
+            return
+        destination = StoreDestination(self._client, lease, self._source)
+        source = _StoreFirst(self._registry, read)
+
+        def others(index: oci.Index) -> list[oci.Descriptor]:
+            wanted = index.manifests if self._all_platforms else ()
+            return [entry for entry in wanted if own is None or entry.digest != own.digest]
+
+        def copy(root: oci.Descriptor) -> None:
+            walk = Copy(
+                source,
+                destination,
+                self._reporter,
+                what=f"the pull of {self._reference}",
+                choose=others,
+                referrers=self._referrers,
+                foreign=self._foreign_layers,
+                phase="downloading",
+            )
+            copied = walk.run(self._repository, root, read(root))
+            self._metrics.add(DOWNLOADED.cell(), copied.sent_bytes)
+
+        if target.digest != (own and own.digest):
+            copy(target)
+        if own is not None and self._referrers:
+            for referrer in self._registry.referrers(self._repository, own.digest):
+                copy(referrer)
+
+    def _leads_to_all(self, target: oci.Descriptor) -> bool:
+        """Say whether all that a document leads to is here, and kept by it."""
+        content = self._client.content
+        labels = content.info(target.digest).labels
+        for name, child in oci.references(content.read(target.digest), target.media_type):
+            if oci.is_foreign(child) and not self._foreign_layers:
+                continue
+            if labels.get(f"{GC_REF_CONTENT}.{name}") != child.digest or not content.exists(child.digest):
+                return False
+            if child.media_type in oci.INDEX_TYPES | oci.MANIFEST_TYPES and not self._leads_to_all(child):
+                return False
+        return True
+
+    def _image(self) -> Image:
+        return self._client.images.get(self._reference, platform=self._asked)
+
+    def _wait_for_others(self, what: oci.Descriptor, layers: Sequence[oci.Descriptor]) -> bool:
         """Become the only pull of a manifest, until the end; tell whether that took waiting. Says how far the other is."""
-        manifest = oci.parse_manifest(data)
-        algorithm, encoded = split_digest(descriptor.digest)
+        algorithm, encoded = split_digest(what.digest)
         path = self._client.config.root / "locks" / f"image-{algorithm}-{encoded}"
         waits = self._metrics.waits("image")
-        lock = FileLock(path, what=f"the image {descriptor.digest}", transient=True, waited=waits)
+        lock = FileLock(path, what=f"the image {what.digest}", transient=True, waited=waits)
         self._locks.callback(lock.release)
-        return lock.acquire(waiting=lambda: self._layers.show_waiting(*manifest.layers))
+        return lock.acquire(waiting=lambda: self._layers.show_waiting(*layers))
 
     def _done(
         self, image: Image, descriptor: oci.Descriptor, manifest: oci.Manifest, *, fetched: bool
@@ -368,7 +475,7 @@ class Pull:
             client.images.put(str(self._reference), target)
             # The image holds it all from now on. With our lease go those of pulls that were killed, a day before their time.
             client.leases.delete_labelled(PULLED_MANIFEST, descriptor.digest)
-            return client.images.get(self._reference)
+            return self._image()
 
     def _drop_blobs(self, manifest: oci.Manifest) -> None:
         """Remove the layers' blobs from the namespace, but for those that something else leads to."""
@@ -390,6 +497,21 @@ def drop_unreferenced(client: Client, digests: Iterable[Digest]) -> None:
             content.delete(nodes[node])
 
 
+class _StoreFirst:
+    """A source of whose documents those are taken from the store that are here."""
+
+    def __init__(self, source: Source | NoRegistry, read: Callable[[oci.Descriptor], bytes]) -> None:
+        self._read = read
+        self.resolve = source.resolve
+        self.open_blob = source.open_blob
+        self.referrers = source.referrers
+        self.interrupt = source.interrupt
+
+    def fetch_document(self, reference: Reference, descriptor: oci.Descriptor) -> bytes:
+        """See :class:`lamella.transfer.endpoints.Source`."""
+        return self._read(descriptor)
+
+
 def _index_labels(data: bytes, chosen: oci.Descriptor) -> dict[str, str]:
     return {
         f"containerd.io/gc.ref.content.m.{number}": str(entry.digest)
@@ -401,6 +523,8 @@ def _index_labels(data: bytes, chosen: oci.Descriptor) -> dict[str, str]:
 def manifest_labels(manifest: oci.Manifest, *, keep_layers: bool) -> dict[str, str]:
     """Give the labels by which garbage collection knows what a manifest needs."""
     labels = {f"{GC_REF_CONTENT}.config": str(manifest.config.digest)}
+    if manifest.subject is not None:
+        labels[SUBJECT] = str(manifest.subject.digest)
     if keep_layers:
         labels |= {
             f"{GC_REF_CONTENT}.l.{number}": str(layer.digest) for number, layer in enumerate(manifest.layers)
