@@ -490,3 +490,46 @@ def test_a_running_transfer_ends_in_peace_when_the_server_is_told_to_end(program
             assert answer.startswith(b"HTTP/1.1 201 ")
             assert b"Connection: close" in answer
     assert process.wait(20) == 0
+
+
+def test_requests_and_bytes_are_counted_and_logged(
+    client: lamella.Client, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = {metric.name: metric for metric in client.metrics()}
+    caplog.set_level("DEBUG", "lamella.registry")
+    ask("POST", f"/v2/team/app/blobs/uploads/?digest={DIGEST}", BLOB)
+    ask("GET", f"/v2/team/app/blobs/{DIGEST}", Range="bytes=0-99")
+    ask("GET", "/v2/team/app/manifests/v1?ns=secret.example")
+    after = {metric.name: metric for metric in client.metrics()}
+
+    def grown(name: str) -> dict[tuple[str, ...], float]:
+        old = {tuple(sample.labels.values()): sample.value for sample in before[name].samples}
+        new = {tuple(sample.labels.values()): sample.value for sample in after[name].samples}
+        return {labels: value - old[labels] for labels, value in new.items() if value != old[labels]}
+
+    assert grown("lamella_registry_requests_total") == {("2xx",): 2, ("4xx",): 1}
+    assert grown("lamella_registry_served_bytes_total") == {(): 100}
+    assert grown("lamella_registry_received_bytes_total") == {(): len(BLOB)}
+    put(ask, "/v2/team/app/manifests/v1", EMPTY_INDEX)
+    lines = [(record.levelname, record.getMessage().partition(" after ")[0]) for record in caplog.records]
+    assert lines == [
+        ("DEBUG", "127.0.0.1 POST /v2/team/app/blobs/uploads/: 201"),
+        ("DEBUG", f"127.0.0.1 GET /v2/team/app/blobs/{DIGEST}: 206"),
+        ("DEBUG", "127.0.0.1 GET /v2/team/app/manifests/v1: 404"),
+        ("INFO", "127.0.0.1 PUT /v2/team/app/manifests/v1: 201"),
+    ]
+
+
+def test_an_artifact_can_be_listed_and_looked_at(
+    client: lamella.Client, server: RegistryServer, ask: Ask
+) -> None:
+    config = server.push_blob("team/sbom", b"{}", "application/vnd.oci.empty.v1+json")
+    layer = server.push_blob("team/sbom", b"packages", "text/plain")
+    server.push_manifest("team/sbom", "v1", oci.Manifest(config=config, layers=[layer]))
+    (image,) = client.images.list()
+    assert (image.name, image.layers) == (f"{NAME}/team/sbom:v1", [layer])
+    assert image.size == len(b"{}packages") + client.content.info(image.digest).size
+    client.gc()
+    assert client.fsck().clean
+    assert client.du()
+    assert ask("GET", f"/v2/team/sbom/blobs/{layer.digest}").body == b"packages"

@@ -167,6 +167,17 @@ LOCK_WAIT = Histogram(
     _WAITS,
     lock=("database", "image", "ingest", "layer", "gc"),
 )
+REQUESTS = Counter(
+    "lamella_registry_requests_total",
+    "Requests that the registry over the store answered, by the class of the status.",
+    status=("2xx", "3xx", "4xx", "5xx"),
+)
+SERVED = Counter(
+    "lamella_registry_served_bytes_total", "Bytes of blobs that the registry over the store sent."
+)
+RECEIVED = Counter(
+    "lamella_registry_received_bytes_total", "Bytes of blobs that were pushed to the registry over the store."
+)
 ERRORS = Counter(
     "lamella_errors_total",
     "Operations that raised an error, by the class of lamella.errors; what never came up is not shown.",
@@ -196,6 +207,9 @@ TABLE: tuple[Counter | Histogram, ...] = (
     GC_FREED,
     TRANSACTION,
     LOCK_WAIT,
+    REQUESTS,
+    SERVED,
+    RECEIVED,
     ERRORS,
 )  # fmt: skip
 

@@ -76,6 +76,7 @@ class RegistryServer:
         self.auth = auth
         self.read_only = read_only
         self.requests: deque[Recorded] = deque(maxlen=REQUESTS_KEPT)
+        self.metrics = client.database.metrics if client is not None else None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._server = ApiServer((host, port), Handler, tls=tls, connections=connections)
         self._server.registry = self

@@ -27,7 +27,8 @@ from lamella.errors import (
     Unavailable,
     Unsupported,
 )
-from lamella.logs import INFO, Log
+from lamella.logs import Log
+from lamella.metrics.table import RECEIVED, REQUESTS, SERVED
 from lamella.registry.server.access import Access
 from lamella.registry.server.http import Body, Connection, Refusal, Server
 from lamella.registry.server.storage import PIECE, Repository, Storage, Upload, check_name, check_tag
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 PAGE_MAX = 1000
 TAGS_MAX = 100
 _log = Log("lamella.registry")
+_SERVED, _RECEIVED = SERVED.cell(), RECEIVED.cell()
 
 _ROUTES = [
     (kind, re.compile(pattern + r"\Z"))
@@ -178,18 +180,25 @@ class Handler(Connection):
     def _record(self, status: int) -> None:
         """Note an answer, without queries and headers: there may be secrets in them."""
         method, path = str(self.command), str(getattr(self, "path", ""))
+        self._count(REQUESTS.cell(f"{status // 100}xx"))
         if self._body is not None:
             asked = self.headers.get("Range") or self.headers.get("Content-Range")
             self.server.registry.requests.append(Recorded(method, path, status, asked))
-        if _log.listened(INFO):
-            _log.info(
-                "%(client)s %(method)s %(path)s: %(status)d after %(seconds).3f s",
-                client=self.client_address[0],
-                method=method,
-                path=path.partition("?")[0],
-                status=status,
-                seconds=time.perf_counter() - self._began,
-            )
+        changes = status < 300 and (
+            self.command == "DELETE" or ("/manifests/" in path and self.command == "PUT")
+        )
+        (_log.info if changes else _log.debug)(
+            "%(client)s %(method)s %(path)s: %(status)d after %(seconds).3f s",
+            client=self.client_address[0],
+            method=method,
+            path=path.partition("?")[0],
+            status=status,
+            seconds=time.perf_counter() - self._began,
+        )
+
+    def _count(self, cell: int, amount: int = 1) -> None:
+        if self.server.registry.metrics is not None:
+            self.server.registry.metrics.add(cell, amount)
 
     def _answer(
         self,
@@ -315,6 +324,7 @@ class Handler(Connection):
             if self.command == "GET" and stop > start:
                 self.wfile.flush()
                 self.wire.send_file(stream, start, stop - start)
+                self._count(_SERVED, stop - start)
 
     def _is_known(self, digest: Digest) -> bool:
         """Read If-None-Match (RFC 9110, 13.1.2): whether the client has what it asks for."""
@@ -408,6 +418,7 @@ class Handler(Connection):
         self._check_chunk(repository, session, upload, self._body)
         while data := self._body.read(PIECE):
             upload.write(data)
+            self._count(_RECEIVED, len(data))
 
     def _check_chunk(self, repository: Repository, session: str, upload: Upload, body: Body) -> None:
         header = self.headers.get("Content-Range")

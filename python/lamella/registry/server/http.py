@@ -317,8 +317,6 @@ class Connection(BaseHTTPRequestHandler):
     """Reads requests and hands those that are sound to :meth:`serve`."""
 
     protocol_version = "HTTP/1.1"
-    server_version = "lamella-registry"
-    sys_version = ""
     server: Server
 
     def setup(self) -> None:
@@ -406,6 +404,10 @@ class Connection(BaseHTTPRequestHandler):
     def serve(self) -> None:
         """Answer a request."""
         raise NotImplementedError
+
+    def version_string(self) -> str:
+        """Name the program, for the Server header."""
+        return "lamella-registry"
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: answers are logged where they are known."""

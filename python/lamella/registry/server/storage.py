@@ -22,7 +22,7 @@ from lamella.digest import Digest, digest_of, split_digest
 from lamella.errors import InvalidArgument, NotFound, ResourceExhausted
 
 NAME_MAX = 255
-PIECE = 1024 * 1024
+PIECE = 256 * 1024
 """Bytes of a body that are written at a time."""
 _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*\Z")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}\Z")
@@ -227,7 +227,7 @@ def read_document(data: bytes) -> Document:
     """Read what a registry looks at. InvalidArgument."""
     try:
         return _document.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(f"the manifest is malformed: {error}") from None
 
 
