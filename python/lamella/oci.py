@@ -16,6 +16,8 @@ from lamella.errors import InvalidArgument, ResourceExhausted, Unsupported
 
 Compression = Literal["none", "gzip", "zstd"]
 DOCUMENT_MAX = 4 * 1024 * 1024
+MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding JSON raises: besides its own errors msgspec lets two of Python's through, one of them for deep nesting."""
 CHILDREN_MAX = 10_000
 """Manifests of an index, or layers of a manifest, that are taken at most."""
 
@@ -238,7 +240,7 @@ def document_type(data: bytes, declared: str | None) -> str:
     _check_size(data, "manifest document")
     try:
         probe = msgspec.json.decode(data, type=_Probe)
-    except msgspec.MsgspecError as error:
+    except MALFORMED as error:
         raise InvalidArgument(f"the manifest document is not valid JSON: {error}") from None
     declared = (declared or "").partition(";")[0].strip() or None
     known = INDEX_TYPES | MANIFEST_TYPES
@@ -295,7 +297,7 @@ def _parse(decoder: Any, data: bytes, what: str, *, refuse: tuple[str, ...]) -> 
     try:
         value = decoder.decode(data)
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw]) if refuse else {}
-    except msgspec.MsgspecError as error:
+    except MALFORMED as error:
         raise InvalidArgument(f"the {what} is malformed: {error}") from None
     both = [key for key in refuse if key in keys]
     if both:

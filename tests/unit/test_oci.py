@@ -65,6 +65,23 @@ def test_garbage_is_refused(data):
 
 
 @pytest.mark.parametrize(
+    "data",
+    [b'{"schemaVersion":2,"mediaType":"\xff","config":1}', b'{"layers":' + b"[" * 100_000],
+    ids=["bytes that are no text", "deep nesting"],
+)
+def test_what_msgspec_does_not_call_malformed_is_refused_too(data):
+    for parse in (
+        oci.parse_manifest,
+        oci.parse_index,
+        oci.parse_config,
+        oci.subject_of,
+        lambda data: oci.document_type(data, None),
+    ):
+        with pytest.raises(InvalidArgument):
+            parse(data)
+
+
+@pytest.mark.parametrize(
     ("document", "declared", "expected"),
     [
         ({"mediaType": oci.OCI_INDEX, "manifests": []}, None, oci.OCI_INDEX),

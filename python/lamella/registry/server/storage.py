@@ -227,7 +227,7 @@ def read_document(data: bytes) -> Document:
     """Read what a registry looks at. InvalidArgument."""
     try:
         return _document.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except oci.MALFORMED as error:
         raise InvalidArgument(f"the manifest is malformed: {error}") from None
 
 

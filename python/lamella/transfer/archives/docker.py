@@ -136,5 +136,5 @@ def _history(config: dict[str, Any]) -> dict[str, Any]:
 def _decode(files: Files, member: Member, kind: Any) -> Any:
     try:
         return msgspec.json.decode(files.read(member), type=kind)
-    except msgspec.MsgspecError as error:
+    except oci.MALFORMED as error:
         raise InvalidArgument(f"{member.name[:200]!r} in the archive is malformed: {error}") from None

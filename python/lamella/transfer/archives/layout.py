@@ -43,7 +43,7 @@ def read_layout(files: Files) -> Contents | None:
     if marker is not None:
         try:
             version = msgspec.json.decode(files.read(marker), type=_Marker).image_layout_version
-        except msgspec.MsgspecError as error:
+        except oci.MALFORMED as error:
             raise InvalidArgument(f"{MARKER} of the archive is malformed: {error}") from None
         if not version.startswith("1."):
             raise Unsupported(f"the archive is an OCI layout of version {version[:40]!r}, not {VERSION}")
