@@ -282,15 +282,16 @@ def push_image(
 
 
 @contextmanager
-def docker_registry_process(folder: Path, settings: str) -> Iterator[str]:
-    """Run docker-registry with more ``settings`` (YAML) on a free port; give ``127.0.0.1:PORT``."""
+def docker_registry_process(folder: Path, settings: str, *, http: str = "") -> Iterator[str]:
+    """Run docker-registry with more ``settings`` (YAML), and of its port, on a free one; give ``127.0.0.1:PORT``."""
+    folder.mkdir(exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     file = folder / "docker-registry.yml"
     file.write_text(
         "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
         f"storage: {{filesystem: {{rootdirectory: {folder}/docker-registry}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n{settings}"
+        f"http: {{addr: '127.0.0.1:{port}'{http}}}\n{settings}"
     )
     with (folder / "docker-registry.log").open("wb") as log:
         command = ["docker-registry", "serve", str(file)]
