@@ -282,7 +282,9 @@ def push_image(
 
 
 @contextmanager
-def docker_registry_process(folder: Path, settings: str, *, http: str = "") -> Iterator[str]:
+def docker_registry_process(
+    folder: Path, settings: str, *, http: str = "", env: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Run docker-registry with more ``settings`` (YAML), and of its port, on a free one; give ``127.0.0.1:PORT``."""
     folder.mkdir(exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -295,7 +297,7 @@ def docker_registry_process(folder: Path, settings: str, *, http: str = "") -> I
     )
     with (folder / "docker-registry.log").open("wb") as log:
         command = ["docker-registry", "serve", str(file)]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
     try:
         deadline = time.monotonic() + 20
         while process.poll() is None and time.monotonic() < deadline:

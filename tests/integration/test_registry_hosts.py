@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import os
+import re
 import socket
+import subprocess
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import bcrypt
 import pytest
-from registries import Asked, Reply, ScriptedServer, TokenServer, hosts_folder, push_image, read_all
+from certificates import Authority
+from proxy import Proxy
+from registries import (
+    Asked,
+    Reply,
+    ScriptedServer,
+    TokenServer,
+    docker_registry_process,
+    hosts_folder,
+    push_image,
+    read_all,
+)
 
 from lamella import oci
 from lamella.digest import digest_of
@@ -541,3 +558,125 @@ def test_a_malformed_file_stops_before_anything_is_asked(farm: Farm, scripted: A
     with farm.client(origin) as client, pytest.raises(InvalidArgument, match=r"hosts.toml, line 1"):
         client.resolve(reference(origin))
     assert not origin.asked
+
+
+# Real mirrors: docker-registry as a pull-through cache of another one
+
+
+BIG = 24 * 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def origin_folder(
+    tmp_path_factory: pytest.TempPathFactory, require_program: Callable[[str], str]
+) -> Iterator[tuple[Path, Any]]:
+    """Give the folder of a docker-registry that has an image of four layers, and the image's descriptor."""
+    require_program("docker-registry")
+    skopeo = require_program("skopeo")
+    folder = tmp_path_factory.mktemp("origin")
+    with RegistryServer() as server, docker_registry_process(folder, "") as address:
+        layers = [
+            server.push_blob("team/app", gzip.compress(os.urandom(BIG), 0), oci.OCI_LAYER_GZIP)
+            for _ in range(4)
+        ]
+        config = server.push_blob("team/app", CONFIG, oci.OCI_CONFIG)
+        manifest = oci.Manifest(media_type=oci.OCI_MANIFEST, config=config, layers=layers)
+        pushed = server.push_manifest("team/app", "v1", manifest)
+        command = [skopeo, "copy", "--src-tls-verify=false", "--dest-tls-verify=false"]
+        names = [f"docker://{server.address}/team/app:v1", f"docker://{address}/team/app:v1"]
+        subprocess.run([*command, *names], check=True, capture_output=True, timeout=60)
+    yield folder, pushed
+
+
+def kinds(proxy: Proxy) -> list[str]:
+    """Say what a host was asked for, through its proxy."""
+    return sorted(re.sub(r".*/(manifests|blobs)/.*", r"\1", asked) for asked in proxy.asked)
+
+
+def test_a_pull_through_mirror_is_all_that_is_asked(origin_folder: Any, tmp_path: Path) -> None:
+    folder, pushed = origin_folder
+    with (
+        docker_registry_process(folder, "") as origin,
+        docker_registry_process(tmp_path / "mirror", f"proxy: {{remoteurl: 'http://{origin}'}}\n") as mirror,
+        Proxy() as at_origin,
+        Proxy() as at_mirror,
+    ):
+        hosts = hosts_folder(
+            tmp_path / "hosts",
+            origin,
+            f'proxy = "http://{at_origin.address}"\n'
+            f'[host."http://{mirror}"]\nproxy = "http://{at_mirror.address}"\n',
+        )
+        image = stored(tmp_path, hosts, origin)
+        assert image.digest == pushed.digest
+        assert not at_origin.asked
+        assert kinds(at_mirror) == ["blobs"] * 5 + ["manifests"] * 2  # a HEAD, and a GET
+
+
+def test_a_pull_through_mirror_with_tls_before_a_registry_with_passwords(
+    origin_folder: Any, tmp_path: Path, require_program: Callable[[str], str]
+) -> None:
+    """What the mirror cannot have, as it has no password, comes from the registry, for who has one."""
+    require_program("openssl")
+    folder, pushed = origin_folder
+    authority = Authority(tmp_path / "authority")
+    pair = authority.issue("both")
+    tls = f", tls: {{certificate: '{pair.certificate}', key: '{pair.key}'}}"
+    passwords = tmp_path / "htpasswd"
+    passwords.write_text(f"ann:{bcrypt.hashpw(SECRET.encode(), bcrypt.gensalt(4)).decode()}\n")
+    locked = f"auth: {{htpasswd: {{realm: x, path: '{passwords}'}}}}\n"
+    environ = {**os.environ, "SSL_CERT_FILE": str(authority.file)}
+
+    def pulled(settings: str, credential: Credential | None = None) -> Any:
+        with docker_registry_process(folder, settings, http=tls) as origin:
+            remote = f"proxy: {{remoteurl: 'https://{origin}'}}\n"
+            store = Path(tempfile.mkdtemp(dir=tmp_path))
+            with docker_registry_process(store / "mirror", remote, http=tls, env=environ) as mirror:
+                hosts = hosts_folder(
+                    store / "hosts",
+                    origin,
+                    f'server = "https://{origin}"\nca = "{authority.file}"\n'
+                    f'[host."https://{mirror}"]\nca = "{authority.file}"\n',
+                )
+                return stored(store, hosts, origin, credentials={origin: credential} if credential else {})
+
+    assert pulled("").digest == pushed.digest
+    assert pulled(locked, Credential(username="ann", password=SECRET)).digest == pushed.digest
+    with pytest.raises(Unauthenticated, match=r"answers 401; asked before: .* answers 404") as caught:
+        pulled(locked)
+    nothing_secret(caught.value)
+
+
+def test_when_the_mirror_is_killed_within_a_pull_the_registry_gives_the_rest(
+    origin_folder: Any, tmp_path: Path
+) -> None:
+    folder, pushed = origin_folder
+    with docker_registry_process(folder, "") as origin, ExitStack() as stack, Proxy() as at_origin:
+        remote = f"proxy: {{remoteurl: 'http://{origin}'}}\n"
+        mirror = stack.enter_context(docker_registry_process(tmp_path / "mirror", remote))
+        hosts = hosts_folder(
+            tmp_path / "hosts",
+            origin,
+            f'proxy = "http://{at_origin.address}"\n[host."http://{mirror}"]\n',
+        )
+
+        def watch(progress: Any) -> None:
+            if progress.phase == "downloading" and progress.received:
+                stack.close()
+
+        image = stored(tmp_path, hosts, origin, watch=watch)
+        assert image.digest == pushed.digest
+        assert kinds(at_origin)
+        assert set(kinds(at_origin)) == {"blobs"}
+
+
+def stored(folder: Path, hosts: Path, origin: str, *, watch: Any = None, **settings: Any) -> Any:
+    """Pull an image into a new store, and read all of its content back."""
+    import lamella
+
+    config = RegistryConfig(**{"hosts_dir": hosts, "credentials": {}, **settings})
+    with lamella.Client(folder / "root", folder / "state", registry=config) as client:
+        image = client.images.pull(f"{origin}/team/app:v1", unpack=False, progress=watch)
+        for blob in client.content.walk():
+            assert digest_of(client.content.read(blob.digest)) == blob.digest
+        return image
