@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import LamellaError, PermissionDenied, Unauthenticated
 from lamella.reference import Reference
+from lamella.registry import exchange
 from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.credentials import Credential, CredentialStore
@@ -361,6 +363,47 @@ def test_a_helper_gets_a_secret_on_stdin_and_not_on_its_command_line(helper: Pat
     assert words == "store"
     assert SECRET in given
     assert SECRET not in file.read_text()
+
+
+def test_what_stood_in_the_way_of_credentials_is_in_the_hint(tmp_path: Path) -> None:
+    helped, damaged = tmp_path / "config.json", tmp_path / "auth.json"
+    helped.write_text('{"credsStore": "not-there"}')
+    damaged.write_text("{")
+    store = CredentialStore([helped, damaged])
+    with (
+        RegistryServer(auth=basic_auth({"ann": SECRET})) as server,
+        RegistryClient(RegistryConfig(credentials=store, attempts=1)) as client,
+        pytest.raises(Unauthenticated) as caught,
+    ):
+        client.resolve(reference(server))
+    hint = str(caught.value.hint)
+    assert f"{helped}: docker-credential-not-there is not on PATH" in hint
+    assert f"{damaged} is not a valid docker config file" in hint
+
+
+def test_credentials_that_end_are_renewed_before_they_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As AWS's, which answers 403 and no challenge to a password that has ended."""
+    monkeypatch.setattr(exchange, "LOOKUP_SECONDS", 0)
+    users = {"AWS": "first"}
+    store = CredentialStore([])
+    found = [
+        Credential(username="AWS", password="first", good_until=time.time() + 1000),
+        Credential(username="AWS", password="second", good_until=time.time() + 9000),
+    ]
+    monkeypatch.setattr(store, "find", lambda *_: found.pop(0))
+    with RegistryServer(auth=basic_auth(users)) as server:
+        push_image(server)
+        with RegistryClient(RegistryConfig(credentials=store, attempts=1)) as client:
+            client.resolve(reference(server))
+            client.resolve(reference(server))
+            assert len(found) == 1
+            users.clear()
+            users["AWS"] = "second"
+            now = time.time()
+            monkeypatch.setattr(time, "time", lambda: now + 2000)
+            server.auth = basic_auth(users)
+            client.resolve(reference(server))
+        assert [request.status for request in server.requests] == [401, 200, 200, 200]
 
 
 def test_a_login_is_tried_at_the_registry_itself_and_sends_nothing_elsewhere(

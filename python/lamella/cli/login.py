@@ -75,7 +75,7 @@ def _show(session: Session, done: Login) -> int:
 
 def _is_logged_in(arguments: argparse.Namespace, session: Session) -> bool:
     """Try what is kept already, as docker does, when nothing was said of a user or a password."""
-    from lamella.errors import Unauthenticated
+    from lamella.errors import PermissionDenied, Unauthenticated
     from lamella.registry.credentials import CredentialStore
     from lamella.registry.login import Login, check, parse_server
 
@@ -83,12 +83,12 @@ def _is_logged_in(arguments: argparse.Namespace, session: Session) -> bool:
         return False
     domain, path = parse_server(arguments.server)
     file = _authfile(arguments)
-    found = CredentialStore([file] if file else None).find(domain, path)
-    if found is None:
-        return False
     try:
+        found = CredentialStore([file] if file else None).find(domain, path)
+        if found is None:
+            return False
         checked = check(arguments.server, found, registry_config(arguments))
-    except Unauthenticated as error:
+    except (Unauthenticated, PermissionDenied) as error:
         session.note(f"lamella: {error.message}")
         return False
     done = Login(
