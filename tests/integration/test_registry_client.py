@@ -129,7 +129,7 @@ def test_a_tag_has_to_point_at_the_digest_beside_it(registry: RegistryServer, cl
             client.resolve(both, known=known)
         assert f"latest points at {new.digest}, not at {old.digest}" in str(caught.value)
         assert "Leave the tag out" in str(caught.value.hint)
-    assert [request.method for request in registry.requests] == ["GET", "HEAD"]
+    assert [request.method for request in registry.requests] == ["GET", "HEAD", "GET"]
     assert client.resolve(reference(registry, f"team/app@{old.digest}"))[0] == old
 
 

@@ -440,6 +440,19 @@ def test_a_mirror_whose_document_is_not_what_it_says_is_passed_over(farm: Farm, 
     assert len(origin.asked) == 1
 
 
+@pytest.mark.parametrize("known", [None, lambda _: False])
+def test_a_mirror_whose_tag_is_behind_the_digest_beside_it_is_passed_over(
+    known: Any, farm: Farm, scripted: Any
+) -> None:
+    old = MANIFEST.replace(b"{", b"{ ", 1)
+    stale = {"Content-Type": oci.OCI_MANIFEST, "Docker-Content-Digest": digest_of(old)}
+    origin, mirror = scripted(served), scripted(lambda _: Reply(200, stale, old))
+    farm.mirror(mirror)
+    both = Reference.parse(f"{origin.address}/team/app:v1@{DIGEST}")
+    with farm.client(origin) as client:
+        assert client.resolve(both, known=known) == (MANIFEST_DESCRIPTOR, MANIFEST)
+
+
 def test_a_registry_that_lies_is_data_loss_as_ever(farm: Farm, scripted: Any) -> None:
     origin = scripted(lambda _: Reply(200, {}, CONFIG[::-1]))
     with farm.client(origin) as client, pytest.raises(DataLoss):

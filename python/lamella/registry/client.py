@@ -274,9 +274,7 @@ class RegistryClient:
         except (InvalidArgument, Unsupported):
             return None
         if reference.digest and digest != reference.digest:
-            if reference.tag and split_digest(digest)[0] == split_digest(reference.digest)[0]:
-                raise _moved(reference, digest, what)
-            return None
+            return None  # of another algorithm, or from a mirror that is behind
         if media_type not in oci.INDEX_TYPES | oci.MANIFEST_TYPES or not size.isdecimal():
             return None
         return Descriptor(media_type=media_type, digest=digest, size=int(size))

@@ -323,7 +323,8 @@ class Exchange:
             return f"{missing}The credentials from {identity.credential.source} give no access to it."
         problems = self._credentials.problems if isinstance(self._credentials, CredentialStore) else []
         noted = f" ({'; '.join(problems)})" if problems else ""
-        return f"{missing}Log in to {host.domain}; no credentials for it were found{noted}."
+        login = f"Log in to {host.domain} (lamella login {host.domain})"
+        return f"{missing}{login}; no credentials for it were found{noted}."
 
 
 class Outages:
