@@ -68,18 +68,20 @@ class translated:  # noqa: N801 (reads as a word: ``with translated("write the b
             raise storage_error(error, self._action) from error
 
 
-def make_private_folder(path: Path) -> None:
-    """Create a folder and what is missing above it, mode 0700. Harmless twice."""
+def make_private_folder(path: Path, *, again: bool = True) -> None:
+    """Create a folder and what is missing above it, mode 0700. Harmless twice, and at once."""
     try:
         os.mkdir(path, 0o700)  # noqa: PTH102 (on the way to every snapshot; a Path method costs twice the call)
     except FileExistsError:
         if not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
     except FileNotFoundError:
-        if path.parent.is_dir():
+        if not path.parent.is_dir():
+            make_private_folder(path.parent)
+        elif not again:
             raise  # /proc and its like: nothing can be made there
-        make_private_folder(path.parent)
-        make_private_folder(path)
+        # Else somebody made it since.
+        make_private_folder(path, again=False)
 
 
 def make_state_folder(path: Path) -> None:

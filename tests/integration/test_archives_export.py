@@ -246,6 +246,7 @@ def test_a_folder_of_something_else_is_left_alone(client: Client, tmp_path: Path
     (tmp_path / "folder/mine").touch()
     with pytest.raises(AlreadyExists):
         client.images.export("example.com/app:v1", tmp_path / "folder", format="oci-dir")
+    (tmp_path / "folder/oci-layout").touch()
     (tmp_path / "folder/index.json").write_text("[]")
     with pytest.raises(InvalidArgument):
         client.images.export("example.com/app:v1", tmp_path / "folder", format="oci-dir")

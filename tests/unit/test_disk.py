@@ -32,3 +32,20 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
 def test_a_folder_in_which_nothing_can_be_made_is_an_error() -> None:
     with pytest.raises(LamellaError, match="create it"), translated("create it"):
         make_private_folder(Path("/proc/lamella/store"))
+
+
+def test_a_folder_is_made_whose_parent_somebody_else_makes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = os.mkdir
+
+    def slow(path: Path, mode: int) -> None:
+        try:
+            mkdir(path, mode)
+        except FileNotFoundError:
+            mkdir(path.parent, mode)
+            raise
+
+    monkeypatch.setattr(os, "mkdir", slow)
+    make_private_folder(tmp_path / "one/two")
+    assert (tmp_path / "one/two").is_dir()

@@ -124,10 +124,12 @@ class FolderDestination:
         self._catalog = Catalog()
         with outside(f"write to {path}"):
             path.mkdir(exist_ok=True)
-            if not (path / INDEX).exists() and any(path.iterdir()):
-                raise AlreadyExists(
-                    f"{path} is a folder of something else", hint="Name a new folder, or an OCI layout."
-                )
+            if not (path / MARKER).exists():
+                if any(not entry.name.startswith(".") for entry in path.iterdir()):
+                    raise AlreadyExists(
+                        f"{path} is a folder of something else", hint="Name a new folder, or an OCI layout."
+                    )
+                self._write(path / MARKER, MARKER_DATA)
 
     def has(self, descriptor: oci.Descriptor) -> bool:
         """Say whether a file of that digest and size is there."""
@@ -137,15 +139,16 @@ class FolderDestination:
 
     def put_blob(self, descriptor: oci.Descriptor, open_at: OpenAt, sent: Sent) -> str:
         """Write a blob's file."""
-        with self._new_file(self._file(descriptor)) as write:
+        self._make_folder(descriptor)
+        with new_file(self._file(descriptor)) as write:
             copy_blob(descriptor, open_at, write, sent)
         return "sent"
 
     def put_document(self, descriptor: oci.Descriptor, data: bytes) -> None:
         """Write an index or manifest."""
         self._catalog.add(descriptor, data)
-        with self._new_file(self._file(descriptor)) as write:
-            write(data)
+        self._make_folder(descriptor)
+        self._write(self._file(descriptor), data)
 
     def name(self, reference: Reference, descriptor: oci.Descriptor, data: bytes) -> None:
         """Let index.json name it in the end."""
@@ -168,19 +171,18 @@ class FolderDestination:
             kept = [entry for entry in before if _name(entry) not in taken]
         except (msgspec.MsgspecError, KeyError, TypeError, AttributeError):
             raise InvalidArgument(f"{self._path / INDEX} is no index") from None
-        for name, content in ((MARKER, MARKER_DATA), (INDEX, encode_index([*kept, *entries]))):
-            with self._new_file(self._path / name) as write:
-                write(content)
+        self._write(self._path / INDEX, encode_index([*kept, *entries]))
 
     def _file(self, descriptor: oci.Descriptor) -> Path:
         return self._path / place(descriptor.digest)
 
-    @contextmanager
-    def _new_file(self, path: Path) -> Iterator[Write]:
-        with outside(f"write {path}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    def _make_folder(self, descriptor: oci.Descriptor) -> None:
+        with outside(f"write to {self._path}"):
+            self._file(descriptor).parent.mkdir(parents=True, exist_ok=True)
+
+    def _write(self, path: Path, data: bytes) -> None:
         with new_file(path) as write:
-            yield write
+            write(data)
 
 
 @contextmanager
