@@ -174,6 +174,24 @@ def test_umoci_unpacks_what_skopeo_pushed_and_pulled(
     assert (tmp_path / "bundle/rootfs/bin/sh").exists()
 
 
+def test_lamella_pulls_from_one_store_into_another_and_pushes_back(
+    serving: RegistryServer, stored: lamella.Client, tmp_path: Path
+) -> None:
+    address, digest = serving.address, stored.images.get("nginx").digest
+    with lamella.Client(tmp_path / "other", tmp_path / "other-state") as other:
+        other.images.pull(f"{address}/nginx", unpack=False)
+        other.images.push(f"{address}/nginx", f"{address}/team/app:v1", tags=["stable"])
+        serving.requests.clear()
+        other.images.copy(f"{address}/team/app:v1", f"{address}/prod/app:v1")
+        assert not [request for request in serving.requests if request.method in {"PATCH"}]
+        assert [image.name for image in other.images.list()] == [f"{address}/nginx:latest"]
+    for name in ("team/app:v1", "team/app:stable", "prod/app:v1"):
+        assert stored.images.get(f"{address}/{name}").digest == digest
+    stored.images.remove("nginx")
+    stored.gc()
+    assert stored.fsck().clean
+
+
 @pytest.mark.privileged
 @pytest.mark.needs_program("crane")
 def test_what_was_pushed_runs(serving: RegistryServer, stored: lamella.Client, layout: Path) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lamella.cli.session import Session
     from lamella.registry.server import Guard
 
+_PROGRAM = "lamella registry serve"
 GRACE_SECONDS = 10.0
 """How long transfers that are under way may go on after a signal."""
 
@@ -110,11 +111,15 @@ def _serve(arguments: argparse.Namespace, session: Session) -> int:
     return 0
 
 
+def _wrong(message: str) -> UsageError:
+    return UsageError(f"{_PROGRAM}: {message}", hint=f"See '{_PROGRAM} --help'.")
+
+
 def _guard(arguments: argparse.Namespace) -> Guard | None:
     if (arguments.user is None) == arguments.password_stdin:
-        raise UsageError("--user and --password-stdin go together")
+        raise _wrong("--user and --password-stdin go together")
     if arguments.user is not None and arguments.htpasswd is not None:
-        raise UsageError("--user and --htpasswd exclude each other")
+        raise _wrong("--user and --htpasswd exclude each other")
     from lamella.registry.server import basic_auth, htpasswd
 
     if arguments.htpasswd is not None:
@@ -130,7 +135,7 @@ def _guard(arguments: argparse.Namespace) -> Guard | None:
 def _tls(arguments: argparse.Namespace) -> ssl.SSLContext | None:
     if arguments.tls_cert is None:
         if arguments.tls_key is not None or arguments.tls_client_ca is not None:
-            raise UsageError("--tls-key and --tls-client-ca need --tls-cert")
+            raise _wrong("--tls-key and --tls-client-ca need --tls-cert")
         return None
     import ssl
 
