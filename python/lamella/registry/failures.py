@@ -306,7 +306,8 @@ def _explain_tls(error: ssl.SSLError, host: str, tls: Tls) -> Failure:
         return Failure(Unauthenticated(text, hint=f"It is that of {files}."), passing=False)
     text = f"TLS with {host} failed" + (f": {_words(reason)}" if reason else "")
     broke_off = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
-    return Failure(Unreachable(text, hint="Does the registry speak HTTPS on this port?"), passing=broke_off)
+    hint = "Does the registry speak HTTPS on this port, and does it want a client certificate?"
+    return Failure(Unreachable(text, hint=hint), passing=broke_off)
 
 
 def _untrusted(error: ssl.SSLCertVerificationError, host: str, tls: Tls) -> Unreachable:
