@@ -24,7 +24,7 @@ CASES = [
     ("graph --format d", {"dot"}),
     ("containers kill --si", {"--signal"}),
     ("snapshots ls --kind v", {"view"}),
-    ("registry ", {"serve"}),
+    ("registry ", {"hosts", "serve"}),
 ]
 """What is typed, and what the shell has to offer."""
 

@@ -81,7 +81,12 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         "This machine and this program",
         (
             Entry("doctor", "Check what this machine offers.", "doctor", "DOCTOR"),
-            Entry("registry", "Serve images over HTTP.", "registry", "REGISTRY"),
+            Entry(
+                "registry",
+                "Serve images over HTTP, and show which hosts serve one.",
+                "registry",
+                "REGISTRY",
+            ),
             Entry("completion", "Print a completion script for a shell.", "completion", "COMPLETION"),
             Entry("version", "Show versions.", "version", "VERSION"),
         ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella.cli.parser import Command, Group, Parser, UsageError
+from lamella.cli.registry_hosts import HOSTS
 from lamella.cli.values import argument
 from lamella.errors import FailedPrecondition, InvalidArgument
 from lamella.reference import is_loopback
@@ -172,7 +173,7 @@ def _check_exposure(arguments: argparse.Namespace, host: str, *, protected: bool
 
 REGISTRY = Group(
     "registry",
-    "Serve images over HTTP.",
+    "Serve images over HTTP, and show which hosts serve one.",
     (
         Command(
             "serve",
@@ -193,5 +194,6 @@ REGISTRY = Group(
                 ("a registry in a folder of its own", "lamella registry serve --dir /srv/images"),
             ],
         ),
+        HOSTS,
     ),
 )
