@@ -22,8 +22,7 @@ from lamella.reference import Reference
 from lamella.registry import helpers
 from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig
-from lamella.registry.credentials import CredentialStore
-from lamella.registry.login import check, login, logout, logout_all, parse_server
+from lamella.registry.login import current, login, logout, logout_all, parse_server
 from lamella.registry.server import RegistryServer, basic_auth
 
 pytestmark = pytest.mark.integration
@@ -453,10 +452,33 @@ def test_where_another_logged_in_lamella_is_logged_in(program: str, peer: str) -
     else:
         run(program, "login", "--tls-verify=false", "-u", "ann", "--password-stdin", peer, input=PASSWORD)
     resolve(peer)
-    found = CredentialStore().find(peer)
-    assert found is not None
-    assert check(peer, found)
+    kept = current(peer)
+    assert kept is not None
+    assert (kept.username, kept.checked) == ("ann", True)
     logout(peer)
+    assert current(peer) is None
+    with pytest.raises(Unauthenticated):
+        resolve(peer)
+
+
+@pytest.mark.needs_program("skopeo", "podman", "docker-registry")
+@pytest.mark.parametrize("program", ["skopeo", "podman"])
+def test_where_another_logged_in_to_a_namespace_lamella_is(program: str, peer: str) -> None:
+    run(
+        program,
+        "login",
+        "--tls-verify=false",
+        "-u",
+        "ann",
+        "--password-stdin",
+        f"{peer}/team",
+        input=PASSWORD,
+    )
+    resolve(peer)
+    with pytest.raises(Unauthenticated):
+        resolve(peer, "other/app")
+    assert current(peer) is None
+    assert logout(f"{peer}/team")
     with pytest.raises(Unauthenticated):
         resolve(peer)
 

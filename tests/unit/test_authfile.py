@@ -7,10 +7,13 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lamella.errors import FailedPrecondition, NotFound
 from lamella.registry import authfile
@@ -186,3 +189,27 @@ def test_who_changes_the_file_at_once_with_others_loses_nothing(file: Path) -> N
     assert [other.wait(60) for other in others] == [0, 0, 0, 0]
     assert set(written(file)["auths"]) == {f"{name}{number}.io" for name in "abcd" for number in range(20)}
     assert [path.name for path in file.parent.iterdir()] == ["config.json"]
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(document=st.dictionaries(st.text(max_size=8), _json, max_size=5), text=st.booleans())
+def test_whatever_a_file_holds_it_is_refused_or_only_its_entry_changes(
+    document: dict[str, Any], text: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.json"
+        file.write_text(json.dumps(document, ensure_ascii=text))
+        before = file.read_bytes()
+        try:
+            authfile.put(file, "a.io", "", ENTRY)
+        except FailedPrecondition:
+            assert file.read_bytes() == before
+            return
+        others = {key: value for key, value in document.items() if key != "auths"}
+        assert written(file) == others | {"auths": (document.get("auths") or {}) | {"a.io": ENTRY}}

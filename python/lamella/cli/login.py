@@ -42,8 +42,9 @@ def _login(arguments: argparse.Namespace, session: Session) -> int:
         session.note(
             "lamella: warning: a password on the command line can be seen by others; use --password-stdin"
         )
-    if _is_logged_in(arguments, session):
-        return 0
+    done = _current(arguments, session)
+    if done is not None:
+        return _show(session, done)
     username = arguments.username or ""
     password = _password(arguments)
     if password is None:
@@ -73,34 +74,18 @@ def _show(session: Session, done: Login) -> int:
     return 0
 
 
-def _is_logged_in(arguments: argparse.Namespace, session: Session) -> bool:
-    """Try what is kept already, as docker does, when nothing was said of a user or a password."""
+def _current(arguments: argparse.Namespace, session: Session) -> Login | None:
+    """Try what is there already, as docker does, when nothing was said of a user or a password."""
     from lamella.errors import PermissionDenied, Unauthenticated
-    from lamella.registry.credentials import CredentialStore
-    from lamella.registry.login import Login, check, parse_server
+    from lamella.registry.login import current
 
     if arguments.username or arguments.password is not None or arguments.password_stdin:
-        return False
-    domain, path = parse_server(arguments.server)
-    file = _authfile(arguments)
+        return None
     try:
-        found = CredentialStore([file] if file else None).find(domain, path)
-        if found is None:
-            return False
-        checked = check(arguments.server, found, registry_config(arguments))
+        return current(arguments.server, file=_authfile(arguments), config=registry_config(arguments))
     except (Unauthenticated, PermissionDenied) as error:
         session.note(f"lamella: {error.message}")
-        return False
-    done = Login(
-        registry=f"{domain}/{path}" if path else domain,
-        username=found.username,
-        stored_in=found.source,
-        encrypted=found.source.startswith("docker-credential-"),
-        identity_token=bool(found.identity_token),
-        checked=checked,
-    )
-    _show(session, done)
-    return True
+        return None
 
 
 def _password(arguments: argparse.Namespace) -> str | None:

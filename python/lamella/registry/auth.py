@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -127,7 +128,7 @@ class Authorizer:
         self._lock = threading.Lock()
         self._challenges: dict[tuple[Origin, str], Challenge] = {}
         self._tokens: dict[_TokenKey, _Token] = {}
-        self._fetching: dict[_TokenKey, threading.Lock] = {}
+        self._fetching: weakref.WeakValueDictionary[_TokenKey, threading.Lock] = weakref.WeakValueDictionary()
 
     def header(self, identity: Identity, scopes: tuple[str, ...]) -> str | None:
         """Give the Authorization header that this registry is known to want for ``scopes``; None before it has asked.
@@ -191,6 +192,8 @@ class Authorizer:
             if token is None or token.renew_at <= self._clock() or f"Bearer {token.value}" == rejected:
                 token = self._fetch(key, identity)
                 with self._lock:
+                    now = self._clock()
+                    self._tokens = {old: kept for old, kept in self._tokens.items() if kept.renew_at > now}
                     self._tokens[key] = token
         return f"Bearer {token.value}"
 

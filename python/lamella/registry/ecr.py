@@ -72,19 +72,19 @@ class Ecr:
         place = parse_domain(domain)
         if place is None:
             return None
-        problem = f"docker-credential-{HELPER} is not on PATH"
+        problem = f"{helpers.program(HELPER)} is not on PATH"
         if helpers.is_there(HELPER):
             try:
                 found = from_helper(HELPER, domain)
                 if found:
                     return msgspec.structs.replace(found, good_until=self._clock() + HELPER_SECONDS)
-                problem = f"docker-credential-{HELPER} has none"
+                problem = f"{helpers.program(HELPER)} has none"
             except LamellaError as error:
                 problem = error.message
         if find_spec("boto3") is None:
             raise Unauthenticated(
                 f"{domain} is a private registry of AWS, and no credentials for it are here ({problem})",
-                hint=f"Install lamella[ecr] or docker-credential-{HELPER}, or log in: "
+                hint=f"Install lamella[ecr] or {helpers.program(HELPER)}, or log in: "
                 f"aws ecr get-login-password --region {place.region} | lamella login -u AWS --password-stdin {domain}",
             )
         kept = self._kept.get(place)

@@ -13,6 +13,7 @@ import msgspec
 
 from lamella.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
 
+PREFIX = "docker-credential-"
 TIMEOUT = 30.0
 """Seconds that a helper may take."""
 
@@ -38,7 +39,7 @@ def program(helper: str) -> str:
         raise InvalidArgument(
             "a credential helper has a malformed name", hint="It has no path: pass, secretservice."
         )
-    return f"docker-credential-{helper}"
+    return f"{PREFIX}{helper}"
 
 
 def is_there(helper: str) -> bool:

@@ -17,7 +17,7 @@ from lamella.errors import InvalidArgument, LamellaError, NotFound, Unauthentica
 from lamella.reference import DEFAULT_DOMAIN, Reference
 from lamella.registry import authfile, helpers
 from lamella.registry.config import RegistryConfig
-from lamella.registry.credentials import Credential
+from lamella.registry.credentials import Credential, CredentialStore
 
 _SERVER = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?\Z")
 
@@ -82,7 +82,7 @@ def login(
     given = Credential(
         username=username, password=password, identity_token=identity_token, source="this login"
     )
-    token, checked = _try(domain, path, given, config or RegistryConfig())
+    token, checked = _try(domain, given, config or RegistryConfig())
     kept = Credential(username=username, identity_token=token) if token else given
     stored_in, encrypted = _keep(file or authfile.login_file(), domain, path, kept)
     return Login(
@@ -95,9 +95,26 @@ def login(
     )
 
 
-def check(server: str, credential: Credential, config: RegistryConfig | None = None) -> bool:
-    """Try credentials at a registry and keep nothing; False if it lets everybody in. Errors as :func:`login`."""
-    return _try(*parse_server(server), credential, config or RegistryConfig())[1]
+def current(
+    server: str = DEFAULT_DOMAIN, *, file: Path | None = None, config: RegistryConfig | None = None
+) -> Login | None:
+    """Try what is there for a registry already, in ``file`` or wherever a pull would look; None if nothing is.
+
+    Errors: as :func:`login`.
+    """
+    domain, path = parse_server(server)
+    found = CredentialStore([file] if file else None).find(domain, path)
+    if found is None:
+        return None
+    _, checked = _try(domain, found, config or RegistryConfig())
+    return Login(
+        registry=f"{domain}/{path}" if path else domain,
+        username=found.username,
+        stored_in=found.source,
+        encrypted=found.source.startswith(helpers.PREFIX),
+        identity_token=bool(found.identity_token),
+        checked=checked,
+    )
 
 
 def logout(server: str = DEFAULT_DOMAIN, *, files: Sequence[Path] | None = None) -> list[str]:
@@ -170,7 +187,7 @@ def _check_given(username: str, password: str, identity_token: str) -> None:
         raise InvalidArgument("a user name with a colon cannot be sent to a registry")
 
 
-def _try(domain: str, path: str, credential: Credential, config: RegistryConfig) -> tuple[str, bool]:
+def _try(domain: str, credential: Credential, config: RegistryConfig) -> tuple[str, bool]:
     """Ask the registry as somebody; give the identity token it offers for his password, and whether it asked who he is."""
     from lamella.registry.exchange import Exchange
     from lamella.registry.failures import discard
