@@ -131,6 +131,11 @@ def test_what_cannot_be_asked_for_is_wrong_usage(
     assert why in done.stderr.decode()
 
 
+def test_a_password_that_is_no_text_is_wrong_usage(lamella: Program, file: Path) -> None:
+    done = lamella.process("login", "-u", "ann", "--password-stdin", "h.io", input=b"\xff\xfe")
+    assert (done.returncode, b"not UTF-8" in done.stderr) == (2, True)
+
+
 def test_logging_out_of_all_and_of_one_is_wrong_usage(lamella: Program, file: Path) -> None:
     assert lamella("logout", "--all", "h.io").status == 2
 
@@ -152,6 +157,22 @@ def test_a_terminal_is_asked_and_shows_no_password(lamella: Program, server: str
         os.close(theirs)
     assert PASSWORD.encode() not in seen
     assert list(json.loads(file.read_text())["auths"]) == [server]
+
+
+def test_a_terminal_that_ends_gives_no_password(lamella: Program, server: str, file: Path) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        with lamella.start(
+            "login", "-u", "ann", server, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        ) as running:
+            _read_until(ours, b"Password: ")
+            os.write(ours, b"\x04")
+            _read_until(ours, b"no password was given")
+            assert running.wait(timeout=20) == 2
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert not file.exists()
 
 
 def _read_until(descriptor: int, text: bytes) -> bytes:

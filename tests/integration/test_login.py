@@ -22,6 +22,7 @@ from lamella.reference import Reference
 from lamella.registry import helpers
 from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig
+from lamella.registry.credentials import CredentialStore
 from lamella.registry.login import current, login, logout, logout_all, parse_server
 from lamella.registry.server import RegistryServer, basic_auth
 
@@ -158,6 +159,38 @@ def test_what_a_registry_refuses_is_not_kept(server: RegistryServer, docker_file
     assert not docker_file.exists()
 
 
+@pytest.mark.parametrize(
+    ("reply", "kind", "why"),
+    [
+        (Reply(404, {}, b"not found"), Unavailable, "has no /v2/"),
+        (Reply(200, {"Content-Type": "text/html"}, b"<html>log in"), Unavailable, "a web page"),
+        (Reply(403, {}, b'{"errors":[{"code":"DENIED","message":"no"}]}'), Unauthenticated, "DENIED: no"),
+        (Reply(401, {"WWW-Authenticate": "Negotiate"}), Unauthenticated, "answers 401"),
+        (Reply(500), Unavailable, "answers 500"),
+    ],
+)
+def test_what_is_no_login_is_not_kept(
+    reply: Reply, kind: type[Exception], why: str, docker_file: Path
+) -> None:
+    with ScriptedServer(lambda _: reply) as server, pytest.raises(kind, match=why) as caught:
+        login(server.address, username="ann", password=PASSWORD, config=ONCE)
+    assert server.address in str(caught.value)
+    assert "image" not in str(caught.value)
+    assert not docker_file.exists()
+
+
+def test_a_namespace_of_docker_hub_is_not_in_library(docker_file: Path) -> None:
+    configure(
+        docker_file, auths={"docker.io/team": {"auth": AUTH}, "index.docker.io/team/app": {"auth": AUTH}}
+    )
+    found = CredentialStore([docker_file])
+    assert found.find("docker.io", "team/app")
+    assert found.find("docker.io", "library/app") is None
+    assert logout("docker.io/team") == [str(docker_file)]
+    assert logout("docker.io/team/app") == [str(docker_file)]
+    assert written(docker_file) == {"auths": {}}
+
+
 def test_the_login_asks_for_no_repository(docker_file: Path) -> None:
     """Some registries name an example in the challenge to a login."""
     with TokenServer({"ann": PASSWORD}) as tokens:
@@ -220,7 +253,8 @@ def test_what_cannot_be_sent_is_refused_before(given: dict[str, str], why: str) 
         ("[::1]:5000", ("[::1]:5000", "")),
         ("quay.io/team", ("quay.io", "team")),
         ("quay.io/team/app/", ("quay.io", "team/app")),
-        ("docker.io/team", ("docker.io", "library/team")),
+        ("docker.io/team", ("docker.io", "team")),
+        ("index.docker.io/team/app", ("docker.io", "team/app")),
         ("localhost", ("localhost", "")),
     ],
 )

@@ -94,7 +94,10 @@ def _password(arguments: argparse.Namespace) -> str | None:
         return arguments.password or None
     if not arguments.username and not arguments.identity_token:
         raise UsageError(f"{_PROGRAM}: --password-stdin takes --username", hint=f"See '{_PROGRAM} --help'.")
-    return sys.stdin.read(_SECRET_MAX).removesuffix("\n").removesuffix("\r")
+    try:
+        return sys.stdin.buffer.read(_SECRET_MAX).decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise UsageError(f"{_PROGRAM}: the password is not UTF-8") from None
 
 
 def _ask(arguments: argparse.Namespace) -> tuple[str, str]:
@@ -107,11 +110,14 @@ def _ask(arguments: argparse.Namespace) -> tuple[str, str]:
     from getpass import getpass
 
     username = arguments.username or ""
-    if not username and not arguments.identity_token:
-        sys.stderr.write("Username: ")
-        sys.stderr.flush()
-        username = sys.stdin.readline().strip()
-    return username, getpass("Identity token: " if arguments.identity_token else "Password: ")
+    try:
+        if not username and not arguments.identity_token:
+            sys.stderr.write("Username: ")
+            sys.stderr.flush()
+            username = sys.stdin.readline().strip()
+        return username, getpass("Identity token: " if arguments.identity_token else "Password: ")
+    except EOFError:
+        raise UsageError(f"{_PROGRAM}: no password was given") from None
 
 
 def _authfile(arguments: argparse.Namespace) -> Path | None:

@@ -135,10 +135,8 @@ def server_key(domain: str, path: str = "") -> str:
 
 def is_key_of(key: str, domain: str, path: str = "") -> bool:
     """Say whether a key means this registry, or this namespace or repository in it, however it is written."""
-    normal = normal_key(key)
-    if path:
-        return normal == f"{domain}/{path}"
-    return normal == domain or (domain == DEFAULT_DOMAIN and normal in HUB_NAMES)
+    names = HUB_NAMES if domain == DEFAULT_DOMAIN else (domain,)
+    return normal_key(key) in {f"{name}/{path}" if path else name for name in names}
 
 
 def read(file: Path) -> AuthFile:

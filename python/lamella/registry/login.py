@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from lamella.errors import InvalidArgument, LamellaError, NotFound, Unauthenticated
+from lamella.errors import InvalidArgument, LamellaError, NotFound, Unauthenticated, Unavailable
 from lamella.reference import DEFAULT_DOMAIN, Reference
 from lamella.registry import authfile, helpers
 from lamella.registry.config import RegistryConfig
@@ -55,7 +55,8 @@ def parse_server(server: str) -> tuple[str, str]:
             hint="A registry is named as in an image: ghcr.io, host:5000.",
         )
     if path:
-        path = Reference.parse(f"{domain}/{path.removesuffix('/')}@sha256:{'0' * 64}").path
+        # By the grammar of any host: on docker.io a single component is a namespace here, and not in library/.
+        path = Reference.parse(f"localhost/{path.removesuffix('/')}").path
     return domain, path
 
 
@@ -190,21 +191,28 @@ def _check_given(username: str, password: str, identity_token: str) -> None:
 def _try(domain: str, credential: Credential, config: RegistryConfig) -> tuple[str, bool]:
     """Ask the registry as somebody; give the identity token it offers for his password, and whether it asked who he is."""
     from lamella.registry.exchange import Exchange
-    from lamella.registry.failures import discard
+    from lamella.registry.failures import discard, is_page, page_error
 
-    what = f"the login to {domain}"
+    what = "logging in"
     exchange = Exchange(msgspec.structs.replace(config, credentials={domain: credential}), offline=True)
     registry = Reference(domain=domain, path="")
     try:
         response = exchange.request("GET", registry, "", {}, what=what)
-        if response.status_code != 200:
+        status = response.status_code
+        if status in {401, 403}:
+            raise Unauthenticated(exchange.error(response, registry, what).message)
+        if status not in {200, 404}:
             raise exchange.error(response, registry, what)
         discard(response)
+        if is_page(response):
+            raise page_error(response, "/v2/")
+        if status == 404:
+            raise Unavailable(f"{domain} has no /v2/ (404)", hint="Is this an OCI registry?")
         return exchange.authorizer.identity_token, "Authorization" in response.request.headers
     except Unauthenticated as error:
         wrong = "identity token" if credential.identity_token else "user name or the password"
         raise Unauthenticated(
-            f"{domain} refuses the {wrong}: {error.message}",
+            f"{domain} refuses the {wrong}: {error.message.removeprefix(f'{what}: ')}",
             hint="Some registries want an access token for a password.",
         ) from None
     finally:
