@@ -25,6 +25,7 @@ __all__ = [
     "launch",
     "mount",
     "read_file",
+    "recompress",
     "remove_tree",
     "resolve",
     "set_top_directory",
@@ -162,6 +163,22 @@ def diff_upper(
     """Find what an overlay's upper folder changes of the layers beneath it (nearest first), which are looked at by name only.
 
     ``opaque``: it hides them all. ``whiteouts``: how deletions are recorded in it and in them. Errors as :func:`diff_trees`.
+    """
+
+def recompress(
+    source: str,
+    target: str,
+    *,
+    diff_id: str,
+    compression: str = "gzip",
+    level: int | None = None,
+    threads: int = 2,
+) -> Packed:
+    """Write the layer in the file ``source`` in another form to the file ``target``, over what is in it.
+
+    Its bytes depend on the archive, ``compression`` (none, gzip or zstd) and ``level`` alone. FailedPrecondition when its
+    diffID is another, DataLoss when it is damaged; InvalidArgument for a level that does not exist; ResourceExhausted for a
+    full disk.
     """
 
 def resolve(layer: str, lowers: Sequence[str], deferred: Deferred) -> bool:

@@ -7,7 +7,7 @@ refers to. Names are canonical references (``docker.io/library/nginx:latest``); 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -628,6 +628,56 @@ class Images:
                 kept = {key: value for key, value in image.labels.items() if key != GC_EXPIRE}
                 self.put(str(reference), image.target, kept)
             return self.get(reference)
+
+    def convert(
+        self,
+        source: str | Reference,
+        target: str | Reference,
+        *,
+        compression: Literal["none", "gzip", "zstd"] | None = None,
+        level: int | None = None,
+        format: Literal["oci", "docker"] | None = None,
+        platform: str | oci.Platform | None = None,
+        all_platforms: bool = False,
+        layers: str | Collection[int] | None = None,
+        drop_top: int = 0,
+        progress: ProgressCallback | None = None,
+    ) -> Image:
+        """Make the image ``target`` of an image that is here: the same in another form.
+
+        ``compression`` of the layers, those apart that have it already; ``level`` of it (gzip 1 to 9, zstd 1 to 19).
+        ``format``: docker's documents or OCI's; zstd takes the latter. Of an index the manifest for this machine, or
+        ``platform``, alone, or with ``all_platforms`` all of it. ``layers`` are the ones to keep, 0 the lowest (``"0-2"``,
+        ``[0, 1, 2]``); ``drop_top`` is how many to leave out from the top. The config stays as it is but for layers that are
+        left out, and so do the snapshots. The same image gives the same result on every machine.
+
+        Errors: NotFound (image, platform, a blob), InvalidArgument, Unsupported for an artifact, DataLoss and
+        FailedPrecondition for a damaged layer, ResourceExhausted. Twice is harmless.
+        """
+        from lamella import platforms
+        from lamella.transfer.convert import Convert, parse_selection
+
+        reference = target if isinstance(target, Reference) else Reference.parse(target)
+        if reference.digest:
+            raise InvalidArgument(f"{reference} names a digest, which the image gets only when it is made")
+        if all_platforms and platform is not None:
+            raise InvalidArgument("one platform and all of them exclude each other")
+        image = self.get(source, platform=platform)
+        if platform is not None:  # a manifest that stands alone says it in its config only
+            offered = msgspec.structs.replace(image.manifest.config, platform=image.config.platform)
+            platforms.choose([offered], _parsed(platform))
+        return Convert(
+            self._client,
+            image,
+            reference,
+            compression=compression,
+            level=level,
+            format=format,
+            all_platforms=all_platforms,
+            layers=parse_selection(layers) if isinstance(layers, str) else layers,
+            drop_top=drop_top,
+            progress=progress,
+        ).run()
 
     def _describe(self, name: str, target: oci.Descriptor) -> tuple[str | None, int | None]:
         """Give what the row keeps of the documents (reading them costs 175 us an image); None where they are not here."""

@@ -70,6 +70,27 @@ def test_tag_names_an_image_once_more(pulled: tuple[Program, str]) -> None:
     lamella("images", "rm", "app:stable", "app:other").ok()
 
 
+def test_an_image_is_converted(pulled: tuple[Program, str]) -> None:
+    lamella, reference = pulled
+    before = lamella("images", "inspect", reference).ok().document
+    name, digest, *_ = (
+        lamella("images", "convert", "--compression", "zstd", reference, "app:zstd").ok().out.split()
+    )
+    after = lamella("images", "inspect", "app:zstd").ok().document
+    assert (name, digest) == ("docker.io/library/app:zstd", after["digest"])
+    assert after["chain_id"] == before["chain_id"]
+    assert {layer["mediaType"].rpartition("+")[2] for layer in after["layers"]} == {"zstd"}
+    less = (
+        lamella("--json", "images", "convert", "--drop-top=1", "--format=docker", reference, "app:less")
+        .ok()
+        .document
+    )
+    assert less["diff_ids"] == before["diff_ids"][:-1]
+    assert lamella("images", "convert", "--layers", "0-9", reference, "app:none").status == 1
+    assert lamella("images", "convert", "--layers", "0", "--drop-top", "1", reference, "app:none").status == 2
+    lamella("images", "rm", "--sync", "app:zstd", "app:less").ok()
+
+
 def test_what_refers_to_an_image_is_listed_and_an_artifact_is_shown(lamella: Program) -> None:
     with RegistryServer() as server:
         built = Built(tar(file("a")))

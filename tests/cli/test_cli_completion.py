@@ -12,8 +12,8 @@ from lamella.cli.parser import parse
 
 CASES = [
     ("im", {"images", "import"}),
-    ("images ", {"ls", "inspect", "referrers", "rm"}),
-    ("image ", {"ls", "inspect", "referrers", "rm"}),
+    ("images ", {"ls", "inspect", "convert", "referrers", "rm"}),
+    ("image ", {"ls", "inspect", "convert", "referrers", "rm"}),
     ("snapshots pr", {"prepare"}),
     ("--root /x snapshots com", {"commit"}),
     ("-n default --json containers sto", {"stop"}),

@@ -36,7 +36,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("copy", "Copy an image from one registry to another.", "push", "COPY"),
             Entry("login", "Log in to a registry.", "login", "LOGIN"),
             Entry("logout", "Log out of a registry.", "login", "LOGOUT"),
-            Entry("images", "List, inspect and remove images.", "images", "IMAGES", ("image",)),
+            Entry("images", "List, inspect, convert and remove images.", "images", "IMAGES", ("image",)),
             Entry("tag", "Give an image another name.", "images", "TAG"),
             Entry("import", "Take images from a file or a folder.", "archives", "IMPORT", ("load",)),
             Entry("export", "Write images to a file or a folder.", "archives", "EXPORT", ("save",)),

@@ -114,6 +114,46 @@ def _referrer_rows(found: Sequence[Referrer], indent: str, *, nested: bool) -> I
         yield from _referrer_rows(each.referrers, rest, nested=True)
 
 
+def _convert_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--compression", choices=("gzip", "zstd", "none"), help="Compress the layers by this.")
+    add("--level", type=int, metavar="N", help="How much: gzip 1 to 9, zstd 1 to 19.")
+    add("--format", choices=("oci", "docker"), help="Write OCI's documents, or docker's (schema 2).")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--platform",
+        metavar="OS/ARCH[/VARIANT]",
+        help="Convert this platform's image of an index, not this machine's.",
+    )
+    which.add_argument("--all-platforms", action="store_true", help="Convert the whole index.")
+    layers = parser.add_mutually_exclusive_group()
+    layers.add_argument("--layers", metavar="LIST", help="Keep these layers: 0-2, or 0,3. The lowest is 0.")
+    layers.add_argument(
+        "--drop-top", type=int, metavar="N", default=0, help="Leave out the N uppermost layers."
+    )
+    add("source", metavar="SOURCE", help="The image.")
+    add("target", metavar="TARGET", help="What the result is called; may be the same.")
+
+
+def _convert(arguments: argparse.Namespace, session: Session) -> int:
+    from lamella.cli.progress import watch
+
+    with watch(quiet=session.quiet) as callback:
+        image = session.client.images.convert(
+            arguments.source,
+            arguments.target,
+            compression=arguments.compression,
+            level=arguments.level,
+            format=arguments.format,
+            platform=arguments.platform,
+            all_platforms=arguments.all_platforms,
+            layers=arguments.layers,
+            drop_top=arguments.drop_top,
+            progress=callback,
+        )
+    return show_image(session, image)
+
+
 def _rm_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--sync", action="store_true", help="Also remove what nothing refers to now, as gc does."
@@ -150,7 +190,7 @@ TAG = Command(
 
 IMAGES = Group(
     "images",
-    "List, inspect and remove images.",
+    "List, inspect, convert and remove images.",
     (
         Command(
             "ls",
@@ -171,6 +211,25 @@ IMAGES = Group(
             description="Among other fields: digest, chain_id (the parent for snapshots of the whole image), "
             "chain_ids, diff_ids, layers and config.",
             examples=[("the parent for a snapshot", "lamella images inspect nginx:latest | jq -r .chain_id")],
+        ),
+        Command(
+            "convert",
+            "Make another form of an image: its compression, its documents, some of its layers.",
+            _convert,
+            _convert_arguments,
+            description="The result is a new image; layers that have the right form already are shared with the old one, and the "
+            "snapshots are the same. The same image gives the same result on every machine.",
+            examples=[
+                (
+                    "smaller to push, quicker to pull",
+                    "lamella images convert --compression zstd app:1 app:1-zstd",
+                ),
+                (
+                    "for what knows docker's documents alone",
+                    "lamella images convert --format docker app:1 app:1-docker",
+                ),
+                ("without what the last step added", "lamella images convert --drop-top 1 app:1 app:base"),
+            ],
         ),
         Command(
             "referrers",

@@ -22,6 +22,7 @@ _WORDS = {
     "waiting": "waiting",
     "checking": "checking",
     "unpacking": "unpacking",
+    "compressing": "compressing",
     "mounted": "mounted",
     "exists": "there already",
     "done": "done",

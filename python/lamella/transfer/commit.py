@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from lamella import oci
+from lamella import _core, oci
 from lamella.digest import Digest, digest_of
 from lamella.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from lamella.metadata.clock import format_time
@@ -31,7 +31,7 @@ LayerCompression = Literal["none", "gzip", "zstd"]
 UNCOMPRESSED = "containerd.io/uncompressed"
 """On a layer's content: its diffID, as containerd has it."""
 _LEASE_SECONDS = 24 * 3600
-_LAYER_TYPES: dict[LayerCompression, tuple[str, str]] = {
+LAYER_TYPES: dict[LayerCompression, tuple[str, str]] = {
     "none": (oci.OCI_LAYER, oci.DOCKER_LAYER),
     "gzip": (oci.OCI_LAYER_GZIP, oci.DOCKER_LAYER_GZIP),
     "zstd": (oci.OCI_LAYER_ZSTD, oci.DOCKER_LAYER_ZSTD),
@@ -61,15 +61,26 @@ def pack_layer(
     compression or level that does not exist, Unavailable when the snapshot is written to meanwhile, ResourceExhausted. Twice is
     harmless.
     """
-    types = _LAYER_TYPES.get(compression)
+    types = LAYER_TYPES.get(compression)
     if types is None:
         raise InvalidArgument(f"there is no compression {compression!r}", hint="It is gzip, zstd or none.")
-    ref = f"diff-{os.urandom(8).hex()}"
-    with client.snapshots.diff(key) as changes, client.content.writer(ref) as ingest:
+    with client.snapshots.diff(key) as changes:
+
+        def pack(target: str) -> _core.Packed:
+            return changes.pack(target, compression=compression, level=level, threads=os.cpu_count() or 1)
+
+        packed = store_packed(client, f"diff-{os.urandom(8).hex()}", pack, lease=lease)
+    descriptor = oci.Descriptor(media_type=types[docker], digest=Digest(packed.digest), size=packed.size)
+    return PackedLayer(descriptor=descriptor, diff_id=Digest(packed.diff_id), notes=changes.notes)
+
+
+def store_packed(
+    client: Client, ref: str, pack: Callable[[str], _core.Packed], *, lease: str | None
+) -> _core.Packed:
+    """Put the blob that ``pack`` writes to a file into the content store, with its diffID; ``lease`` holds it."""
+    with client.content.writer(ref) as ingest:
         try:
-            packed = changes.pack(
-                str(ingest.data_path), compression=compression, level=level, threads=os.cpu_count() or 1
-            )
+            packed = pack(str(ingest.data_path))
             labels = {UNCOMPRESSED: packed.diff_id}
             with client.database.write():
                 if lease is not None:
@@ -83,8 +94,7 @@ def pack_layer(
         except BaseException:
             ingest.discard()
             raise
-    descriptor = oci.Descriptor(media_type=types[docker], digest=Digest(packed.digest), size=packed.size)
-    return PackedLayer(descriptor=descriptor, diff_id=Digest(packed.diff_id), notes=changes.notes)
+    return packed
 
 
 def commit_image(

@@ -22,6 +22,7 @@ Phase = Literal[
     "waiting",
     "checking",
     "unpacking",
+    "compressing",
     "mounted",
     "exists",
     "done",

@@ -11,6 +11,10 @@ use crate::cores::Layer;
 use crate::error::{Error, Kind, Result, show};
 use crate::inflate;
 
+/// Above this much output a ratio of more than [`MAX_RATIO`] is refused. gzip cannot exceed 1032.
+const RATIO_FLOOR: u64 = 1 << 30;
+const MAX_RATIO: u64 = 4096;
+
 /// How a blob is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
@@ -114,6 +118,30 @@ impl<R: BufRead> Read for Decoder<R> {
             Self::Zstd(reader) => reader.read(buffer),
         }
     }
+}
+
+/// Say what is wrong with a compressed stream that cannot be read.
+#[must_use]
+pub fn damaged(compression: Compression, error: &io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => Error::data_loss(format!("the {compression} stream ends too early")),
+        _ if error.to_string().contains("too much memory") => {
+            Error::new(Kind::ResourceExhausted, format!("the {compression} stream needs a window of more than 128 MiB"))
+        }
+        _ => Error::data_loss(format!("the {compression} stream is damaged: {error}")),
+    }
+}
+
+/// Refuse an archive of `tar_size` bytes so far that is larger than `limit`, or that came out of too little.
+pub fn check_growth(tar_size: u64, consumed: u64, limit: u64) -> Result<()> {
+    let what = if tar_size > limit {
+        format!("the uncompressed layer is larger than {limit} bytes")
+    } else if tar_size > RATIO_FLOOR && tar_size / MAX_RATIO > consumed {
+        format!("the layer unpacks to more than {MAX_RATIO} times its size")
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(Kind::ResourceExhausted, what))
 }
 
 #[cfg(test)]

@@ -13,8 +13,9 @@
 //! | `tar` | reads an archive that is not trusted |
 //! | `layer` | makes a layer folder of it, completes it with what lies beneath, looks things up in a stack of layers |
 //! | `pipeline` | all of that at once, in one pass over the blob |
+//! | `blob` | the way back: a layer's blob is written, or turned into another form |
 //!
-//! The last five rows belong to the feature `unpack` (on by default).
+//! The last six rows belong to the feature `unpack` (on by default).
 
 pub mod counters;
 pub mod error;
@@ -23,6 +24,8 @@ pub mod mount;
 pub mod sys;
 pub mod tree;
 
+#[cfg(feature = "unpack")]
+pub mod blob;
 #[cfg(feature = "unpack")]
 pub mod compress;
 #[cfg(feature = "unpack")]

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use lamella_core::blob::{self, Blob, Form};
 use lamella_core::compression::Compression;
-use lamella_core::layer::diff::{self, ChangeKind, Form, Trees};
+use lamella_core::layer::diff::{self, ChangeKind, Trees};
 use lamella_core::layer::{Merged, WhiteoutFormat};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -94,12 +95,37 @@ impl Changes {
             let form = Form { compression: compression.parse::<Compression>()?, level, threads };
             diff::pack(&self.found, &target, form, check)
         })?;
-        Ok(Packed {
+        Ok(blob.into())
+    }
+}
+
+/// Write the layer in a file in another form to another file, over what is in it.
+#[pyfunction]
+#[pyo3(signature = (source, target, *, diff_id, compression="gzip", level=None, threads=2))]
+pub fn recompress(
+    py: Python<'_>,
+    source: PathBuf,
+    target: PathBuf,
+    diff_id: &str,
+    compression: &str,
+    level: Option<u32>,
+    threads: usize,
+) -> PyResult<Packed> {
+    let blob = through(py, |check| {
+        let form = Form { compression: compression.parse::<Compression>()?, level, threads };
+        blob::recompress(&source, &target, &diff_id.parse()?, form, check)
+    })?;
+    Ok(blob.into())
+}
+
+impl From<Blob> for Packed {
+    fn from(blob: Blob) -> Self {
+        Self {
             digest: blob.digest.to_string(),
             size: blob.size,
             diff_id: blob.diff_id.to_string(),
             tar_size: blob.tar_size,
-        })
+        }
     }
 }
 

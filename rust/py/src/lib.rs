@@ -18,7 +18,7 @@ mod _core {
     #[pymodule_export]
     use super::counters::Counters;
     #[pymodule_export]
-    use super::diff::{Changes, Packed, diff_trees, diff_upper};
+    use super::diff::{Changes, Packed, diff_trees, diff_upper, recompress};
     #[pymodule_export]
     use super::functions::{
         check_mount_options, copy_tree, default_seccomp, disk_usage, launch, mount, read_file, remove_tree, resolve,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::chunk::{self, Pool};
 use super::queue::{Receiver, Sender};
-use crate::compression::{Compression, Decoder};
+use crate::compression::{Compression, Decoder, check_growth, damaged};
 use crate::cores::Layer;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, Kind, Result};
@@ -21,9 +21,6 @@ use crate::tar::{Limits, Reader, Source};
 /// How long a wait lasts before it looks whether to go on.
 pub const POLL: Duration = Duration::from_millis(50);
 
-/// Above this much output a ratio of more than [`MAX_RATIO`] is refused. gzip cannot exceed 1032.
-const RATIO_FLOOR: u64 = 1 << 30;
-const MAX_RATIO: u64 = 4096;
 /// How long a stage may take from letting go of its input to saying why: microseconds, on a machine that has time.
 const GONE: Duration = Duration::from_secs(5);
 
@@ -231,15 +228,7 @@ pub fn inflate(
         if let Err(cancelled) = state.check() {
             return cancelled;
         }
-        match error.kind() {
-            io::ErrorKind::UnexpectedEof => Error::data_loss(format!("the {compression} stream ends too early")),
-            _ if error.to_string().contains("too much memory") => Error::new(
-                Kind::ResourceExhausted,
-                format!("the {compression} stream needs a window of more than 128 MiB"),
-            ),
-            _ => Error::data_loss(format!("the {compression} stream is damaged: {error}")),
-        }
-        .hint(if compression == declared {
+        damaged(compression, &error).hint(if compression == declared {
             "The layer is damaged; pull it again."
         } else {
             "The layer's media type names another compression; its bytes decided."
@@ -268,18 +257,7 @@ pub fn inflate(
             }
         }
         tar_size += chunk.bytes().len() as u64;
-        if tar_size > max_size {
-            return Err(Error::new(
-                Kind::ResourceExhausted,
-                format!("the uncompressed layer is larger than {max_size} bytes"),
-            ));
-        }
-        if tar_size > RATIO_FLOOR && tar_size / MAX_RATIO > decoder.get_ref().0.consumed {
-            return Err(Error::new(
-                Kind::ResourceExhausted,
-                format!("the layer unpacks to more than {MAX_RATIO} times its size"),
-            ));
-        }
+        check_growth(tar_size, decoder.get_ref().0.consumed, max_size)?;
         if !chunk.is_empty() {
             let chunk = Arc::new(chunk);
             to.hash.send(Arc::clone(&chunk)).map_err(|_| gone())?;
