@@ -25,14 +25,19 @@ def add_registry_options(parser: Parser) -> None:
     add("--hosts-dir", metavar="DIR", help="Read hosts.toml files here (LAMELLA_HOSTS_DIR).")
     add("--ca", metavar="FILE", help="Believe the authorities in this file, besides the system's.")
     add("--cert", metavar="FILE", help="Show this client certificate to a registry that asks for one.")
-    add("--key", metavar="FILE", help="The key of --cert; without this it is in the same file.")
+    add(
+        "--key",
+        metavar="FILE",
+        dest="cert_key",
+        help="The key of --cert; without this it is in the same file.",
+    )
     add("--skip-verify", action="store_true", help="Do not check certificates: anybody may be the registry.")
 
 
 def registry_config(arguments: argparse.Namespace) -> RegistryConfig | None:
     """Make the settings of :func:`add_registry_options`' options; None when none of them was given, or could be."""
     given: dict[str, Any] = {name: value for name in _SETTINGS if (value := getattr(arguments, name, None))}
-    certificate, key = getattr(arguments, "cert", None), getattr(arguments, "key", None)
+    certificate, key = getattr(arguments, "cert", None), getattr(arguments, "cert_key", None)
     if key and not certificate:
         raise UsageError("lamella: --key needs --cert", hint="Name the certificate's file, too.")
     if certificate:
