@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import tarfile
 import threading
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from archives import Content, Pipe, blobs, describe, docker_of, layout, layout_o
 from lamella import Client, oci
 from lamella.digest import digest_of
 from lamella.errors import InvalidArgument, NotFound, PolicyRefused, Unsupported
-from layers import Built
+from layers import Built, file, tar
 
 OTHER = {"os": "linux", "architecture": "s390x"}
 FORMS: dict[str, Callable[[bytes], bytes]] = {
@@ -389,6 +390,21 @@ def test_the_policy_is_asked_before_anything_is_kept(client: Client, tmp_path: P
     assert asked == [("example.com/app:v1", None, digest_of(small().manifest))] * 2
     assert not client.images.list()
     assert not content_of(client)
+
+
+@pytest.mark.parametrize("refuse", [False, True])
+def test_what_a_stream_had_besides_goes_again_at_once(client: Client, refuse: bool) -> None:
+    one, two = (Built(tar(file("large", os.urandom(600_000)))) for _ in range(2))
+    content = layout(
+        named("app:one", one.manifest), named("app:two", two.manifest), content={**blobs(one), **blobs(two)}
+    )
+    if refuse:
+        with pytest.raises(PolicyRefused):
+            client.images.import_(Pipe(tar_of(content)), image="app:one", policy=lambda _: "no")
+        assert not content_of(client)
+    else:
+        client.images.import_(Pipe(tar_of(content)), image="app:one")
+        assert content_of(client) == {str(digest_of(data)) for data in blobs(one).values()}
 
 
 def test_content_of_an_archive_is_not_said_to_come_from_a_registry(client: Client) -> None:

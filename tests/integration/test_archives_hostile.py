@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import gzip
 import io
 import json
 import lzma
 import os
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,7 @@ from lamella.errors import (
     Unsupported,
 )
 from lamella.transfer.archives import inputs, tar
+from lamella.transfer.archives.files import Folder
 from layers import Built, compress
 
 Import = Callable[[bytes], Any]
@@ -306,7 +310,7 @@ def test_an_archive_cut_anywhere_is_refused(
     assert bring(data[: end + 512])
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, __import__("bz2").compress, __import__("lzma").compress])
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
 def test_a_compressed_archive_cut_anywhere_is_refused(
     client: Client, compress: Callable[[bytes], bytes]
 ) -> None:
@@ -324,6 +328,20 @@ def test_a_compressed_archive_that_asks_for_much_memory_is_refused(
     monkeypatch.setattr(inputs, "MEMORY_MAX", 1_000_000)
     with pytest.raises(DataLoss, match=r"[Mm]emory"):
         client.images.import_(Pipe(lzma.compress(tar_of(layout_of(small())), preset=9)))
+
+
+def test_a_pipe_is_asked_for_no_more_than_it_has() -> None:
+    """Who waits for more waits in one long call, which no signal ends that comes between two pieces."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "wb", 0) as writer:
+        writer.write(bytes(700))
+        late = threading.Timer(5, writer.close)
+        late.start()
+        archive = inputs.open_input(reader)
+        assert isinstance(archive, inputs.StreamInput)
+        assert archive.read(6) + archive.some(1 << 20) == bytes(700)
+        assert not writer.closed
+        late.cancel()
 
 
 # Documents and digests
@@ -508,6 +526,15 @@ def test_what_is_exchanged_in_a_folder_meanwhile_is_noticed(client: Client, fold
     with pytest.raises((DataLoss, InvalidArgument)):
         client.images.import_(folder, progress=exchange)
     check_nothing_left(client)
+
+
+def test_what_takes_the_place_of_a_file_just_then_is_not_opened(folder: Path) -> None:
+    with contextlib.closing(Folder(folder)) as files:
+        member = files.need("index.json")
+        (folder / "index.json").unlink()
+        os.mkfifo(folder / "index.json")
+        with pytest.raises(DataLoss):
+            files.open(member)
 
 
 # Any of it

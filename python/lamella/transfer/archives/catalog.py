@@ -19,7 +19,7 @@ _SUFFIXES = {"none": ".tar", "gzip": ".tar.gz", "zstd": ".tar.zst"}
 
 
 class Catalog:
-    """Collects documents and names. What it makes of them depends on these alone, not on their order."""
+    """Collects documents and names, in their order."""
 
     def __init__(self) -> None:
         self._documents: dict[Digest, tuple[oci.Descriptor, bytes]] = {}
@@ -36,15 +36,15 @@ class Catalog:
         self._names[str(reference)] = (reference, descriptor)
 
     def entries(self) -> list[dict[str, Any]]:
-        """Make the entries of index.json: the names, in order, then what refers to others and has none."""
+        """Make the entries of index.json: the names, then what refers to others and has none."""
         found = []
-        for name, (reference, descriptor) in sorted(self._names.items()):
+        for name, (reference, descriptor) in self._names.items():
             annotations = {CONTAINERD_NAME: name} if reference.tag or reference.digest else {}
             if reference.tag:
                 annotations[REF_NAME] = reference.tag
             found.append(_entry(descriptor, annotations))
         named = {descriptor.digest for _, descriptor in self._names.values()}
-        for digest, (descriptor, data) in sorted(self._documents.items()):
+        for digest, (descriptor, data) in self._documents.items():
             if digest not in named and oci.subject_of(data) is not None:
                 found.append(_entry(oci.describe_referrer(digest, data), dict(descriptor.annotations or {})))
         return found
@@ -52,7 +52,7 @@ class Catalog:
     def docker_manifest(self, place: Callable[[oci.Descriptor], str]) -> bytes:
         """Make manifest.json: of each name the image for this machine, or the first one; ``place`` names the files."""
         images: dict[Digest, dict[str, Any]] = {}
-        for _, (reference, descriptor) in sorted(self._names.items()):
+        for reference, descriptor in self._names.values():
             manifest = self._image(descriptor)
             if manifest is None:
                 continue

@@ -63,7 +63,7 @@ class _Stashed(Files):
         for member in walk(archive):
             if member.kind == "file":
                 small = member.size <= SMALL and kept + member.size <= KEPT_MAX
-                body = self._keep(member) if small else self._store(member)
+                body = self._archive.read(member.size) if small else self._store(member)
                 kept += member.size if small else 0
                 if body is None:
                     continue
@@ -87,12 +87,6 @@ class _Stashed(Files):
         if isinstance(body, str) and body.startswith(f"{algorithm}:"):
             return body
         return super().digest(member, algorithm)
-
-    def _keep(self, member: Member) -> bytes:
-        data = self._archive.read(member.size)
-        if len(data) < member.size:
-            raise self._ends(member)
-        return data
 
     def _store(self, member: Member) -> Digest | None:
         """Make a body a blob; None for one whose name is a digest of an unknown kind, which nothing can ask for."""
