@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import bcrypt
 import pytest
@@ -197,7 +198,7 @@ def test_a_mirror_that_has_everything_is_all_that_is_asked(farm: Farm, scripted:
         pull(client, origin)
     assert not origin.asked
     assert places(mirror) == EVERYTHING
-    assert {asked.path.partition("?")[2] for asked in mirror.asked} == {f"ns={origin.address}"}
+    assert {asked.path.partition("?")[2] for asked in mirror.asked} == {f"ns={quote(origin.address)}"}
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500, 503])
@@ -230,6 +231,16 @@ def test_what_a_tag_means_is_asked_of_hosts_with_resolve_alone(farm: Farm, scrip
     assert places(mirror) == [*EVERYTHING[1:], f"manifests/{DIGEST}"]
 
 
+def test_a_host_that_may_not_give_the_content_is_not_asked_what_a_tag_means(
+    farm: Farm, scripted: Any
+) -> None:
+    origin, mirror = scripted(served), scripted(served)
+    farm.mirror(mirror, 'capabilities = ["resolve"]')
+    with farm.client(origin) as client:
+        pull(client, origin)
+    assert not mirror.asked
+
+
 def test_without_a_host_that_may_be_asked_it_is_not_found(farm: Farm, scripted: Any) -> None:
     origin = scripted(served)
     farm.text = f'server = "http://{origin.address}"\ncapabilities = ["push"]\n'
@@ -258,7 +269,7 @@ def test_a_mirror_with_a_path_of_its_own_is_asked_there(farm: Farm, scripted: An
     farm.mirror(f"{mirror.address}/cache", "override_path = true")
     with farm.client(origin) as client:
         client.resolve(reference(origin))
-    assert mirror.asked[0].path == f"/cache/team/app/manifests/v1?ns={origin.address}"
+    assert mirror.asked[0].path == f"/cache/team/app/manifests/v1?ns={quote(origin.address)}"
 
 
 def test_a_location_in_registries_conf_takes_the_prefixs_place(scripted: Any, tmp_path: Path) -> None:

@@ -182,10 +182,12 @@ class Exchange:
     def _able(self, asked: _Asked) -> Sequence[Host]:
         """Give the hosts that may be asked, in order."""
         reference, capability = asked.reference, asked.capability
+        # What a tag means is asked in order to have it: containerd asks a host for both, too.
+        needed = {PULL, RESOLVE} if capability == RESOLVE else {capability}
         if not reference.path:
             return [self.hosts.own(reference.domain)]
         hosts = self.hosts.serving(reference.domain, reference.path, by_digest=reference.digest is not None)
-        able = [host for host in hosts if capability in host.capabilities]
+        able = [host for host in hosts if needed <= host.capabilities]
         if not able:
             raise NotFound(
                 f"{asked.what}: no host of {reference.domain} is there to {capability} from",

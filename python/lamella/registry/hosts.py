@@ -26,6 +26,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 
@@ -79,7 +80,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
             return place
         path = f"{self.root}/{self.path}/{place}" if self.path else f"{self.root}/{place}"
         if self.namespace:
-            path += f"{'&' if '?' in path else '?'}ns={self.namespace}"
+            path += f"{'&' if '?' in path else '?'}ns={quote(self.namespace, safe='')}"
         return f"{origin or self.home.origin}{path}"
 
 
