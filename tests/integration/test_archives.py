@@ -422,6 +422,18 @@ def test_progress_names_each_blob(client: Client, tmp_path: Path) -> None:
     assert {str(digest_of(layer)) for layer in image.layers} <= done
 
 
+def test_imports_and_exports_are_logged(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lamella.transfer")
+    artifact = archives.artifact()
+    entries = [named("app:v1", small().manifest), named("sbom:v1", artifact)]
+    content = {**blobs(small()), **archives.artifact_blobs(artifact)}
+    client.images.import_(Pipe(tar_of(layout(*entries, content=content))))
+    client.images.export(["app:v1"], io.BytesIO())
+    words = [(record.message.split()[0], record.image) for record in caplog.records]  # type: ignore[attr-defined]
+    app, sbom = "docker.io/library/app:v1", "docker.io/library/sbom:v1"
+    assert words == [("imported", app), ("imported", sbom), ("exported", app)]
+
+
 def test_two_imports_at_once_of_the_same_archive_end_alike(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "archive"
     path.write_bytes(tar_of(layout_of(small())))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from lamella.transfer.progress import Progress, ProgressCallback
 
+_WIDTH = 19  # of a short digest
 _WORDS = {
     "resolving": "resolving",
     "downloading": "fetching",
@@ -39,7 +40,7 @@ def watch(*, quiet: bool) -> Iterator[ProgressCallback | None]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     with Progress(
-        TextColumn("{task.description:<19}"),
+        TextColumn(f"{{task.description:<{_WIDTH}}}"),
         TextColumn("{task.fields[phase]:<12}"),
         BarColumn(),
         DownloadColumn(),
@@ -68,7 +69,7 @@ class _Board:
         phase = _WORDS.get(progress.phase, progress.phase)
         if bar is None:
             bar = self._bars[progress.digest] = self._display.add_task(
-                short(progress.digest) if progress.digest else "blobs",
+                short(progress.digest)[:_WIDTH] if progress.digest else "blobs",
                 total=progress.size or None,
                 phase=phase,
             )

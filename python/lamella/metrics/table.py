@@ -91,7 +91,10 @@ _WAITS = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0)
 _SWEEPS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 _ENDS = ("ok", "error")
-OPERATIONS = ("pull", "unpack", "prepare", "view", "commit", "remove", "start", "exec", "gc")
+OPERATIONS = (
+    *("pull", "push", "copy", "import", "export", "convert", "unpack"),
+    *("prepare", "view", "commit", "remove", "start", "exec", "gc"),
+)
 KINDS = tuple(name for name in errors.__all__ if name != "LamellaError")
 REMOVED = ("leases", "images", "content", "blobs", "snapshots", "layers", "ingests", "orphans")
 

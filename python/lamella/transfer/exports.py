@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from lamella import oci, platforms
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unsupported
+from lamella.operations import INFO, Operation
 from lamella.reference import Reference
 from lamella.transfer.archives.destination import (
     ArchiveDestination,
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 Format = Literal["oci", "oci-dir", "docker"]
 FORMATS: tuple[Format, ...] = ("oci", "oci-dir", "docker")
 Compression = Literal["none", "gzip", "zstd"]
+_EXPORT = Operation(
+    "export", "exported %(image)s: %(digest)s in %(seconds).3f s", log="lamella.transfer", level=INFO
+)
 _SUFFIXES: dict[str, Compression] = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".tzst": "zstd"}
 
 
@@ -87,7 +91,8 @@ class Export:
             chosen = {name: self._root(image) for name, image in sorted(images.items())}
             with self._open(target) as destination:
                 for name, (root, data) in chosen.items():
-                    self._copy(destination, Reference.parse(name), root, data)
+                    with _EXPORT(self._client.database.metrics, image=name, digest=root.digest):
+                        self._copy(destination, Reference.parse(name), root, data)
                 destination.finish()
         return {name: root for name, (root, _) in chosen.items()}
 

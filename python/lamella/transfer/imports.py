@@ -21,7 +21,7 @@ from lamella.transfer.archives.source import Archive, open_archive
 from lamella.transfer.archives.stash import Stash
 from lamella.transfer.copying import Copy
 from lamella.transfer.progress import ProgressCallback, Reporter
-from lamella.transfer.pull import LEASE_SECONDS, Pull, drop_unreferenced, follow
+from lamella.transfer.pull import IMPORT, LEASE_SECONDS, Pull, drop_unreferenced, follow
 from lamella.transfer.stored import StoreDestination
 
 if TYPE_CHECKING:
@@ -90,9 +90,11 @@ class Import:
         """Import one image."""
         if self._asked is None and self._keep_layers:
             own = self._own(archive, name, target) if self._unpack else None
-            self._copy(archive, lease, name, target, own)
             if own is None:
+                with IMPORT(self._client.database.metrics, image=str(name), digest=target.digest):
+                    self._copy(archive, lease, name, target, None)
                 return
+            self._copy(archive, lease, name, target, own)
         Pull(
             self._client,
             name,

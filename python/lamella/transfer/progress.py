@@ -33,7 +33,10 @@ INTERVAL = 0.1
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one blob, or the whole transfer (``digest`` empty), stands. Sizes are bytes."""
+    """Where one blob, or the whole transfer (``digest`` empty), stands. Sizes are bytes.
+
+    A blob that comes in an archive and whose digest nothing tells yet goes by its name there.
+    """
 
     phase: Phase
     digest: str = ""

@@ -68,7 +68,7 @@ _PULL = Operation(
     counts=by_result(PULLS),
     durations={result: PULL_SECONDS.series(result) for result in ("pulled", "present", "waited")},
 )
-_IMPORT = Operation(
+IMPORT = Operation(
     "import", "imported %(image)s: %(digest)s in %(seconds).3f s", log="lamella.transfer", level=INFO
 )
 _UNPACK = Operation("unpack", "unpacked %(image)s in %(seconds).3f s", log="lamella.transfer", level=INFO)
@@ -183,7 +183,7 @@ class Pull:
         damaged), ResourceExhausted (disk, caps), Cancelled. Whatever was complete when one was raised stays usable
         for the next try; nothing else stays visible. Twice is harmless: the second pull costs one request.
         """
-        operation = _IMPORT if self._archive else _PULL
+        operation = IMPORT if self._archive else _PULL
         with operation(self._metrics, image=str(self._reference)) as running:
             self._reporter.say(Progress(phase="resolving"))
             with span("lamella.resolve", image=str(self._reference)):

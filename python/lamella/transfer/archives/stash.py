@@ -146,19 +146,21 @@ class _Stashed(Files):
                 rest = memoryview(data)
                 while rest:
                     rest = rest[file.write(rest) :]
-                if reporter.due(member.name):
-                    self._report(member, member.size - left)
+                if reporter.due(expected or member.name):
+                    self._report(member, expected, member.size - left)
         found = Digest(f"{algorithm}:{hasher.hexdigest()}")
         if expected not in (None, found):
             raise DataLoss(
                 f"{member.name!r} in the archive has the digest {found}", hint="Make or copy it once more."
             )
-        self._report(member, member.size)
+        self._report(member, expected, member.size)
         return found
 
-    def _report(self, member: Member, received: int) -> None:
-        report = Progress(phase="reading", digest=member.name, received=received, size=member.size)
-        self._stash.reporter.say(report)
+    def _report(self, member: Member, expected: Digest | None, received: int) -> None:
+        """Report a blob under its digest, or, before that is known, under its name in the archive."""
+        self._stash.reporter.say(
+            Progress(phase="reading", digest=expected or member.name, received=received, size=member.size)
+        )
 
     def _ends(self, member: Member) -> DataLoss:
         return DataLoss(
