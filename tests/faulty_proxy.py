@@ -255,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
             length = str(int(length) + self._source.choice((-1, 1, 1000)))
         if length is not None:
             self.send_header("Content-Length", length)
-        else:
+        elif answer.status != 204:
             self.close_connection = True
         if self._fault in WITHIN + WRONG + LYING:
             self.close_connection = True

@@ -289,6 +289,11 @@ def explain(  # noqa: PLR0911 - one a cause
     )
 
 
+def is_caused_by(error: BaseException, kind: type[BaseException]) -> bool:
+    """Say whether an error of requests has one of this kind among its causes."""
+    return _first(list(_chain(error)), kind) is not None
+
+
 def _explain_tls(error: ssl.SSLError, host: str, tls: Tls) -> Failure:
     reason = error.reason or ""
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -8,11 +8,13 @@ than an answer (session tickets), so that there only a failure or silence ends t
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 from urllib3.connection import HTTPConnection
+from urllib3.response import HTTPResponse
 from urllib3.util.wait import wait_for_read
 
 TLS_PIECE = 64 * 1024
@@ -36,16 +38,26 @@ class SourceFailed(Exception):
         self.error = error
 
 
+class Stale(ConnectionAbortedError):
+    """A connection that was used before is closed, and nothing of the body went out: on a new one it will."""
+
+
 class SendingConnection(HTTPConnection):
     """Sends the pieces of a :class:`Body` as the module describes."""
 
     silence: float
     """Seconds in which some bytes have to go out."""
     _cut = False
+    _answered = False
+    _began = False
 
     def send(self, data: Any) -> None:
-        """Send a piece. BrokenPipeError, after which urllib3 reads the answer, when nobody wants the rest of the body."""
+        """Send a piece. BrokenPipeError, after which urllib3 reads the answer, when nobody wants the rest of the body.
+
+        Errors: Stale.
+        """
         if not isinstance(data, memoryview) or self.sock is None:
+            self._began = False
             super().send(data)
             return
         self.sock.settimeout(self.silence)
@@ -53,18 +65,27 @@ class SendingConnection(HTTPConnection):
         while data:
             if not secure and wait_for_read(self.sock, timeout=0):
                 self._cut = True
+                if self._answered and not self._began and not self.sock.recv(1, socket.MSG_PEEK):
+                    raise Stale
                 raise BrokenPipeError
             try:
                 count = self.sock.send(data[:TLS_PIECE] if secure else data)
-            except TimeoutError:
+            except OSError:
                 self._cut = True
                 raise BrokenPipeError from None
+            self._began = True
             data = data[count:]
+
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # urllib3's own, as in its class
+        """Read an answer."""
+        response = super().getresponse()
+        self._answered = True
+        return response
 
     def connect(self) -> None:
         """Connect anew, for whole requests again."""
         super().connect()
-        self._cut = False
+        self._cut = self._answered = False
 
     @property
     def is_connected(self) -> bool:

@@ -46,12 +46,13 @@ from lamella.registry.failures import (
     TRANSPORT_ERRORS,
     discard,
     explain,
+    is_caused_by,
     proxy_refusal,
     retry_after,
 )
 from lamella.registry.pace import PacedResponse
 from lamella.registry.proxies import describe, parse_proxy, proxy_for
-from lamella.registry.sending import Body, SendingConnection, SourceFailed
+from lamella.registry.sending import Body, SendingConnection, SourceFailed, Stale
 from lamella.registry.targets import Address, Home, Origin, Tls, is_private_literal, parse_address
 from lamella.registry.tls import make_context
 
@@ -230,32 +231,36 @@ class Transport:
         proxy = self._proxy(home, target)
         timeouts = self.timeouts._replace(connect=home.connect_timeout or self.timeouts.connect)
         context = self._context(tls, target)
-        try:
-            prepared = session.prepare_request(
-                requests.Request(
-                    request.method,
-                    request.url,
-                    headers={**request.headers, **request.private},
-                    data=request.form or request.body,
+        while True:
+            try:
+                prepared = session.prepare_request(
+                    requests.Request(
+                        request.method,
+                        request.url,
+                        headers={**request.headers, **request.private},
+                        data=request.form or request.body,
+                    )
                 )
-            )
-            began = time.monotonic()
-            # Not session.send: even with allow_redirects=False it reads the whole body of a redirect.
-            response = session.get_adapter(request.url).send(
-                prepared,
-                stream=True,
-                timeout=(timeouts.connect, timeouts.read + request.silence),
-                verify=context,  # type: ignore[arg-type]  # see _Adapter
-                proxies={"all": proxy} if proxy else {},
-            )
-        except SourceFailed as failed:
-            raise failed.error from None
-        except _PrivateAddress:
-            raise _private(target.netloc) from None
-        except TRANSPORT_ERRORS as error:
-            self.check_interrupted()
-            failure = explain(error, target, timeouts, tls=tls, proxy=proxy and describe(proxy))
-            raise (_Broken(failure.error) if failure.passing else failure.error) from None
+                began = time.monotonic()
+                # Not session.send: even with allow_redirects=False it reads the whole body of a redirect.
+                response = session.get_adapter(request.url).send(
+                    prepared,
+                    stream=True,
+                    timeout=(timeouts.connect, timeouts.read + request.silence),
+                    verify=context,  # type: ignore[arg-type]  # see _Adapter
+                    proxies={"all": proxy} if proxy else {},
+                )
+                break
+            except SourceFailed as failed:
+                raise failed.error from None
+            except _PrivateAddress:
+                raise _private(target.netloc) from None
+            except TRANSPORT_ERRORS as error:
+                self.check_interrupted()
+                if is_caused_by(error, Stale):
+                    continue
+                failure = explain(error, target, timeouts, tls=tls, proxy=proxy and describe(proxy))
+                raise (_Broken(failure.error) if failure.passing else failure.error) from None
         if response.status_code == 407 and proxy:
             discard(response)
             raise proxy_refusal(describe(proxy), target.netloc, 407)

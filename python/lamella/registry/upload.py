@@ -148,13 +148,13 @@ class Upload:
 
     def _note_session(self, response: requests.Response) -> None:
         location = response.headers.get("Location")
+        discard(response)
         if location:
             try:
                 self._session = urljoin(response.url, location)
                 Origin.of(self._session)
             except ValueError:
                 self._session = None
-        discard(response)
         if self._session is None:
             host = Origin.of(response.url).netloc
             raise Unavailable(
