@@ -203,8 +203,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self._fault == "whole":
             self._until += int(headers.pop("Range").removeprefix("bytes=").partition("-")[0])
         if self._fault in {"range", "moved"}:
-            start = int(headers["Range"].removeprefix("bytes=").partition("-")[0])
-            headers["Range"] = f"bytes={max(start - 1000, 0) or start + 1000}-"
+            start, _, end = headers["Range"].removeprefix("bytes=").partition("-")
+            by = 1000 if int(start) < 1000 else -1000
+            headers["Range"] = f"bytes={int(start) + by}-{int(end) + by if end else ''}"
         upstream = http.client.HTTPConnection(self.owner.upstream, timeout=30)
         try:
             body = self._request_body(length, chunked) if length or chunked else None
@@ -246,11 +247,12 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in answer.getheaders():
             if name.lower() not in _HOP and not (name.lower() == "content-range" and self._fault == "moved"):
                 self.send_header(name, value)
-        if self._fault == "moved":
-            asked = self.headers["Range"].removeprefix("bytes=").partition("-")[0]
-            total = (answer.getheader("Content-Range") or "/").rpartition("/")[2]
-            length = str(int(total) - int(asked)) if total.isdecimal() else length
-            self.send_header("Content-Range", f"bytes {asked}-{int(total or 1) - 1}/{total}")
+        if self._fault == "moved" and answer.status == 206:
+            start, _, end = self.headers["Range"].removeprefix("bytes=").partition("-")
+            total = int((answer.getheader("Content-Range") or "").rpartition("/")[2])
+            end = end or str(total - 1)
+            length = str(int(end) + 1 - int(start))
+            self.send_header("Content-Range", f"bytes {start}-{end}/{total}")
         if length is not None and self._fault == "length":
             length = str(int(length) + self._source.choice((-1, 1, 1000)))
         if length is not None:

@@ -106,7 +106,9 @@ class Client:
         from lamella.registry.client import RegistryClient
         from lamella.registry.config import RegistryConfig
 
-        config = self.registry or RegistryConfig()
+        config = self.registry = (
+            self.registry or RegistryConfig()
+        )  # one, for the limits that all transfers share
         changes["plain_http"] = plain_http or config.plain_http
         return RegistryClient(msgspec.structs.replace(config, **changes))
 

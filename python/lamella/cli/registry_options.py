@@ -6,6 +6,7 @@ A command adds them to its parser; the session's client then has the settings (`
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli.parser import Parser, UsageError
@@ -31,6 +32,17 @@ def add_registry_options(parser: Parser) -> None:
         dest="cert_key",
         help="The key of --cert; without this it is in the same file.",
     )
+    add(
+        "--limit-rate",
+        metavar="RATE",
+        help="Move at most so many bytes a second: 500k, 10M (LAMELLA_LIMIT_RATE).",
+    )
+    add(
+        "--connections",
+        metavar="N",
+        type=int,
+        help="Use at most so many connections at once for layers (default: 16).",
+    )
     add("--skip-verify", action="store_true", help="Do not check certificates: anybody may be the registry.")
 
 
@@ -49,8 +61,26 @@ def registry_config(arguments: argparse.Namespace) -> RegistryConfig | None:
         from lamella.registry.credentials import CredentialStore
 
         given["credentials"] = CredentialStore([Path(authfile)])
+    given |= _limits(arguments)
     if not given:  # and nothing is imported
         return None
     from lamella.registry.config import RegistryConfig
 
     return RegistryConfig(**given)
+
+
+def _limits(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Give the setting that says how much of the network is taken, if there is one."""
+    if not hasattr(arguments, "limit_rate"):  # another command, which transfers nothing
+        return {}
+    rate, name = arguments.limit_rate, "--limit-rate"
+    if rate is None:
+        rate, name = os.environ.get("LAMELLA_LIMIT_RATE"), "LAMELLA_LIMIT_RATE"
+    if not rate and arguments.connections is None:
+        return {}
+    from lamella.containers.options import parse_size
+    from lamella.registry.limits import CONNECTIONS, Limits
+
+    connections = CONNECTIONS if arguments.connections is None else arguments.connections
+    bandwidth = parse_size(rate, f"{name}:") if rate else None
+    return {"limits": Limits(connections=connections, bandwidth=bandwidth)}

@@ -33,6 +33,7 @@ from lamella.registry.exchange import Exchange
 from lamella.registry.failures import discard, read_document
 from lamella.registry.publishing import Publisher
 from lamella.registry.referrers import Referrers, next_query
+from lamella.registry.stretch import Way
 from lamella.registry.transport import Patience
 from lamella.registry.upload import Upload, has_blob
 
@@ -152,10 +153,11 @@ class RegistryClient:
             )
         what = f"blob {descriptor.digest} of {reference.name}"
 
-        def opener(start: int, patience: Patience) -> requests.Response:
+        def opener(start: int, end: int, patience: Patience) -> requests.Response:
             headers = {"Accept": "*/*"}
-            if start:
-                headers["Range"] = f"bytes={start}-"
+            ranged = start > 0 or end < descriptor.size
+            if ranged:
+                headers["Range"] = f"bytes={start}-{end - 1 if end < descriptor.size else ''}"
             response = self._exchange.request(
                 "GET",
                 reference,
@@ -163,17 +165,15 @@ class RegistryClient:
                 headers,
                 what=what,
                 patience=patience,
-                expected={200, 206, 416} if start else {200},
+                expected={200, 206, 416} if ranged else {200},
             )
             if response.status_code == 416:
                 discard(response)
                 raise DataLoss(f"{what} ends before byte {start}, its descriptor says {descriptor.size}")
             return response
 
-        transport = self._exchange.transport
-        return BlobStream(
-            descriptor, offset, opener, transport.patience(), transport.timeouts, self._exchange.pass_over
-        )
+        way = Way(self._exchange.transport, opener, self._exchange.pass_over)
+        return BlobStream(descriptor, offset, way)
 
     def referrers(
         self, reference: Reference, digest: Digest, *, artifact_type: str | None = None

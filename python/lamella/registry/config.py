@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from lamella.registry.credentials import Credential, CredentialStore
+from lamella.registry.limits import Limits
 
 
 class Timeouts(NamedTuple):
@@ -29,7 +30,7 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``hosts_dir``, ``registries_conf``: the folder and the file that say which hosts serve a domain, in the place of those of this
     machine (:mod:`lamella.registry.hosts`).
     ``attempts``: how often one request is tried; ``backoff``: seconds of pause to begin with. ``user_agent``: empty for
-    ``lamella/VERSION``.
+    ``lamella/VERSION``. ``limits``: connections and bandwidth, shared by all who have this configuration.
     """
 
     plain_http: bool = False
@@ -44,3 +45,4 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 5
     backoff: float = 0.25
     user_agent: str = ""
+    limits: Limits = msgspec.field(default_factory=Limits)

@@ -59,7 +59,8 @@ from lamella.registry.tls import make_context
 REDIRECTS_MAX = 10
 RETRY_AFTER_MAX = 60
 """Seconds; a registry that asks for a longer pause gets no second request but becomes an error."""
-CONNECTIONS_MAX = 16
+CONNECTIONS_KEPT = 64
+"""Idle connections to one host that are kept for the next requests; more than are ever used at once."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KEEPING_METHOD = frozenset({307, 308})
@@ -82,6 +83,7 @@ class Transport:
 
     def __init__(self, config: RegistryConfig) -> None:
         self.timeouts = config.timeouts
+        self.limits = config.limits
         self._plain_http = config.plain_http
         self._allow_private = config.allow_private
         self._attempts = config.attempts
@@ -412,7 +414,7 @@ class _Adapter(HTTPAdapter):
         self._seconds = seconds
         self._watch = watch
         self._check = check
-        super().__init__(pool_connections=CONNECTIONS_MAX, pool_maxsize=CONNECTIONS_MAX, max_retries=0)
+        super().__init__(pool_connections=16, pool_maxsize=CONNECTIONS_KEPT, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Make the pool of direct connections."""
