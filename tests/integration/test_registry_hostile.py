@@ -4,6 +4,8 @@ without an end, connections that are held, and what has to be let in nowhere.
 
 from __future__ import annotations
 
+import base64
+import json
 import socket
 import ssl
 import threading
@@ -13,10 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import bcrypt
 import pytest
 import requests
 from registries import push_image
-from serving import BLOB, DIGEST, asking, start
+from serving import BLOB, DIGEST, Serve, asking, start
 
 from lamella.errors import InvalidArgument, NotFound
 from lamella.registry.server import Access, RegistryServer, htpasswd, http
@@ -109,6 +112,13 @@ def head(*lines: bytes, first: bytes = b"POST /v2/a/blobs/uploads/ HTTP/1.1") ->
         (head(b"Host: x", first=b"GET /v2/ HTTP/1.2"), 505),
         (head(b"Host: x", first=b"GET  /v2/ HTTP/1.1 more"), 400),
         (head(b"Host: x", first=b"GET /v2/ http/1.1"), 400),
+        (head(b"Host: x", first=b"GET\x0b/v2/ HTTP/1.1"), 400),
+        (head(b"Host: x", first=b"GET /v2/\t HTTP/1.1"), 400),
+        (head(b"Host: x", first=b"GET /v2/\xa0HTTP/1.1"), 400),
+        (head(b"From Content-Length: 5", b"Host: x"), 400),
+        (head(b"Host: x\nTransfer-Encoding: chunked"), 400),
+        (b"GET /v2/ HTTP/1.1\nHost: x\n\n", 400),
+        (b"GET /v2/ HTTP/1.1\rHost: x\r\n\r\n", 400),
         (head(b"Host: x", first=b"GET /v2/" + b"a" * 70_000 + b" HTTP/1.1"), 414),
         (head(b"Host: x", b"X: " + b"a" * 70_000), 431),
         (head(b"Host: x", *[b"X: y"] * 200), 431),
@@ -162,6 +172,50 @@ def test_a_chunked_body_is_read_to_the_letter(
             assert received.startswith(b"HTTP/1.1 202 ")
             assert ask("GET", location).headers["range"] == f"0-{len(taken) - 1}"
         assert ask("GET", location).status == 204
+
+
+def test_a_head_that_breaks_off_is_not_taken_for_a_whole_one(server: RegistryServer) -> None:
+    push_image(server)
+    for cut in (
+        b"DELETE /v2/team/app/manifests/latest HTTP/1.1\r\nHost: x\r\n",
+        b"DELETE /v2/team/app/manifests/latest",
+    ):
+        with connect(server) as connection:
+            connection.sendall(cut)
+            connection.shutdown(socket.SHUT_WR)
+            assert b" 202 " not in answer(connection)
+    assert server.storage.repository("team/app").tags() == ["latest"]
+
+
+def test_a_target_that_is_no_address_is_refused(server: RegistryServer) -> None:
+    line = b"GET http://[x/v2/ HTTP/1.1"
+    assert send(server, head(b"Host: x", b"Connection: close", first=line)).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("method", ["delete", "Delete", "get", "TRACE", "S_POST"])
+def test_a_method_that_there_is_not_does_nothing_whoever_may(method: str, serve: Serve) -> None:
+    """A guard is told what is wanted by the method: one in other letters would be another right."""
+    with (
+        serve(auth=lambda access: None if access.action != "delete" else "Basic") as server,
+        asking(server) as ask,
+    ):
+        push_image(server)
+        refused = ask(method, "/v2/team/app/manifests/latest")
+        assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD, PUT, DELETE")
+        assert ask("DELETE", "/v2/team/app/manifests/latest").status == 401
+        assert ask("GET", "/v2/team/app/manifests/latest").status == 200
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    ["a/b\r\nX-Forged: 1", "a/b\0", "a/\u20ac", "a/b c", "a", "/", "a/b/c", "a" * 200 + "/b", ""],
+)
+def test_what_a_manifest_calls_itself_cannot_forge_a_header(media_type: str, serve: Serve) -> None:
+    document = json.dumps({"schemaVersion": 2, "mediaType": media_type})
+    with serve() as server, asking(server) as ask:
+        refused = ask("PUT", "/v2/a/manifests/1", document)
+        assert (refused.status, refused.code) == (400, "MANIFEST_INVALID")
+        assert server.storage.repositories() == []
 
 
 def test_requests_may_follow_each_other_without_waiting(server: RegistryServer) -> None:
@@ -363,6 +417,53 @@ def test_a_password_file_is_believed_and_followed(tmp_path: Path) -> None:
         assert status("bob", "hunter2") == 401
         file.unlink()
         assert status("bob", "hunter2") == 401
+
+
+def test_who_is_known_does_not_wait_for_those_that_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, let_go = threading.Event(), threading.Event()
+
+    def slow(password: bytes, hashed: bytes) -> bool:
+        if password == b"hunter2":
+            return True
+        tried.set()
+        return not let_go.wait(20)
+
+    monkeypatch.setattr(bcrypt, "checkpw", slow)
+    (tmp_path / "users").write_text(f"ann:{ANN}\n")
+    guard = htpasswd(tmp_path / "users")
+
+    def ask(name: str, password: str) -> str | None:
+        return guard(Access("a", "pull", "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()))
+
+    assert ask("ann", "hunter2") is None
+    attacker = threading.Thread(target=ask, args=("ann", "guess"))
+    attacker.start()
+    try:
+        assert tried.wait(20)
+        assert ask("ann", "hunter2") is None
+        assert attacker.is_alive()
+    finally:
+        let_go.set()
+        attacker.join()
+
+
+def test_an_unknown_user_takes_as_long_as_a_known_one_and_does_not_get_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def check(password: bytes, hashed: bytes) -> bool:
+        asked.append(hashed)
+        return True
+
+    monkeypatch.setattr(bcrypt, "checkpw", check)
+    (tmp_path / "users").write_text(f"ann:{ANN}\n")
+    guard = htpasswd(tmp_path / "users")
+    for _ in range(2):
+        assert guard(Access("a", "pull", "Basic " + base64.b64encode(b"bob:hunter2").decode()))
+    assert asked == [ANN.encode()] * 2  # a hash as costly as that of a user
 
 
 def test_a_password_file_that_cannot_be_used_is_said_at_once(tmp_path: Path) -> None:

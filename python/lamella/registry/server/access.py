@@ -77,6 +77,7 @@ class _PasswordFile:
         self._path = path
         self._challenge = f'Basic realm="{realm}"'
         self._lock = threading.Lock()
+        self._hashing = threading.Lock()
         self._key = os.urandom(32)
         self._stamp: tuple[int, int, int] | None = None
         self._users: dict[bytes, bytes] = {}
@@ -87,27 +88,40 @@ class _PasswordFile:
         name, _, password = _basic(access.authorization).partition(b":")
         if not name:
             return self._challenge
-        # One at a time: a hash takes a tenth of a second of a core, and a pull has dozens of requests.
         with self._lock:
             try:
                 self._follow()
             except LamellaError as error:
                 _log.warning("nobody is let in: %(reason)s", reason=str(error))
                 return self._challenge
-            hashed = self._users.get(name, self._nobody)
-            known = hmac.digest(self._key, b"\0".join((name, hashed, password)), "sha256")
-            if known in self._known:
+            exists = name in self._users
+            hashed = self._users[name] if exists else self._stand_in(name)
+            known = self._digest(name, hashed, password)
+            if exists and known in self._known:
+                return None
+        # One at a time: a hash takes a tenth of a second of a core, and a pull has dozens of requests. Who is known does
+        # not wait for those that try.
+        with self._hashing:
+            if exists and known in self._known:
                 return None
             try:
                 right = self._check(password[:_BCRYPT_BYTES], hashed)
             except ValueError:  # a malformed hash, or a NUL in the password
                 right = False
-            if not right or name not in self._users:
+            if not right or not exists:
                 return self._challenge
             if len(self._known) >= _KNOWN_MAX:
                 self._known.clear()
             self._known.add(known)
             return None
+
+    def _stand_in(self, name: bytes) -> bytes:
+        """Give an unknown user some user's hash, always the same, so that neither the time nor its absence tells who is known."""
+        hashes = [*self._users.values()] or [self._nobody]
+        return hashes[int.from_bytes(self._digest(name)) % len(hashes)]
+
+    def _digest(self, *parts: bytes) -> bytes:
+        return hmac.digest(self._key, b"\0".join(parts), "sha256")
 
     def _follow(self) -> None:
         """Read the file if it is another one than it was."""

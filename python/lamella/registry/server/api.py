@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import msgspec
@@ -55,6 +55,15 @@ _ROUTES = [
     )
 ]
 _RANGE = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})\Z")
+_ACTIONS = {
+    "GET": "pull",
+    "HEAD": "pull",
+    "POST": "push",
+    "PATCH": "push",
+    "PUT": "push",
+    "DELETE": "delete",
+}
+"""The methods, and what each has to be allowed. Their case counts (RFC 9110, 9.1)."""
 _CHUNK = re.compile(r"(?:bytes[ =])?([0-9]{1,19})-([0-9]{1,19})(?:/[0-9*]+)?\Z")
 
 
@@ -77,8 +86,6 @@ class Handler(Connection):
     """Answers the requests of one connection."""
 
     server: ApiServer
-
-    _ACTIONS: ClassVar = {"GET": "pull", "HEAD": "pull", "DELETE": "delete"}
 
     def serve(self) -> None:
         """Answer a request."""
@@ -126,7 +133,10 @@ class Handler(Connection):
         return Refusal(500, "UNKNOWN", "the registry failed")
 
     def _route(self) -> None:
-        parts = urlsplit(self.path)
+        try:
+            parts = urlsplit(self.path)
+        except ValueError:
+            raise Refusal(400, "UNSUPPORTED", "the target of the request is malformed") from None
         path = unquote(parts.path)
         self._queries = parse_qs(parts.query, keep_blank_values=True)
         self._query = {name: values[0] for name, values in self._queries.items()}
@@ -138,15 +148,19 @@ class Handler(Connection):
             raise Refusal(404, "NOT_FOUND", f"there is nothing at {path[:100]}")
         arguments: dict[str, str | Repository] = dict(matched.groupdict())
         name = check_name(str(arguments.pop("name", ""))) if "name" in arguments else ""
-        self._admit(name, self._ACTIONS.get(self.command, "push"))
-        handler = getattr(self, f"_{kind}_{'get' if self.command == 'HEAD' else self.command.lower()}", None)
-        if handler is None:
-            raise Refusal(405, "UNSUPPORTED", f"{self.command} is not possible here")
+        handlers = {method: handler for method in _ACTIONS if (handler := self._handler(kind, method))}
+        if self.command not in handlers:
+            allowed = {"Allow": ", ".join(handlers)}
+            raise Refusal(405, "UNSUPPORTED", f"{self.command} is not possible here", allowed)
+        self._admit(name, _ACTIONS[self.command])
         if self.server.registry.read_only and self.command not in {"GET", "HEAD"}:
             raise Refusal(405, "UNSUPPORTED", "the registry is read-only")
         if name:
             arguments = {"repository": self._storage.repository(name, self._domain), **arguments}
-        handler(**arguments)
+        handlers[self.command](**arguments)
+
+    def _handler(self, kind: str, method: str) -> Callable[..., None] | None:
+        return getattr(self, f"_{kind}_{'get' if method == 'HEAD' else method.lower()}", None)
 
     def _admit(self, repository: str, action: str) -> None:
         guard = self.server.registry.auth

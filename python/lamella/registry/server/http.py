@@ -39,6 +39,7 @@ _DRAIN_MAX = 64 * 1024
 _LINE_MAX = 4096
 _TRAILERS_MAX = 64
 _SENDFILE_MAX = 8 * 1024 * 1024
+_REQUEST_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [!-~]+ HTTP/1\.[01]")
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
@@ -144,14 +145,14 @@ class Wire(io.RawIOBase):
 
 
 class Reader(io.BufferedReader):
-    """Reads lines and notes whether one had a CR in it, which ``http.server`` would take for the end of a header line."""
+    """Reads lines and notes whether one had another end than CR LF, or a CR in it: ``http.server`` takes all of them for ends."""
 
     stray = False
 
     def readline(self, size: int | None = -1, /) -> bytes:
         """Read a line."""
         line = super().readline(size)
-        self.stray = self.stray or b"\r" in line.removesuffix(b"\n")[:-1]
+        self.stray = self.stray or not line.endswith(b"\r\n") or b"\r" in line[:-2]
         return line
 
 
@@ -419,14 +420,16 @@ class Connection(BaseHTTPRequestHandler):
 
 
 def check_head(request: Connection) -> None:
-    """Refuse what two readers of a request could understand differently (RFC 9112, 3.2, 5.1, 5.2 and 6.3)."""
+    """Refuse what two readers of a request could understand differently (RFC 9112, 2.2, 3, 5.1, 5.2 and 6.3)."""
     headers = request.headers
     if request.request_version not in ("HTTP/1.0", "HTTP/1.1"):
         raise Refusal(505, "UNSUPPORTED", "the version of HTTP is not supported")
-    if headers.defects or headers.get_payload():
+    if not _REQUEST_LINE.fullmatch(request.requestline):
+        raise Refusal(400, "UNSUPPORTED", "the request line is malformed")
+    if headers.defects or headers.get_payload() or headers.get_unixfrom():
         raise Refusal(400, "UNSUPPORTED", "a header line is malformed")
     if request.rfile.stray or any(character in value for value in headers.values() for character in "\r\n\0"):
-        raise Refusal(400, "UNSUPPORTED", "a header line is folded, or has a CR or NUL in it")
+        raise Refusal(400, "UNSUPPORTED", "a line is folded, ends without CR LF, or has a CR or NUL in it")
     for name in ("Content-Length", "Transfer-Encoding", "Host"):
         if len(headers.get_all(name, [])) > 1:
             raise Refusal(400, "UNSUPPORTED", f"{name} is there twice")

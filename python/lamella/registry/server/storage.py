@@ -28,6 +28,9 @@ _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}\Z")
 
 
+_MEDIA_TYPE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9!#$&^_.+-]{0,126}/[a-zA-Z0-9][a-zA-Z0-9!#$&^_.+-]{0,126}\Z")
+
+
 class StoredManifest(msgspec.Struct, frozen=True):
     """A manifest as it was pushed."""
 
@@ -252,4 +255,11 @@ def _agreed_type(document: Document, declared: str | None) -> str:
     media_type = document.media_type or declared
     if media_type is None:
         raise InvalidArgument("neither the manifest nor its sender says which media type it has")
+    return check_media_type(media_type)
+
+
+def check_media_type(media_type: str) -> str:
+    """Return what may be a media type (RFC 6838, 4.2): it goes into a header of answers. InvalidArgument otherwise."""
+    if not _MEDIA_TYPE.match(media_type):
+        raise InvalidArgument(f"{media_type[:100]!r} is not a media type")
     return media_type

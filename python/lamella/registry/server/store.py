@@ -76,6 +76,7 @@ from lamella.registry.server.storage import (
     Pushed,
     Repository,
     StoredManifest,
+    check_media_type,
     check_name,
     check_needs,
     check_push,
@@ -328,6 +329,7 @@ class StoreRepository:
             data = self._content.read(digest)
             if media_type is None:
                 media_type = info.labels.get(MEDIA_TYPE) or _media_type(data)
+            check_media_type(media_type)
         except (NotFound, DataLoss, InvalidArgument):
             raise absent from None
         return StoredManifest(digest, media_type, data)
