@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import signal
 import socket
 import ssl
@@ -66,6 +67,20 @@ def test_the_images_of_one_machine_are_pulled_and_pushed_by_the_next(
         lamella("-q", *other, "pull", f"{address}/registry.example/team/machine:1").ok()
         with pytest.raises(requests.HTTPError, match="405"):
             machine_image.build().push(address, "team/machine", "2")
+
+
+def test_as_many_files_may_be_open_as_the_system_allows(lamella: Program) -> None:
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1000, allowed), most))
+    try:
+        with lamella.start("registry", "serve", "--listen", "127.0.0.1:0") as server:
+            assert server.stdout is not None
+            server.stdout.readline()
+            assert resource.prlimit(server.pid, resource.RLIMIT_NOFILE) == (most, most)
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(20) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
 
 
 @pytest.fixture

@@ -5,8 +5,11 @@ without an end, connections that are held, and what has to be let in nowhere.
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import resource
 import socket
+import socketserver
 import ssl
 import threading
 import time
@@ -334,6 +337,46 @@ def test_connections_are_limited_and_the_others_are_told() -> None:
             assert ask("GET", "/v2/").status == 200
         for each in held:
             each.close()
+
+
+def test_as_many_connections_are_taken_as_there_may_be_descriptors_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64 + 2 * 2, 1 << 20))
+    with RegistryServer() as server:
+        held = [connect(server) for _ in range(2)]
+        for each in held:
+            each.sendall(SECOND)
+            assert each.recv(100).startswith(b"HTTP/1.1 200 ")
+        with connect(server) as third:
+            assert answer(third).startswith(b"HTTP/1.1 503 ")
+        for each in held:
+            each.close()
+
+
+def test_a_connection_for_which_no_descriptor_is_left_is_not_asked_for_without_a_pause(
+    server: RegistryServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def accept(_: object) -> None:
+        tried.append(1)
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socketserver.TCPServer, "get_request", accept)
+        with connect(server) as waiting:
+            time.sleep(0.5)
+            patched.undo()
+            waiting.sendall(SECOND)
+            assert waiting.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert 0 < len(tried) < 50
+
+
+def test_what_is_remembered_of_a_request_has_an_end(server: RegistryServer) -> None:
+    with asking(server) as ask:
+        assert ask("GET", "/v2/" + "a" * 60_000).status == 404
+    assert len(server.requests[-1].path) == 1000
 
 
 @pytest.mark.usefixtures("impatient")

@@ -64,11 +64,15 @@ def _arguments(parser: Parser) -> None:
 
 
 def _serve(arguments: argparse.Namespace, session: Session) -> int:
+    import resource
     import signal
     import threading
 
     from lamella.registry.server import RegistryServer
 
+    # Most systems start programs with 1024 descriptors at first: less than two for each connection.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     host, port = arguments.listen
     guard = _guard(arguments)
     tls = _tls(arguments)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 PAGE_MAX = 1000
 TAGS_MAX = 100
+_PATH_KEPT = 1000
+"""Characters of a request's path that are remembered and logged."""
 _log = Log("lamella.registry")
 _SERVED, _RECEIVED = SERVED.cell(), RECEIVED.cell()
 
@@ -193,7 +195,7 @@ class Handler(Connection):
 
     def _record(self, status: int) -> None:
         """Note an answer, without queries and headers: there may be secrets in them."""
-        method, path = str(self.command), str(getattr(self, "path", ""))
+        method, path = str(self.command), str(getattr(self, "path", ""))[:_PATH_KEPT]
         self._count(REQUESTS.cell(f"{status // 100}xx"))
         if self._body is not None:
             asked = self.headers.get("Range") or self.headers.get("Content-Range")

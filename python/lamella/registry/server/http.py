@@ -4,16 +4,19 @@ Python's ``http.server`` reads requests; what it is too lenient for is refused h
 HEAD_SECONDS from its first byte to its last, and what two readers could understand differently (both lengths, a length
 twice, folded lines) is an error, so that no proxy in front can be made to see other requests than this server. A connection may
 be silent for IDLE_SECONDS; while a body goes over it, at least RATE_MIN bytes a second have to, or a few clients that
-send or read a byte now and then would hold all the threads there are. One thread a connection, CONNECTIONS_MAX of them.
+send or read a byte now and then would hold all the threads there are. One thread a connection, CONNECTIONS_MAX of them,
+or as many as the process may have descriptors for.
 
 Files go to the socket by sendfile, and piece by piece where there is TLS, whose handshake is made in the connection's thread.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
+import resource
 import select
 import socket
 import socketserver
@@ -28,6 +31,8 @@ from typing import Any, BinaryIO
 from lamella.registry.server.storage import PIECE
 
 CONNECTIONS_MAX = 512
+_DESCRIPTORS_KEPT = 64
+_NO_MORE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 HEAD_MAX = 64 * 1024
 HEAD_SECONDS = 20.0
 IDLE_SECONDS = 60.0
@@ -245,7 +250,7 @@ class Server(socketserver.ThreadingTCPServer):
         connections: int = CONNECTIONS_MAX,
     ) -> None:
         self._tls = tls
-        self._connections = connections
+        self._connections = _affordable(connections)
         self._idle: dict[socket.socket, bool] = {}
         self._changed = threading.Condition()
         self.ending = False
@@ -255,7 +260,12 @@ class Server(socketserver.ThreadingTCPServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection."""
-        connection, address = super().get_request()
+        try:
+            connection, address = super().get_request()
+        except OSError as error:
+            if error.errno in _NO_MORE:
+                time.sleep(0.05)  # it goes on waiting, and would be tried again at once
+            raise
         if self._tls is not None:
             try:
                 connection = self._tls.wrap_socket(
@@ -306,6 +316,14 @@ class Server(socketserver.ThreadingTCPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of clients that go away; a defect is not hidden by that: it answers 500 and is logged."""
+
+
+def _affordable(connections: int) -> int:
+    """Say how many of them may be open, each with a file that goes over it, with the descriptors that this process may have."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return connections
+    return max(min(connections, (allowed - _DESCRIPTORS_KEPT) // 2), 1)
 
 
 def _end(connection: socket.socket) -> None:
