@@ -201,11 +201,17 @@ class Image:
 
         content = self._client.content
 
+        seen: set[Digest] = set()
+
         def found(descriptor: oci.Descriptor, depth: int) -> Iterator[str]:
-            if not content.exists(descriptor.digest) or platforms.is_attestation(descriptor):
+            # Each index once: every level may name the next one ten thousand times.
+            if descriptor.digest in seen or not content.exists(descriptor.digest):
+                return
+            if platforms.is_attestation(descriptor):
                 return
             data = content.read(descriptor.digest)
             if oci.document_type(data, descriptor.media_type) in oci.INDEX_TYPES:
+                seen.add(descriptor.digest)
                 for entry in oci.parse_index(data).manifests if depth else ():
                     yield from found(entry, depth - 1)
                 return
@@ -488,14 +494,17 @@ class Images:
         foreign_layers: bool = False,
         progress: ProgressCallback | None = None,
         plain_http: bool = False,
+        policy: AnyPolicy | None = None,
     ) -> Pushed:
         """Copy an image from one registry to another, or within one. Nothing of it is stored; its digest stays the same.
 
         All platforms of an index are copied, with ``platform`` the manifest of one. ``referrers`` go along: what refers to it
-        (signatures, attestations). The rest, and the errors, are as in :meth:`push`; DataLoss names the source
-        when that has other bytes than it says. Twice is harmless.
+        (signatures, attestations). ``policy`` is asked about the source besides the client's, before anything is fetched. The
+        rest, and the errors, are as in :meth:`push`, and PolicyRefused; DataLoss names the source when that has other bytes
+        than it says. Twice is harmless.
         """
         from lamella import platforms
+        from lamella.policy import all_of
         from lamella.transfer.push import copy
 
         origin = Reference.parse(source) if isinstance(source, str) else source
@@ -513,6 +522,7 @@ class Images:
                 referrers=referrers,
                 foreign_layers=foreign_layers,
                 progress=progress,
+                policy=all_of(self._client.policy, policy),
             )
 
     def referrers(

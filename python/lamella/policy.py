@@ -96,6 +96,23 @@ class Candidate:
         """Fetch a document or small blob from the image's repository, checked by size and digest; it is not kept."""
         return self.source.fetch_document(self._place, descriptor)
 
+    def find(self, tag: str) -> tuple[Descriptor, bytes] | None:
+        """Give what another tag of the image's repository points at, and that document; None where there is no such tag.
+
+        It is checked by the digest that the source says, and not kept. Errors: those of the source; InvalidArgument (no tag).
+        Signatures that are no referrers stand there: cosign's under ``sha256-HEX.sig``, after the digest of what is signed.
+        """
+        if self.reference is None:  # there is but this image
+            return None
+        place = Reference.parse(f"{self.reference.domain}/{self.reference.path}:{tag}")
+        if place.tag != tag or place.digest is not None:
+            raise InvalidArgument(f"{tag[:200]!r} is no tag")
+        try:
+            found, data = self.source.resolve(place)
+        except NotFound:
+            return None
+        return found, self.source.fetch_document(place, found) if data is None else data
+
     @property
     def _place(self) -> Reference:
         return self.reference or Reference(domain="", path="")
@@ -129,7 +146,7 @@ def resolve(
     reference: Reference,
     policy: AnyPolicy | None,
     *,
-    known: Known,
+    known: Known | None,
     registry: str | None,
     platform: Platform | None = None,
 ) -> tuple[Descriptor, bytes | None]:

@@ -9,8 +9,10 @@ import pytest
 from registries import push_image
 
 from lamella import Client, Reference, oci
-from lamella.errors import DataLoss, NotFound
+from lamella.digest import digest_of
+from lamella.errors import DataLoss, NotFound, ResourceExhausted
 from lamella.registry.server import RegistryServer
+from lamella.transfer import copying
 from lamella.transfer.copying import Copied, Copy
 from lamella.transfer.progress import Progress, Reporter
 from lamella.transfer.stored import StoreDestination, StoreSource
@@ -122,3 +124,59 @@ def test_a_callback_that_raises_ends_it(clients: list[Client]) -> None:
     with pytest.raises(RuntimeError, match="enough"):
         copy(here, there, name, fail)
     assert not there.images.list()
+
+
+class Documents:
+    """A source of nothing but documents, of which it notes the fetched ones."""
+
+    def __init__(self, *documents: bytes) -> None:
+        self.documents = {digest_of(data): data for data in documents}
+        self.fetched: list[str] = []
+
+    def fetch_document(self, reference: Reference, descriptor: oci.Descriptor) -> bytes:
+        self.fetched.append(descriptor.digest)
+        return self.documents[descriptor.digest]
+
+    def referrers(self, reference: Reference, digest: str, **_: Any) -> list[oci.Descriptor]:
+        return [
+            described(data)
+            for data in self.documents.values()
+            if (s := oci.subject_of(data)) and s.digest == digest
+        ]
+
+    def interrupt(self) -> None:
+        pass
+
+
+def described(data: bytes) -> oci.Descriptor:
+    return oci.Descriptor(oci.document_type(data, None), digest_of(data), len(data))
+
+
+@pytest.mark.parametrize("by", ["entries", "referrers"])
+def test_documents_that_are_too_much_for_memory_together_are_refused_before_they_are_fetched(
+    clients: list[Client], by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = oci.Descriptor(oci.OCI_EMPTY, digest_of(b"{}"), 2)
+    index: dict[str, Any] = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": []}
+    alone = oci.encode(index)
+    subject = described(alone) if by == "referrers" else None
+    large = [
+        oci.encode(
+            {"schemaVersion": 2, "mediaType": oci.OCI_MANIFEST, "config": empty, "layers": [], "subject": subject,
+             "annotations": {"filling": f"{number}" * 100_000}}
+        )
+        for number in range(5)
+    ]  # fmt: skip
+    root = (
+        alone
+        if by == "referrers"
+        else oci.encode({**index, "manifests": [described(data) for data in large]})
+    )
+    source: Any = Documents(root, *large)
+    monkeypatch.setattr(copying, "DOCUMENTS_SIZE_MAX", 350_000)
+    with clients[1].leases.hold() as lease, pytest.raises(ResourceExhausted, match="350000 bytes"):
+        Copy(source, StoreDestination(clients[1], lease.id), Reporter(None), referrers=by == "referrers").run(
+            Reference.parse("a"), described(root), root, [Reference.parse("a")]
+        )
+    assert source.fetched == [described(data).digest for data in large[:3]]
+    assert not list(clients[1].content.walk())

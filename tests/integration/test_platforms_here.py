@@ -205,6 +205,33 @@ def test_indexes_nest_and_not_without_end(client, server):
             client.images.pull(f"{server.address}/made:depth-{depth}", **options)
 
 
+def test_indexes_that_name_each_other_many_times_are_gone_through_once(client, server, tmp_path):
+    made = built(HERE)
+    made.push(server)
+    document = index(*[described(made)] * 40)
+    for depth in range(6):
+        server.push_manifest("made", f"depth-{depth}", document)
+        document = index(*[oci.Descriptor(oci.OCI_INDEX, digest_of(document), len(document))] * 40)
+    reference = f"{server.address}/made:depth-5"  # 40 ** 6 ways lead to the one manifest
+    for options in (
+        {},
+        {"all_platforms": True},
+        {"all_platforms": True},
+        {"all_platforms": True, "unpack": False},
+    ):
+        assert client.images.pull(reference, **options).inspect()["platforms"] == [HERE]
+    images = client.images
+    copies = f"{server.address}/pushed:1", f"{server.address}/copied:1"
+    assert {images.push(reference, copies[0]).digest, images.copy(reference, copies[1]).digest} == {
+        images.get(reference).digest
+    }
+    assert images.convert(reference, "docker", all_platforms=True, format="docker").platforms == [HERE]
+    images.export(reference, tmp_path / "archive.tar")
+    assert [image.digest for image in images.import_(tmp_path / "archive.tar")] == [
+        images.get(reference).digest
+    ]
+
+
 def test_an_index_has_a_bounded_number_of_entries(client):
     document = index(*[described(built(HERE))] * (oci.CHILDREN_MAX + 1))
     assert len(document) < oci.DOCUMENT_MAX

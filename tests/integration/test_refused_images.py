@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from registries import Reply, ScriptedServer
+from registries import Reply, ScriptedServer, hosts_folder
 from test_referrers import refer
 
 import lamella
 from lamella import oci
 from lamella.digest import digest_of
-from lamella.errors import DataLoss, PolicyRefused
+from lamella.errors import DataLoss, InvalidArgument, PolicyRefused
 from lamella.platforms import default_platform
 from lamella.policy import AllowedRegistries, Candidate, PinnedDigests, RequireDigest
-from lamella.registry.server import RegistryServer
+from lamella.registry.config import RegistryConfig
+from lamella.registry.credentials import Credential
+from lamella.registry.server import RegistryServer, basic_auth
 from layers import Built, file, tar
 
 pytestmark = [pytest.mark.integration, pytest.mark.privileged]
@@ -150,6 +153,26 @@ def test_the_environment_names_the_policy_of_clients_that_have_none(
         client.images.pull(reference)
 
 
+def test_a_copy_is_asked_about_its_source_and_sends_nothing_that_is_refused(
+    tmp_path: Path, server: Any
+) -> None:
+    reference = Built(tar(file("a"))).push(server)
+    target = f"{server.address}/copied:1"
+    with lamella.Client(tmp_path / "root", tmp_path / "state", policy=never) as client:
+        with pytest.raises(PolicyRefused, match="never"):
+            client.images.copy(reference, target)
+        assert asked(server) == [("HEAD", "manifests")]
+    seen: list[Candidate] = []
+    with lamella.Client(tmp_path / "root", tmp_path / "state") as client:
+        with pytest.raises(PolicyRefused, match="not among"):
+            client.images.copy(reference, target, policy=AllowedRegistries(["example.com"]))
+        assert asked(server) == [("HEAD", "manifests")]
+        client.images.copy(reference, target, policy=seen.append)
+        assert [request.method for request in server.requests][1:3] == ["HEAD", "GET"]
+    (candidate,) = seen
+    assert (str(candidate.reference), candidate.platform) == (reference, None)
+
+
 class Signed:
     """A toy: lets in what somebody has signed, by an artifact that refers to it."""
 
@@ -177,3 +200,66 @@ def test_a_policy_can_look_for_signatures_before_it_lets_an_image_in(client: Any
     server.push_manifest("made", None, oci.encode(refer(subject, SIGNATURE, b"signed")))
     assert client.images.pull(reference, policy=Signed()).digest == subject.digest
     assert client.content.exists(subject.digest)
+
+
+def cosigned(candidate: Candidate) -> str | None:
+    """A toy like cosign's: lets in what a payload in the repository names, under a tag after the image's digest."""
+    found = candidate.find(candidate.descriptor.digest.replace(":", "-") + ".sig")
+    if found is None:
+        return "nobody has signed it"
+    _, data = found
+    payload = msgspec.json.decode(candidate.fetch(oci.parse_manifest(data).layers[0]))
+    signed = payload["critical"]["image"]["docker-manifest-digest"]
+    return None if signed == candidate.descriptor.digest else f"{signed} is signed"
+
+
+@pytest.mark.parametrize("way", ["pull", "copy"])
+def test_a_policy_reads_signatures_under_tags_by_the_hosts_and_credentials_of_the_transfer(
+    way: str, tmp_path: Path
+) -> None:
+    built = Built(tar(file("a")))
+    digest = digest_of(built.manifest)
+    payload = msgspec.json.encode({"critical": {"image": {"docker-manifest-digest": digest}}})
+    with RegistryServer(auth=basic_auth({"ann": "secret"})) as mirror, RegistryServer() as target:
+        built.push(mirror)
+        config = RegistryConfig(
+            credentials={mirror.address: Credential(username="ann", password="secret")},
+            hosts_dir=hosts_folder(
+                tmp_path / "hosts", "example.test", f'server = "http://{mirror.address}"\n'
+            ),
+        )
+        with lamella.Client(
+            tmp_path / "root", tmp_path / "state", registry=config, policy=cosigned
+        ) as client:
+
+            def transfer() -> Any:
+                if way == "pull":
+                    return client.images.pull("example.test/made")
+                return client.images.copy("example.test/made", f"{target.address}/made:1")
+
+            with pytest.raises(PolicyRefused, match="nobody"):
+                transfer()
+            layer = mirror.push_blob("made", payload, "application/vnd.dev.cosign.simplesigning.v1+json")
+            signature = oci.Manifest(config=mirror.push_blob("made", b"{}", oci.OCI_CONFIG), layers=[layer])
+            mirror.push_manifest("made", digest.replace(":", "-") + ".sig", signature)
+            mirror.requests.clear()
+            assert transfer().digest == digest
+        answered = [request for request in mirror.requests if request.status != 401]
+        asked_for = [
+            (request.method, request.path.split("/made/")[1].partition("?")[0]) for request in answered
+        ]
+        # The image's digest, the signature, its payload; and only then the image.
+        assert asked_for[0] == ("HEAD", "manifests/latest")
+        assert asked_for[1][1] == f"manifests/{digest.replace(':', '-')}.sig"
+        assert asked_for[2] == ("GET", f"blobs/{layer.digest}")
+        assert asked_for[3] == ("GET", f"manifests/{digest}")
+
+
+def test_a_policy_finds_no_tag_where_there_is_none_and_takes_no_other_words_for_one(
+    client: Any, server: Any
+) -> None:
+    reference = Built(tar(file("a"))).push(server)
+    for tag in ("../../secret/manifests/latest", "a@" + digest_of(b""), "", "a b"):
+        with pytest.raises(InvalidArgument):
+            client.images.pull(reference, policy=lambda candidate, tag=tag: candidate.find(tag))
+    assert client.images.pull(reference, policy=lambda candidate: candidate.find("none"))

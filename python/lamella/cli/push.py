@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lamella.cli import output
 from lamella.cli.parser import Command, Parser
+from lamella.cli.pull import add_policy_option
 from lamella.cli.registry_options import add_registry_options
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def _push(arguments: argparse.Namespace, session: Session) -> int:
 
 def _copy_arguments(parser: Parser) -> None:
     _add_choice(parser)
+    add_policy_option(parser)
     parser.add_argument("source", metavar="SOURCE", help="The image to copy.")
     parser.add_argument("target", metavar="TARGET", help="Its name in the other registry or repository.")
 

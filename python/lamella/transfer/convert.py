@@ -83,6 +83,7 @@ class Convert:
         self._drop_top = drop_top
         self._reporter = Reporter(progress)
         self._packed: dict[Digest, oci.Descriptor] = {}
+        self._became: dict[Digest, oci.Descriptor] = {}
 
     def run(self) -> Image:
         """Do it. Errors as :meth:`lamella.images.Images.convert`."""
@@ -132,7 +133,9 @@ class Convert:
         index: dict[str, Any] = msgspec.json.decode(data)
         became: dict[str, str] = {}
         for entry, parsed in zip(index["manifests"], oci.parse_index(data).manifests, strict=True):
-            converted = self._convert(parsed, depth=depth - 1)
+            if parsed.digest not in self._became:
+                self._became[parsed.digest] = self._convert(parsed, depth=depth - 1)
+            converted = self._became[parsed.digest]
             became[parsed.digest] = converted.digest
             if converted.digest != parsed.digest:
                 entry.pop("data", None)

@@ -27,6 +27,8 @@ from lamella.transfer.workers import PARALLEL, Workers
 
 DOCUMENTS_MAX = 10_000
 """Documents that one copy takes at most; more than any image has, and an end for one that never ends."""
+DOCUMENTS_SIZE_MAX = 64 * 1024 * 1024
+"""Bytes of these together: they are held until the blobs are over, with what they lead to (260 MB of memory at the worst)."""
 
 Choice = Callable[[oci.Index], Sequence[oci.Descriptor]]
 """Says which entries of an index are copied along with it."""
@@ -80,6 +82,7 @@ class Copy:
         self._phase: Phase = phase
         self._workers = Workers(what, reporter, self._interrupt)
         self._seen: set[Digest] = set()
+        self._read_bytes = 0
         self._documents: dict[Digest, _Document] = {}  # children before parents
         self._blobs: dict[Digest, oci.Descriptor] = {}
         self._lock = threading.Lock()
@@ -91,7 +94,8 @@ class Copy:
     ) -> Copied:
         """Copy what ``root``, a document of the source's ``reference``, leads to, and let ``names`` point at it.
 
-        Errors: those of both ends; InvalidArgument for indexes that nest too deep, ResourceExhausted for too many documents.
+        Errors: those of both ends; InvalidArgument for indexes that nest too deep, ResourceExhausted for more documents than
+        DOCUMENTS_MAX, or larger ones than DOCUMENTS_SIZE_MAX together.
         Nothing gets a name before all of it is there. Twice is harmless.
         """
         self._read(reference, root, data, 0)
@@ -124,6 +128,7 @@ class Copy:
         present = self._destination.has(descriptor)
         if not present or (self._referrers and descriptor.media_type in oci.INDEX_TYPES):
             if data is None:
+                self._hold(reference, descriptor.size)
                 data = self._source.fetch_document(reference, descriptor)
             for child in self._children(descriptor, data):
                 if child.media_type in _DOCUMENT_TYPES:
@@ -135,8 +140,17 @@ class Copy:
         if self._referrers:
             self._read_referrers(reference, descriptor.digest, depth)
 
+    def _hold(self, reference: Reference, size: int) -> None:
+        """Count the bytes of a document before it is fetched."""
+        self._read_bytes += size
+        if self._read_bytes > DOCUMENTS_SIZE_MAX:
+            raise ResourceExhausted(
+                f"the documents that {reference} leads to have more than {DOCUMENTS_SIZE_MAX} bytes, which is refused"
+            )
+
     def _read_referrers(self, reference: Reference, digest: Digest, depth: int) -> None:
         for referrer in self._source.referrers(reference, digest):
+            self._hold(reference, referrer.size)
             data = self._source.fetch_document(reference, referrer)
             subject = oci.subject_of(data)
             if subject is not None and subject.digest == digest:  # a list may be old, or lie

@@ -221,7 +221,7 @@ class Pull:
             image = self._image()
             if image.digest != target.digest or self._referrers:  # of which there may be more by now
                 return None
-            if self._all_platforms and not self._leads_to_all(target):
+            if self._all_platforms and not self._leads_to_all(target, set()):
                 return None
             if self._only_copies:
                 return Pulled(image=image, manifest=target, fetched=False)
@@ -355,16 +355,18 @@ class Pull:
             for referrer in self._registry.referrers(self._repository, own.digest):
                 copy(referrer)
 
-    def _leads_to_all(self, target: oci.Descriptor) -> bool:
-        """Say whether all that a document leads to is here, and kept by it."""
+    def _leads_to_all(self, target: oci.Descriptor, seen: set[Digest]) -> bool:
+        """Say whether all that a document leads to is here, and kept by it; each document is ``seen`` once."""
         content = self._client.content
+        seen.add(target.digest)
         labels = content.info(target.digest).labels
         for name, child in oci.references(content.read(target.digest), target.media_type):
             if oci.is_foreign(child) and not self._foreign_layers:
                 continue
             if labels.get(f"{GC_REF_CONTENT}.{name}") != child.digest or not content.exists(child.digest):
                 return False
-            if child.media_type in oci.INDEX_TYPES | oci.MANIFEST_TYPES and not self._leads_to_all(child):
+            is_document = child.media_type in oci.INDEX_TYPES | oci.MANIFEST_TYPES
+            if is_document and child.digest not in seen and not self._leads_to_all(child, seen):
                 return False
         return True
 

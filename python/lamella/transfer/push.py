@@ -25,6 +25,7 @@ from lamella.errors import (
 )
 from lamella.labels import DISTRIBUTION_SOURCE
 from lamella.operations import INFO, Operation
+from lamella.policy import AnyPolicy, resolve
 from lamella.reference import Reference
 from lamella.transfer.copying import Copied, Copy
 from lamella.transfer.endpoints import BlobReader, Source
@@ -206,13 +207,14 @@ def copy(
     referrers: bool = False,
     foreign_layers: bool = False,
     progress: ProgressCallback | None = None,
+    policy: AnyPolicy | None = None,
 ) -> Pushed:
     """Copy an image from a source to a registry. See :meth:`lamella.images.Images.copy`."""
     reporter = Reporter(progress)
     names = names_of(target, tags)
     with _COPY(client.database.metrics, image=str(origin), target=str(target)) as running:
         reporter.say(Progress(phase="resolving"))
-        root, data = source.resolve(origin)
+        root, data = resolve(source, origin, policy, known=None, registry=origin.domain, platform=platform)
         if data is None:
             data = source.fetch_document(origin, root)
         if platform is not None:
@@ -298,6 +300,7 @@ class _Chosen:
         self._content = client.content
         self._client = client
         self._target = target
+        self._whole: dict[Digest, bool] = {}
 
     def root(
         self, platform: oci.Platform | None, *, all_platforms: bool, name: str
@@ -341,9 +344,13 @@ class _Chosen:
             return []  # of the blobs of the one manifest that there is, whoever needs them will ask
         missing: list[str] = []
         for entry in oci.parse_index(data).manifests:
-            if not self._is_whole(entry):
+            # Each once: every level of indexes may name the next one ten thousand times.
+            is_new = entry.digest not in self._whole
+            if is_new:
+                self._whole[entry.digest] = self._is_whole(entry)
+            if not self._whole[entry.digest]:
                 missing.append(str(entry.platform) if entry.platform else entry.digest)
-            elif entry.media_type in oci.INDEX_TYPES:
+            elif is_new and entry.media_type in oci.INDEX_TYPES:
                 missing += self._missing(entry, depth + 1)
         return missing
 
