@@ -327,22 +327,26 @@ SYSTEMS: tuple[type[System], ...] = (
 
 
 class Registry:
-    """Debian's docker-registry on loopback, with one image in it, for the length of a ``with`` block."""
+    """Debian's docker-registry on loopback, for the length of a ``with`` block.
 
-    def __init__(self, folder: Path, layout: Path, names: Sequence[str] = ("debian-real",)) -> None:
-        """Start it and push with skopeo, under each of the names."""
-        port = _free_port()
-        self.references = [f"127.0.0.1:{port}/{name}:latest" for name in names]
+    With an image in it under each of ``names``, unless ``layout`` is None; what it stores is in ``folder``.
+    """
+
+    def __init__(self, folder: Path, layout: Path | None, names: Sequence[str] = ("debian-real",)) -> None:
+        """Start it and push with skopeo."""
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        self.references = [f"{self.address}/{name}:latest" for name in names]
         settings = folder / "registry.yml"
         settings.write_text(
-            "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
-            f"storage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
+            f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/registry}}}}\n"
+            f"http: {{addr: '{self.address}'}}\n"
         )
-        with (folder / "registry.log").open("wb") as log:
+        self._log = folder / "registry.log"
+        with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 ["docker-registry", "serve", settings], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        time.sleep(0.5)
         # As they are: without being told so, skopeo compresses plain layers on the way.
         push = [
             "skopeo",
@@ -354,7 +358,8 @@ class Registry:
             "--dest-tls-verify=false",
         ]
         try:
-            for reference in self.references:
+            wait_until_listening(port, self._process)
+            for reference in self.references if layout is not None else ():
                 run([*push, f"oci:{layout}:latest", f"docker://{reference}"])
         except BaseException:
             self.__exit__()
@@ -369,8 +374,27 @@ class Registry:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(10)
 
+    def requests(self) -> int:
+        """Count the requests that it has answered, by its log."""
+        return self._log.read_bytes().count(b' HTTP/1.1" ')
 
-def _free_port() -> int:
+
+def wait_until_listening(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait for a server on loopback; CommandFailed if it ends, or takes 20 s."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise CommandFailed(f"nothing listens on port {port}") from None
+            time.sleep(0.02)
+        else:
+            return
+
+
+def free_port() -> int:
+    """Give a port on loopback that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
