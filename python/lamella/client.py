@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lamella.policy import AnyPolicy
     from lamella.registry.client import RegistryClient
     from lamella.registry.config import RegistryConfig
+    from lamella.remote import Remote
     from lamella.snapshots.layers import LayerStore
     from lamella.snapshots.recorded import RecordedSnapshotter
     from lamella.transfer.progress import ProgressCallback
@@ -260,6 +261,13 @@ class Client:
         from lamella.images import Images
 
         return Images(self)
+
+    @cached_property
+    def remote(self) -> Remote:
+        """What registries have: looked at, tagged and deleted there."""
+        from lamella.remote import Remote
+
+        return Remote(self)
 
     @cached_property
     def containers(self) -> Containers:

@@ -24,7 +24,7 @@ CASES = [
     ("graph --format d", {"dot"}),
     ("containers kill --si", {"--signal"}),
     ("snapshots ls --kind v", {"view"}),
-    ("registry ", {"hosts", "serve"}),
+    ("registry ", {"inspect", "tags", "catalog", "tag", "delete", "serve", "hosts"}),
 ]
 """What is typed, and what the shell has to offer."""
 

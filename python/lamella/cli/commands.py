@@ -83,7 +83,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("doctor", "Check what this machine offers.", "doctor", "DOCTOR"),
             Entry(
                 "registry",
-                "Serve images over HTTP, and show which hosts serve one.",
+                "Look at and manage what registries have, and serve images.",
                 "registry",
                 "REGISTRY",
             ),

@@ -65,7 +65,7 @@ def _push(arguments: argparse.Namespace, session: Session) -> int:
         session.note(
             f"lamella: one platform was pushed: the others of {arguments.reference} are not here ({shown})"
         )
-    return _show(session, pushed)
+    return show_pushed(session, pushed)
 
 
 def _copy_arguments(parser: Parser) -> None:
@@ -88,10 +88,11 @@ def _copy(arguments: argparse.Namespace, session: Session) -> int:
             foreign_layers=arguments.foreign_layers,
             progress=callback,
         )
-    return _show(session, copied)
+    return show_pushed(session, copied)
 
 
-def _show(session: Session, pushed: Pushed) -> int:
+def show_pushed(session: Session, pushed: Pushed) -> int:
+    """Print the names that an image has in a registry now."""
     if session.json:
         session.document(
             {

@@ -1,4 +1,4 @@
-"""``lamella registry``: the OCI registry that the library carries."""
+"""``lamella registry``: other registries, and the one that the library carries."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lamella.cli.parser import Command, Group, Parser, UsageError
 from lamella.cli.registry_hosts import HOSTS
+from lamella.cli.registry_remote import CATALOG, DELETE, INSPECT, TAG, TAGS
 from lamella.cli.values import argument
 from lamella.errors import FailedPrecondition, InvalidArgument
 from lamella.reference import is_loopback
@@ -177,8 +178,13 @@ def _check_exposure(arguments: argparse.Namespace, host: str, *, protected: bool
 
 REGISTRY = Group(
     "registry",
-    "Serve images over HTTP, and show which hosts serve one.",
+    "Look at and manage what registries have, and serve images.",
     (
+        INSPECT,
+        TAGS,
+        CATALOG,
+        TAG,
+        DELETE,
         Command(
             "serve",
             "Serve the images of the store to other machines, until Ctrl-C.",

@@ -27,10 +27,11 @@ from lamella.errors import (
 )
 from lamella.oci import Descriptor
 from lamella.reference import Reference
+from lamella.registry.auth import repository_scope
 from lamella.registry.blob import BlobStream
 from lamella.registry.config import RegistryConfig
 from lamella.registry.exchange import Exchange
-from lamella.registry.failures import discard, read_document
+from lamella.registry.failures import discard
 from lamella.registry.publishing import Publisher
 from lamella.registry.referrers import Referrers, next_query
 from lamella.registry.stretch import Way
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
 
 MANIFEST_ACCEPT = ", ".join([*sorted(oci.INDEX_TYPES), *sorted(oci.MANIFEST_TYPES), "*/*"])
 PAGE = 1000
-TAGS_MAX = 1_000_000
+NAMES_MAX = 1_000_000
+"""Tags of a repository, or repositories of a registry, that are listed at most."""
 
 _TAG_OR_DIGEST = "Leave the tag out to take what the digest names, or the digest to take what the tag names."
 
@@ -101,19 +103,8 @@ class RegistryClient:
             if found is not None and known(found.digest):
                 return found, None
 
-        def check(data: bytes, headers: Mapping[str, str]) -> Digest:
-            return _digest_of_answer(reference, data, headers, what)
-
-        try:
-            data, headers = self._exchange.document(
-                reference, f"manifests/{locator}", what, MANIFEST_ACCEPT, check=check
-            )
-        except NotFound as error:
-            if reference.tag and reference.digest:
-                error.hint = _TAG_OR_DIGEST
-            raise
-        digest = check(data, headers)
-        media_type = oci.document_type(data, headers.get("Content-Type"))
+        digest, data, declared = self._named(reference, what)
+        media_type = oci.document_type(data, declared)
         return Descriptor(media_type=media_type, digest=digest, size=len(data)), data
 
     def fetch_document(self, reference: Reference, descriptor: Descriptor) -> bytes:
@@ -187,21 +178,40 @@ class RegistryClient:
 
     def tags(self, reference: Reference) -> list[str]:
         """List the tags of the reference's repository, in the registry's order. Errors: as :meth:`resolve`."""
-        what = f"tags of {reference.name}"
-        query, tags, seen = urlencode({"n": PAGE}), list[str](), set[str]()
-        while query not in seen and len(tags) <= TAGS_MAX:
+        return self._pages(reference, "tags/list", f"repository {reference.name}")
+
+    def repositories(self, domain: str) -> list[str]:
+        """List the repositories of a registry (distribution project, "Listing Repositories"), in the registry's order.
+
+        Errors: as :meth:`resolve`; Unsupported where the registry does not tell, as most that serve the public do not.
+        """
+        registry, what = Reference(domain=domain, path=""), f"the repositories of {domain}"
+        try:
+            return self._pages(registry, "_catalog", what, ("registry:catalog:*",))
+        except (NotFound, Unsupported) as error:
+            raise Unsupported(
+                f"{domain} does not list its repositories: {error.message}",
+                hint="Look at its web page, or name a repository: lamella registry tags REPOSITORY.",
+            ) from None
+
+    def _pages(
+        self, reference: Reference, path: str, what: str, scopes: tuple[str, ...] | None = None
+    ) -> list[str]:
+        """Read a list of names, page by page."""
+        query, names, seen = urlencode({"n": PAGE}), list[str](), set[str]()
+        while query not in seen and len(names) <= NAMES_MAX:
             seen.add(query)
-            response = self._exchange.request("GET", reference, f"tags/list?{query}", {}, what=what)
-            if response.status_code != 200:
-                raise self._exchange.error(response, reference, what)
+            data, headers = self._exchange.document(
+                reference, f"{path}?{query}", what, "application/json", scopes=scopes
+            )
             try:
-                page = msgspec.json.decode(read_document(response, oci.DOCUMENT_MAX, what), type=_Tags)
-            except (msgspec.MsgspecError, UnicodeDecodeError):
+                page = msgspec.json.decode(data, type=_Page)
+            except oci.MALFORMED:
                 raise InvalidArgument(f"{what}: the list is malformed") from None
-            tags += page.tags or []
-            following = next_query(response)
+            names += page.tags or page.repositories or []
+            following = next_query(headers)
             if following is None:
-                return tags
+                return names
             query = following
         raise Unavailable(f"{what}: the pages of the list do not come to an end")
 
@@ -243,12 +253,47 @@ class RegistryClient:
         """
         self._publisher.put(reference, descriptor, data, tags)
 
-    def delete(self, reference: Reference) -> None:
+    def tag(self, reference: Reference, tags: Sequence[str]) -> Descriptor:
+        """Let all ``tags`` of the reference's repository point at what it names, whatever they pointed at; give that.
+
+        It is read where it is written to, and never from a mirror, which may be behind. Errors: as :meth:`resolve` and
+        :meth:`put_manifest`. Twice is harmless.
+        """
+        digest, data, declared = self._named(reference, f"image {reference.familiar}", writing=True)
+        found = Descriptor(media_type=oci.document_type(data, declared), digest=digest, size=len(data))
+        self.put_manifest(reference, found, data, tags)
+        return found
+
+    def delete(self, reference: Reference, *, manifest: bool = False) -> None:
         """Remove a tag or, by digest, a manifest with all its tags; from the lists of referrers, too.
 
-        Errors: as :meth:`resolve`; Unsupported where the registry does not allow it.
+        ``manifest``: by a tag, too, the manifest that it points at. A tag beside a digest has to point at that. Errors: as
+        :meth:`resolve`; Unsupported where the registry does not allow it.
         """
+        if reference.tag and (reference.digest or manifest):
+            digest = self._named(reference, f"image {reference.familiar}", writing=True)[0]
+            reference = Reference(domain=reference.domain, path=reference.path, digest=digest)
         self._publisher.delete(reference)
+
+    def _named(
+        self, reference: Reference, what: str, *, writing: bool = False
+    ) -> tuple[Digest, bytes, str | None]:
+        """Fetch the document that a reference names: its digest, checked, itself, and the media type that it came with."""
+        scopes = (repository_scope(reference.path, "pull", "push"),) if writing else None
+
+        def check(data: bytes, headers: Mapping[str, str]) -> Digest:
+            return _digest_of_answer(reference, data, headers, what)
+
+        path = f"manifests/{reference.tag or reference.digest or ''}"
+        try:
+            data, headers = self._exchange.document(
+                reference, path, what, MANIFEST_ACCEPT, scopes=scopes, check=check
+            )
+        except NotFound as error:
+            if reference.tag and reference.digest:
+                error.hint = _TAG_OR_DIGEST
+            raise
+        return check(data, headers), data, headers.get("Content-Type")
 
     def _head(self, reference: Reference, locator: str, what: str) -> Descriptor | None:
         """Ask what a reference names; None if the registry does not say it in full."""
@@ -280,8 +325,9 @@ class RegistryClient:
         return Descriptor(media_type=media_type, digest=digest, size=int(size))
 
 
-class _Tags(msgspec.Struct, frozen=True):
+class _Page(msgspec.Struct, frozen=True):
     tags: list[str] | None = None
+    repositories: list[str] | None = None
 
 
 def _checked(data: bytes, digest: Digest, what: str) -> bytes:

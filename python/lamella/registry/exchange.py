@@ -225,9 +225,9 @@ class Exchange:
             if response.status_code != 400:
                 self._spoken[guess] = guess
                 return response
-            said = refusal(response)
-            if not wants_tls(said):
-                raise error_of(response, asked.what, said)
+            if not wants_tls(refusal(response)):
+                self._spoken[guess] = guess  # it is the registry's answer, and read: have it once more for the caller
+                return self._authorized(asked, host, guess, patience)
             response = self._authorized(asked, host, other, patience)
             self._spoken[guess] = other
             return response

@@ -184,6 +184,8 @@ def error_of(response: requests.Response, what: str, said: str) -> LamellaError:
         return Unavailable(
             f"{what}: {told}: too many requests", hint=f"{wait}, or log in for a higher limit."
         )
+    if status in {405, 501}:
+        return Unsupported(f"{what}: {told}", hint="This registry does not offer that.")
     if status in RETRY_STATUSES or status >= 500:
         return Unavailable(f"{what}: {told}", hint="The registry has a problem; try again later.")
     if status == 400 and wants_tls(said):

@@ -96,7 +96,11 @@ class Publisher:
         if response.status_code not in {200, 202, 204}:
             error = self._exchange.error(response, reference, reference.familiar)
             if reference.digest is None and response.status_code in {400, 405}:
-                error.hint = "Some registries remove manifests alone, with all their tags: name the digest."
+                # docker-registry calls a tag a digest that is wrong.
+                raise Unsupported(
+                    error.message,
+                    hint="This registry deletes manifests alone, with all their tags: name the digest, or say --manifest.",
+                )
             raise error
         discard(response)
         if subject is not None and not self._lists(reference, subject):

@@ -9,7 +9,7 @@ registry and path stay those that were asked first, so that no list leads the cl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from urllib.parse import urlencode, urlsplit
 
 import requests
@@ -91,7 +91,7 @@ class Referrers:
             if response.status_code != 200:
                 raise exchange.error(response, reference, what)
             try:
-                return read_document(response, oci.DOCUMENT_MAX, what), next_query(response)
+                return read_document(response, oci.DOCUMENT_MAX, what), next_query(response.headers)
             except Unavailable as error:
                 exchange.transport.check_interrupted()
                 patience.spend(error)
@@ -113,9 +113,9 @@ def fallback_tag(digest: Digest) -> str:
     return f"{algorithm[:32]}-{encoded[:64]}"
 
 
-def next_query(response: requests.Response) -> str | None:
+def next_query(headers: Mapping[str, str]) -> str | None:
     """Read the query of the next page out of the Link header (RFC 8288)."""
-    for link in requests.utils.parse_header_links(response.headers.get("Link", "")):
+    for link in requests.utils.parse_header_links(headers.get("Link", "")):
         if link.get("rel") == "next":
             try:
                 return urlsplit(link["url"]).query

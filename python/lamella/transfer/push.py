@@ -51,16 +51,16 @@ class Pushed(msgspec.Struct, frozen=True, kw_only=True):
     """What a push or copy left in a registry: the names of ``descriptor``, which it has now.
 
     ``size``: bytes of all that it leads to, where they were known (None for a copy of what was there). ``blobs``: how many were
-    ``sent``, ``mounted``, or ``exists``; ``sent_bytes``: of those that were sent. ``left_out``: the platforms of an index that
-    are not in the store, for which one manifest alone was pushed.
+    ``sent``, ``mounted``, or ``exists``, none where only names were given; ``sent_bytes``: of those that were sent.
+    ``left_out``: the platforms of an index that are not in the store, for which one manifest alone was pushed.
     """
 
     names: list[str]
     descriptor: oci.Descriptor
-    size: int | None
-    blobs: dict[str, int]
-    sent_bytes: int
-    left_out: list[str]
+    size: int | None = None
+    blobs: dict[str, int] = {}
+    sent_bytes: int = 0
+    left_out: list[str] = []
 
     @property
     def digest(self) -> Digest:
