@@ -6,6 +6,7 @@ Both listen on a free port of loopback and note what they were asked.
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 import socket
 import ssl
@@ -21,6 +22,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from lamella import oci
 from lamella.registry.server import Access
+
+_ANYTHING = frozenset({"pull", "push", "delete", "*"})
 
 
 class Asked(NamedTuple):
@@ -262,6 +265,82 @@ class TokenServer(ScriptedServer):
         if self.expires_in is not None:
             answer["expires_in"] = self.expires_in
         return Reply(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
+
+class Issuer(ScriptedServer):
+    """A token server for docker-registry, with real tokens: of what is asked for what ``rights`` allow, a resource's or anything.
+
+    They are good for ``seconds``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        self.rights: dict[str, frozenset[str]] = {}
+        self.seconds = 300
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "issuer")])
+        now = datetime.datetime.now(datetime.UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(self._key.public_key())
+            .serial_number(1)
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
+        self._x5c = base64.b64encode(certificate.public_bytes(serialization.Encoding.DER)).decode()
+        self.bundle = folder / "issuer.pem"
+        self.bundle.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        super().__init__(self._issue)
+
+    @property
+    def settings(self) -> str:
+        """Give what docker-registry needs to be told (:func:`docker_registry_process`); crane takes no loopback address."""
+        return (
+            f"auth: {{token: {{realm: 'http://localhost:{self.port}/token', service: registry, issuer: test, "
+            f"rootcertbundle: {self.bundle}}}}}\n"
+        )
+
+    @property
+    def scopes(self) -> list[list[str]]:
+        """Give what each request asked for."""
+        return [parse_qs(urlsplit(asked.path).query).get("scope", []) for asked in self.asked]
+
+    def _issue(self, asked: Asked) -> Reply:
+        access = []
+        for scope in self.scopes[-1]:
+            kind, _, rest = scope.partition(":")
+            name, _, actions = rest.rpartition(":")
+            allowed = [action for action in actions.split(",") if action in self.rights.get(name, _ANYTHING)]
+            access.append({"type": kind, "name": name, "actions": allowed})
+        now = int(time.time())
+        claims = {
+            **{"iss": "test", "sub": "ann", "aud": "registry", "jti": str(len(self.asked))},
+            **{"exp": now + self.seconds, "nbf": now - 10, "iat": now, "access": access},
+        }
+        issued = datetime.datetime.fromtimestamp(now, datetime.UTC).isoformat()
+        answer = {"token": self._signed(claims), "expires_in": self.seconds, "issued_at": issued}
+        return Reply(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
+    def _signed(self, claims: dict[str, Any]) -> str:
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+
+        header = {"typ": "JWT", "alg": "ES256", "x5c": [self._x5c]}
+        text = ".".join(_encoded(json.dumps(part).encode()) for part in (header, claims))
+        r, s = decode_dss_signature(self._key.sign(text.encode(), ec.ECDSA(hashes.SHA256())))
+        return f"{text}.{_encoded(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+
+
+def _encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def push_image(

@@ -6,19 +6,14 @@ authentication).
 
 from __future__ import annotations
 
-import base64
-import datetime
 import io
-import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from registries import Asked, Reply, ScriptedServer, docker_registry_process, read_all
+from registries import Issuer, docker_registry_process, read_all
 
 from lamella import oci
 from lamella.digest import digest_of
@@ -32,72 +27,6 @@ from lamella.registry.exchange import Exchange
 pytestmark = [pytest.mark.integration, pytest.mark.needs_program("docker-registry")]
 
 ANN = Credential(username="ann", password="hunter2", source="a test")
-ANYTHING = frozenset({"pull", "push", "delete", "*"})
-
-
-class Issuer(ScriptedServer):
-    """A token server: gives of what is asked for what ``rights`` allow, a resource's or everybody's."""
-
-    def __init__(self, folder: Path) -> None:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        self.rights: dict[str, frozenset[str]] = {}
-        self.seconds = 300
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "issuer")])
-        now = datetime.datetime.now(datetime.UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(self._key.public_key())
-            .serial_number(1)
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .sign(self._key, hashes.SHA256())
-        )
-        self._x5c = base64.b64encode(certificate.public_bytes(serialization.Encoding.DER)).decode()
-        self.bundle = folder / "issuer.pem"
-        self.bundle.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        super().__init__(self._issue)
-
-    @property
-    def scopes(self) -> list[list[str]]:
-        """Give what each request asked for."""
-        return [parse_qs(urlsplit(asked.path).query).get("scope", []) for asked in self.asked]
-
-    def _issue(self, asked: Asked) -> Reply:
-        access = []
-        for scope in self.scopes[-1]:
-            kind, _, rest = scope.partition(":")
-            name, _, actions = rest.rpartition(":")
-            allowed = [action for action in actions.split(",") if action in self.rights.get(name, ANYTHING)]
-            access.append({"type": kind, "name": name, "actions": allowed})
-        now = int(time.time())
-        claims = {
-            **{"iss": "test", "sub": "ann", "aud": "registry", "jti": str(len(self.asked))},
-            **{"exp": now + self.seconds, "nbf": now - 10, "iat": now, "access": access},
-        }
-        issued = datetime.datetime.fromtimestamp(now, datetime.UTC).isoformat()
-        answer = {"token": self._signed(claims), "expires_in": self.seconds, "issued_at": issued}
-        return Reply(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
-
-    def _signed(self, claims: dict[str, Any]) -> str:
-        from cryptography.hazmat.primitives import hashes
-        from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-
-        header = {"typ": "JWT", "alg": "ES256", "x5c": [self._x5c]}
-        text = ".".join(_encoded(json.dumps(part).encode()) for part in (header, claims))
-        r, s = decode_dss_signature(self._key.sign(text.encode(), ec.ECDSA(hashes.SHA256())))
-        return f"{text}.{_encoded(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
-
-
-def _encoded(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 @pytest.fixture
@@ -108,12 +37,8 @@ def issuer(tmp_path: Path) -> Iterator[Issuer]:
 
 @pytest.fixture
 def registry(issuer: Issuer, tmp_path: Path) -> Iterator[str]:
-    settings = (
-        f"auth: {{token: {{realm: 'http://{issuer.address}/token', service: registry, issuer: test, "
-        f"rootcertbundle: {issuer.bundle}}}}}\n"
-    )
     environ = os.environ | {"REGISTRY_STORAGE_DELETE_ENABLED": "true"}
-    with docker_registry_process(tmp_path, settings, env=environ) as address:
+    with docker_registry_process(tmp_path, issuer.settings, env=environ) as address:
         yield address
 
 

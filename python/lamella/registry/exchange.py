@@ -225,6 +225,8 @@ class Exchange:
             if response.status_code != 400:
                 self._spoken[guess] = guess
                 return response
+            if asked.method == "HEAD":  # whose answer has no body to say what is wrong
+                response = self._authorized(asked._replace(method="GET"), host, guess, patience)
             if not wants_tls(refusal(response)):
                 self._spoken[guess] = guess  # it is the registry's answer, and read: have it once more for the caller
                 return self._authorized(asked, host, guess, patience)
