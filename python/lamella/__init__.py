@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from lamella.images import Image as Image
     from lamella.reference import Reference as Reference
     from lamella.transfer.progress import Progress as Progress
+    from lamella.transfer.totals import Totals as Totals
+    from lamella.transfer.transfer import Transfer as Transfer
 
 _HOMES = {
     "Attached": "lamella.containers.monitor",
@@ -40,6 +42,8 @@ _HOMES = {
     "Progress": "lamella.transfer.progress",
     "Reference": "lamella.reference",
     "RunResult": "lamella.containers.result",
+    "Totals": "lamella.transfer.totals",
+    "Transfer": "lamella.transfer.transfer",
     "__version__": "lamella._core",
 }
 
@@ -54,6 +58,8 @@ __all__ = [
     "Progress",
     "Reference",
     "RunResult",
+    "Totals",
+    "Transfer",
     "__version__",
 ]
 

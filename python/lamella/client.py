@@ -106,12 +106,16 @@ class Client:
         """
         from lamella.registry.client import RegistryClient
         from lamella.registry.config import RegistryConfig
+        from lamella.transfer.cancellation import current
 
         config = self.registry = (
             self.registry or RegistryConfig()
         )  # one, for the limits that all transfers share
         changes["plain_http"] = plain_http or config.plain_http
-        return RegistryClient(msgspec.structs.replace(config, **changes))
+        registry = RegistryClient(msgspec.structs.replace(config, **changes))
+        if (cancellation := current.get()) is not None:
+            cancellation.add(registry.interrupt)
+        return registry
 
     @frees_space
     def gc(self, *, dry_run: bool = False, wait: bool = True) -> GcReport:

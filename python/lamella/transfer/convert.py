@@ -160,6 +160,7 @@ class Convert:
             )
         docker = (self._format or _format_of(descriptor)) == "docker"
         kept = self._selection(len(diff_ids))
+        self._reporter.expect(parsed.layers[number] for number in kept)
         manifest["layers"] = [
             self._convert_layer(manifest["layers"][number], parsed.layers[number], diff_ids[number], docker)
             for number in kept

@@ -99,6 +99,7 @@ class Copy:
         Nothing gets a name before all of it is there. Twice is harmless.
         """
         self._read(reference, root, data, 0)
+        self._reporter.expect(self._blobs.values())
         blobs = sorted(self._blobs.values(), key=lambda blob: -blob.size)
         self._workers.run(blobs, lambda blob: self._copy_blob(reference, blob), parallel=self._parallel)
         for document in self._documents.values():
@@ -190,13 +191,18 @@ class Copy:
         self._report(blob, _PHASES[how], blob.size)
 
     def _send(self, reference: Reference, blob: oci.Descriptor) -> str:
+        phase: Phase = "waiting"  # for somebody else who brings it, until it is read here
+
         def open_at(offset: int) -> BlobReader:
+            nonlocal phase
+            phase = self._phase
+            self._report(blob, phase, offset)
             return self._source.open_blob(reference, blob, offset=offset)
 
         def sent(count: int) -> None:
             self._workers.check()
             if self._reporter.due(blob.digest):
-                self._report(blob, self._phase, count)
+                self._report(blob, phase, count)
 
         return self._destination.put_blob(blob, open_at, sent)
 

@@ -53,7 +53,6 @@ class Import:
         self._unpack = unpack
         self._keep_layers = keep_layers
         self._policy = policy
-        self._progress = progress
         self._reporter = Reporter(progress)
 
     def run(self, source: str | os.PathLike[str] | BinaryIO) -> list[Image]:
@@ -100,7 +99,7 @@ class Import:
             name,
             archive,
             platform=self._asked,
-            progress=self._progress,
+            progress=self._reporter,
             unpack=self._unpack,
             keep_layers=self._keep_layers,
             archive=True,
@@ -131,7 +130,15 @@ class Import:
         def copy(root: oci.Descriptor, names: Sequence[Reference] = ()) -> None:
             destination = StoreDestination(self._client, lease)
             what = f"the import of {name}"
-            walk = Copy(archive, destination, self._reporter, what=what, choose=others, referrers=True)
+            walk = Copy(
+                archive,
+                destination,
+                self._reporter,
+                what=what,
+                choose=others,
+                referrers=True,
+                phase="reading",
+            )
             walk.run(name, root, archive.fetch_document(name, root), names)
 
         if target.digest != own:

@@ -113,6 +113,7 @@ class Layers:
         # Each once, and the largest first: the last one to end is then as small as it can be.
         distinct = {job.descriptor.digest: job for job in reversed(jobs)}
         largest_first = sorted(distinct.values(), key=lambda job: -job.descriptor.size)
+        self._reporter.expect(job.descriptor for job in jobs)
         self._workers.run(largest_first, self._bring, parallel=self._parallel)
 
     def _bring(self, job: LayerJob) -> None:
@@ -251,6 +252,7 @@ class Layers:
         offset = ingest.offset if ingest is not None else 0
         blob = str(ingest.data_path) if ingest is not None else None
         pipeline = self._pipeline(job, blob=blob, offset=offset)
+        self._report(descriptor, self._moving, received=offset)
         try:
             with self._source.open_blob(self._repository, descriptor, offset=offset) as stream:
                 self._pump(job, stream, pipeline)
@@ -270,8 +272,11 @@ class Layers:
             if self._downloads:
                 self._metrics.add(_DOWNLOADED, count)
             if reporter.due(descriptor.digest):
-                phase: Phase = "reading" if not self._downloads else "downloading"
-                self._report(descriptor, phase, received=pipeline.received, unpacked=pipeline.unpacked)
+                self._report(descriptor, self._moving, received=pipeline.received, unpacked=pipeline.unpacked)
+
+    @property
+    def _moving(self) -> Phase:
+        return "downloading" if self._downloads else "reading"
 
     def _report(
         self, descriptor: oci.Descriptor, phase: Phase, *, received: int = 0, unpacked: int = 0
@@ -355,8 +360,15 @@ class Layers:
         bound = _core.resolve(str(job.staging.path), lowers, job.unpacked.deferred)
         return self._commit(job, chain_id=job.chain_id if bound else None)
 
+    def show_present(self, *layers: oci.Descriptor) -> None:
+        """Tell the callback of layers that nothing is to be done for."""
+        for layer in layers:
+            self._report(layer, "exists", received=layer.size)
+
     def show_waiting(self, *layers: oci.Descriptor) -> None:
         """Tell the callback how much of what others fetch is here; a callback that raises ends the wait."""
+        if not layers and self._reporter.due(""):
+            self._reporter.say(Progress(phase="waiting"))
         for layer in layers:
             if self._reporter.due(layer.digest):
                 received = min(self._client.content.received(layer.digest), layer.size)

@@ -129,7 +129,7 @@ class Pull:
         source: Reference | None = None,
         archive: bool = False,
         platform: oci.Platform | None = None,
-        progress: ProgressCallback | None = None,
+        progress: ProgressCallback | Reporter | None = None,
         unpack: bool = True,
         keep_layers: bool = True,
         all_platforms: bool = False,
@@ -149,7 +149,7 @@ class Pull:
         self._registry = registry
         self._asked = platform
         self._platform = platform or platforms.default_platform()
-        self._reporter = Reporter(progress)
+        self._reporter = Reporter.of(progress)
         self._unpack = unpack
         self._keep_layers = keep_layers
         self._all_platforms = all_platforms
@@ -386,6 +386,8 @@ class Pull:
         self, image: Image, descriptor: oci.Descriptor, manifest: oci.Manifest, *, fetched: bool
     ) -> Pulled:
         size = sum(layer.size for layer in manifest.layers)
+        if not fetched:
+            self._layers.show_present(*manifest.layers)
         self._reporter.say(Progress(phase="done", received=size, size=size))
         return Pulled(image=image, manifest=descriptor, fetched=fetched)
 

@@ -136,6 +136,7 @@ class _Stashed(Files):
         algorithm = expected.partition(":")[0] if expected else "sha256"
         hasher = hashlib.new(algorithm)
         reporter, left = self._stash.reporter, member.size
+        self._report(member, expected, 0)
         with translated(f"write {member.name!r} of the archive"), ingest.data_path.open("r+b", 0) as file:
             while left:
                 data = self._archive.some(left)
@@ -153,7 +154,8 @@ class _Stashed(Files):
             raise DataLoss(
                 f"{member.name!r} in the archive has the digest {found}", hint="Make or copy it once more."
             )
-        self._report(member, expected, member.size)
+        reporter.rename(member.name, found)
+        self._report(member, found, member.size)
         return found
 
     def _report(self, member: Member, expected: Digest | None, received: int) -> None:
