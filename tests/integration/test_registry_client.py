@@ -29,8 +29,8 @@ from lamella.errors import (
 from lamella.reference import Reference
 from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
+from lamella.registry.patience import Patience
 from lamella.registry.server import RegistryServer
-from lamella.registry.transport import Patience
 
 CONFIG = oci.Descriptor(oci.OCI_CONFIG, digest_of(b"{}"), 2)
 MANIFEST = oci.encode(oci.Manifest(media_type=oci.OCI_MANIFEST, config=CONFIG, layers=[]))

@@ -22,7 +22,7 @@ from lamella.errors import LamellaError, Unavailable
 from lamella.reference import Reference
 from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
-from lamella.registry.transport import Patience
+from lamella.registry.patience import Patience
 
 CONFIG = oci.Descriptor(oci.OCI_CONFIG, digest_of(b"{}"), 2)
 MANIFEST = oci.encode(oci.Manifest(media_type=oci.OCI_MANIFEST, config=CONFIG, layers=[]))

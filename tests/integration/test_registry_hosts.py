@@ -48,7 +48,7 @@ from lamella.reference import Reference
 from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.credentials import Credential
-from lamella.registry.exchange import Outages
+from lamella.registry.outages import Outages
 from lamella.registry.server import RegistryServer, basic_auth
 from lamella.registry.transport import Transport
 
@@ -317,7 +317,7 @@ def test_a_dead_mirror_is_tried_once_in_a_pull_and_for_a_while_by_its_process(
 def test_a_mirror_that_was_dead_is_tried_again_after_a_while(
     farm: Farm, scripted: Any, sent: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lamella.registry.exchange.OUTAGE_SECONDS", -1)
+    monkeypatch.setattr("lamella.registry.outages.OUTAGE_SECONDS", -1)
     origin, dead = scripted(served), closed_port()
     farm.mirror(dead)
     for _ in range(2):

@@ -20,7 +20,7 @@ from lamella.errors import LamellaError
 from lamella.reference import Reference
 from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
-from lamella.registry.exchange import Outages
+from lamella.registry.outages import Outages
 
 pytestmark = pytest.mark.integration
 

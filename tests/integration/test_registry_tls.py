@@ -19,7 +19,7 @@ from lamella.errors import InvalidArgument, NotFound, PermissionDenied, Unauthen
 from lamella.reference import Reference
 from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
-from lamella.registry.exchange import Outages
+from lamella.registry.outages import Outages
 
 MANIFEST = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
 GOOD = Reply(200, {"Content-Type": oci.OCI_INDEX}, MANIFEST)

@@ -32,10 +32,10 @@ from lamella.registry.blob import BlobStream
 from lamella.registry.config import RegistryConfig
 from lamella.registry.exchange import Exchange
 from lamella.registry.failures import discard
+from lamella.registry.patience import Patience
 from lamella.registry.publishing import Publisher
 from lamella.registry.referrers import Referrers, next_query
 from lamella.registry.stretch import Way
-from lamella.registry.transport import Patience
 from lamella.registry.upload import Upload, has_blob
 
 if TYPE_CHECKING:

@@ -36,7 +36,6 @@ from lamella.registry.auth import Authorizer, Identity, parse_challenges, reposi
 from lamella.registry.config import RegistryConfig
 from lamella.registry.credentials import CredentialStore
 from lamella.registry.failures import (
-    Unreachable,
     error_of,
     is_page,
     page_error,
@@ -45,14 +44,14 @@ from lamella.registry.failures import (
     wants_tls,
 )
 from lamella.registry.hosts import PULL, PUSH, REFERRERS, RESOLVE, Host, Hosts
+from lamella.registry.outages import Outages
+from lamella.registry.patience import Patience
 from lamella.registry.sending import Body
 from lamella.registry.targets import Home, Origin
-from lamella.registry.transport import Patience, Transport
+from lamella.registry.transport import Transport
 
 LOOKUP_SECONDS = 10.0
 """Seconds after which credentials that are refused are looked for anew: somebody may have logged in, or they have expired."""
-OUTAGE_SECONDS = 30.0
-"""For how long a process leaves a host alone that one of its exchanges could not reach, while others can be asked."""
 
 _log = Log("lamella.registry")
 _Check = Callable[[bytes, Mapping[str, str]], object]
@@ -329,40 +328,6 @@ class Exchange:
         noted = f" ({'; '.join(problems)})" if problems else ""
         login = f"Log in to {host.domain} (lamella login {host.domain})"
         return f"{missing}{login}; no credentials for it were found{noted}."
-
-
-class Outages:
-    """Which hosts cannot be reached. One that was reached and gave no answer is given a second chance."""
-
-    _recent: dict[Home, tuple[float, LamellaError]] = {}  # noqa: RUF012 - of the process
-
-    def __init__(self) -> None:
-        self._known: dict[Home, LamellaError] = {}
-        self._strikes: set[Home] = set()
-
-    def of(self, home: Home) -> LamellaError | None:
-        """Say why a host is not to be asked, None if it is."""
-        error = self._known.get(home)
-        if error is None and home in self._recent:
-            until, error = self._recent[home]
-            if until < time.monotonic():
-                return None
-            self._known[home] = error
-        return error
-
-    def note(self, home: Home, error: LamellaError) -> None:
-        """Take note of a request that got no answer."""
-        if isinstance(error, Unreachable):
-            self._recent[home] = time.monotonic() + OUTAGE_SECONDS, error
-            self._known[home] = error
-        elif isinstance(error, Unavailable):
-            if home in self._strikes:
-                self._known[home] = error
-            self._strikes.add(home)
-
-    def end(self, home: Home) -> None:
-        """Take note of an answer."""
-        self._strikes.discard(home)
 
 
 class _Asked(NamedTuple):

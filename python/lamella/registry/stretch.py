@@ -20,8 +20,9 @@ from lamella.errors import Cancelled, DataLoss, LamellaError, Unavailable, Unsup
 from lamella.oci import Descriptor
 from lamella.registry.failures import TRANSPORT_ERRORS, explain, is_page, page_error
 from lamella.registry.pace import PacedResponse
+from lamella.registry.patience import Patience
 from lamella.registry.targets import Origin
-from lamella.registry.transport import Patience, Transport
+from lamella.registry.transport import Transport
 
 SKIP = 1024 * 1024
 """Bytes skipped at once at most."""

@@ -6,9 +6,8 @@ Two ideas live here, all below the registry's own protocol:
   down to HTTP; to a private address only if the registry itself is on one (the address of the connection counts,
   not what a name resolved to before); at most REDIRECTS_MAX hops. An Authorization header stays with the host it
   was made for.
-- *What is tried again.* Connection failures, silence, 408, 429 and 5xx: counted and paced by urllib3's Retry, with
-  back-off, jitter and Retry-After. Bodies are not drained before a retry, as urllib3 itself would: one may be
-  endless. The waiting can be interrupted from another thread.
+- *What is tried again.* Connection failures, silence, 408, 429 and 5xx (:mod:`lamella.registry.patience`). Bodies are not
+  drained before a retry, as urllib3 itself would: one may be endless. The waiting can be interrupted from another thread.
 
 Proxies come from the environment (:mod:`lamella.registry.proxies`) unless a host has its own; certificates are the matter
 of :mod:`lamella.registry.tls`. ~/.netrc is not read.
@@ -22,25 +21,22 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
 import requests
-import urllib3
-from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
-from urllib3.connectionpool import HTTPConnectionPool
-from urllib3.util.retry import Retry
 
 from lamella._core import __version__
 from lamella.errors import Cancelled, LamellaError, PermissionDenied, Unavailable, Unsupported
 from lamella.logs import Log
 from lamella.reference import is_loopback
 from lamella.registry.config import RegistryConfig
+from lamella.registry.connections import Adapter
 from lamella.registry.failures import (
     RETRY_STATUSES,
     TRANSPORT_ERRORS,
@@ -48,19 +44,14 @@ from lamella.registry.failures import (
     explain,
     is_caused_by,
     proxy_refusal,
-    retry_after,
 )
-from lamella.registry.pace import PacedResponse
+from lamella.registry.patience import Patience
 from lamella.registry.proxies import describe, parse_proxy, proxy_for
-from lamella.registry.sending import Body, SendingConnection, SourceFailed, Stale
+from lamella.registry.sending import Body, SourceFailed, Stale
 from lamella.registry.targets import Address, Home, Origin, Tls, is_private_literal, parse_address
 from lamella.registry.tls import make_context
 
 REDIRECTS_MAX = 10
-RETRY_AFTER_MAX = 60
-"""Seconds; a registry that asks for a longer pause gets no second request but becomes an error."""
-CONNECTIONS_KEPT = 64
-"""Idle connections to one host that are kept for the next requests; more than are ever used at once."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KEEPING_METHOD = frozenset({307, 308})
@@ -103,7 +94,7 @@ class Transport:
         # Registries serve what the digest was made of; a transfer coding on top would only cost time.
         session.headers.update({"User-Agent": user_agent, "Accept-Encoding": "identity"})
         session.auth = _leave_alone
-        adapter = _Adapter(self.timeouts.read, self._watch, check)
+        adapter = Adapter(self.timeouts.read, self._watch, check)
         session.mount("https://", adapter)
         session.mount("http://", adapter)
         return session
@@ -249,7 +240,7 @@ class Transport:
                     prepared,
                     stream=True,
                     timeout=(timeouts.connect, timeouts.read + request.silence),
-                    verify=context,  # type: ignore[arg-type]  # see _Adapter
+                    verify=context,  # type: ignore[arg-type]  # see Adapter
                     proxies={"all": proxy} if proxy else {},
                 )
                 break
@@ -322,50 +313,6 @@ class Transport:
             raise _PrivateAddress
 
 
-class Patience:
-    """How often and how long one operation tries again; urllib3's Retry counts, this waits interruptibly."""
-
-    def __init__(self, attempts: int, backoff: float, interrupted: threading.Event) -> None:
-        self._retry = Retry(
-            total=max(attempts - 1, 0),
-            backoff_factor=backoff / 2,
-            backoff_max=15,
-            backoff_jitter=backoff,
-            status_forcelist=RETRY_STATUSES,
-            allowed_methods=None,
-        )
-        self._fresh = self._retry
-        self._interrupted = interrupted
-
-    def renew(self) -> None:
-        """Start counting anew, after progress."""
-        self._retry = self._fresh
-
-    def spend(self, error: LamellaError) -> None:
-        """Wait before another attempt; raise ``error`` if there is none left."""
-        try:
-            self._retry = self._retry.increment("GET", error=urllib3.exceptions.ProtocolError())
-        except urllib3.exceptions.MaxRetryError:
-            raise error from None
-        self._wait(self._retry.get_backoff_time())
-
-    def spend_status(self, response: urllib3.BaseHTTPResponse) -> bool:
-        """Wait before another attempt after an answer; False if there is none left or the pause is too long."""
-        pause = retry_after(response.headers.get("Retry-After"))
-        if pause is not None and pause > RETRY_AFTER_MAX:
-            return False
-        try:
-            self._retry = self._retry.increment(response=response)
-        except urllib3.exceptions.MaxRetryError:
-            return False
-        self._wait(pause or self._retry.get_backoff_time())
-        return True
-
-    def _wait(self, seconds: float) -> None:
-        if self._interrupted.wait(seconds):
-            raise Cancelled("the transfer was stopped")
-
-
 def _joined(base: str, location: str) -> str:
     try:
         return urljoin(base, location)
@@ -400,78 +347,3 @@ class _PrivateAddress(Exception):
 class _Broken(Exception):
     def __init__(self, error: LamellaError) -> None:
         self.error = error
-
-
-class _Adapter(HTTPAdapter):
-    """Requests' adapter with a look at every new connection, and with the system's certificates."""
-
-    def __init__(
-        self,
-        seconds: float,
-        watch: Callable[[HTTPConnection], None],
-        check: Callable[[HTTPConnection], None],
-    ) -> None:
-        self._seconds = seconds
-        self._watch = watch
-        self._check = check
-        super().__init__(pool_connections=16, pool_maxsize=CONNECTIONS_KEPT, max_retries=0)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Make the pool of direct connections."""
-        super().init_poolmanager(*args, **kwargs)
-        pools = self.poolmanager.pool_classes_by_scheme
-        self.poolmanager.pool_classes_by_scheme = _watched(pools, self._seconds, self._watch, self._check)
-
-    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        """Give the pool of connections to a proxy; where these lead is not checked, as their peer is the proxy."""
-        known = proxy in self.proxy_manager
-        manager = super().proxy_manager_for(proxy, **kwargs)
-        if not known:
-            pools = manager.pool_classes_by_scheme
-            manager.pool_classes_by_scheme = _watched(pools, self._seconds, self._watch)
-        return manager
-
-    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
-        """Take the context for TLS from ``verify``; connections of another context are others."""
-        host, pool = super().build_connection_pool_key_attributes(request, True, cert)
-        if verify is not None:
-            pool.update({"ssl_context": verify, "cert_reqs": verify.verify_mode})
-        return host, pool
-
-    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Leave certifi's bundle out: the context has what is believed."""
-
-
-def _watched(
-    pools: Mapping[str, type[HTTPConnectionPool]], seconds: float, *looks: Callable[[HTTPConnection], None]
-) -> dict[str, type[HTTPConnectionPool]]:
-    """Make urllib3's pools anew, of connections each of which is looked at once it is there."""
-    return {scheme: _watched_pool(pool, seconds, looks) for scheme, pool in pools.items()}
-
-
-def _watched_pool(
-    base: Any, seconds: float, looks: Sequence[Callable[[HTTPConnection], None]]
-) -> type[HTTPConnectionPool]:
-    class Connection(SendingConnection, base.ConnectionCls):  # type: ignore[misc]
-        response_class = PacedResponse
-        silence = seconds
-
-        def _new_conn(self) -> socket.socket:
-            sock: socket.socket = super()._new_conn()
-            self.sock = sock
-            try:
-                for look in looks:
-                    look(self)
-            except BaseException:
-                self.close()
-                raise
-            return sock
-
-        def connect(self) -> None:
-            super().connect()
-            self.is_verified = True  # as far as was asked for: urllib3 would warn, which is done already
-
-    class Pool(base):  # type: ignore[misc]
-        ConnectionCls = Connection
-
-    return Pool

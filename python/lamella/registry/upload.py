@@ -34,9 +34,9 @@ from lamella.reference import Reference
 from lamella.registry.auth import repository_scope
 from lamella.registry.exchange import Exchange
 from lamella.registry.failures import RETRY_STATUSES, discard, is_page, page_error
+from lamella.registry.patience import Patience
 from lamella.registry.sending import SourceFailed
 from lamella.registry.targets import Origin
-from lamella.registry.transport import Patience
 
 if TYPE_CHECKING:
     from lamella.transfer.endpoints import BlobReader
