@@ -5,12 +5,17 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from registries import Asked, Reply, ScriptedServer, push_image, read_all
+from urllib3.connection import HTTPConnection
 
 from lamella import oci
 from lamella.digest import digest_of
@@ -19,6 +24,7 @@ from lamella.errors import (
     DataLoss,
     FailedPrecondition,
     InvalidArgument,
+    LamellaError,
     NotFound,
     PermissionDenied,
     ResourceExhausted,
@@ -638,3 +644,88 @@ def test_the_user_agent_names_lamella_and_no_cookie_is_kept(scripted: Any, clien
     client.resolve(reference(server))
     assert server.asked[0].headers["user-agent"].startswith("lamella")
     assert "cookie" not in server.asked[1].headers
+
+
+@pytest.mark.parametrize("phase", ["looking up the name", "connecting", "the handshake of TLS"])
+def test_interrupting_the_client_ends_what_leads_to_a_connection(
+    phase: str, client: RegistryClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    listening = socket.create_server(("127.0.0.1", 0), backlog=16)
+
+    def hang(*_: object, **__: object) -> Any:
+        release.wait(20)
+        raise ConnectionAbortedError
+
+    if phase == "looking up the name":
+        monkeypatch.setattr(socket, "getaddrinfo", hang)
+    elif phase == "connecting":
+        monkeypatch.setattr(socket.socket, "connect", hang)
+    asked = Reference(domain=f"127.0.0.1:{listening.getsockname()[1]}", path="a", tag="b")
+    if phase == "the handshake of TLS":
+        asked = Reference(domain="registry.invalid", path="a", tag="b")
+        real = socket.getaddrinfo
+        monkeypatch.setattr(
+            socket, "getaddrinfo", lambda _, __, *rest: real("127.0.0.1", listening.getsockname()[1], *rest)
+        )
+    timer = threading.Timer(0.2, client.interrupt)
+    timer.start()
+    with pytest.raises(Cancelled):
+        client.resolve(asked)
+    left = [thread for thread in threading.enumerate() if thread.name == "lamella-connect"]
+    assert left, "it was waited for"
+    timer.join()
+    listening.close()
+    release.set()
+    for thread in left:
+        thread.join()
+
+
+def test_a_client_is_interrupted_while_others_connect(client: RegistryClient) -> None:
+    """Whoever ends all connections walks over a set of them, to which other threads add."""
+    connections = client._exchange.transport._connections
+    before, stop = sys.getswitchinterval(), threading.Event()
+
+    def add() -> None:
+        kept: list[Any] = []
+        while not stop.is_set():
+            kept = [*kept[-500:], HTTPConnection("127.0.0.1")]
+            with suppress(Cancelled):
+                connections.watch(kept[-1])
+
+    threads = [threading.Thread(target=add) for _ in range(2)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(300):
+            connections.stop()
+    finally:
+        sys.setswitchinterval(before)
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_forked_process_takes_no_bytes_from_its_parents_connections(
+    registry: RegistryServer, client: RegistryClient
+) -> None:
+    blob = registry.push_blob("team/app", BLOB)
+    with client.open_blob(reference(registry), blob) as stream:
+        assert stream.readinto(bytearray(10)) == 10
+        child = os.fork()
+        if not child:
+            told = []
+            for attempt in (
+                lambda: stream.readinto(bytearray(10)),
+                lambda: client.resolve(reference(registry)),
+                client.close,
+            ):
+                try:
+                    attempt()
+                    told.append("")
+                except LamellaError as error:
+                    told.append(error.kind)
+            os._exit(int(told != ["FailedPrecondition", "FailedPrecondition", ""]))
+        assert os.waitpid(child, 0)[1] == 0
+        assert read_all(stream) == BLOB[10:]

@@ -113,9 +113,10 @@ class Stretch:
         return 0
 
     def check(self) -> None:
-        """Raise Cancelled after an interruption."""
+        """Raise Cancelled after an interruption, FailedPrecondition in a process that was forked off."""
         if self._interrupted or self._transport.interrupted:
             raise Cancelled(f"the download of {self.descriptor.digest} was stopped")
+        self._transport.check_interrupted()
 
     def interrupt(self) -> None:
         """Make a read in another thread, and every later one, raise Cancelled. Harmless twice."""
@@ -167,6 +168,7 @@ class Stretch:
         while True:
             response = self._response = self._way.open_at(self.offset, self.end, self._patience)
             try:
+                self.check()  # what came meanwhile found no connection to end
                 self._check_extent(response)
                 if response.status_code == 200 and self.offset:
                     self._skip(response, self.offset)

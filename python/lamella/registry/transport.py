@@ -16,13 +16,10 @@ of :mod:`lamella.registry.tls`. ~/.netrc is not read.
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from importlib.util import find_spec
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -32,11 +29,11 @@ import requests
 from urllib3.connection import HTTPConnection
 
 from lamella._core import __version__
-from lamella.errors import Cancelled, LamellaError, PermissionDenied, Unavailable, Unsupported
+from lamella.errors import LamellaError, PermissionDenied, Unavailable, Unsupported
 from lamella.logs import Log
 from lamella.reference import is_loopback
 from lamella.registry.config import RegistryConfig
-from lamella.registry.connections import Adapter
+from lamella.registry.connections import Adapter, Connections
 from lamella.registry.failures import (
     RETRY_STATUSES,
     TRANSPORT_ERRORS,
@@ -79,8 +76,7 @@ class Transport:
         self._allow_private = config.allow_private
         self._attempts = config.attempts
         self._backoff = config.backoff
-        self._interrupted = threading.Event()
-        self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+        self._connections = Connections()
         self._private_homes: set[tuple[str, int]] = set()
         self._contexts: dict[Tls, ssl.SSLContext] = {}
         self._unchecked: set[Origin] = set()
@@ -94,7 +90,7 @@ class Transport:
         # Registries serve what the digest was made of; a transfer coding on top would only cost time.
         session.headers.update({"User-Agent": user_agent, "Accept-Encoding": "identity"})
         session.auth = _leave_alone
-        adapter = Adapter(self.timeouts.read, self._watch, check)
+        adapter = Adapter(self._connections, self.timeouts.read, check)
         session.mount("https://", adapter)
         session.mount("http://", adapter)
         return session
@@ -107,31 +103,25 @@ class Transport:
 
     def interrupt(self) -> None:
         """End every request and every wait of this transport with Cancelled, from any thread and for good."""
-        self._interrupted.set()
-        for connection in list(self._connections):
-            sock = connection.sock
-            if sock is not None:
-                with suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+        self._connections.stop()
 
     @property
     def interrupted(self) -> bool:
         """Say whether :meth:`interrupt` or :meth:`close` was called."""
-        return self._interrupted.is_set()
+        return self._connections.stopped.is_set()
 
     @property
     def stopped(self) -> threading.Event:
         """Give what is set by :meth:`interrupt`, for waits."""
-        return self._interrupted
+        return self._connections.stopped
 
     def check_interrupted(self) -> None:
-        """Raise Cancelled after :meth:`interrupt`."""
-        if self._interrupted.is_set():
-            raise Cancelled("the transfer was stopped")
+        """Raise Cancelled after :meth:`interrupt`, FailedPrecondition in a process that was forked off."""
+        self._connections.check()
 
     def patience(self, attempts: int | None = None) -> Patience:
         """Give a new count of attempts: of so many as the settings say, unless ``attempts`` says another number."""
-        return Patience(self._attempts if attempts is None else attempts, self._backoff, self._interrupted)
+        return Patience(self._attempts if attempts is None else attempts, self._backoff, self.stopped)
 
     def request(
         self,
@@ -296,11 +286,6 @@ class Transport:
             or (home.host, home.port) in self._private_homes
             or is_private_literal(home.host)
         )
-
-    def _watch(self, connection: HTTPConnection) -> None:
-        self._connections.add(connection)
-        if self._interrupted.is_set():
-            raise Cancelled("the transfer was stopped")
 
     def _note_home(self, connection: HTTPConnection) -> None:
         address = _peer(connection)
