@@ -2,9 +2,10 @@
 
 A reader needs a blob's bytes in order, and gets them on a connection of its own. Where that one is slower than the reader (its
 window divided by the latency; a content delivery network's limit for each), helpers fetch the parts that come next into memory.
-Where the reader comes to a part that a helper has, or is fetching, it takes the bytes from there, and leaves its connection's
-place to one more helper; where there is none it reads on by itself. So a helper owes nobody anything: it may fail, stop, or find
-no memory, and the reader meets whatever was the matter itself, with its own retries and its own errors.
+Where the reader comes to a part that a helper has, or is fetching, it takes the bytes from there, and leaves its place among the
+connections to one more helper; where there is none it takes a helper's place and reads on by itself. So a helper owes nobody
+anything: it may fail, stop, or find no memory, and the reader meets whatever was the matter itself, with its own retries and its
+own errors.
 
 More connections are tried while the reader does little but wait and the rest would take a while; what brings no gain is
 the last try. On loopback the reader is the slower one, and there are no helpers.
@@ -65,6 +66,7 @@ class Ahead:
         self._part_size = PART_MIN
         self._reader = 0
         self._alone = True
+        self._has_place = True  # among the share's connections, which has one for each helper besides
         self._stopped = False
         # What is measured
         self._since = time.monotonic()
@@ -87,13 +89,12 @@ class Ahead:
             part = self._part_at(offset, check)
             self._waited += time.monotonic() - began
             if part is None:
-                if not self._alone:
-                    self._alone = True
-                    self._share.more()
+                self._alone = True
+                self._take_place(check)
                 return 0
             if self._alone:
                 self._alone = False
-                self._start()
+                self._has_place = not self._start()
             at = offset - part.start
             count = min(part.filled - at, view.nbytes)
             view[:count] = memoryview(part.data)[at : at + count]
@@ -117,6 +118,13 @@ class Ahead:
                 return None
             check()
             self._changed.wait(TURN)
+
+    def _take_place(self, check: Check) -> None:
+        """Wait for a place among the connections: one that is free, or that of the next helper who ends."""
+        while not self._has_place and not self._share.more():
+            check()
+            self._changed.wait(TURN)
+        self._has_place = True
 
     def look(self, offset: int, waited: float, arrived: int) -> None:
         """Look whether more helpers would pay. The reader is at ``offset``, and has ``waited`` seconds for bytes of its own."""
@@ -165,13 +173,20 @@ class Ahead:
                 return
             with self._changed:
                 self._fresh = True
-                self._start()
+                if not self._start():
+                    self._share.less()
+                    return
 
-    def _start(self) -> None:
-        """Start a helper for a connection that the share holds."""
+    def _start(self) -> bool:
+        """Start a helper for a connection that the share holds; False where no thread can be had."""
+        thread = threading.Thread(target=self._help, name="lamella-ahead", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
         self._helpers += 1
-        self._threads.append(threading.Thread(target=self._help, name="lamella-ahead", daemon=True))
-        self._threads[-1].start()
+        self._threads.append(thread)
+        return True
 
     def _help(self) -> None:
         try:
@@ -180,12 +195,17 @@ class Ahead:
         finally:
             with self._changed:
                 self._helpers -= 1
-            self._share.less()
+                # The last one leaves its place to the reader even if that needs none now: another blob could take it.
+                if self._has_place or (self._helpers and not self._alone):
+                    self._share.less()
+                else:
+                    self._has_place = True
+                self._changed.notify_all()
 
     def _next(self) -> Part | None:
         """Choose what to fetch next, once there is room for it; None if nothing is to be done any more."""
         with self._changed:
-            while not self._stopped and not self._share.crowded():
+            while not self._stopped and not self._share.crowded() and (self._has_place or not self._alone):
                 # A reader that is alone will be busy for as long as the first helper is with the next part.
                 lead = self._part_size if self._alone else 0
                 start = self._parts[-1].end if self._parts else self._reader + lead
@@ -194,7 +214,11 @@ class Ahead:
                 if start >= end:
                     return None
                 if len(self._parts) < 2 * self._helpers and self._limits.reserve_ahead(end - start):
-                    self._parts.append(Part(start, end))
+                    try:
+                        self._parts.append(Part(start, end))
+                    except MemoryError:
+                        self._limits.release_ahead(end - start)
+                        return None
                     return self._parts[-1]
                 self._changed.wait(TURN)
         return None
@@ -214,8 +238,7 @@ class Ahead:
                     with self._changed:
                         self._stretches.discard(stretch)
         except LamellaError:
-            with self._changed:  # the reader will see what the matter is
-                self._stopped = True
+            self.interrupt()  # the reader will see what the matter is
         finally:
             with self._changed:
                 part.given_up = part.filled < part.end - part.start

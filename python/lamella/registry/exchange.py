@@ -227,7 +227,8 @@ class Exchange:
             if asked.method == "HEAD":  # whose answer has no body to say what is wrong
                 response = self._authorized(asked._replace(method="GET"), host, guess, patience)
             if not wants_tls(refusal(response)):
-                self._spoken[guess] = guess  # it is the registry's answer, and read: have it once more for the caller
+                # It is the registry's answer, and read: have it once more for the caller.
+                self._spoken[guess] = guess
                 return self._authorized(asked, host, guess, patience)
             response = self._authorized(asked, host, other, patience)
             self._spoken[guess] = other
