@@ -1,15 +1,17 @@
 """What transfers take of the network: connections at once and bytes a second, for all transfers of a client together.
 
 One :class:`Limits` is shared by downloads and uploads, of whatever thread. Each blob under way has a :class:`Share` of the
-connections; the first of them is its own, and what is left over is divided evenly. Documents and tokens take no part: they are
-small, and others wait for them.
+connections; the first of them is its own, and what is left over is divided evenly. A blob that streams from one registry to
+another has one at each end, and counts once: were it to wait for the second while it holds the first, all could wait for each
+other. Documents and tokens take no part: they are small, and others wait for them.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from lamella.errors import InvalidArgument
@@ -43,6 +45,7 @@ class Limits:
         self._used = 0
         self._ahead = 0
         self._paid_until = 0.0
+        self._sending = threading.local()
 
     def __repr__(self) -> str:
         return f"Limits(connections={self.connections}, bandwidth={self.bandwidth})"
@@ -68,7 +71,12 @@ class Limits:
             time.sleep(min(left, TURN))
 
     def share(self, check: Check) -> Share:
-        """Wait until a blob may have a connection; a context that gives it back. ``check`` as in :meth:`pay`."""
+        """Wait until a blob may have a connection; a context that gives it back. ``check`` as in :meth:`pay`.
+
+        In a thread that is :meth:`sending` it is the one that is sent, and has its connection beside that one's.
+        """
+        if getattr(self._sending, "now", False):
+            return Share(self, beside=True)
         with self._changed:
             self._shares += 1  # from now on the others have a smaller one
             try:
@@ -80,6 +88,16 @@ class Limits:
                 raise
             self._used += 1
         return Share(self)
+
+    @contextmanager
+    def sending(self, check: Check) -> Iterator[None]:
+        """Wait until a blob may have a connection on which this thread sends it. ``check`` as in :meth:`pay`."""
+        with self.share(check):
+            self._sending.now = True
+            try:
+                yield
+            finally:
+                self._sending.now = False
 
     def reserve_ahead(self, count: int) -> bool:
         """Take memory for ``count`` bytes that are fetched ahead of their turn; False if there is none left."""
@@ -96,11 +114,12 @@ class Limits:
 
 
 class Share:
-    """The connections of one blob: one at first."""
+    """The connections of one blob: one at first, which does not count ``beside`` that of the same blob at its other end."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, beside: bool = False) -> None:
         self._limits = limits
-        self._held = 1
+        self._beside = beside
+        self._held = 0 if beside else 1
         self._closed = False
 
     def __enter__(self) -> Share:
@@ -135,7 +154,8 @@ class Share:
         with self._limits._changed:
             if not self._closed:
                 self._closed = True
-                self._limits._shares -= 1
+                if not self._beside:
+                    self._limits._shares -= 1
                 self._give_back(self._held)
 
     def _fair(self) -> int:

@@ -37,6 +37,7 @@ from lamella.registry.failures import RETRY_STATUSES, discard, is_page, page_err
 from lamella.registry.patience import Patience
 from lamella.registry.sending import SourceFailed
 from lamella.registry.targets import Origin
+from lamella.registry.transport import Transport
 
 if TYPE_CHECKING:
     from lamella.transfer.endpoints import BlobReader
@@ -74,7 +75,7 @@ class Upload:
         self._exchange = exchange
         self._reference = reference
         self._descriptor = descriptor
-        self._content = _Content(descriptor, open_at, sent)
+        self._content = _Content(descriptor, open_at, sent, exchange.transport)
         self._mount = mount
         self._what = f"blob {descriptor.digest} of {reference.name}"
         self._scopes = (repository_scope(reference.path, "pull", "push"),)
@@ -93,6 +94,11 @@ class Upload:
         quota), Unsupported (read-only), NotFound (no such repository), Unauthenticated, PermissionDenied, Unavailable,
         Cancelled; those of the source. Twice is harmless.
         """
+        transport = self._exchange.transport
+        with transport.limits.sending(transport.check_interrupted):
+            return self._run()
+
+    def _run(self) -> str:
         while True:
             try:
                 if self._session is None and self._begin():
@@ -351,11 +357,16 @@ class _Content:
     """The blob as its source gives it, hashed once from its start to its end, whatever is sent twice."""
 
     def __init__(
-        self, descriptor: Descriptor, open_at: Callable[[int], BlobReader], sent: Callable[[int], None]
+        self,
+        descriptor: Descriptor,
+        open_at: Callable[[int], BlobReader],
+        sent: Callable[[int], None],
+        transport: Transport,
     ) -> None:
         self._descriptor = descriptor
         self._open_at = open_at
         self._sent = sent
+        self._transport = transport
         self.given = 0
         self.failed = False
         self._believes = True
@@ -372,8 +383,8 @@ class _Content:
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         """Give the bytes from ``start`` to ``stop``, read anew. DataLoss for bytes that the descriptor does not mean."""
-        size = self._descriptor.size
-        buffer = memoryview(bytearray(min(PIECE, stop - start)))
+        size, limits = self._descriptor.size, self._transport.limits
+        buffer = memoryview(bytearray(min(PIECE, limits.piece, stop - start)))
         with self._open_at(start) as reader:
             believed = self._believes and getattr(reader, "verified", False)
             while start < stop:
@@ -391,6 +402,7 @@ class _Content:
                 self.given = max(self.given, start)
                 yield buffer[:count]
                 self._sent(start)
+                limits.pay(count, self._transport.check_interrupted)
 
     def _check(self) -> None:
         algorithm, encoded = split_digest(self._descriptor.digest)
