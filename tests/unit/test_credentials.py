@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,13 @@ def test_an_identity_token_is_no_password(tmp_path: Path) -> None:
         (f'echo "{SECRET} is no json"', "not credentials"),
         ('echo \'{"Username":"a","Secret":""}\'', None),
         ("exec sleep 60", "no answer within"),
+        ("exec yes", "exit status"),
+        ("yes; exit 0", "not credentials"),
+        ("", "not credentials"),
+        ("echo '[1]'", "not credentials"),
+        ('echo \'{"Username":1,"Secret":"x"}\'', "not credentials"),
+        (r"printf '{\xff\x00'", "not credentials"),
+        ("kill -9 $$", "exit status -9"),
     ],
 )
 def test_a_helper_that_fails_is_noted_without_its_output_and_stops_nothing(
@@ -259,6 +267,22 @@ def test_a_helper_that_fails_is_noted_without_its_output_and_stops_nothing(
         assert found.problems == []
     else:
         assert problem in found.problems[0]
+
+
+def test_the_output_of_a_helper_is_bounded_while_it_comes(tmp_path: Path, helper: Any) -> None:
+    """One that sends without end fails; it does not fill the memory until its time is over."""
+    helper("flood", f"yes 2>/dev/null; echo $? >{tmp_path}/status; exit 1")
+    assert store(tmp_path, {"credsStore": "flood"}).find("h.io") is None
+    assert (tmp_path / "status").read_text() == "1\n"
+
+
+def test_what_a_helper_leaves_running_is_not_waited_for(tmp_path: Path, helper: Any) -> None:
+    answer = f'{{"Username":"ann","Secret":"{SECRET}"}}'
+    helper("agent", f"sleep 1000 & echo $! >{tmp_path}/agent; echo '{answer}'")
+    found = store(tmp_path, {"credsStore": "agent"}, helper_timeout=20).find("h.io")
+    os.kill(int((tmp_path / "agent").read_text()), signal.SIGKILL)
+    assert found is not None
+    assert found.password == SECRET
 
 
 def test_a_helper_that_is_missing_or_has_a_path_for_a_name_is_noted(tmp_path: Path) -> None:

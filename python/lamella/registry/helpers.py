@@ -7,7 +7,10 @@ a helper says on stderr is dropped: it is for whoever runs one by hand.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
+from typing import BinaryIO
 
 import msgspec
 
@@ -94,14 +97,16 @@ def _run(helper: str, word: str, given: bytes, timeout: float, *, hide: str | No
 
     name = program(helper)
     try:
-        done = subprocess.run(
-            [name, word],
-            input=given,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=timeout,
-            check=False,
-        )
+        with _bounded_file() as output:
+            status = subprocess.run(
+                [name, word],
+                input=given,
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                timeout=timeout,
+                check=False,
+            ).returncode
+            answer = os.pread(output.fileno(), output.tell(), 0)
     except FileNotFoundError:
         raise FailedPrecondition(
             f"{name} is not on PATH", hint="Install it, or take it out of the file."
@@ -110,15 +115,26 @@ def _run(helper: str, word: str, given: bytes, timeout: float, *, hide: str | No
         raise DeadlineExceeded(f"{name} gave no answer within {timeout:g} s") from None
     except OSError as error:
         raise FailedPrecondition(f"{name} cannot be run: {error.strerror}") from None
-    if done.returncode == 0:
-        return done.stdout[:_OUTPUT_MAX]
-    if _NOT_FOUND in done.stdout:
+    if status == 0:
+        return answer
+    if _NOT_FOUND in answer:
         return None
     said = ""
     if hide is not None:
-        said = done.stdout[:1000].decode(errors="replace").strip().partition("\n")[0]
+        said = answer[:1000].decode(errors="replace").strip().partition("\n")[0]
         said = f": {said.replace(hide, '***') if hide else said}" if said else ""
-    raise Unavailable(f"{name} failed with exit status {done.returncode}{said}")
+    raise Unavailable(f"{name} failed with exit status {status}{said}")
+
+
+def _bounded_file() -> BinaryIO:
+    """Make a file in memory that takes :data:`_OUTPUT_MAX` bytes: whoever writes more fails, where a pipe would be read on.
+
+    Nor does it wait, as the reader of a pipe does, for what a helper leaves running in the background (an agent).
+    """
+    descriptor = os.memfd_create("credentials", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, _OUTPUT_MAX)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    return os.fdopen(descriptor, "wb", buffering=0)
 
 
 class _Answer(msgspec.Struct, frozen=True, rename="pascal"):
