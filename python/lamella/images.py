@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -291,6 +292,7 @@ class Images:
         keep_layers: bool = True,
         all_platforms: bool = False,
         referrers: bool = False,
+        foreign_layers: bool = False,
         sync: bool | None = None,
         policy: AnyPolicy | None = None,
     ) -> Image:
@@ -303,10 +305,13 @@ class Images:
         layers are not kept, but for those that something else refers to, until a pull without it fetches them again. That holds
         for the manifest, under all names that it has in the namespace. With ``sync`` (the client's ``durable`` by default) it
         returns when what came survives a power cut. ``policy`` is asked besides the client's (:mod:`lamella.policy`), before
-        anything is fetched. Errors as :meth:`lamella.transfer.pull.Pull.run`, and InvalidArgument for neither unpacking nor
-        keeping. Twice is harmless and costs one request when nothing changed.
+        anything is fetched. ``foreign_layers``: also fetch layers that must not be distributed, from the registry or else from
+        the addresses that the image names (:mod:`lamella.transfer.foreign`); without it an image that needs some is refused
+        (PermissionDenied), and those of other platforms are left out. Errors as :meth:`lamella.transfer.pull.Pull.run`, and
+        InvalidArgument for neither unpacking nor keeping. Twice is harmless and costs one request when nothing changed.
         """
         from lamella.policy import all_of
+        from lamella.transfer.foreign import ForeignLayersToo
         from lamella.transfer.pull import Pull
 
         if not (unpack or keep_layers):
@@ -319,13 +324,14 @@ class Images:
             pulled = Pull(
                 self._client,
                 reference,
-                registry,
+                ForeignLayersToo(registry, registry) if foreign_layers else registry,
                 platform=wanted,
                 progress=progress,
                 unpack=unpack,
                 keep_layers=keep_layers,
                 all_platforms=all_platforms,
                 referrers=referrers,
+                foreign_layers=foreign_layers,
                 policy=all_of(self._client.policy, policy),
             ).run()
         if self._client.durable if sync is None else sync:
@@ -345,6 +351,8 @@ class Images:
         platform: str | oci.Platform | None = None,
         unpack: bool = True,
         keep_layers: bool = True,
+        foreign_layers: bool = False,
+        plain_http: bool = False,
         progress: ProgressCallback | None = None,
         sync: bool | None = None,
         policy: AnyPolicy | None = None,
@@ -355,6 +363,8 @@ class Images:
         this machine unpacked, unless ``unpack`` is false; with ``platform`` that one is kept and unpacked alone. Images get the
         names that the archive has for them; ``names`` instead, where there is one; ``base_name`` is the repository of those
         that have but a tag there. ``image`` chooses one by its name, tag or digest. ``digests``: name each by its digest, too.
+        ``foreign_layers``: fetch those that the archive does not have from their own addresses (with ``plain_http`` also without
+        TLS), which is all that uses the network here; without it such an image is kept and not unpacked.
         ``keep_layers``, ``sync`` and ``policy`` as for :meth:`pull`. Errors as :meth:`lamella.transfer.imports.Import.run`.
         Twice is harmless.
         """
@@ -371,15 +381,17 @@ class Images:
             image=image,
             digests=digests,
         )
-        imported = Import(
-            self._client,
-            naming=naming,
-            platform=platforms.parse_platform(platform) if isinstance(platform, str) else platform,
-            unpack=unpack,
-            keep_layers=keep_layers,
-            progress=progress,
-            policy=all_of(self._client.policy, policy),
-        ).run(source)
+        with self._client.connect(plain_http=plain_http) if foreign_layers else nullcontext() as registry:
+            imported = Import(
+                self._client,
+                naming=naming,
+                platform=platforms.parse_platform(platform) if isinstance(platform, str) else platform,
+                unpack=unpack,
+                keep_layers=keep_layers,
+                foreign_layers=registry,
+                progress=progress,
+                policy=all_of(self._client.policy, policy),
+            ).run(source)
         if self._client.durable if sync is None else sync:
             self._client.sync()
         collect_if_due(self._client)
@@ -394,6 +406,7 @@ class Images:
         platform: str | oci.Platform | None = None,
         all_platforms: bool = False,
         referrers: bool = False,
+        foreign_layers: bool = False,
         compression: Literal["none", "gzip", "zstd"] | None = None,
         progress: ProgressCallback | None = None,
     ) -> dict[str, oci.Descriptor]:
@@ -403,7 +416,8 @@ class Images:
         ``oci-dir`` the same in a folder, to which it is added; ``docker`` a docker-archive for what knows nothing else. All that
         is here of an image is written; with ``platform`` that alone, without an index around it; ``all_platforms`` wants all that
         the index names. ``referrers``: also what refers to the images (signatures). ``compression`` is around the whole; None: as
-        the file's name says (``.gz``, ``.zst``). The same images give the same bytes. Errors as
+        the file's name says (``.gz``, ``.zst``). ``foreign_layers``: also write layers that must not be distributed; without it
+        they are left out, and refused in a docker-archive. The same images give the same bytes. Errors as
         :meth:`lamella.transfer.exports.Export.run`. Twice is harmless.
         """
         from lamella import platforms
@@ -416,6 +430,7 @@ class Images:
             platform=platforms.parse_platform(platform) if isinstance(platform, str) else platform,
             all_platforms=all_platforms,
             referrers=referrers,
+            foreign_layers=foreign_layers,
             compression=compression,
             progress=progress,
         ).run([name if isinstance(name, Reference) else Reference.parse(name) for name in names], target)
@@ -499,12 +514,14 @@ class Images:
         """Copy an image from one registry to another, or within one. Nothing of it is stored; its digest stays the same.
 
         All platforms of an index are copied, with ``platform`` the manifest of one. ``referrers`` go along: what refers to it
-        (signatures, attestations). ``policy`` is asked about the source besides the client's, before anything is fetched. The
+        (signatures, attestations). ``foreign_layers``, too, with it, which come from the source or else from the addresses that
+        the image names. ``policy`` is asked about the source besides the client's, before anything is fetched. The
         rest, and the errors, are as in :meth:`push`, and PolicyRefused; DataLoss names the source when that has other bytes
         than it says. Twice is harmless.
         """
         from lamella import platforms
         from lamella.policy import all_of
+        from lamella.transfer.foreign import ForeignLayersToo
         from lamella.transfer.push import copy
 
         origin = Reference.parse(source) if isinstance(source, str) else source
@@ -514,7 +531,7 @@ class Images:
             return copy(
                 self._client,
                 registry,
-                registry,
+                ForeignLayersToo(registry, registry) if foreign_layers else registry,
                 origin,
                 goal,
                 tags=tags,
@@ -651,6 +668,7 @@ class Images:
         all_platforms: bool = False,
         layers: str | Collection[int] | None = None,
         drop_top: int = 0,
+        foreign_layers: bool = False,
         progress: ProgressCallback | None = None,
     ) -> Image:
         """Make the image ``target`` of an image that is here: the same in another form.
@@ -659,7 +677,8 @@ class Images:
         ``format``: docker's documents or OCI's; zstd takes the latter. Of an index the manifest for this machine, or
         ``platform``, alone, or with ``all_platforms`` all of it. ``layers`` are the ones to keep, 0 the lowest (``"0-2"``,
         ``[0, 1, 2]``); ``drop_top`` is how many to leave out from the top. The config stays as it is but for layers that are
-        left out, and so do the snapshots. The same image gives the same result on every machine.
+        left out, and so do the snapshots. Foreign layers stay what they are, at their addresses; with ``foreign_layers`` they
+        become layers like others. The same image gives the same result on every machine.
 
         Errors: NotFound (image, platform, a blob), InvalidArgument, Unsupported for an artifact, DataLoss and
         FailedPrecondition for a damaged layer, ResourceExhausted. Twice is harmless.
@@ -686,6 +705,7 @@ class Images:
             all_platforms=all_platforms,
             layers=parse_selection(layers) if isinstance(layers, str) else layers,
             drop_top=drop_top,
+            foreign_layers=foreign_layers,
             progress=progress,
         ).run()
 

@@ -33,8 +33,12 @@ DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_LAYER_GZIP = DOCKER_LAYER + ".gzip"
 DOCKER_LAYER_ZSTD = DOCKER_LAYER + ".zstd"
-DOCKER_FOREIGN_LAYER_GZIP = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+DOCKER_FOREIGN_LAYER = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+DOCKER_FOREIGN_LAYER_GZIP = DOCKER_FOREIGN_LAYER + ".gzip"
+DOCKER_FOREIGN_LAYER_ZSTD = DOCKER_FOREIGN_LAYER + ".zstd"
 OCI_NONDISTRIBUTABLE = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+OCI_NONDISTRIBUTABLE_GZIP = OCI_NONDISTRIBUTABLE + "+gzip"
+OCI_NONDISTRIBUTABLE_ZSTD = OCI_NONDISTRIBUTABLE + "+zstd"
 OCI_EMPTY = "application/vnd.oci.empty.v1+json"
 """What an artifact without a config, or without layers, has in their place: ``{}``."""
 
@@ -54,6 +58,12 @@ LAYER_COMPRESSION: dict[str, Compression] = {
     DOCKER_LAYER: "none",
     DOCKER_LAYER_GZIP: "gzip",
     DOCKER_LAYER_ZSTD: "zstd",
+    OCI_NONDISTRIBUTABLE: "none",
+    OCI_NONDISTRIBUTABLE_GZIP: "gzip",
+    OCI_NONDISTRIBUTABLE_ZSTD: "zstd",
+    DOCKER_FOREIGN_LAYER: "none",
+    DOCKER_FOREIGN_LAYER_GZIP: "gzip",
+    DOCKER_FOREIGN_LAYER_ZSTD: "zstd",
 }
 
 
@@ -228,7 +238,7 @@ def describe_referrer(digest: Digest, data: bytes) -> Descriptor:
 
 def is_foreign(descriptor: Descriptor) -> bool:
     """Say whether a layer's author forbids to distribute it: it is fetched from its own URLs, if at all."""
-    return "nondistributable" in descriptor.media_type or "foreign" in descriptor.media_type
+    return descriptor.media_type.startswith((OCI_NONDISTRIBUTABLE, DOCKER_FOREIGN_LAYER))
 
 
 def document_type(data: bytes, declared: str | None) -> str:

@@ -263,7 +263,7 @@ def test_layers_that_must_not_be_distributed_stay_here(client: Client, server: R
         config = source.push_blob("team/app", b'{"os":"linux","architecture":"amd64"}', oci.OCI_CONFIG)
         source.push_manifest("team/app", "latest", oci.Manifest(config=config, layers=[layer]))
         name = f"{source.address}/team/app:latest"
-        client.images.pull(name, unpack=False)
+        client.images.pull(name, unpack=False, foreign_layers=True)
     assert client.images.push(name, f"{server.address}/team/app:1").blobs["sent"] == 1
     assert not server.storage.repository("team/app").has_blob(layer.digest)
     client.images.push(name, f"{server.address}/team/other:1", foreign_layers=True)

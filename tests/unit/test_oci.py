@@ -131,10 +131,24 @@ def test_an_unknown_layer_type_is_unsupported_and_named():
         oci.compression_of(descriptor)
 
 
-def test_foreign_layers_are_unsupported():
-    descriptor = oci.Descriptor(media_type=oci.DOCKER_FOREIGN_LAYER_GZIP, digest=DIGEST, size=1)
-    with pytest.raises(Unsupported):
-        oci.compression_of(descriptor)
+@pytest.mark.parametrize(
+    ("media_type", "compression"),
+    [
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar", "none"),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", "gzip"),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", "zstd"),
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "gzip"),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar+lz4", None),
+    ],
+)
+def test_foreign_layers_are_known_by_their_media_type(media_type, compression):
+    descriptor = oci.Descriptor(media_type=media_type, digest=DIGEST, size=1)
+    assert oci.is_foreign(descriptor)
+    if compression:
+        assert oci.compression_of(descriptor) == compression
+    else:
+        with pytest.raises(Unsupported):
+            oci.compression_of(descriptor)
 
 
 @pytest.mark.parametrize(

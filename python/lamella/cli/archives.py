@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
 from lamella.cli.parser import Command, Parser, UsageError
-from lamella.cli.pull import add_policy_option
+from lamella.cli.pull import add_foreign_option, add_policy_option
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -45,6 +45,10 @@ def _import_arguments(parser: Parser) -> None:
         help="Keep the unpacked layers alone, not the compressed ones.",
     )
     add_policy_option(parser)
+    add_foreign_option(
+        parser, "Fetch layers that must not be distributed from their own addresses if FILE lacks them."
+    )
+    add("--plain-http", action="store_true", help="Allow HTTP without TLS for these.")
     add("--sync", action="store_true", help="Return when what came is on disk and survives a power cut.")
     add("-i", "--input", metavar="FILE", help="Read this file (as docker load has it).")
     add("file", metavar="FILE", nargs="?", help="The archive or folder; - or nothing for stdin.")
@@ -70,6 +74,7 @@ def _import(arguments: argparse.Namespace, session: Session) -> int:
             platform=arguments.platform,
             unpack=not arguments.no_unpack,
             keep_layers=not arguments.discard_layers,
+            foreign_layers=arguments.foreign_layers,
             sync=arguments.sync or None,
             progress=callback,
         )
@@ -135,6 +140,7 @@ def _export_arguments(parser: Parser) -> None:
         "--all-platforms", action="store_true", help="Write all, or nothing if one is not here."
     )
     add("--referrers", action="store_true", help="Also write what refers to the images: signatures, SBOMs.")
+    add_foreign_option(parser, "Also write layers that must not be distributed.")
     add(
         "--compress",
         choices=("none", "gzip", "zstd"),
@@ -159,6 +165,7 @@ def _export(arguments: argparse.Namespace, session: Session) -> int:
             platform=arguments.platform,
             all_platforms=arguments.all_platforms,
             referrers=arguments.referrers,
+            foreign_layers=arguments.foreign_layers,
             compression=arguments.compress,
             progress=callback,
         )

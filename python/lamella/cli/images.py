@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
 from lamella.cli.parser import Command, Group, Parser, add_filter
-from lamella.cli.pull import show_image
+from lamella.cli.pull import add_foreign_option, show_image
 from lamella.cli.registry_options import add_registry_options
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def _convert_arguments(parser: Parser) -> None:
     layers.add_argument(
         "--drop-top", type=int, metavar="N", default=0, help="Leave out the N uppermost layers."
     )
+    add_foreign_option(parser, "Make layers that must not be distributed layers like others.")
     add("source", metavar="SOURCE", help="The image.")
     add("target", metavar="TARGET", help="What the result is called; may be the same.")
 
@@ -149,6 +150,7 @@ def _convert(arguments: argparse.Namespace, session: Session) -> int:
             all_platforms=arguments.all_platforms,
             layers=arguments.layers,
             drop_top=arguments.drop_top,
+            foreign_layers=arguments.foreign_layers,
             progress=callback,
         )
     return show_image(session, image)

@@ -39,6 +39,11 @@ def add_policy_option(parser: Parser) -> None:
     )
 
 
+def add_foreign_option(parser: Parser, text: str) -> None:
+    """Add the option that lets foreign layers come along (:mod:`lamella.transfer.foreign`)."""
+    parser.add_argument("--foreign-layers", action="store_true", help=text)
+
+
 def fetch(
     session: Session,
     reference: str,
@@ -128,6 +133,10 @@ def _arguments(parser: Parser) -> None:
     parser.add_argument(
         "--referrers", action="store_true", help="Bring along what refers to the image, such as signatures."
     )
+    add_foreign_option(
+        parser,
+        "Also fetch layers that must not be distributed: from the registry, or the addresses that the image names.",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--no-unpack", action="store_true", help="Fetch the content and make no snapshots.")
     what.add_argument(
@@ -155,6 +164,7 @@ def _pull(arguments: argparse.Namespace, session: Session) -> int:
         sync=arguments.sync or None,
         all_platforms=arguments.all_platforms,
         referrers=arguments.referrers,
+        foreign_layers=arguments.foreign_layers,
     )
     return show_image(session, image)
 

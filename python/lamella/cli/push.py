@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lamella.cli import output
 from lamella.cli.parser import Command, Parser
-from lamella.cli.pull import add_policy_option
+from lamella.cli.pull import add_foreign_option, add_policy_option
 from lamella.cli.registry_options import add_registry_options
 
 if TYPE_CHECKING:
@@ -27,11 +27,7 @@ def _add_choice(parser: Parser) -> None:
     )
     add("--platform", metavar="OS/ARCH[/VARIANT]", help="Take the manifest of this platform alone.")
     add("--referrers", action="store_true", help="Take along what refers to it: signatures, attestations.")
-    add(
-        "--foreign-layers",
-        action="store_true",
-        help="Take along layers that their authors forbid to distribute.",
-    )
+    add_foreign_option(parser, "Take along layers that their authors forbid to distribute.")
     add_registry_options(parser)
 
 

@@ -32,6 +32,7 @@ from lamella.registry.blob import BlobStream
 from lamella.registry.config import RegistryConfig
 from lamella.registry.exchange import Exchange
 from lamella.registry.failures import discard
+from lamella.registry.foreign import NOWHERE, Addresses
 from lamella.registry.patience import Patience
 from lamella.registry.publishing import Publisher
 from lamella.registry.referrers import Referrers, next_query
@@ -165,6 +166,23 @@ class RegistryClient:
 
         way = Way(self._exchange.transport, opener, self._exchange.pass_over)
         return BlobStream(descriptor, offset, way)
+
+    def open_foreign(
+        self, reference: Reference | None, descriptor: Descriptor, *, offset: int = 0
+    ) -> BlobStream:
+        """Open a foreign layer of an image of the reference's repository, from the addresses that its descriptor names.
+
+        Without a reference the image came from no registry, so that nothing private is next to one.
+        See :mod:`lamella.registry.foreign` for what goes there, and where it may lead. The reader checks its digest.
+        Errors: NotFound, PermissionDenied, Unauthenticated, Unavailable, DataLoss, each of the last address that was tried.
+        """
+        oci.check_descriptor(descriptor)
+        exchange = self._exchange
+        home = NOWHERE
+        if reference is not None:
+            home = exchange.hosts.serving(reference.domain, reference.path, by_digest=True)[-1].home
+        addresses = Addresses(exchange.transport, home, descriptor, plain_http=exchange.plain_http)
+        return BlobStream(descriptor, offset, Way(exchange.transport, addresses.open_at, addresses.pass_over))
 
     def referrers(
         self, reference: Reference, digest: Digest, *, artifact_type: str | None = None

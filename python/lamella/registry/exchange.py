@@ -64,6 +64,7 @@ class Exchange:
         self.transport = Transport(config)
         self.authorizer = Authorizer(self.transport, offline=offline)
         self.hosts = Hosts(config)
+        self.plain_http = config.plain_http
         self._config = config
         self._credentials = CredentialStore() if config.credentials is None else config.credentials
         self._looking_up = threading.Lock()

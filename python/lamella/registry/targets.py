@@ -89,6 +89,14 @@ def is_private_literal(host: str) -> bool:
         return False
 
 
+def is_link_local_literal(host: str) -> bool:
+    """Say whether a host is an address that is valid on one link only (RFC 3927, RFC 4291); a name is not resolved."""
+    try:
+        return parse_address(host).is_link_local
+    except ValueError:
+        return False
+
+
 def parse_address(text: str) -> Address:
     """Read an IP address; one that carries an IPv4 address inside counts as that one. ValueError if it is none."""
     address = ipaddress.ip_address(text.partition("%")[0])

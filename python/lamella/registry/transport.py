@@ -3,9 +3,9 @@
 Two ideas live here, all below the registry's own protocol:
 
 - *Where a request may go.* Plain HTTP only to this machine or where the caller asked for it; never from HTTPS
-  down to HTTP; to a private address only if the registry itself is on one (the address of the connection counts,
-  not what a name resolved to before); at most REDIRECTS_MAX hops. An Authorization header stays with the host it
-  was made for.
+  down to HTTP; to a private address only if the registry itself is on one, and never away to a link-local one, where
+  clouds tell a machine its secrets (the address of the connection counts, not what a name resolved to before); at most
+  REDIRECTS_MAX hops. An Authorization header stays with the host it was made for.
 - *What is tried again.* Connection failures, silence, 408, 429 and 5xx (:mod:`lamella.registry.patience`). Bodies are not
   drained before a retry, as urllib3 itself would: one may be endless. The waiting can be interrupted from another thread.
 
@@ -45,7 +45,15 @@ from lamella.registry.failures import (
 from lamella.registry.patience import Patience
 from lamella.registry.proxies import describe, parse_proxy, proxy_for
 from lamella.registry.sending import Body, SourceFailed, Stale
-from lamella.registry.targets import Address, Home, Origin, Tls, is_private_literal, parse_address
+from lamella.registry.targets import (
+    Address,
+    Home,
+    Origin,
+    Tls,
+    is_link_local_literal,
+    is_private_literal,
+    parse_address,
+)
 from lamella.registry.tls import make_context
 
 REDIRECTS_MAX = 10
@@ -82,6 +90,7 @@ class Transport:
         self._unchecked: set[Origin] = set()
         user_agent = config.user_agent or f"lamella/{__version__}"
         self._home = self._session(user_agent, self._note_home)
+        self._near = self._session(user_agent, self._refuse_link_local)
         self._away = self._session(user_agent, self._refuse_private)
 
     def _session(self, user_agent: str, check: Callable[[HTTPConnection], None]) -> requests.Session:
@@ -99,6 +108,7 @@ class Transport:
         """Close all connections; a request under way ends with Cancelled. Harmless twice."""
         self.interrupt()
         self._home.close()
+        self._near.close()
         self._away.close()
 
     def interrupt(self) -> None:
@@ -178,6 +188,8 @@ class Transport:
         away = (target.host, target.port) != (origin.host, origin.port)
         if away and not self._may_be_private(origin) and is_private_literal(target.host):
             raise _private(target.netloc)
+        if away and not self._allow_private and is_link_local_literal(target.host):
+            raise _private(target.netloc)
         return target
 
     def _follow(self, request: _Request, home: Home) -> requests.Response:
@@ -208,7 +220,11 @@ class Transport:
         self.check_interrupted()
         origin = home.origin
         at_home = (target.host, target.port) == (origin.host, origin.port)
-        session = self._home if at_home or self._may_be_private(origin) else self._away
+        session = self._away
+        if at_home or self._allow_private:
+            session = self._home
+        elif self._may_be_private(origin):
+            session = self._near
         # A client certificate says who one is, as credentials do.
         tls = home.tls if at_home else msgspec.structs.replace(home.tls, client=())
         proxy = self._proxy(home, target)
@@ -291,6 +307,11 @@ class Transport:
         address = _peer(connection)
         if address is not None and not address.is_global:
             self._private_homes.add((connection.host.lower().strip("[]"), connection.port))
+
+    def _refuse_link_local(self, connection: HTTPConnection) -> None:
+        address = _peer(connection)
+        if address is not None and address.is_link_local:  # such as a cloud's service for its machines
+            raise _PrivateAddress
 
     def _refuse_private(self, connection: HTTPConnection) -> None:
         address = _peer(connection)

@@ -35,6 +35,11 @@ THREADS_MAX = 8
 _CONVERT = Operation(
     "convert", "converted %(image)s to %(target)s in %(seconds).3f s", log="lamella.transfer", level=INFO
 )
+_FOREIGN_TYPES: dict[str, tuple[str, str]] = {
+    "none": (oci.OCI_NONDISTRIBUTABLE, oci.DOCKER_FOREIGN_LAYER),
+    "gzip": (oci.OCI_NONDISTRIBUTABLE_GZIP, oci.DOCKER_FOREIGN_LAYER_GZIP),
+    "zstd": (oci.OCI_NONDISTRIBUTABLE_ZSTD, oci.DOCKER_FOREIGN_LAYER_ZSTD),
+}
 _REFERENCE = "vnd.docker.reference.digest"
 """On an entry of an index (BuildKit): the digest of the entry that it is about."""
 _OF_THE_BYTES = ("containerd.io/snapshot/", "io.containers.estargz.", "io.github.containers.zstd-chunked.")
@@ -56,6 +61,7 @@ class Convert:
         all_platforms: bool = False,
         layers: Collection[int] | None = None,
         drop_top: int = 0,
+        foreign_layers: bool = False,
         progress: ProgressCallback | None = None,
     ) -> None:
         if compression is not None and compression not in LAYER_TYPES:
@@ -81,6 +87,7 @@ class Convert:
         self._all_platforms = all_platforms
         self._layers = layers
         self._drop_top = drop_top
+        self._foreign_layers = foreign_layers
         self._reporter = Reporter(progress)
         self._packed: dict[Digest, oci.Descriptor] = {}
         self._became: dict[Digest, oci.Descriptor] = {}
@@ -226,15 +233,17 @@ class Convert:
     ) -> dict[str, Any]:
         """Give the descriptor of a layer in its new form, as JSON has it."""
         self._hold(layer.digest)
-        if oci.is_foreign(layer):
-            return entry
         is_now = oci.compression_of(layer)
-        compression = self._compression or is_now
+        is_left = oci.is_foreign(layer) and not self._foreign_layers
+        compression = is_now if is_left else self._compression or is_now
         if docker and compression == "zstd":
             raise InvalidArgument(
                 f"the layer {layer.digest} is compressed by zstd, which docker's documents do not have",
                 hint="Compress it by another: --compression gzip.",
             )
+        if is_left:  # what its addresses have does not change
+            entry["mediaType"] = _FOREIGN_TYPES[is_now][docker]
+            return entry
         if compression != is_now:
             _point(entry, self._recompress(layer, diff_id, compression))
             entry.pop("data", None)
@@ -249,6 +258,8 @@ class Convert:
             self._client.content.open(layer.digest).close()  # which says why it is not here, and what helps
         else:
             self._report(layer, "exists")
+        if oci.is_foreign(layer):  # from now on it is a layer like others
+            entry.pop("urls", None)
         entry["mediaType"] = LAYER_TYPES[compression][docker]
         return entry
 

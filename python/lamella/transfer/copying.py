@@ -30,6 +30,8 @@ DOCUMENTS_MAX = 10_000
 DOCUMENTS_SIZE_MAX = 64 * 1024 * 1024
 """Bytes of these together: they are held until the blobs are over, with what they lead to (260 MB of memory at the worst)."""
 
+Foreign = bool | Callable[[oci.Descriptor], bool]
+"""Whether foreign layers come along: all, none, or what is said of each."""
 Choice = Callable[[oci.Index], Sequence[oci.Descriptor]]
 """Says which entries of an index are copied along with it."""
 
@@ -55,7 +57,7 @@ class Copy:
     """One copy from a source to a destination. Use it once.
 
     ``choose``: which entries of an index to follow; all without it. ``referrers``: bring along what refers to what is copied
-    (signatures, attestations). ``foreign``: also bring layers that their authors forbid to distribute; else they are left out.
+    (signatures, attestations). ``foreign``: which layers come along that their authors forbid to distribute.
     ``phase``: what progress calls it.
     """
 
@@ -68,7 +70,7 @@ class Copy:
         what: str = "the copy",
         choose: Choice | None = None,
         referrers: bool = False,
-        foreign: bool = False,
+        foreign: Foreign = False,
         parallel: int = PARALLEL,
         phase: Phase = "uploading",
     ) -> None:
@@ -77,7 +79,7 @@ class Copy:
         self._reporter = reporter
         self._choose = choose
         self._referrers = referrers
-        self._foreign = foreign
+        self._is_wanted = foreign if callable(foreign) else lambda _: foreign
         self._parallel = parallel
         self._phase: Phase = phase
         self._workers = Workers(what, reporter, self._interrupt)
@@ -180,7 +182,7 @@ class Copy:
             return index.manifests if self._choose is None else self._choose(index)
         manifest = oci.parse_manifest(data)
         parts = [manifest.config, *manifest.layers]
-        return [part for part in parts if self._foreign or not oci.is_foreign(part)]
+        return [part for part in parts if not oci.is_foreign(part) or self._is_wanted(part)]
 
     def _copy_blob(self, reference: Reference, blob: oci.Descriptor) -> None:
         self._workers.check()

@@ -56,6 +56,7 @@ class Export:
         platform: oci.Platform | None = None,
         all_platforms: bool = False,
         referrers: bool = False,
+        foreign_layers: bool = False,
         compression: Compression | None = None,
         progress: ProgressCallback | None = None,
     ) -> None:
@@ -72,6 +73,7 @@ class Export:
             self._platform = platform or platforms.default_platform()
         self._all_platforms = all_platforms
         self._referrers = referrers
+        self._foreign_layers = foreign_layers
         self._compression = compression
         self._reporter = Reporter(progress)
 
@@ -81,8 +83,9 @@ class Export:
         """Do it; give the names with what they point at in the archive.
 
         A file gets its name when it is whole, and replaces one that is there; a stream has what was written before an error.
-        Errors: NotFound (image, platform, content), FailedPrecondition (a platform or layers that are not here), DataLoss (a blob
-        is damaged), Unsupported (format), ResourceExhausted (disk), Cancelled. Twice is harmless, and gives the same bytes.
+        Errors: NotFound (image, platform, content), PermissionDenied (foreign layers in a docker-archive), FailedPrecondition
+        (a platform or layers that are not here), DataLoss (a blob is damaged), Unsupported
+        (format), ResourceExhausted (disk), Cancelled. Twice is harmless, and gives the same bytes.
         """
         if not references:
             raise InvalidArgument("no image is named")
@@ -118,6 +121,12 @@ class Export:
                     f"{image.name} is an artifact, which a docker-archive cannot hold",
                     hint="Write an OCI archive: --format oci.",
                 )
+            foreign = [layer for layer in manifest.layers if oci.is_foreign(layer)]
+            if foreign and self._format == "docker" and not self._foreign_layers:
+                raise PermissionDenied(
+                    f"a docker-archive of {image.name} would have the foreign layer {foreign[0].digest} in it",
+                    hint="Write an OCI archive, which leaves it out, or allow it: --foreign-layers.",
+                )
             return found.descriptor, found.data
         return image.target, read(image.target.digest)
 
@@ -141,6 +150,7 @@ class Export:
             what=f"the export of {name.familiar}",
             choose=choose,
             referrers=self._referrers and self._format != "docker",
+            foreign=self._foreign_layers,
             parallel=destination.parallel,
         ).run(name, root, data, [name])
 

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, BinaryIO
 from lamella import oci, platforms
 from lamella.digest import Digest
 from lamella.errors import NotFound
+from lamella.logs import Log
 from lamella.policy import AnyPolicy, resolve
 from lamella.reference import Reference
 from lamella.transfer.archives.contents import Naming
 from lamella.transfer.archives.source import Archive, open_archive
 from lamella.transfer.archives.stash import Stash
 from lamella.transfer.copying import Copy
+from lamella.transfer.foreign import ForeignLayersToo, refused
 from lamella.transfer.progress import ProgressCallback, Reporter
 from lamella.transfer.pull import IMPORT, LEASE_SECONDS, Pull, drop_unreferenced, follow
 from lamella.transfer.stored import StoreDestination
@@ -27,13 +29,18 @@ from lamella.transfer.stored import StoreDestination
 if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.images import Image
+    from lamella.registry.client import RegistryClient
+    from lamella.transfer.endpoints import Source
+
+_log = Log("lamella.transfer")
 
 
 class Import:
     """One import into a client's namespace. Use it once.
 
     ``platform``: keep and unpack this one alone; else the archive's are all kept, and that of this machine is unpacked, if there
-    is one. ``keep_layers``: as in a pull; without it no other platform is kept.
+    is one. ``keep_layers``: as in a pull; without it no other platform is kept. Foreign layers come along that the archive has;
+    others with ``foreign_layers``, from their own addresses by that client. An image that lacks some is kept and not unpacked.
     """
 
     def __init__(
@@ -44,6 +51,7 @@ class Import:
         platform: oci.Platform | None = None,
         unpack: bool = True,
         keep_layers: bool = True,
+        foreign_layers: RegistryClient | None = None,
         progress: ProgressCallback | None = None,
         policy: AnyPolicy | None = None,
     ) -> None:
@@ -52,6 +60,7 @@ class Import:
         self._asked = platform
         self._unpack = unpack
         self._keep_layers = keep_layers
+        self._foreign_layers = foreign_layers
         self._policy = policy
         self._reporter = Reporter(progress)
 
@@ -94,16 +103,42 @@ class Import:
                     self._copy(archive, lease, name, target, None)
                 return
             self._copy(archive, lease, name, target, own)
+        else:
+            self._check_foreign(archive, name, target)
         Pull(
             self._client,
             name,
-            archive,
+            self._source(archive),
             platform=self._asked,
             progress=self._reporter,
             unpack=self._unpack,
             keep_layers=self._keep_layers,
+            foreign_layers=self._foreign_layers is not None,
             archive=True,
         ).run()
+
+    def _source(self, archive: Archive) -> Source:
+        registry = self._foreign_layers
+        return archive if registry is None else ForeignLayersToo(archive, registry, archive=True)
+
+    def _absent(self, archive: Archive, manifest: oci.Manifest) -> list[oci.Descriptor]:
+        """Give the foreign layers that an image lacks, and that may not be fetched."""
+        if self._foreign_layers is not None:
+            return []
+        exists = self._client.content.exists
+        return [
+            layer
+            for layer in manifest.layers
+            if oci.is_foreign(layer) and not archive.has(layer) and not exists(layer.digest)
+        ]
+
+    def _check_foreign(self, archive: Archive, name: Reference, target: oci.Descriptor) -> None:
+        """Refuse the one image that is asked for where it lacks foreign layers."""
+        wanted = self._asked or platforms.default_platform()
+        chosen = follow(name, target, lambda each: archive.fetch_document(name, each), wanted)
+        absent = self._absent(archive, oci.parse_manifest(chosen.data))
+        if absent:
+            raise refused(str(name), absent, "import")
 
     def _own(self, archive: Archive, name: Reference, target: oci.Descriptor) -> Digest | None:
         """Find the manifest that can be unpacked; None where the archive has but other platforms, or an artifact."""
@@ -116,8 +151,18 @@ class Import:
             )
         except NotFound:
             return None
-        is_image = oci.parse_manifest(chosen.data).config.media_type in oci.CONFIG_TYPES
-        return chosen.descriptor.digest if is_image else None
+        manifest = oci.parse_manifest(chosen.data)
+        if manifest.config.media_type not in oci.CONFIG_TYPES:
+            return None
+        if absent := self._absent(archive, manifest):
+            error = refused(str(name), absent, "import")
+            _log.warning(
+                "%(reason)s; it is kept and not unpacked. %(hint)s",
+                reason=error.message,
+                hint=error.hint or "",
+            )
+            return None
+        return chosen.descriptor.digest
 
     def _copy(
         self, archive: Archive, lease: str, name: Reference, target: oci.Descriptor, own: Digest | None
@@ -131,13 +176,14 @@ class Import:
             destination = StoreDestination(self._client, lease)
             what = f"the import of {name}"
             walk = Copy(
-                archive,
+                self._source(archive),
                 destination,
                 self._reporter,
                 what=what,
                 choose=others,
                 referrers=True,
                 phase="reading",
+                foreign=archive.has if self._foreign_layers is None else True,
             )
             walk.run(name, root, archive.fetch_document(name, root), names)
 

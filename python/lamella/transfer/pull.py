@@ -48,6 +48,7 @@ from lamella.policy import AnyPolicy, resolve
 from lamella.reference import Reference
 from lamella.tracing import span
 from lamella.transfer.copying import Copy
+from lamella.transfer.foreign import refused
 from lamella.transfer.layers import LayerJob, Layers
 from lamella.transfer.progress import Progress, ProgressCallback, Reporter
 from lamella.transfer.stored import StoreDestination
@@ -140,6 +141,8 @@ class Pull:
     ) -> None:
         """Get ready to pull ``reference``; by digest, from the repository of ``source`` if that is another.
 
+        ``foreign_layers``: fetch these, too (:mod:`lamella.transfer.foreign`), which the ``registry`` then has to be able to.
+
         ``archive``: what stands where the registry does is an archive, so that nothing is downloaded, and no repository noted.
         """
         self._client = client
@@ -178,7 +181,8 @@ class Pull:
     def run(self) -> Pulled:
         """Do it.
 
-        Errors: NotFound (reference or platform), PolicyRefused, Unauthenticated, PermissionDenied, Unavailable (registry),
+        Errors: NotFound (reference or platform), PolicyRefused, Unauthenticated, PermissionDenied (also for foreign layers that
+        were not allowed), Unavailable (registry),
         InvalidArgument, Unsupported (documents), FailedPrecondition (a digest is wrong), DataLoss (a layer is
         damaged), ResourceExhausted (disk, caps), Cancelled. Whatever was complete when one was raised stays usable
         for the next try; nothing else stays visible. Twice is harmless: the second pull costs one request.
@@ -274,6 +278,7 @@ class Pull:
             if self._only_copies:
                 return self._fetch_all(target, read, lease.id)
             descriptor, data, indexes = self._choose(target, read)
+            self._check_foreign(oci.parse_manifest(data))
             if self._wait_for_others(descriptor, oci.parse_manifest(data).layers) and (
                 pulled := self._find(target)
             ):
@@ -415,6 +420,15 @@ class Pull:
     def _choose(self, target: oci.Descriptor, read: Callable[[oci.Descriptor], bytes]) -> Chosen:
         """Follow indexes down to the manifest of the wanted platform; ``read`` gives a document's bytes."""
         return follow(self._reference, target, read, self._platform)
+
+    def _check_foreign(self, manifest: oci.Manifest) -> None:
+        """Refuse to fetch foreign layers that were not allowed; what is here, or in an archive, is not fetched."""
+        if self._foreign_layers or self._archive or isinstance(self._registry, NoRegistry):
+            return
+        exists = self._client.content.exists
+        absent = [layer for layer in manifest.layers if oci.is_foreign(layer) and not exists(layer.digest)]
+        if absent:
+            raise refused(str(self._reference), absent)
 
     def _plan(self, manifest: oci.Manifest, lease: str) -> list[LayerJob]:
         """Fetch the config and lay out what each layer needs."""

@@ -49,11 +49,16 @@ class Catalog:
                 found.append(_entry(oci.describe_referrer(digest, data), dict(descriptor.annotations or {})))
         return found
 
-    def docker_manifest(self, place: Callable[[oci.Descriptor], str]) -> bytes:
-        """Make manifest.json: of each name the image for this machine, or the first one; ``place`` names the files."""
+    def docker_manifest(
+        self, place: Callable[[oci.Descriptor], str], has: Callable[[oci.Descriptor], bool]
+    ) -> bytes:
+        """Make manifest.json: of each name the image for this machine, or the first one; ``place`` names the files.
+
+        ``has``: which blobs are in the archive; an image that is not whole there has no entry.
+        """
         images: dict[Digest, dict[str, Any]] = {}
         for reference, descriptor in self._names.values():
-            manifest = self._image(descriptor)
+            manifest = self._image(descriptor, has)
             if manifest is None:
                 continue
             entry = images.setdefault(
@@ -65,7 +70,9 @@ class Catalog:
                 entry["RepoTags"].append(str(msgspec.structs.replace(reference, digest=None)))
         return msgspec.json.encode([*images.values()])
 
-    def _image(self, descriptor: oci.Descriptor) -> oci.Manifest | None:
+    def _image(
+        self, descriptor: oci.Descriptor, has: Callable[[oci.Descriptor], bool]
+    ) -> oci.Manifest | None:
         """Find the manifest of an image whose layers are all in the archive."""
         if descriptor.digest not in self._documents:
             return None
@@ -74,10 +81,10 @@ class Catalog:
             here = [entry for entry in oci.parse_index(data).manifests if entry.digest in self._documents]
             with suppress(NotFound):
                 here = [platforms.choose(here, platforms.default_platform()), *here]
-            return next(filter(None, map(self._image, here)), None)
+            return next(filter(None, (self._image(entry, has) for entry in here)), None)
         manifest = oci.parse_manifest(data)
         is_image = manifest.config.media_type in oci.CONFIG_TYPES
-        return manifest if is_image and not any(map(oci.is_foreign, manifest.layers)) else None
+        return manifest if is_image and all(map(has, manifest.layers)) else None
 
 
 def docker_place(descriptor: oci.Descriptor) -> str:

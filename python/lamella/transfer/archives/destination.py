@@ -102,7 +102,7 @@ class TarDestination:
         """Write the documents, and the end of the tar."""
         if not self._docker:
             self._add(INDEX, encode_index(self._catalog.entries()))
-        self._add(MANIFEST, self._catalog.docker_manifest(self._place))
+        self._add(MANIFEST, self._catalog.docker_manifest(self._place, self.has))
         if not self._docker:
             self._add(MARKER, MARKER_DATA)
         self._write(END)
