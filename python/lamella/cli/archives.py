@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
 from lamella.cli.parser import Command, Parser, UsageError
-from lamella.cli.pull import add_foreign_option, add_policy_option
+from lamella.cli.pull import add_foreign_option, add_policy_option, add_progress_option
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -49,6 +49,7 @@ def _import_arguments(parser: Parser) -> None:
         parser, "Fetch layers that must not be distributed from their own addresses if FILE lacks them."
     )
     add("--plain-http", action="store_true", help="Allow HTTP without TLS for these.")
+    add_progress_option(parser)
     add("--sync", action="store_true", help="Return when what came is on disk and survives a power cut.")
     add("-i", "--input", metavar="FILE", help="Read this file (as docker load has it).")
     add("file", metavar="FILE", nargs="?", help="The archive or folder; - or nothing for stdin.")
@@ -64,7 +65,7 @@ def _import(arguments: argparse.Namespace, session: Session) -> int:
         source = sys.stdin.buffer
         if source.isatty():
             raise UsageError("lamella import: stdin is a terminal", hint="Give a FILE, or pipe one in.")
-    with watch(quiet=session.quiet) as callback:
+    with watch(session, arguments) as callback:
         images = session.client.images.import_(
             source,
             names=arguments.names,
@@ -146,6 +147,7 @@ def _export_arguments(parser: Parser) -> None:
         choices=("none", "gzip", "zstd"),
         help="Compress the whole (default: as the name of FILE says, .gz or .zst).",
     )
+    add_progress_option(parser)
     add("references", metavar="REF", nargs="+", help="The images.")
 
 
@@ -157,7 +159,7 @@ def _export(arguments: argparse.Namespace, session: Session) -> int:
         if session.stdout_is_terminal and arguments.format != "oci-dir":
             raise UsageError("lamella export: stdout is a terminal", hint="Send it to a file: -o FILE.")
         target = _Stdout(session)
-    with watch(quiet=session.quiet) as callback:
+    with watch(session, arguments) as callback:
         exported = session.client.images.export(
             arguments.references,
             target,

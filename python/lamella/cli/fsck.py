@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lamella.cli import EXIT_ERROR
 from lamella.cli.parser import Command, Parser
+from lamella.cli.pull import add_progress_option
 from lamella.cli.registry_options import add_registry_options
 
 if TYPE_CHECKING:
@@ -19,13 +20,14 @@ def _arguments(parser: Parser) -> None:
     add("--no-fetch", action="store_true", help="Mend with what is here; ask no registry.")
     add("--verify-layers", action="store_true", help="Compare unpacked layers with their blobs, too.")
     add("--jobs", type=int, default=2, metavar="N", help="How many threads hash and fetch (default: 2).")
+    add_progress_option(parser)
     add_registry_options(parser)
 
 
 def _fsck(arguments: argparse.Namespace, session: Session) -> int:
     from lamella.cli.progress import watch
 
-    with watch(quiet=session.quiet) as callback:
+    with watch(session, arguments) as callback:
         report = session.client.fsck(
             repair=arguments.repair,
             verify_layers=arguments.verify_layers,

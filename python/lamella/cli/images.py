@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
 from lamella.cli.parser import Command, Group, Parser, add_filter
-from lamella.cli.pull import add_foreign_option, show_image
+from lamella.cli.pull import add_foreign_option, add_progress_option, show_image
 from lamella.cli.registry_options import add_registry_options
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def _convert_arguments(parser: Parser) -> None:
         "--drop-top", type=int, metavar="N", default=0, help="Leave out the N uppermost layers."
     )
     add_foreign_option(parser, "Make layers that must not be distributed layers like others.")
+    add_progress_option(parser)
     add("source", metavar="SOURCE", help="The image.")
     add("target", metavar="TARGET", help="What the result is called; may be the same.")
 
@@ -139,7 +140,7 @@ def _convert_arguments(parser: Parser) -> None:
 def _convert(arguments: argparse.Namespace, session: Session) -> int:
     from lamella.cli.progress import watch
 
-    with watch(quiet=session.quiet) as callback:
+    with watch(session, arguments) as callback:
         image = session.client.images.convert(
             arguments.source,
             arguments.target,

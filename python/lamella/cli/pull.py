@@ -29,6 +29,7 @@ def add_pull_options(parser: Parser, *, when: bool = False) -> None:
             help="When to fetch the image (default: missing).",
         )
     add_policy_option(parser)
+    add_progress_option(parser)
     add_registry_options(parser)
 
 
@@ -44,6 +45,16 @@ def add_foreign_option(parser: Parser, text: str) -> None:
     parser.add_argument("--foreign-layers", action="store_true", help=text)
 
 
+def add_progress_option(parser: Parser) -> None:
+    """Add the option that says how progress is shown (:func:`lamella.cli.progress.watch`)."""
+    parser.add_argument(
+        "--progress",
+        choices=("auto", "tty", "plain", "none"),
+        default="auto",
+        help="On stderr: bars (tty), lines for a log (plain), or none; auto: bars on a terminal.",
+    )
+
+
 def fetch(
     session: Session,
     reference: str,
@@ -54,10 +65,10 @@ def fetch(
     sync: bool | None = None,
     **options: Any,
 ) -> Image:
-    """Pull an image and show progress if stderr is a terminal."""
+    """Pull an image and show progress, as ``--progress`` says."""
     from lamella.cli.progress import watch
 
-    with watch(quiet=session.quiet) as callback:
+    with watch(session, arguments) as callback:
         return session.client.images.pull(
             reference,
             platform=arguments.platform,
@@ -176,7 +187,7 @@ PULL = Command(
     _arguments,
     description="Each layer is read once: it is stored, checked, inflated and unpacked as it arrives. "
     "What the store has already is neither fetched nor unpacked again; an interrupted pull goes on where it stopped. "
-    "Progress is shown on stderr if that is a terminal.",
+    "Progress is shown on stderr if that is a terminal, or as --progress says.",
     examples=[
         ("an image of Docker Hub", "lamella pull nginx:latest"),
         ("one of a registry on this machine", "lamella pull localhost:5000/debian:12"),

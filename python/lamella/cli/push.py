@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lamella.cli import output
 from lamella.cli.parser import Command, Parser
-from lamella.cli.pull import add_foreign_option, add_policy_option
+from lamella.cli.pull import add_foreign_option, add_policy_option, add_progress_option
 from lamella.cli.registry_options import add_registry_options
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def _add_choice(parser: Parser) -> None:
     add("--platform", metavar="OS/ARCH[/VARIANT]", help="Take the manifest of this platform alone.")
     add("--referrers", action="store_true", help="Take along what refers to it: signatures, attestations.")
     add_foreign_option(parser, "Take along layers that their authors forbid to distribute.")
+    add_progress_option(parser)
     add_registry_options(parser)
 
 
@@ -45,7 +46,7 @@ def _push_arguments(parser: Parser) -> None:
 def _push(arguments: argparse.Namespace, session: Session) -> int:
     from lamella.cli.progress import watch
 
-    with watch(quiet=session.quiet) as callback:
+    with watch(session, arguments) as callback:
         pushed = session.client.images.push(
             arguments.reference,
             arguments.target,
@@ -74,7 +75,7 @@ def _copy_arguments(parser: Parser) -> None:
 def _copy(arguments: argparse.Namespace, session: Session) -> int:
     from lamella.cli.progress import watch
 
-    with watch(quiet=session.quiet) as callback:
+    with watch(session, arguments) as callback:
         copied = session.client.images.copy(
             arguments.source,
             arguments.target,

@@ -20,7 +20,7 @@ from lamella.transfer.archives.files import Files, Memory, Table
 from lamella.transfer.archives.inputs import StreamInput
 from lamella.transfer.archives.tar import Member, walk
 from lamella.transfer.endpoints import BlobReader
-from lamella.transfer.progress import Progress, Reporter
+from lamella.transfer.progress import Phase, Progress, Reporter
 from lamella.transfer.stored import FileReader
 
 if TYPE_CHECKING:
@@ -154,14 +154,16 @@ class _Stashed(Files):
             raise DataLoss(
                 f"{member.name!r} in the archive has the digest {found}", hint="Make or copy it once more."
             )
+        self._report(member, expected, member.size, "done")
         reporter.rename(member.name, found)
-        self._report(member, found, member.size)
         return found
 
-    def _report(self, member: Member, expected: Digest | None, received: int) -> None:
+    def _report(
+        self, member: Member, expected: Digest | None, received: int, phase: Phase = "reading"
+    ) -> None:
         """Report a blob under its digest, or, before that is known, under its name in the archive."""
         self._stash.reporter.say(
-            Progress(phase="reading", digest=expected or member.name, received=received, size=member.size)
+            Progress(phase=phase, digest=expected or member.name, received=received, size=member.size)
         )
 
     def _ends(self, member: Member) -> DataLoss:
