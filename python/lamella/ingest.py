@@ -107,6 +107,10 @@ class Ingest:
         """Bytes that are there, from an earlier try or written by this object."""
         return self._offset
 
+    def digest(self) -> Digest:
+        """Give the digest of the bytes up to :attr:`offset`; reads back those that this object did not write."""
+        return Digest(f"{self._algorithm}:{self._hasher().hexdigest()}")
+
     def status(self) -> IngestStatus:
         """Return how far it is, counting what others wrote to ``data_path``."""
         self._check_open()
@@ -181,7 +185,7 @@ class Ingest:
                     self._expect(expected)
                 if there != self._offset:
                     self._offset, self._hash = there, None
-                found = Digest(f"{self._algorithm}:{self._hasher().hexdigest()}")
+                found = self.digest()
             if expected is not None and found != expected:
                 raise FailedPrecondition(
                     f"ingest {self.ref!r} has the digest {found}, {expected} was expected",

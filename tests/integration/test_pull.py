@@ -121,14 +121,15 @@ def test_a_platform_that_is_asked_for_is_held_against_an_image_that_has_only_one
         client.images.pull(reference, platform="linux/s390x")
 
 
-def test_a_second_pull_is_one_request_and_writes_nothing(client, server):
+@pytest.mark.parametrize("unpack", [True, False])
+def test_a_second_pull_is_one_request_and_writes_nothing(client, server, unpack):
     reference = Built(BASE, UPPER).push(server)
-    first = client.images.pull(reference)
+    first = client.images.pull(reference, unpack=unpack)
     server.requests.clear()
     before = {
         path: path.stat().st_mtime_ns for path in client.config.root.rglob("*") if "metadata" not in path.name
     }
-    second = client.images.pull(reference)
+    second = client.images.pull(reference, unpack=unpack)
     assert len(server.requests) == 1
     assert second == first
     after = {
@@ -282,7 +283,8 @@ def test_an_unknown_reference_is_not_found_and_leaves_nothing(client, server):
     assert_nothing_visible(client)
 
 
-def test_a_layer_with_another_content_than_its_digest_is_refused(client, server):
+@pytest.mark.parametrize("unpack", [True, False])
+def test_a_layer_with_another_content_than_its_digest_is_refused(client, server, unpack):
     built = Built(BASE, UPPER)
     reference = built.push(server)
     path = server.storage.root / "blobs" / built.descriptors[1].digest.replace(":", "/")
@@ -291,8 +293,10 @@ def test_a_layer_with_another_content_than_its_digest_is_refused(client, server)
     path.chmod(0o600)
     path.write_bytes(data)
     with pytest.raises((FailedPrecondition, DataLoss)):
-        client.images.pull(reference)
+        client.images.pull(reference, unpack=unpack)
     assert not client.content.exists(built.descriptors[1].digest)
+    spoiled = f"layer-{built.descriptors[1].digest}"  # which is not gone on with
+    assert spoiled not in [ingest.ref for ingest in client.content.ingests()]
     assert_nothing_visible(client)
     path.write_bytes(built.layers[1])
     assert merged(client, client.images.pull(reference))("data/b") == b"b"
@@ -344,7 +348,8 @@ def test_a_layer_that_would_leave_its_folder_is_refused(client, server, tmp_path
     assert_nothing_visible(client)
 
 
-def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, server):
+@pytest.mark.parametrize("unpack", [True, False])
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, server, unpack):
     from lamella.errors import ResourceExhausted
 
     small = tmp_path / "small"
@@ -354,7 +359,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, server):
         with lamella.Client(root=small / "root", state=tmp_path / "state") as client:
             big = tar(file("big", os.urandom(8 << 20)))
             with pytest.raises(ResourceExhausted, match="space"):
-                client.images.pull(Built(big).push(server))
+                client.images.pull(Built(big, compression="none").push(server), unpack=unpack)
             assert_nothing_visible(client)
             client.gc()
             image = client.images.pull(Built(BASE).push(server, "little"))
@@ -446,7 +451,8 @@ def test_a_layer_that_fails_stops_the_others_at_once_and_what_came_of_them_stays
     assert client.images.list() == []
 
 
-def test_ctrl_c_stops_a_pull_and_the_next_one_resumes(client, server):
+@pytest.mark.parametrize("unpack", [True, False])
+def test_ctrl_c_stops_a_pull_and_the_next_one_resumes(client, server, unpack):
     built = Built(BASE, tar(file("big", os.urandom(6 << 20))), compression="none")
     built.push(server)
     with Gate(server.address, limit=3 << 20) as gate:
@@ -454,7 +460,9 @@ def test_ctrl_c_stops_a_pull_and_the_next_one_resumes(client, server):
         code = f"""
             import lamella
             with lamella.Client({str(client.config.root)!r}, {str(client.config.state)!r}) as client:
-                client.images.pull({reference!r}, progress=lambda event: print(event.received, flush=True))
+                client.images.pull(
+                    {reference!r}, unpack={unpack}, progress=lambda event: print(event.received, flush=True)
+                )
         """
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -478,6 +486,6 @@ def test_ctrl_c_stops_a_pull_and_the_next_one_resumes(client, server):
         assert client.images.list() == []
         gate.open()
         server.requests.clear()
-        client.images.pull(reference)
+        client.images.pull(reference, unpack=unpack)
         assert f"bytes={ingest.offset}-" in [request.range for request in blob_requests(server)]
         assert client.content.ingests() == []
