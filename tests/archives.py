@@ -68,6 +68,33 @@ def docker_of(image: Built, *tags: str, suffix: str = ".tar") -> Content:
     }
 
 
+def new_docker_of(image: Built, *tags: str) -> Content:
+    """What docker writes since version 25: an OCI layout with its own documents of before beside it."""
+    repositories: dict[str, dict[str, str]] = {}
+    for name in tags:
+        repository, _, tag = name.rpartition(":")
+        repositories.setdefault(repository, {})[tag] = "f" * 64
+    entries = []
+    for name in tags:
+        entry = named(name.rpartition(":")[2], image.manifest)
+        entry["annotations"]["io.containerd.image.name"] = name
+        entries.append(entry)
+    config, *places = (blob(data)[0] for data in (image.config, *image.layers))
+    sources = dict(zip(image.diff_ids, image.descriptors, strict=True))
+    about = {"Config": config, "RepoTags": tags, "Layers": places, "LayerSources": sources}
+    return {
+        **layout(*entries, content=blobs(image)),
+        "manifest.json": msgspec.json.encode([about]),
+        "repositories": json.dumps(repositories).encode(),
+    }
+
+
+def directory_of(image: Built) -> Content:
+    """What skopeo writes as ``dir:``."""
+    parts = {digest_of(data).partition(":")[2]: data for data in (image.config, *image.layers)}
+    return {"version": b"Directory Transport Version: 1.1\n", **parts, "manifest.json": image.manifest}
+
+
 def old_docker_of(
     image: Built, repositories: Mapping[str, Mapping[str, str]], *, links: bool = False
 ) -> Content:

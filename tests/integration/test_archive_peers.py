@@ -113,6 +113,16 @@ def test_oci_layouts_of_skopeo(
     assert (image.name, image.digest) == (NAME, digest)
 
 
+@pytest.mark.needs_program("skopeo")
+@pytest.mark.parametrize("whole", [[], ["--all"]])
+def test_a_directory_of_skopeo(
+    client: Client, layout: Path, digest: str, tmp_path: Path, whole: list[str]
+) -> None:
+    skopeo(f"oci:{layout}:v1", f"dir:{tmp_path}/x", *whole)
+    (image,) = client.images.import_(tmp_path / "x", names=["machine:v1"])
+    assert (image.name, image.digest) == (NAME, digest)
+
+
 @pytest.mark.privileged
 @pytest.mark.needs_program("skopeo", "crane", "containerd", "ctr", "runc")
 @pytest.mark.parametrize("writer", ["skopeo", "crane", "crane-legacy"])
@@ -161,6 +171,9 @@ def test_archives_of_podman(
     podman("save", "--quiet", "--format=oci-archive", "-o", oci, "example.com/app:v1")
     (found,) = client.images.import_(oci)
     assert found.name == "example.com/app:v1"
+    for form in ("oci-dir", "docker-dir"):
+        podman("save", "--quiet", f"--format={form}", "-o", tmp_path / form, "example.com/app:v1")
+        rendered(client, client.images.import_(tmp_path / form, names=[form]), image)
     docker = podman("save", "--quiet", "--multi-image-archive", "example.com/app:v1", "example.com/app:v2")
     (tmp_path / "docker").write_bytes(docker)
     for source in (tmp_path / "docker", Pipe(docker)):

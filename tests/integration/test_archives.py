@@ -38,6 +38,7 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
 FORMATS: dict[str, Callable[[Built], Content]] = {
     "layout": layout_of,
     "docker": lambda image: docker_of(image, "example.com/app:v1"),
+    "new-docker": lambda image: archives.new_docker_of(image, "example.com/app:v1"),
     "old-docker": lambda image: archives.old_docker_of(image, {"example.com/app": {"v1": "1" * 64}}),
 }
 
@@ -111,6 +112,40 @@ def test_the_same_archive_gives_the_same_digest_whatever_way_it_comes(client: Cl
         '{"schemaVersion":2,"mediaType":"application/vnd.docker.distribution.manifest.v2+json",'
         f'"config":{parts[0]},"layers":[{",".join(parts[1:])}]}}'
     )
+
+
+def test_of_both_forms_in_an_archive_of_dockers_the_one_with_digests_counts(client: Client) -> None:
+    image = small(compression="none")
+    content = archives.new_docker_of(image, "docker.io/library/app:v1", "example.com/app:v2")
+    found = client.images.import_(Pipe(tar_of(content)))
+    assert names(found) == ["docker.io/library/app:v1", "example.com/app:v2"]
+    assert {each.digest for each in found} == {digest_of(image.manifest)}
+
+
+def test_a_directory_of_skopeos_keeps_its_digest_and_wants_a_name(client: Client, tmp_path: Path) -> None:
+    image = small()
+    folder = write_folder(archives.directory_of(image), tmp_path / "folder")
+    for source in (folder, Pipe(tar_of(archives.directory_of(image)))):
+        with pytest.raises(InvalidArgument, match="does not say"):
+            client.images.import_(source)
+    (found,) = client.images.import_(folder, names=["app"])
+    assert found.digest == digest_of(image.manifest)
+    check_unpacked(found, client)
+
+
+def test_a_directory_of_skopeos_may_hold_an_index(client: Client, tmp_path: Path) -> None:
+    image = small()
+    other = small("other")
+    other.platform = OTHER
+    entries = [describe(each.manifest, platform=each.platform) for each in (other, image)]
+    index = archives.index_of(*entries, mediaType=oci.OCI_INDEX)
+    content = archives.directory_of(other) | archives.directory_of(image) | {"manifest.json": index}
+    for each in (other, image):
+        content[f"{digest_of(each.manifest).partition(':')[2]}.manifest.json"] = each.manifest
+    (found,) = client.images.import_(write_folder(content, tmp_path / "folder"), names=["app"])
+    assert found.digest == digest_of(index)
+    assert len(found.platforms) == 2
+    check_unpacked(found, client)
 
 
 def test_twice_is_harmless_and_reads_no_layer_again(client: Client, tmp_path: Path) -> None:

@@ -170,6 +170,18 @@ def test_all_platforms_that_are_here_are_written(client: Client, tmp_path: Path)
     assert "--all-platforms" in (caught.value.hint or "")
 
 
+def test_indexes_that_name_each_other_many_times_are_looked_at_once(client: Client) -> None:
+    """Of eight levels with a hundred entries each there are more ways down than there is time."""
+    data, kind = archives.artifact(), oci.OCI_MANIFEST
+    content = archives.artifact_blobs(data)
+    for level in range(7):
+        entries = [describe(data, kind, annotations={"way": f"{level} {way}"}) for way in range(100)]
+        data, kind = archives.index_of(*entries, mediaType=oci.OCI_INDEX), oci.OCI_INDEX
+        content |= dict([archives.blob(data)])
+    client.images.import_(Pipe(tar_of(layout(named("app:v1", data, kind), content=content))))
+    assert json.loads(members(export(client, "app:v1"))["manifest.json"]) == []
+
+
 def test_one_platform_is_written_without_the_index(client: Client) -> None:
     ours, other, _ = put_two_platforms(client)
     for image, platform in ((ours, "linux/" + ours.platform["architecture"]), (other, "linux/s390x")):

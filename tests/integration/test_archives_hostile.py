@@ -440,6 +440,36 @@ def test_blobs_of_unknown_kinds_are_passed_over_and_sha512_is_known(bring: Impor
     assert bring(tar_of(content))
 
 
+@pytest.mark.parametrize("form", ["index", "manifest", "repositories"])
+def test_a_small_archive_cannot_have_documents_read_without_end(form: str, bring: Import) -> None:
+    """A document of 4 MiB that an archive names a thousand times; a chain of layers of which each is an image."""
+    large = {"annotations": {"x": "y" * (oci.DOCUMENT_MAX - 1000)}}
+    if form == "index":
+        data = index_of(**large)
+        content = layout(*[describe(data, oci.OCI_INDEX)] * 1000, content=dict([blob(data)]))
+    elif form == "manifest":
+        images = [{"Config": "config", "RepoTags": [f"app:{number}"], "Layers": []} for number in range(1000)]
+        content = {"config": json.dumps(large).encode(), "manifest.json": json.dumps(images).encode()}
+    else:
+        content = {"repositories": json.dumps({"app": {f"v{n}": str(n) for n in range(400)}}).encode()}
+        for number in range(400):
+            parent = {"parent": str(number - 1)} if number else {}
+            content |= {f"{number}/json": json.dumps(parent).encode(), f"{number}/layer.tar": bytes(1024)}
+    refused(bring, tar_of(content), ResourceExhausted, match="so many documents")
+
+
+def test_a_directory_whose_indexes_lead_to_themselves_is_refused(bring: Import) -> None:
+    """It cannot be, but for the file's name: what stands under it has another digest."""
+    index = index_of(describe(b"another", oci.OCI_INDEX), mediaType=oci.OCI_INDEX)
+    name = f"{digest_of(b'another').partition(':')[2]}.manifest.json"
+    content = {"version": b"Directory Transport Version: 1.1", "manifest.json": index, name: index}
+
+    def named_import(data: bytes) -> Any:
+        return bring.client.images.import_(Pipe(data), names=["app"])  # type: ignore[attr-defined]
+
+    refused(named_import, tar_of(content), DataLoss)
+
+
 def test_indexes_that_nest_too_deep_are_refused(bring: Import) -> None:
     image = small()
     data, kind, content = image.manifest, oci.OCI_MANIFEST, blobs(image)

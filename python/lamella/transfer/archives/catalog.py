@@ -58,7 +58,7 @@ class Catalog:
         """
         images: dict[Digest, dict[str, Any]] = {}
         for reference, descriptor in self._names.values():
-            manifest = self._image(descriptor, has)
+            manifest = self._image(descriptor, has, set())
             if manifest is None:
                 continue
             entry = images.setdefault(
@@ -71,17 +71,18 @@ class Catalog:
         return msgspec.json.encode([*images.values()])
 
     def _image(
-        self, descriptor: oci.Descriptor, has: Callable[[oci.Descriptor], bool]
+        self, descriptor: oci.Descriptor, has: Callable[[oci.Descriptor], bool], seen: set[Digest]
     ) -> oci.Manifest | None:
-        """Find the manifest of an image whose layers are all in the archive."""
-        if descriptor.digest not in self._documents:
+        """Find the manifest of an image whose layers are all in the archive, looking at each document once."""
+        if descriptor.digest not in self._documents or descriptor.digest in seen:
             return None
+        seen.add(descriptor.digest)
         _, data = self._documents[descriptor.digest]
         if oci.document_type(data, descriptor.media_type) in oci.INDEX_TYPES:
             here = [entry for entry in oci.parse_index(data).manifests if entry.digest in self._documents]
             with suppress(NotFound):
                 here = [platforms.choose(here, platforms.default_platform()), *here]
-            return next(filter(None, (self._image(entry, has) for entry in here)), None)
+            return next(filter(None, (self._image(entry, has, seen) for entry in here)), None)
         manifest = oci.parse_manifest(data)
         is_image = manifest.config.media_type in oci.CONFIG_TYPES
         return manifest if is_image and all(map(has, manifest.layers)) else None

@@ -24,6 +24,9 @@ from lamella.transfer.endpoints import BlobReader
 
 LINKS_MAX = 8
 CHUNK = 1024 * 1024
+READ_MAX = 256 * 1024 * 1024
+"""Bytes of documents that are read of one archive, each with READ_COST more: it can name a large one ten thousand times."""
+READ_COST = 4096
 
 
 class Files(ABC):
@@ -31,6 +34,7 @@ class Files(ABC):
 
     def __init__(self) -> None:
         self._digests: dict[tuple[str, str], Digest] = {}
+        self._read = 0
 
     @abstractmethod
     def look(self, name: str) -> Member | None:
@@ -66,10 +70,15 @@ class Files(ABC):
         return self.reader(member, offset)
 
     def read(self, member: Member) -> bytes:
-        """Read a document. ResourceExhausted when it is larger than documents are."""
+        """Read a document. ResourceExhausted when it is larger than documents are, or all that were read were too large."""
         if member.size > oci.DOCUMENT_MAX:
             raise ResourceExhausted(
                 f"{member.name[:200]!r} in the archive has {member.size} bytes, at most {oci.DOCUMENT_MAX} are read"
+            )
+        self._read += member.size + READ_COST
+        if self._read > READ_MAX:
+            raise ResourceExhausted(
+                f"the archive names so many documents, or so often, that over {READ_MAX} bytes would be read"
             )
         return self.head(member, member.size)
 

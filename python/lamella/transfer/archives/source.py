@@ -13,6 +13,7 @@ from lamella.digest import Digest, digest_of, split_digest
 from lamella.errors import DataLoss, InvalidArgument, NotFound, Unsupported
 from lamella.reference import Reference
 from lamella.transfer.archives.contents import Naming
+from lamella.transfer.archives.directory import read_directory
 from lamella.transfer.archives.docker import read_docker_archive
 from lamella.transfer.archives.files import Files, Folder, Memory, TarFiles
 from lamella.transfer.archives.inputs import FileInput, StreamInput, open_input, outside
@@ -28,7 +29,7 @@ class Archive:
 
     def __init__(self, files: Files, naming: Naming) -> None:
         self._files = files
-        contents = read_layout(files) or read_docker_archive(files)
+        contents = read_layout(files) or read_directory(files) or read_docker_archive(files)
         if contents is None:
             raise InvalidArgument(
                 "this is no archive of images: it has neither index.json nor manifest.json",
