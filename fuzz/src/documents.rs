@@ -13,7 +13,7 @@ pub fn run(data: &[u8]) {
     match Request::parse(document) {
         Ok(request) => {
             assert!(request.bundle.starts_with('/'));
-            assert!(request.log.is_none_or(|log| log.starts_with('/')));
+            assert!(request.log.is_none_or(|log| log.path.starts_with('/')));
         }
         Err(failure) => check(&failure),
     }

@@ -228,7 +228,8 @@ class Box:
     def request(self, **changes: Any) -> dict[str, Any]:
         overlay = [f"{key}dir={self.folder / key}" for key in ("lower", "upper", "work")]
         mounts = [{"type": "overlay", "source": "overlay", "options": overlay}]
-        return {"version": 1, "bundle": str(self.folder), "rootfs": mounts, "log": str(self.log), **changes}
+        log = {"path": str(self.log)}
+        return {"version": 1, "bundle": str(self.folder), "rootfs": mounts, "log": log, **changes}
 
     def launch(
         self, *args: str, attach: bool = True, **changes: Any

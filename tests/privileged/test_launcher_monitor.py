@@ -56,7 +56,7 @@ def test_stdout_and_stderr_come_apart(box: Box) -> None:
 
 
 def test_the_log_holds_what_was_written_line_by_line(box: Box) -> None:
-    box.sh(r"echo one; printf 'two\nthree'; sleep 0.1; printf 'caf\303\251 \377\n' >&2")
+    box.sh(r"echo one; printf 'two\nthree'; sleep 0.4; printf 'caf\303\251 \377\n' >&2")
     records = box.log_records()
     assert [record.get("log") for record in records[:3]] == ["one\n", "two\n", "three"]
     assert [record["stream"] for record in records] == ["stdout"] * 3 + ["stderr"]
@@ -70,7 +70,7 @@ def test_a_silent_container_has_no_log_file(box: Box) -> None:
 
 
 def test_a_log_that_cannot_be_written_does_not_stop_the_container(box: Box, tmp_path: Path) -> None:
-    result = box.sh("echo hello", log=str(tmp_path / "missing/log.jsonl"))
+    result = box.sh("echo hello", log={"path": str(tmp_path / "missing/log.jsonl")})
     assert (result.code, result.stdout) == (0, b"hello\n")
 
 

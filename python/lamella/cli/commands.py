@@ -48,6 +48,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         (
             Entry("run", "Run a command in a new container.", "run", "RUN"),
             Entry("ps", "List containers.", "containers", "PS"),
+            Entry("logs", "Show what a container wrote.", "logs", "LOGS"),
             Entry(
                 "containers",
                 "Create, start, watch and remove containers.",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamella.cli import EXIT_TIMEOUT, output
 from lamella.cli.exec import ATTACH, EXEC
+from lamella.cli.logs import LOGS
 from lamella.cli.options import USAGE, add_container_options, command, container_options, reference
 from lamella.cli.parser import Command, Group, Parser, UsageError, add_filter
 from lamella.cli.pull import add_pull_options, find_or_fetch, show_image
@@ -192,17 +193,6 @@ def _resume(arguments: argparse.Namespace, session: Session) -> int:
     return session.each(arguments.containers, lambda name: containers.get(name).resume())
 
 
-def _logs_arguments(parser: Parser) -> None:
-    parser.add_argument("--stream", choices=("stdout", "stderr"), help="Only what was written there.")
-    parser.add_argument("container", metavar="CONTAINER", help="Name or id.")
-
-
-def _logs(arguments: argparse.Namespace, session: Session) -> int:
-    for stream, data in session.client.containers.get(arguments.container).logs(stream=arguments.stream):
-        session.bytes(data, error=stream == "stderr")
-    return 0
-
-
 def _rm_arguments(parser: Parser) -> None:
     parser.add_argument("-f", "--force", action="store_true", help="Kill those that run.")
     _names_arguments(parser)
@@ -348,15 +338,7 @@ CONTAINERS = Group(
             aliases=("unpause",),
             examples=[("go on", "lamella containers resume web")],
         ),
-        Command(
-            "logs",
-            "Show what a container wrote.",
-            _logs,
-            _logs_arguments,
-            json=False,
-            description="What it wrote to stdout goes to stdout, the rest to stderr.",
-            examples=[("the errors alone", "lamella containers logs --stream stderr web")],
-        ),
+        LOGS,
         Command(
             "diff",
             "Show what a container changed of its image.",

@@ -70,6 +70,19 @@ def add_container_options(parser: Parser) -> None:
         type=argument(parse_signal),
         help="What 'containers stop' sends first.",
     )
+    add(
+        "--log-driver",
+        metavar="DRIVER",
+        choices=("json-file", "none"),
+        help="json-file: keep what it writes for 'logs' (default); none: keep nothing.",
+    )
+    add(
+        "--log-opt",
+        metavar="KEY=VALUE",
+        type=argument(parse_pair),
+        action="append",
+        help="max-size=10m: bytes of one log file, -1 for no end; max-file=5: how many are kept.",
+    )
 
     add = parser.add_argument_group("Files").add_argument
     add(
@@ -182,6 +195,7 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "privileged": arguments.privileged,
         "annotations": parse_labels(arguments.annotation),
         "stop_signal": arguments.stop_signal,
+        "log_config": _log_config(arguments),
         "memory_swap": arguments.memory_swap,
         "cpuset": arguments.cpuset_cpus,
         "shm_size": arguments.shm_size,
@@ -232,6 +246,12 @@ def environment(arguments: argparse.Namespace) -> dict[str, str | None]:
         key, equals, value = text.partition("=")
         variables[key] = value if equals else None
     return variables
+
+
+def _log_config(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    if arguments.log_driver is None and not arguments.log_opt:
+        return None
+    return {"type": arguments.log_driver, "config": parse_labels(arguments.log_opt)}
 
 
 def _volume(text: str) -> str:

@@ -14,6 +14,7 @@ import msgspec
 from lamella import _core
 from lamella.config import check_identifier
 from lamella.containers.container import Container, ContainerRecord, Extra, signal_number
+from lamella.containers.log_config import parse_log_config
 from lamella.containers.network import network_path
 from lamella.containers.options import Options
 from lamella.containers.result import RunResult, await_result
@@ -69,7 +70,9 @@ class Containers:
         (``"type=bind,source=/a,target=/b,readonly"``), volumes (``"/a:/b:ro"``), shm_size, cap_add, cap_drop, devices
         (``"/dev/fuse:/dev/fuse:rwm"``), no_new_privileges, seccomp (None: the default profile; ``"unconfined"``, a path, an
         object), privileged, labels, annotations, stdin (keep it open), tty, ulimits (``"nofile=1024:2048"``),
-        oom_score_adj, sysctls, stop_signal, and spec: a callable that gets the runtime spec as a dict to change it.
+        oom_score_adj, sysctls, stop_signal, log_config (docker-py's: ``{"type": "json-file", "config": {"max-size": "10m",
+        "max-file": 5}}``, which is the default; ``{"type": "none"}`` keeps no log), and spec: a callable that gets the runtime
+        spec as a dict to change it.
 
         Errors: NotFound (image, its snapshot, a bind source), AlreadyExists (the name), InvalidArgument (an option).
         """
@@ -114,6 +117,7 @@ class Containers:
         stop_signal = options.stop_signal or run_config.stop_signal
         if stop_signal:
             signal_number(stop_signal)
+        log = parse_log_config(options.log_config)
         parent = image.chain_id
         labels = check_labels({**(run_config.labels or {}), **(options.labels or {})})
         key = name if options.name is not None else container_id
@@ -153,6 +157,7 @@ class Containers:
                     tty=options.tty,
                     stop_signal=stop_signal,
                     auto_remove=auto_remove,
+                    log=log,
                 ),
                 created_at=now,
                 updated_at=now,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from lamella import _core
-from lamella.containers.monitor import Attached, Exit
+from lamella.containers.log_config import LogConfig
+from lamella.containers.monitor import Attached, Exit, Stream
 from lamella.containers.network import network_files
 from lamella.containers.options import Environment, parse_command
 from lamella.containers.result import RunResult, await_result
@@ -28,6 +29,7 @@ from lamella.tracing import span
 
 if TYPE_CHECKING:
     from lamella.client import Client
+    from lamella.containers.logs import Moment
     from lamella.images import Image
     from lamella.reference import Reference
     from lamella.snapshots import Change, Mount
@@ -65,6 +67,7 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tty: bool = False
     stop_signal: str | None = None
     auto_remove: bool = False
+    log: LogConfig = LogConfig()
 
 
 class _Process(msgspec.Struct, frozen=True):
@@ -193,6 +196,7 @@ class Container:
                 self._mounts(),
                 attach=attach,
                 stdin=record.extra.stdin,
+                log=record.extra.log,
                 confirm=lambda: self._client.containers.get(record.id),
                 before_reset=self._forget_past_run,
             )
@@ -421,21 +425,38 @@ class Container:
                 compression=compression,
             )
 
-    def logs(self, *, stream: str | None = None) -> Iterator[tuple[str, bytes]]:
-        """Yield ``(stream, bytes)`` of all it has written since it was created, or of one stream alone."""
-        if stream not in (None, "stdout", "stderr"):
-            raise InvalidArgument(f"stream {stream!r} is neither stdout nor stderr")
-        try:
-            file = self.task.log_path.open("rb")
-        except FileNotFoundError:
-            return
-        with file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return  # being written
-                entry = msgspec.json.decode(line, type=LogLine)
-                if stream is None or entry.stream == stream:
-                    yield entry.stream, entry.data
+    def logs(
+        self,
+        *,
+        follow: bool = False,
+        since: Moment | None = None,
+        until: Moment | None = None,
+        tail: int | Literal["all"] | None = None,
+        timestamps: bool = False,
+        stream: str | None = None,
+    ) -> Iterator[tuple[Stream, bytes]]:
+        """Yield ``(stream, bytes)`` of what it has written and its log keeps: lines, long ones in pieces of 16 KiB.
+
+        ``since`` and ``until`` (both included) are a datetime, seconds since 1970 or RFC 3339 text; ``tail`` takes the last
+        lines of what they leave; ``timestamps`` puts the time in front of each line; ``stream`` picks ``"stdout"`` or
+        ``"stderr"``. With ``follow`` it goes on until the container has ended for good, through restarts by its policy or by
+        :meth:`restart`; what the container writes is kept whether or not anybody reads. FailedPrecondition when it keeps no log
+        (driver ``none``), InvalidArgument.
+        """
+        from lamella.containers.logs import read_log, select, with_times
+
+        selection = select(stream=stream, since=since, until=until, tail=tail)
+        if self.record.extra.log.driver == "none":
+            raise FailedPrecondition(
+                f"container {self.name} keeps no log", hint="It was created with the log driver none."
+            )
+        lines = read_log(
+            self.task.log_path,
+            selection,
+            name=self.name,
+            is_complete=self.task.has_logged_all if follow else None,
+        )
+        return with_times(lines) if timestamps else ((line.stream, line.data) for line in lines)  # type: ignore[misc]
 
     @frees_space
     def remove(self, *, force: bool = False) -> None:
@@ -490,20 +511,6 @@ class Container:
             "updated_at": record.updated_at,
             "spec": self.spec,
         }
-
-
-class LogLine(msgspec.Struct):
-    """One line of the log file: text in ``log``, bytes that are no UTF-8 in ``log64``."""
-
-    time: str
-    stream: str
-    log: str = ""
-    log64: bytes = b""
-
-    @property
-    def data(self) -> bytes:
-        """The bytes as they were written."""
-        return self.log64 or self.log.encode()
 
 
 def _program(arguments: Sequence[str]) -> str:

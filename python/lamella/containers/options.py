@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from lamella.containers.defaults import ALL_CAPABILITIES, CAPABILITIES, SHM_SIZE
+from lamella.containers.log_config import LogConfig
 from lamella.containers.runtime_spec import CpuLimits, Device, MemoryLimits, Mount, PidsLimits, Rlimit
 from lamella.errors import InvalidArgument, NotFound, PermissionDenied, Unsupported
 
@@ -59,6 +60,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     oom_score_adj: int | None = None
     sysctls: Mapping[str, str] | None = None
     stop_signal: str | None = None
+    log_config: LogConfig | Mapping[str, Any] | None = None
     spec: SpecPatch | None = None
 
 
@@ -96,6 +98,7 @@ class CreateOptions(TypedDict, total=False):
     oom_score_adj: int | None
     sysctls: Mapping[str, str] | None
     stop_signal: str | None
+    log_config: LogConfig | Mapping[str, Any] | None
     spec: SpecPatch | None
 
 

@@ -19,6 +19,7 @@ import msgspec
 
 from lamella import _core
 from lamella.config import Config
+from lamella.containers.log_config import LogConfig
 from lamella.containers.monitor import Attached, Connection, Exit, _Failure, raise_failure
 from lamella.disk import make_private_folder, make_state_folder, storage_error
 from lamella.errors import FailedPrecondition, LamellaError, NotFound, PermissionDenied, ResourceExhausted
@@ -55,7 +56,7 @@ class Task:
 
     @property
     def log_path(self) -> Path:
-        """The log, one JSON object a line; not there before the first output."""
+        """The log, one JSON object a line; not there before the first output. Older files have a number behind the name."""
         return self.log_folder / "log.jsonl"
 
     def start(
@@ -66,6 +67,7 @@ class Task:
         *,
         attach: bool,
         stdin: bool,
+        log: LogConfig,
         confirm: Callable[[], object],
         before_reset: Callable[[], None],
     ) -> tuple[Started, Attached | None]:
@@ -86,7 +88,7 @@ class Task:
                     self._remove_folders()
                     raise
                 self._write_bundle(spec, files, before_reset)
-                return self._launch(rootfs, attach=attach, stdin=stdin)
+                return self._launch(rootfs, attach=attach, stdin=stdin, log=log)
         except FileNotFoundError:
             raise NotFound("the container was removed") from None
 
@@ -108,13 +110,17 @@ class Task:
         except OSError as error:
             raise _disk_error(error, self.folder) from error
 
-    def _launch(self, rootfs: list[Mount], *, attach: bool, stdin: bool) -> tuple[Started, Attached | None]:
+    def _launch(
+        self, rootfs: list[Mount], *, attach: bool, stdin: bool, log: LogConfig
+    ) -> tuple[Started, Attached | None]:
         request = msgspec.json.encode(
             {
                 "version": 1,
                 "bundle": str(self.folder),
                 "rootfs": [{"type": m.type, "source": m.source, "options": m.options} for m in rootfs],
-                "log": str(self.log_path),
+                "log": None
+                if log.driver == "none"
+                else {"path": str(self.log_path), "max_size": log.max_size, "max_file": log.max_file},
                 "attach": attach,
                 "stdin": stdin,
                 "hold": False,
@@ -165,6 +171,10 @@ class Task:
     def running(self) -> bool:
         """Say whether the container runs: a monitor lives, and has not recorded the end."""
         return not (self.folder / "exit.json").exists() and self._monitored()
+
+    def has_logged_all(self) -> bool:
+        """Say whether the log holds all that it will: nothing runs, or what has ended has been read to its end."""
+        return not self._monitored() or (self.exit() is not None and not (self.folder / "pid").exists())
 
     def _settled(self) -> bool:
         """Say whether the container runs, once a start that has failed or lost its caller is over."""

@@ -22,9 +22,9 @@ pub struct Request {
     /// root is ready as it is.
     #[serde(default)]
     pub rootfs: Vec<SnapshotMount>,
-    /// Where output is recorded; made at the first output.
+    /// Where output is recorded, if anywhere; made at the first output.
     #[serde(default)]
-    pub log: Option<String>,
+    pub log: Option<LogTarget>,
     /// Descriptor 5 is a stream socket: the first attached client.
     #[serde(default)]
     pub attach: bool,
@@ -43,6 +43,24 @@ pub struct Request {
     /// Set everything up and wait for the `start` operation before the program is run.
     #[serde(default)]
     pub hold: bool,
+}
+
+/// The files that output is recorded in.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogTarget {
+    /// The one that is written to; full ones get a number behind their name.
+    pub path: String,
+    /// When one is full, in bytes; never when absent.
+    #[serde(default)]
+    pub max_size: Option<u64>,
+    /// How many there may be, the one that is written to among them.
+    #[serde(default = "one")]
+    pub max_file: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// Where events of the task are told, and what the task is called in them.
@@ -88,9 +106,10 @@ impl Request {
         if !request.bundle.starts_with('/') {
             return Err(Failure::invalid("bundle", format!("{:?} is not absolute", request.bundle)));
         }
-        let spool = request.events.as_ref().map(|target| target.spool.clone());
-        for (field, path) in [("log", &request.log), ("cgroup_root", &request.cgroup_root), ("events.spool", &spool)] {
-            if path.as_ref().is_some_and(|path| !path.starts_with('/')) {
+        let spool = request.events.as_ref().map(|target| &target.spool);
+        let log = request.log.as_ref().map(|target| &target.path);
+        for (field, path) in [("log", log), ("cgroup_root", request.cgroup_root.as_ref()), ("events.spool", spool)] {
+            if path.is_some_and(|path| !path.starts_with('/')) {
                 return Err(Failure::invalid(field, "is not an absolute path"));
             }
         }

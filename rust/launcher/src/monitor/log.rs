@@ -1,34 +1,42 @@
 //! The container's log: what it wrote to its standard streams, one JSON object a line.
 //!
 //! `{"time":"<RFC 3339>","stream":"stdout"|"stderr","log":"<text with its newline>"}`; what is not UTF-8 stands as
-//! base64 in `log64` instead. Text is recorded as it comes: a line that is written in pieces becomes several records,
-//! and `log` and `log64` joined give back every byte.
+//! base64 in `log64` instead. A record is a line of the container, or a piece of one that is long or was not finished in
+//! a while; `log` and `log64` joined give back every byte. `{"time":...,"stream":"lamella","lost":N}` stands where N bytes
+//! could not be recorded.
 //!
-//! The file is made at the first output. Only the monitor, which holds the bundle's lock, writes it; a record is
-//! written whole or taken back.
+//! The file is made at the first output ([`super::log_file`]).
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
+use super::log_file::{Limits, LogFile};
 use crate::time;
 
 /// A record's text is cut here when it has no newline.
 const LONGEST_TEXT: usize = 16 * 1024;
+/// How long the rest of a line is waited for: a read cuts lines anywhere, and a prompt has no newline at all.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// An open or future log.
 #[derive(Debug)]
 pub(super) struct Log {
-    path: PathBuf,
-    file: Option<File>,
-    /// Length of the file's whole records.
-    length: u64,
+    file: LogFile,
     /// Bytes that could not be recorded: the disk is full, or the folder is gone.
     lost: u64,
-    /// The start of a UTF-8 character that a read cut, for each stream.
-    pending: [Vec<u8>; 2],
+    /// Those of them that no record tells of yet.
+    unsaid: u64,
+    /// The start of a line, for each stream.
+    unfinished: [Unfinished; 2],
     buffer: Vec<u8>,
+    /// Where each record of the buffer ends, and how many bytes of the container it holds.
+    ends: Vec<(usize, usize)>,
+}
+
+#[derive(Debug, Default)]
+struct Unfinished {
+    text: Vec<u8>,
+    /// When to record it as it is; None for the start of a character, which waits for the rest or the end.
+    due: Option<Instant>,
 }
 
 /// Which stream a text came from.
@@ -39,14 +47,14 @@ pub(super) enum Stream {
 }
 
 impl Log {
-    pub(super) fn new(path: &str) -> Self {
+    pub(super) fn new(path: &str, limits: Limits) -> Self {
         Self {
-            path: path.into(),
-            file: None,
-            length: 0,
+            file: LogFile::new(path, limits),
             lost: 0,
-            pending: [Vec::new(), Vec::new()],
+            unsaid: 0,
+            unfinished: Default::default(),
             buffer: Vec::new(),
+            ends: Vec::new(),
         }
     }
 
@@ -55,26 +63,58 @@ impl Log {
         self.lost
     }
 
-    /// Record what a stream gave. A log that cannot be written does not stop the container: what is lost is counted,
-    /// and the next write tries again.
+    /// How long the monitor may sleep.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        let due = self.unfinished.iter().filter_map(|unfinished| unfinished.due).min();
+        due.map(|moment| moment.saturating_duration_since(Instant::now()))
+    }
+
+    /// Record what a stream gave, but for a line that is not finished. A log that cannot be written does not stop the
+    /// container: what is lost is counted, and the next write tries again.
     pub(super) fn record(&mut self, stream: Stream, data: &[u8]) {
-        let mut pending = std::mem::take(&mut self.pending[stream as usize]);
-        let data = if pending.is_empty() {
+        let Unfinished { mut text, due } = std::mem::take(&mut self.unfinished[stream as usize]);
+        let data = if text.is_empty() {
             data
         } else {
-            pending.extend_from_slice(data);
-            &pending
+            text.extend_from_slice(data);
+            &text
         };
-        let whole = data.len() - cut_character(data);
-        let (now, later) = data.split_at(whole);
-        self.pending[stream as usize] = later.to_vec();
+        let mut whole = data.iter().rposition(|byte| *byte == b'\n').map_or(0, |position| position + 1);
+        whole += pieces(data.get(whole..).unwrap_or_default())
+            .map(<[u8]>::len)
+            .filter(|length| *length > LONGEST_TEXT - 4)
+            .sum::<usize>();
+        let (now, later) = data.split_at(whole.min(data.len()));
+        if !later.is_empty() {
+            let due = due.filter(|_| now.is_empty()).unwrap_or_else(|| Instant::now() + PATIENCE);
+            self.unfinished[stream as usize] = Unfinished { text: later.to_vec(), due: Some(due) };
+        }
         self.write(stream, now);
     }
 
-    /// Record what is pending at the end of a stream.
+    /// Record the lines that were waited for long enough.
+    pub(super) fn record_unfinished(&mut self) {
+        let now = Instant::now();
+        for stream in [Stream::Output, Stream::Error] {
+            let unfinished = &mut self.unfinished[stream as usize];
+            if unfinished.due.is_some_and(|due| due <= now) {
+                unfinished.due = None;
+                let mut text = std::mem::take(&mut unfinished.text);
+                unfinished.text = text.split_off(text.len() - cut_character(&text));
+                self.write(stream, &text);
+            }
+        }
+    }
+
+    /// Record what is left at the end of a stream.
     pub(super) fn finish(&mut self, stream: Stream) {
-        let pending = std::mem::take(&mut self.pending[stream as usize]);
-        self.write(stream, &pending);
+        let unfinished = std::mem::take(&mut self.unfinished[stream as usize]);
+        self.write(stream, &unfinished.text);
+        if self.unsaid > 0 {
+            self.buffer.clear();
+            self.ends.clear();
+            self.append();
+        }
     }
 
     fn write(&mut self, stream: Stream, data: &[u8]) {
@@ -83,31 +123,31 @@ impl Log {
         }
         let time = time::now();
         self.buffer.clear();
+        self.ends.clear();
         for line in data.split_inclusive(|byte| *byte == b'\n') {
             for piece in pieces(line) {
                 append(&mut self.buffer, &time, stream, piece);
+                self.ends.push((self.buffer.len(), piece.len()));
             }
         }
-        if self.flush().is_err() {
-            self.lost += data.len() as u64;
-        }
+        self.append();
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
-        let file = match &mut self.file {
-            Some(file) => file,
-            None => {
-                let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
-                self.length = file.metadata()?.len();
-                self.file.insert(file)
+    /// Append the buffer to the file, behind a word on what was lost before.
+    fn append(&mut self) {
+        if self.unsaid > 0 {
+            let note = format!("{{\"time\":\"{}\",\"stream\":\"lamella\",\"lost\":{}}}\n", time::now(), self.unsaid);
+            if self.file.append(note.as_bytes()).is_ok() {
+                self.unsaid = 0;
             }
-        };
-        if let Err(error) = file.write_all(&self.buffer) {
-            file.set_len(self.length)?;
-            return Err(error);
         }
-        self.length += self.buffer.len() as u64;
-        Ok(())
+        let done = match self.file.append(&self.buffer) {
+            Ok(()) => return,
+            Err(done) => done,
+        };
+        let lost: usize = self.ends.iter().filter(|(end, _)| *end > done).map(|(_, length)| length).sum();
+        self.lost += lost as u64;
+        self.unsaid += lost as u64;
     }
 }
 
@@ -213,10 +253,12 @@ mod tests {
 
     use super::*;
 
+    const ENDLESS: Limits = Limits { size: None, files: 1 };
+
     fn records(feed: &[(Stream, &[u8])]) -> Vec<Value> {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("log.jsonl");
-        let mut log = Log::new(&path.to_string_lossy());
+        let mut log = Log::new(&path.to_string_lossy(), ENDLESS);
         for (stream, data) in feed {
             log.record(*stream, data);
         }
@@ -268,7 +310,7 @@ mod tests {
             assert_eq!(texts(&parsed).concat().as_bytes(), text, "cut at {cut}");
         }
         let parsed = records(&[(Stream::Output, b"a\xe2\x82")]);
-        assert_eq!((parsed[0]["log"].as_str(), parsed[1]["log64"].as_str()), (Some("a"), Some("4oI=")));
+        assert_eq!((parsed.len(), parsed[0]["log64"].as_str()), (1, Some("YeKC")));
     }
 
     #[test]
@@ -280,9 +322,67 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_cannot_be_written_counts_what_is_lost() {
-        let mut log = Log::new("/proc/nonexistent/log");
-        log.record(Stream::Output, b"hello\n");
-        assert_eq!(log.lost(), 6);
+    fn a_line_that_comes_in_pieces_is_one_record_and_the_other_stream_does_not_wait_for_it() {
+        let records = records(&[
+            (Stream::Output, b"one\ntw"),
+            (Stream::Error, b"err\n"),
+            (Stream::Output, b"o\nthr"),
+            (Stream::Output, b"ee"),
+        ]);
+        assert_eq!(texts(&records), ["one\n", "err\n", "two\n", "three"]);
+    }
+
+    #[test]
+    fn a_line_that_is_not_finished_in_a_while_is_recorded_as_it_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log.jsonl");
+        let mut log = Log::new(&path.to_string_lossy(), ENDLESS);
+        log.record(Stream::Output, "continue? é".as_bytes());
+        log.record(Stream::Error, b"\xc3");
+        assert!(log.timeout().is_some_and(|time| time <= PATIENCE));
+        log.record_unfinished();
+        assert!(!path.exists());
+        std::thread::sleep(PATIENCE);
+        log.record_unfinished();
+        assert!(log.timeout().is_none());
+        assert!(std::fs::read_to_string(&path).expect("read").ends_with("\"log\":\"continue? é\"}\n"));
+        log.record(Stream::Error, b"\xa9\n");
+        assert!(std::fs::read_to_string(&path).expect("read").ends_with("\"log\":\"é\\n\"}\n"));
+    }
+
+    #[test]
+    fn an_endless_line_is_recorded_in_pieces_and_little_of_it_is_kept() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log.jsonl");
+        let mut log = Log::new(&path.to_string_lossy(), ENDLESS);
+        for _ in 0..100 {
+            log.record(Stream::Output, &[b'x'; 5000]);
+            assert!(log.unfinished[0].text.len() < LONGEST_TEXT);
+        }
+        log.finish(Stream::Output);
+        let text = std::fs::read_to_string(&path).expect("read");
+        let lengths: Vec<usize> = text
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["log"].as_str().expect("text").len())
+            .collect();
+        assert_eq!(lengths.iter().sum::<usize>(), 500_000);
+        assert!(lengths.iter().rev().skip(1).all(|length| *length == LONGEST_TEXT));
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_written_counts_what_is_lost_and_says_so_when_it_can_be_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("sub/log.jsonl");
+        let mut log = Log::new(&path.to_string_lossy(), ENDLESS);
+        log.record(Stream::Output, b"hello\nyou\n");
+        assert_eq!(log.lost(), 10);
+        std::fs::create_dir(folder.path().join("sub")).expect("made");
+        log.record(Stream::Output, b"again\n");
+        log.finish(Stream::Output);
+        let text = std::fs::read_to_string(&path).expect("read");
+        let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!((&records[0]["stream"], &records[0]["lost"]), (&"lamella".into(), &10.into()));
+        assert_eq!((records.len(), &records[1]["log"]), (2, &"again\n".into()));
+        assert_eq!(log.lost(), 10);
     }
 }

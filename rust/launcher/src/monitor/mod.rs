@@ -3,8 +3,9 @@
 //! One thread, one epoll. It reaps ([`reap`]), pumps the standard streams to clients and to the log ([`pump`]), takes
 //! orders on the control socket ([`serve`], [`control`]), adds processes ([`exec`]), and writes down how the container
 //! ended ([`record`]). Nothing in its loop waits for a client: what one does not take is queued up to a bound, and then
-//! its process is not read any more until the client has caught up (lossless back-pressure). It ends when the container
-//! is gone and every client has what it is owed.
+//! its process is not read any more until the client has caught up (lossless back-pressure); but what the container has
+//! left in its pipes at its end is read at once, so that its log is complete. It ends when the container is gone and
+//! every client has what it is owed.
 //!
 //! The bundle's `lock` is held (flock) as long as the monitor lives. When it is killed, so is the container's first
 //! process (PR_SET_PDEATHSIG), and with it the PID namespace: nothing runs unobserved.
@@ -15,6 +16,7 @@ mod events;
 mod exec;
 mod frames;
 mod log;
+mod log_file;
 mod memory;
 mod pump;
 mod reap;
@@ -36,12 +38,13 @@ use crate::cgroup::{Cgroup, Group};
 use crate::channel::Channel;
 use crate::error::{Failure, Kind, Step};
 use crate::process::seccomp::Filter;
-use crate::request::EventTarget;
+use crate::request::{EventTarget, LogTarget};
 use crate::spec::Personality;
 use crate::sys;
 use clients::Client;
 use events::Events;
 use log::Log;
+use log_file::Limits;
 use memory::Memory;
 use record::ExitRecord;
 pub use record::forget as forget_exit;
@@ -73,7 +76,7 @@ pub struct Start {
     /// The control socket.
     pub listener: OwnedFd,
     /// Where output is recorded.
-    pub log: Option<String>,
+    pub log: Option<LogTarget>,
     /// Where the task's events go.
     pub events: Option<EventTarget>,
     /// The first attached client, whether it gives input, and whether input ends with it.
@@ -204,7 +207,7 @@ impl Monitor {
             started_at: start.started_at,
             paused: false,
             holders: BTreeSet::new(),
-            log: start.log.as_deref().map(Log::new),
+            log: start.log.map(|log| Log::new(&log.path, Limits { size: log.max_size, files: log.max_file })),
             events: Events(start.events),
             memory: Memory::default(),
             processes: BTreeMap::new(),
@@ -276,11 +279,15 @@ impl Monitor {
         self.watch_memory();
         loop {
             self.look_at_memory();
+            if let Some(log) = &mut self.log {
+                log.record_unfinished();
+            }
             if self.exit.is_some() && self.finish() {
                 return;
             }
             let stray = self.processes.values().any(Process::has_stray_output);
-            let timeout = [stray.then_some(STRAY_OUTPUT), self.memory.timeout()].into_iter().flatten().min();
+            let log = self.log.as_ref().and_then(Log::timeout);
+            let timeout = [stray.then_some(STRAY_OUTPUT), self.memory.timeout(), log].into_iter().flatten().min();
             let began = Instant::now();
             let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());
             let events: Vec<(Source, epoll::EventFlags)> = match epoll::wait(&self.epoll, &mut space, timeout.as_ref())

@@ -53,7 +53,8 @@ impl Monitor {
         for client in self.clients_of(id) {
             self.tell(client, |client| client.send(kind, data));
         }
-        if self.behind(id, HIGH_WATER) {
+        // What the container has left in its pipes is little; the log, and whoever waits for the end, do not wait for a client.
+        if self.behind(id, HIGH_WATER) && !(id == INIT && self.exit.is_some()) {
             self.stop_reading(id);
         }
     }

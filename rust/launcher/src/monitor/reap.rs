@@ -51,6 +51,7 @@ impl Monitor {
             if self.exit.is_none() {
                 self.end_with(record);
             }
+            self.go_on_reading(id);
         } else if process.channel.is_none() {
             self.tell_exec_exit(id);
         }
