@@ -16,7 +16,9 @@ import pytest
 
 from faulty_proxy import HONEST, LYING, WITHIN, FaultyProxy
 from lamella.digest import digest_of
+from lamella.registry import ahead
 from lamella.registry.config import RegistryConfig, Timeouts
+from lamella.registry.limits import Limits
 
 pytestmark = [pytest.mark.integration, pytest.mark.real_image, pytest.mark.privileged]
 
@@ -26,7 +28,9 @@ NIGHTLY = bool(os.environ.get("LAMELLA_NIGHTLY"))
 CHOSEN = os.environ.get("LAMELLA_SEED")
 PULL = """
 import sys, lamella
+from lamella.registry import ahead
 from lamella.registry.config import RegistryConfig, Timeouts
+from lamella.registry.limits import Limits
 root, state, reference = sys.argv[1:]
 settings = RegistryConfig(attempts=2, backoff=0.002, timeouts=Timeouts(5, 0.3))
 with lamella.Client(root, state, registry=settings) as client:
@@ -135,3 +139,35 @@ def test_pulls_through_lies_too_end_right_or_in_one_error_and_take_up_what_was_w
             image = client.images.get(reference)
             assert (image.digest, image.chain_id) == (pulled.image.digest, pulled.image.chain_id)
             assert_runs(client, image)
+
+
+@pytest.mark.parametrize("seed", seeds(1, nightly=8))
+def test_a_pull_on_several_connections_through_faults_ends_right(
+    seed: int, real_image_ref: str, pulled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every layer comes in parts, of which most break off, and helpers come and go."""
+    import lamella
+
+    monkeypatch.setattr(ahead, "WINDOW", 0.1)
+    monkeypatch.setattr(ahead, "WORTH", 0.1)
+    monkeypatch.setattr(ahead, "GAIN", 0.5)
+    limits = Limits()
+    with (
+        FaultyProxy(
+            real_image_ref.partition("/")[0],
+            seed=seed,
+            faults=OFTEN,
+            rate=0.9,
+            stretch=(1 << 16, 8 << 20),
+            bandwidth=8e6,
+        ) as proxy,
+        lamella.Client(tmp_path / "root", tmp_path / "state", registry=tried_often(limits=limits)) as client,
+    ):
+        image = client.images.pull(through(proxy, real_image_ref))
+        parts = [passed for passed in proxy.log if passed.range and not passed.range.endswith("-")]
+        assert len(parts) > 20
+        assert {passed.fault for passed in parts} >= {"truncated", "cut"}
+        assert (image.digest, image.chain_id) == (pulled.image.digest, pulled.image.chain_id)
+        assert_nothing_wrong(client)
+        assert client.content.ingests() == []
+    assert (limits._used, limits._shares, limits._ahead) == (0, 0, 0)
