@@ -99,6 +99,11 @@ class FaultyProxy:
         self._thread.join()
         self._server.server_close()
 
+    def settle(self) -> None:
+        """Wait until all who were connected are gone: then the log has all that they asked for."""
+        while self.open_connections:
+            time.sleep(0.005)
+
     @property
     def met(self) -> Counter[str]:
         """How often each fault was met."""

@@ -120,6 +120,7 @@ def test_pulls_through_lies_too_end_right_or_in_one_error_and_take_up_what_was_w
                 timeout=120,
                 check=False,
             )
+            proxy.settle()
             fetched = {
                 passed.path.rpartition("/")[2] for passed in proxy.log[seen:] if "/blobs/" in passed.path
             }

@@ -191,12 +191,12 @@ def test_headers_that_drip_are_given_up() -> None:
 def test_a_long_wait_for_the_first_byte_is_no_slowness() -> None:
     def script(connection: socket.socket, _: int) -> None:
         read_head(connection)
-        server.closing.wait(0.25)
+        server.closing.wait(1)
         for start in range(0, len(GOOD), 60):
             connection.sendall(GOOD[start : start + 60])
-            server.closing.wait(0.02)
+            server.closing.wait(0.1)
 
-    with RawServer(script) as server, impatient(attempts=1) as client:
+    with RawServer(script) as server, impatient(attempts=1, timeouts=Timeouts(2, 2)) as client:
         assert client.resolve(reference(server.address))[1] == MANIFEST
 
 

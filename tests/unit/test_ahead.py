@@ -170,3 +170,60 @@ def test_where_no_memory_can_be_had_helpers_end_without_a_word(
     assert (limits._used, limits._ahead) == (1, 0)
     assert capsys.readouterr().err == ""
     helped.close()
+
+
+class Clock:
+    """Stands in for the module ``time``."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def measured(network: Network, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Ahead, Any]]:
+    """Give helpers that never get a byte, and what lets a window pass: with so much of it waited, and so many bytes come."""
+    clock, limits = Clock(), Limits(connections=64)
+    monkeypatch.setattr(ahead, "time", clock)
+    share = limits.share(nothing)
+    helped = Ahead(SIZE, network.part, share, limits)
+
+    def window(waited: float, arrived: float, offset: int = 0) -> int:
+        clock.now += ahead.WINDOW
+        helped.look(offset, waited * ahead.WINDOW, int(arrived * ahead.WINDOW))
+        return helped._helpers
+
+    yield helped, window
+    helped.interrupt()
+    share.close()
+    until(lambda: not helped._helpers)
+
+
+def test_a_reader_that_is_slower_than_the_network_has_no_helpers(measured: Any) -> None:
+    _, window = measured
+    assert [window(0.4, 1e6) for _ in range(20)] == [0] * 20
+
+
+def test_the_rest_has_to_be_worth_a_helper(measured: Any) -> None:
+    _, window = measured
+    assert window(0.9, 10e6, SIZE - int(9.9e6)) == 0
+    assert window(0.9, 10e6, SIZE - int(10.1e6)) == ahead.FIRST_HELPERS
+
+
+def test_more_are_tried_while_more_bring_more(measured: Any) -> None:
+    """After each change a window passes in which connections begin."""
+    _, window = measured
+    first, most = ahead.FIRST_HELPERS, ahead.HELPERS_MAX
+    assert window(0.9, 1e6) == first
+    assert window(0.9, 9e6) == first
+    assert window(0.9, 4e6) == min(2 * first, most)
+    assert window(0.9, 4e6) == min(2 * first, most)
+    assert window(0.9, 99e6) == most
+
+
+def test_what_brings_no_gain_is_the_last_try(measured: Any) -> None:
+    _, window = measured
+    assert window(0.9, 1e6) == ahead.FIRST_HELPERS
+    assert [window(0.9, 1.1e6) for _ in range(10)] == [ahead.FIRST_HELPERS] * 10
