@@ -12,6 +12,10 @@ from lamella.errors import InvalidArgument, PermissionDenied
 from lamella.reference import is_loopback
 
 _PORTS = {"http": 80, "https": 443}
+_CARRYING = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96")))
+"""Whose last four bytes are an IPv4 address, for a translator (RFC 6052; RFC 4291, 2.5.5.1; RFC 2765)."""
+_LOCAL = tuple(map(ipaddress.ip_network, ("64:ff9b:1::/48", "fec0::/10")))
+"""Private by their own standards (RFC 8215, RFC 3879), which Python's tables lack."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -60,7 +64,8 @@ class Home(msgspec.Struct, frozen=True, kw_only=True):
     """A registry's host as it is reached. It holds for what is asked on its behalf elsewhere, too: redirects, tokens.
 
     ``headers`` and the client certificate are for ``origin`` alone. ``proxy``: its URL; None: as the environment says.
-    ``connect_timeout`` (seconds) and ``attempts``: None: as for any registry.
+    ``connect_timeout``, ``silence`` (seconds to wait for a connection, and for the next byte) and ``attempts``: None: as for any
+    registry.
     """
 
     origin: Origin
@@ -68,6 +73,7 @@ class Home(msgspec.Struct, frozen=True, kw_only=True):
     headers: tuple[tuple[str, str], ...] = ()
     proxy: str | None = None
     connect_timeout: float | None = None
+    silence: float | None = None
     attempts: int | None = None
 
     def at(self, origin: Origin) -> Home:
@@ -84,7 +90,7 @@ def is_private_literal(host: str) -> bool:
     if is_loopback(host):
         return True
     try:
-        return not parse_address(host).is_global
+        return is_private(parse_address(host))
     except ValueError:
         return False
 
@@ -97,10 +103,19 @@ def is_link_local_literal(host: str) -> bool:
         return False
 
 
+def is_private(address: Address) -> bool:
+    """Say whether an address is of a private network, or of none: anything that IANA does not list as reachable by all."""
+    return not address.is_global or any(
+        address in network for network in _LOCAL if network.version == address.version
+    )
+
+
 def parse_address(text: str) -> Address:
     """Read an IP address; one that carries an IPv4 address inside counts as that one. ValueError if it is none."""
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
+        if any(address in network for network in _CARRYING):
+            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         return address.ipv4_mapped or address.sixtofour or address
     return address
 

@@ -51,6 +51,7 @@ from lamella.registry.targets import (
     Origin,
     Tls,
     is_link_local_literal,
+    is_private,
     is_private_literal,
     parse_address,
 )
@@ -305,7 +306,7 @@ class Transport:
 
     def _note_home(self, connection: HTTPConnection) -> None:
         address = _peer(connection)
-        if address is not None and not address.is_global:
+        if address is not None and is_private(address):
             self._private_homes.add((connection.host.lower().strip("[]"), connection.port))
 
     def _refuse_link_local(self, connection: HTTPConnection) -> None:
@@ -315,7 +316,7 @@ class Transport:
 
     def _refuse_private(self, connection: HTTPConnection) -> None:
         address = _peer(connection)
-        if address is not None and not address.is_global:
+        if address is not None and is_private(address):
             raise _PrivateAddress
 
 
