@@ -45,6 +45,7 @@ from lamella.errors import (
     Unavailable,
 )
 from lamella.reference import Reference
+from lamella.registry import hosts
 from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.credentials import Credential
@@ -345,6 +346,41 @@ def test_a_mirror_without_an_answer_costs_its_own_short_time_out(
         pull(client, origin)
     assert waited == [0.25]
     assert sent.count("127.0.0.9:5000") == 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_mirror_that_takes_connections_and_says_nothing_costs_one_short_time_out(
+    scheme: str, farm: Farm, scripted: Any, sent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "FIRST_ANSWER", 0.3)
+    origin = scripted(served)
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as silent:
+        mute = f"127.0.0.1:{silent.getsockname()[1]}"
+        farm.mirror(mute, 'dial_timeout = "300ms"', scheme=scheme)
+        with farm.client(origin, timeouts=Timeouts(5, 30)) as client:
+            pull(client, origin)
+            [error] = client._exchange._outages._known.values()
+    assert error.message == f"{mute} sent nothing for 0.3 s"
+    assert sent == [mute, *[origin.address] * 3]
+
+
+def test_a_mirror_that_has_answered_may_take_its_time_for_a_blob(
+    farm: Farm, scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have to fetch that first."""
+    monkeypatch.setattr(hosts, "FIRST_ANSWER", 1.0)
+
+    def fetching(asked: Asked) -> Reply:
+        if "blobs" in asked.path:
+            threading.Event().wait(1.5)
+        return served(asked)
+
+    origin, mirror = scripted(served), scripted(fetching)
+    farm.mirror(mirror)
+    with farm.client(origin, timeouts=Timeouts(5, 30)) as client:
+        pull(client, origin)
+    assert places(mirror) == EVERYTHING
+    assert not origin.asked
 
 
 def test_threads_share_what_one_found_out(farm: Farm, scripted: Any, sent: list[str]) -> None:

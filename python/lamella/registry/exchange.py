@@ -198,7 +198,7 @@ class Exchange:
     def _out_of(self, asked: _Asked, host: Host) -> requests.Response | LamellaError:
         """Ask a host that is not the last: give its answer, or why the next one is to be asked."""
         try:
-            response = self._ask(asked, host, None)
+            response = self._ask(asked, self._outages.as_asked(host), None)
             error = self._refused(response, asked, host) if response.status_code >= 400 else None
         except (Cancelled, InvalidArgument):  # a file for TLS that is not right is to be put right
             raise

@@ -237,7 +237,7 @@ def refusal(response: requests.Response, secrets: Iterable[str] = ()) -> str:
 
 
 class Unreachable(Unavailable):
-    """There is no connection to the host, or no TLS on it; callers know it as Unavailable."""
+    """There is no connection to the host, no TLS on it, or no word from it; callers know it as Unavailable."""
 
     kind = "Unavailable"
 
@@ -277,7 +277,7 @@ def explain(  # noqa: PLR0911 - one a cause
         return Failure(Unavailable(f"{host} sends less than {RATE_MIN} bytes a second"), passing=True)
     if _first(chain, urllib3.exceptions.ReadTimeoutError) or _first(chain, TimeoutError):
         seconds = f" for {timeouts.read:g} s" if timeouts else " for too long"
-        return Failure(Unavailable(f"{host} sent nothing{seconds}"), passing=True)
+        return Failure(Unreachable(f"{host} sent nothing{seconds}"), passing=True)
     if _first(chain, ConnectionRefusedError):
         hint = f"Is a registry listening on port {target.port} there?"
         return Failure(Unreachable(f"{host} refused the connection", hint=hint), passing=True)

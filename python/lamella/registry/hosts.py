@@ -44,6 +44,9 @@ ALL = frozenset({PULL, RESOLVE, PUSH, REFERRERS})
 DIAL_TIMEOUT = 3.0
 """Seconds that a host may take to accept a connection while another one is left."""
 
+FIRST_ANSWER = 10.0
+"""Seconds that such a host may take for its first answer. Later ones may take longer: a mirror may have to fetch a blob first."""
+
 _DEFAULT_FOLDER = "_default"
 _log = Log("lamella.registry")
 
@@ -264,7 +267,10 @@ def _finished(hosts: list[Host]) -> Iterator[Host]:
     """Give each host but the last one little time: there is another to ask."""
     for host in hosts[:-1]:
         home = msgspec.structs.replace(
-            host.home, attempts=1, connect_timeout=host.home.connect_timeout or DIAL_TIMEOUT
+            host.home,
+            attempts=1,
+            connect_timeout=host.home.connect_timeout or DIAL_TIMEOUT,
+            silence=FIRST_ANSWER,
         )
         yield msgspec.structs.replace(host, home=home)
     yield from hosts[-1:]

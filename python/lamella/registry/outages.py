@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 
+import msgspec
+
 from lamella.errors import LamellaError, Unavailable
 from lamella.registry.failures import Unreachable
+from lamella.registry.hosts import Host
 from lamella.registry.targets import Home
 
 OUTAGE_SECONDS = 30.0
@@ -13,13 +16,14 @@ OUTAGE_SECONDS = 30.0
 
 
 class Outages:
-    """Which hosts cannot be reached. One that was reached and gave no answer is given a second chance."""
+    """Which hosts cannot be reached, or say nothing. One that answers and breaks off is given a second chance."""
 
     _recent: dict[Home, tuple[float, LamellaError]] = {}  # noqa: RUF012 - of the process
 
     def __init__(self) -> None:
         self._known: dict[Home, LamellaError] = {}
         self._strikes: set[Home] = set()
+        self._answered: set[Home] = set()
 
     def of(self, home: Home) -> LamellaError | None:
         """Say why a host is not to be asked, None if it is."""
@@ -30,6 +34,12 @@ class Outages:
                 return None
             self._known[home] = error
         return error
+
+    def as_asked(self, host: Host) -> Host:
+        """Give a host as it is to be asked: with the time for any answer once it has given one."""
+        if host.home not in self._answered:
+            return host
+        return msgspec.structs.replace(host, home=msgspec.structs.replace(host.home, silence=None))
 
     def note(self, home: Home, error: LamellaError) -> None:
         """Take note of a request that got no answer."""
@@ -44,3 +54,4 @@ class Outages:
     def end(self, home: Home) -> None:
         """Take note of an answer."""
         self._strikes.discard(home)
+        self._answered.add(home)

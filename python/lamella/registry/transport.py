@@ -230,6 +230,8 @@ class Transport:
         tls = home.tls if at_home else msgspec.structs.replace(home.tls, client=())
         proxy = self._proxy(home, target)
         timeouts = self.timeouts._replace(connect=home.connect_timeout or self.timeouts.connect)
+        if home.silence is not None:
+            timeouts = timeouts._replace(read=min(home.silence, timeouts.read))
         context = self._context(tls, target)
         while True:
             try:
