@@ -1,11 +1,15 @@
 """One connection of the registry server: HTTP/1.1 (RFC 9112) with bounds on everything that a client decides.
 
-Python's ``http.server`` reads requests; what it is too lenient for is refused here. A head has at most HEAD_MAX bytes and
-HEAD_SECONDS from its first byte to its last, and what two readers could understand differently (both lengths, a length
-twice, folded lines) is an error, so that no proxy in front can be made to see other requests than this server. A connection may
-be silent for IDLE_SECONDS; while a body goes over it, at least RATE_MIN bytes a second have to, or a few clients that
-send or read a byte now and then would hold all the threads there are. One thread a connection, CONNECTIONS_MAX of them,
-or as many as the process may have descriptors for.
+Python's ``http.server`` reads heads and writes status lines. The rest is here because it has none of it, or is too
+lenient: a time for a whole head and a rate for bodies, where it has one time-out for each read (:class:`Wire`); bodies,
+chunked ones too (:class:`Body`); a limit on connections, and an end that lets answers finish (:class:`Server`); the
+rules of RFC 9112 (:func:`check_head`).
+
+A head has at most HEAD_MAX bytes and HEAD_SECONDS from its first byte to its last, and what two readers could understand
+differently (both lengths, a length twice, folded lines) is an error, so that no proxy in front can be made to see other
+requests than this server. A connection may be silent for IDLE_SECONDS; while a body goes over it, at least RATE_MIN bytes a
+second have to, or a few clients that send or read a byte now and then would hold all the threads there are. One thread a
+connection, CONNECTIONS_MAX of them, or as many as the process may have descriptors for.
 
 Files go to the socket by sendfile, and piece by piece where there is TLS, whose handshake is made in the connection's thread.
 """

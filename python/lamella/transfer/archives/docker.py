@@ -17,7 +17,6 @@ from lamella.digest import Digest, digest_of
 from lamella.errors import InvalidArgument, Unsupported
 from lamella.transfer.archives.contents import Contents, Entry
 from lamella.transfer.archives.files import Files
-from lamella.transfer.archives.tar import Member
 
 MANIFEST = "manifest.json"
 REPOSITORIES = "repositories"
@@ -36,13 +35,13 @@ def read_docker_archive(files: Files) -> Contents | None:
     """Read manifest.json, else ``repositories``; None where neither is. InvalidArgument, NotFound, Unsupported."""
     contents = Contents()
     if (member := files.find(MANIFEST)) is not None:
-        for image in _decode(files, member, list[_Image]):
+        for image in files.decode(member, list[_Image]):
             names = list(dict.fromkeys(image.repo_tags or ()))
             contents.entries.append(Entry(_make_image(files, contents, image), names))
         return contents
     if (member := files.find(REPOSITORIES)) is not None:
         images: dict[str, list[str]] = {}
-        for repository, tags in _decode(files, member, dict[str, dict[str, str]]).items():
+        for repository, tags in files.decode(member, dict[str, dict[str, str]]).items():
             for tag, image_id in tags.items():
                 images.setdefault(image_id, []).append(f"{repository}:{tag}")
         for image_id, names in images.items():
@@ -99,7 +98,7 @@ def _make_old_image(files: Files, contents: Contents, image_id: str) -> oci.Desc
     layers: list[oci.Descriptor] = []
     at = image_id
     while at:
-        config = _decode(files, files.need(f"{at}/json"), dict[str, Any])
+        config = files.decode(files.need(f"{at}/json"), dict[str, Any])
         chain.append(config)
         layers.append(_layer(files, contents, f"{at}/layer.tar", None))
         if layers[-1].media_type != oci.DOCKER_LAYER:
@@ -131,10 +130,3 @@ def _history(config: dict[str, Any]) -> dict[str, Any]:
         "comment": config.get("comment"),
     }
     return {key: value for key, value in line.items() if value}
-
-
-def _decode(files: Files, member: Member, kind: Any) -> Any:
-    try:
-        return msgspec.json.decode(files.read(member), type=kind)
-    except oci.MALFORMED as error:
-        raise InvalidArgument(f"{member.name[:200]!r} in the archive is malformed: {error}") from None

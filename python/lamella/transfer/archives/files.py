@@ -14,6 +14,9 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+import msgspec
 
 from lamella import oci
 from lamella.digest import Digest
@@ -81,6 +84,13 @@ class Files(ABC):
                 f"the archive names so many documents, or so often, that over {READ_MAX} bytes would be read"
             )
         return self.head(member, member.size)
+
+    def decode(self, member: Member, kind: Any) -> Any:
+        """Read a JSON document as ``kind`` has it. InvalidArgument for another; errors as :meth:`read`."""
+        try:
+            return msgspec.json.decode(self.read(member), type=kind)
+        except oci.MALFORMED as error:
+            raise InvalidArgument(f"{member.name[:200]!r} in the archive is malformed: {error}") from None
 
     def head(self, member: Member, size: int) -> bytes:
         """Read the first bytes of a file."""

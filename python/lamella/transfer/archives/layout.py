@@ -12,7 +12,7 @@ import msgspec
 
 from lamella import oci
 from lamella.digest import Digest, digest_of, split_digest
-from lamella.errors import InvalidArgument, Unsupported
+from lamella.errors import Unsupported
 from lamella.transfer.archives.contents import Contents, Entry
 from lamella.transfer.archives.files import Files
 
@@ -41,10 +41,7 @@ def read_layout(files: Files) -> Contents | None:
         return None
     marker = files.find(MARKER)
     if marker is not None:
-        try:
-            version = msgspec.json.decode(files.read(marker), type=_Marker).image_layout_version
-        except oci.MALFORMED as error:
-            raise InvalidArgument(f"{MARKER} of the archive is malformed: {error}") from None
+        version = files.decode(marker, _Marker).image_layout_version
         if not version.startswith("1."):
             raise Unsupported(f"the archive is an OCI layout of version {version[:40]!r}, not {VERSION}")
     data = files.read(found)
