@@ -152,6 +152,7 @@ def test_json_says_where_and_under_which_name(lamella: Program) -> None:
     ("options", "message"),
     [
         (["--writable", "--listen", "0.0.0.0:0"], "anybody who reaches 0.0.0.0 could push images"),
+        (["--writable", "--listen", ":0"], "anybody who reaches 0.0.0.0 could push images"),
         (["--dir", "x", "--listen", "[::]:0"], "anybody who reaches :: could push images"),
         (
             ["--user", "ann", "--password-stdin", "--listen", "0.0.0.0:0"],

@@ -253,6 +253,25 @@ def test_a_range_of_a_blob_is_served(
         assert answer.headers["content-range"] == f"bytes {first}-{stop - 1}/{len(BLOB)}"
 
 
+def test_a_range_of_something_else_is_answered_by_the_whole(server: RegistryServer, ask: Ask) -> None:
+    server.push_blob("a", BLOB)
+    for meant, status in (
+        (f'"{DIGEST}"', 206),
+        ('"sha256:other"', 200),
+        ("Wed, 01 Jan 2025 00:00:00 GMT", 200),
+    ):
+        answer = ask("GET", f"/v2/a/blobs/{DIGEST}", Range="bytes=0-9", If_Range=meant)
+        assert (answer.status, len(answer.body)) == (status, 10 if status == 206 else len(BLOB))
+
+
+def test_a_blob_that_the_client_has_is_not_sent(server: RegistryServer, ask: Ask) -> None:
+    server.push_blob("a", BLOB)
+    for known in (f'"{DIGEST}"', f'W/"{DIGEST}"', "*", f'"other", "{DIGEST}"'):
+        answer = ask("GET", f"/v2/a/blobs/{DIGEST}", If_None_Match=known)
+        assert (answer.status, answer.body) == (304, b"")
+    assert ask("GET", f"/v2/a/blobs/{DIGEST}", If_None_Match='"other"').status == 200
+
+
 def test_head_gives_the_headers_of_get_and_no_body(server: RegistryServer, ask: Ask) -> None:
     server.push_blob("a", BLOB)
     pushed = push_image(server, "a")

@@ -27,8 +27,8 @@ GRACE_SECONDS = 10.0
 
 def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
+    host = host.removeprefix("[").removesuffix("]") or "0.0.0.0"  # noqa: S104 (asked for, as with docker-registry and crane)
+    if not colon or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{text!r} is not HOST:PORT")
     return host, int(port)
 
@@ -40,7 +40,7 @@ def _arguments(parser: Parser) -> None:
         metavar="HOST:PORT",
         type=argument(_address),
         default=("127.0.0.1", 5000),
-        help="Listen here (default: 127.0.0.1:5000; port 0 takes a free one).",
+        help="Listen here (default: 127.0.0.1:5000; :5000 is 0.0.0.0:5000, port 0 a free one).",
     )
     add("--writable", action="store_true", help="Take pushes and deletes too.")
     add(
