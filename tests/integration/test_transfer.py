@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import socket
 import subprocess
@@ -17,13 +18,34 @@ import pytest
 from registries import RawServer, read_head
 
 import lamella
+from archives import Pipe, docker_of, tar_of
 from gate import Gate
 from lamella import oci
 from lamella.errors import Cancelled, InvalidArgument, NotFound
 from lamella.registry.server import RegistryServer
+from lamella.transfer.archives.tar import header
 from layers import Built, file, tar
 
 pytestmark = [pytest.mark.integration, pytest.mark.privileged]
+
+
+class Endless(io.RawIOBase):
+    """Some bytes, and zeros after them without an end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.given = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data, self._data = self._data[: len(buffer)], self._data[len(buffer) :]
+        data = data or bytes(len(buffer))
+        buffer[: len(data)] = data
+        self.given += len(data)
+        return len(data)
+
 
 LIMIT = 2 << 20
 """Bytes of an answer that the gate lets through."""
@@ -33,6 +55,9 @@ LIMIT = 2 << 20
 def server() -> Iterator[RegistryServer]:
     with RegistryServer() as running:
         yield running
+
+
+other = server  # one more
 
 
 @pytest.fixture(scope="module")
@@ -82,29 +107,52 @@ def test_the_loop_sees_every_layer_to_its_end_and_the_result_is_there_afterwards
 
 
 def test_every_transfer_has_this_form(
-    client: lamella.Client, server: RegistryServer, large: Built, tmp_path: Path
+    client: lamella.Client, server: RegistryServer, other: RegistryServer, large: Built, tmp_path: Path
 ) -> None:
     images, name = client.images, large.push(server)
     size = sum(descriptor.size for descriptor in large.descriptors)
     path = tmp_path / "archive.tar"
-    calls: list[Callable[[], lamella.Transfer[Any]]] = [
-        lambda: lamella.Transfer(images.pull, name, unpack=False),
-        lambda: lamella.Transfer(images.push, name, f"{server.address}/pushed:1"),
-        lambda: lamella.Transfer(images.copy, name, f"{server.address}/copied:1"),
-        lambda: lamella.Transfer(images.export, name, path),
-        lambda: lamella.Transfer(images.import_, path, names=["imported:1"]),
-        lambda: lamella.Transfer(images.convert, name, "converted:1", compression="gzip"),
-    ]
-    for call in calls:
+    calls: dict[Callable[[], lamella.Transfer[Any]], bool] = {  # whether all of it is moved
+        lambda: lamella.Transfer(images.pull, name, unpack=False): True,
+        lambda: lamella.Transfer(images.push, name, f"{other.address}/pushed:1"): True,
+        lambda: lamella.Transfer(images.copy, name, f"{other.address}/copied:1"): True,
+        lambda: lamella.Transfer(images.export, name, path): True,
+        lambda: lamella.Transfer(images.import_, path, names=["imported:1"]): False,
+        lambda: lamella.Transfer(images.convert, name, "converted:1", compression="gzip"): False,
+    }
+    for call, moves in calls.items():
         transfer = call()
-        last = None
-        for last in transfer:
-            assert last.total.received <= last.total.size
-        assert last is not None
+        reports = list(transfer)
+        assert all(report.total.received <= report.total.size for report in reports)
+        first, last = next(report for report in reports if report.digest), reports[-1]
         assert transfer.result()
+        assert first.total.blobs == last.total.blobs  # all are known before the first one comes
         assert last.total.done == last.total.blobs >= 2
         assert last.total.received == last.total.size >= size
+        assert last.total.moved == (last.total.size if moves else 0)
     assert {image.familiar_name for image in images.list()} >= {"imported:1", "converted:1"}
+
+
+def test_files_of_a_stream_and_the_layers_that_they_are_count_once(client: lamella.Client) -> None:
+    """An archive of docker's names its layers by anything; their digests are known when they were read."""
+    image = Built(*(tar(file("data", bytes([number]) * 300_000)) for number in range(3)), compression="none")
+    archive = Pipe(tar_of(docker_of(image, "app:1")))
+    *_, last = lamella.Transfer(client.images.import_, archive)
+    size = sum(descriptor.size for descriptor in image.descriptors)
+    assert (last.total.blobs, last.total.done, last.total.received, last.total.size) == (3, 3, size, size)
+
+
+def test_an_import_that_is_left_stops_reading(client: lamella.Client) -> None:
+    size = 1 << 40
+    stream = Endless(header(f"blobs/sha256/{'0' * 64}", size))
+    for progress in lamella.Transfer(client.images.import_, stream):
+        if progress.received > LIMIT:
+            break
+    given = stream.given
+    time.sleep(0.05)
+    assert given == stream.given < size
+    assert is_untouched(client)
+    assert client.content.ingests() == []
 
 
 def test_a_pull_of_what_is_here_is_all_there(

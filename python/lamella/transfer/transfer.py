@@ -1,8 +1,8 @@
 """A transfer as an iterator over its progress, for callers that would rather loop than be called back.
 
 The transfer runs in a thread of its own while the caller loops; what it reports waits in a table with a row a blob, so that a
-slow loop misses what was overtaken and memory does not grow. Leaving the loop is cancelling: the thread is told (its next
-report raises, and requests to registries end), and has ended when the loop is left.
+slow loop misses what was overtaken and memory does not grow. Leaving the loop is cancelling: requests to registries end, the rest
+at its next report, and the thread has ended when the loop is left.
 """
 
 from __future__ import annotations
@@ -112,8 +112,7 @@ class Transfer(Generic[_Result]):
             self._changed.notify()
 
     def _take(self, progress: Progress) -> None:
-        """Keep a report for the loop. Runs in the transfer's thread, and ends the transfer once it was cancelled."""
-        self._cancellation.check()
+        """Keep a report for the loop; in the transfer's thread."""
         with self._changed:
             self._unseen.pop(progress.digest, None)  # the order is that of the latest reports
             self._unseen[progress.digest] = progress
