@@ -130,6 +130,22 @@ def test_a_malformed_domain_is_refused(domain: str, ask: Ask) -> None:
     assert ask("GET", f"/v2/a/manifests/1?ns={domain}").status in (400, 404)
 
 
+def test_the_next_page_is_of_the_same_registrys_repository(client: lamella.Client, ask: Ask) -> None:
+    name(client, *(f"ghcr.io/team/app:{tag}" for tag in "ab"), "docker.io/team/app:c")
+    first = ask("GET", "/v2/team/app/tags/list?n=1&ns=ghcr.io")
+    following = first.headers["link"].partition(">")[0].removeprefix("<")
+    assert json.loads(first.body)["tags"] == ["a"]
+    assert json.loads(ask("GET", following).body)["tags"] == ["b"]
+
+
+def test_what_is_here_under_a_media_type_that_is_none_is_not_served(client: lamella.Client, ask: Ask) -> None:
+    digest = name(client)
+    forged = oci.Descriptor(f"{oci.OCI_INDEX}\r\nX-Forged: 1", digest, len(EMPTY_INDEX))
+    client.images.put("docker.io/library/app:1", forged)
+    answer = ask("GET", "/v2/app/manifests/1")
+    assert (answer.status, answer.headers.get("x-forged")) == (404, None)
+
+
 def test_the_catalog_gives_paths_under_which_images_are_found(client: lamella.Client, ask: Ask) -> None:
     digest = name(
         client,
