@@ -160,7 +160,7 @@ def quiet(server: Any) -> None:
     """
     with urllib.request.urlopen(f"http://{server.address}/v2/") as answer:
         answer.read()
-    while server._server._open:
+    while server._server._idle:
         time.sleep(0.001)
     server.requests.clear()
 
