@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import re
 import socket
@@ -40,6 +42,7 @@ from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.credentials import Credential
 from lamella.registry.server import RegistryServer
+from lamella.transfer.stored import FileReader
 
 BLOB = random.Random(1).randbytes(5 * 1024 * 1024 + 17)
 DESCRIPTOR = oci.Descriptor(oci.OCI_LAYER_GZIP, digest_of(BLOB), len(BLOB))
@@ -68,6 +71,24 @@ class Opened:
 
 def blob(offset: int) -> Opened:
     return Opened(BLOB, offset)
+
+
+Source = Callable[[bytes], Callable[[int], Any]]
+"""Gives what opens some bytes from an offset."""
+
+
+@pytest.fixture(params=["memory", "file"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
+    """Blobs that come from somewhere, and those of the content store, which need not pass through here."""
+
+    def opens(data: bytes) -> Callable[[int], Any]:
+        path, descriptor = tmp_path / "blob", oci.Descriptor(oci.OCI_LAYER, digest_of(data), len(data))
+        path.write_bytes(data)
+        if request.param == "memory":
+            return lambda offset: Opened(data, offset)
+        return lambda offset: FileReader(path.open("rb"), descriptor, offset, verified=True)
+
+    return opens
 
 
 class Uploads:
@@ -146,11 +167,11 @@ def asked_of(server: ScriptedServer) -> list[tuple[str, int]]:
     return [(asked.method, len(asked.body)) for asked in server.asked]
 
 
-def test_the_whole_goes_in_one_request(scripted: Any, client: RegistryClient) -> None:
+def test_the_whole_goes_in_one_request(scripted: Any, client: RegistryClient, source: Source) -> None:
     registry = Uploads()
     server = scripted(registry)
     told: list[int] = []
-    assert client.put_blob(at(server), DESCRIPTOR, blob, told.append) == "sent"
+    assert client.put_blob(at(server), DESCRIPTOR, source(BLOB), told.append) == "sent"
     assert registry.blobs == {DESCRIPTOR.digest: BLOB}
     assert asked_of(server) == [("POST", 0), ("PUT", len(BLOB))]
     assert told == sorted(told)
@@ -164,8 +185,48 @@ def test_an_empty_blob_is_sent(scripted: Any, client: RegistryClient) -> None:
     assert registry.blobs == {empty.digest: b""}
 
 
+def test_a_file_goes_out_also_where_the_kernel_cannot_send_it(
+    scripted: Any, client: RegistryClient, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.EINVAL, "not from this file system")
+
+    monkeypatch.setattr(os, "sendfile", refuse)
+    registry = Uploads()
+    client.put_blob(at(scripted(registry)), DESCRIPTOR, source(BLOB))
+    assert registry.blobs == {DESCRIPTOR.digest: BLOB}
+
+
+def test_over_tls_a_file_goes_out_encrypted(
+    source: Source, tls: ssl.SSLContext, authority: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority / "cert.pem"))
+    with RegistryServer(tls=tls) as server:
+        settings = RegistryConfig(credentials={}, **over_tls(tmp_path / "hosts", server.address))
+        with RegistryClient(settings) as client:
+            client.put_blob(at(server), DESCRIPTOR, source(BLOB))
+        with server.storage.repository("team/app").open_blob(DESCRIPTOR.digest) as stored:
+            assert stored.read() == BLOB
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_file_that_is_shorter_than_its_blob_is_data_loss(
+    when: str, scripted: Any, client: RegistryClient, tmp_path: Path
+) -> None:
+    path = tmp_path / "blob"
+    path.write_bytes(BLOB if when == "meanwhile" else BLOB[:-1])
+
+    def opened(offset: int) -> FileReader:
+        return FileReader(path.open("rb"), DESCRIPTOR, offset, verified=True)
+
+    registry = Uploads()
+    with pytest.raises(DataLoss, match="ends"):
+        client.put_blob(at(scripted(registry)), DESCRIPTOR, opened, lambda _: os.truncate(path, 2 << 20))
+    assert registry.blobs == {}
+
+
 @pytest.mark.parametrize("fault", ["cut", "truncated"])
-def test_what_breaks_off_goes_on_where_it_stopped(fault: str) -> None:
+def test_what_breaks_off_goes_on_where_it_stopped(fault: str, source: Source) -> None:
     half = len(BLOB) // 2
     with (
         RegistryServer() as server,
@@ -177,7 +238,7 @@ def test_what_breaks_off_goes_on_where_it_stopped(fault: str) -> None:
             return (fault if method == "PUT" and not proxy.met else ""), random.Random(1)
 
         proxy.plan = plan  # type: ignore[method-assign]
-        assert client.put_blob(at(proxy), DESCRIPTOR, blob) == "sent"
+        assert client.put_blob(at(proxy), DESCRIPTOR, source(BLOB)) == "sent"
         assert proxy.met == {fault: 1}
         resumed = [str(asked.range) for asked in server.requests if asked.method == "PATCH"]
         assert resumed
@@ -543,7 +604,7 @@ DENIED = b'{"errors":[{"code":"DENIED","message":"not for you"}]}'
 )
 @pytest.mark.parametrize("close", [False, True])
 def test_a_refusal_before_the_end_of_the_body_is_heard(
-    status: str, error: type[LamellaError], close: bool
+    status: str, error: type[LamellaError], close: bool, source: Source
 ) -> None:
     settings = RegistryConfig(credentials={}, backoff=0.001, timeouts=Timeouts(5, 2), attempts=3)
     with (
@@ -551,14 +612,17 @@ def test_a_refusal_before_the_end_of_the_body_is_heard(
         RegistryClient(settings) as client,
         pytest.raises(error, match=status[:3]),
     ):
-        client.put_blob(
-            Reference.parse(f"{address}/team/app"), LARGE_DESCRIPTOR, lambda offset: Opened(LARGE, offset)
-        )
+        client.put_blob(Reference.parse(f"{address}/team/app"), LARGE_DESCRIPTOR, source(LARGE))
 
 
 @pytest.mark.parametrize("close", [False, True])
 def test_over_tls_a_refusal_before_the_end_of_the_body_is_heard_too(
-    close: bool, tls: ssl.SSLContext, authority: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    close: bool,
+    tls: ssl.SSLContext,
+    authority: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    source: Source,
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority / "cert.pem"))
     with refusing("403 Forbidden", body=DENIED, close=close, tls=tls) as address:
@@ -570,12 +634,12 @@ def test_over_tls_a_refusal_before_the_end_of_the_body_is_heard_too(
             **over_tls(tmp_path / "hosts", address),
         )
         with RegistryClient(settings) as client, pytest.raises(PermissionDenied, match="403"):
-            client.put_blob(
-                Reference.parse(f"{address}/team/app"), LARGE_DESCRIPTOR, lambda offset: Opened(LARGE, offset)
-            )
+            client.put_blob(Reference.parse(f"{address}/team/app"), LARGE_DESCRIPTOR, source(LARGE))
 
 
-def test_a_registry_that_takes_nothing_and_says_nothing_is_silent(client: RegistryClient) -> None:
+def test_a_registry_that_takes_nothing_and_says_nothing_is_silent(
+    client: RegistryClient, source: Source
+) -> None:
     settings = RegistryConfig(credentials={}, backoff=0.001, timeouts=Timeouts(5, 0.2), attempts=2)
     small = 6 * 1024 * 1024
     with (
@@ -586,11 +650,11 @@ def test_a_registry_that_takes_nothing_and_says_nothing_is_silent(client: Regist
         client.put_blob(
             Reference.parse(f"{address}/team/app"),
             oci.Descriptor(oci.OCI_LAYER, digest_of(LARGE[:small]), small),
-            lambda offset: Opened(LARGE[:small], offset),
+            source(LARGE[:small]),
         )
 
 
-def test_an_interrupted_upload_ends_at_once(client: RegistryClient) -> None:
+def test_an_interrupted_upload_ends_at_once(client: RegistryClient, source: Source) -> None:
     failed: list[BaseException] = []
     started = threading.Event()
 
@@ -599,7 +663,7 @@ def test_an_interrupted_upload_ends_at_once(client: RegistryClient) -> None:
             client.put_blob(
                 Reference.parse(f"{address}/team/app"),
                 LARGE_DESCRIPTOR,
-                lambda offset: Opened(LARGE, offset),
+                source(LARGE),
                 lambda _: started.set(),
             )
         except BaseException as error:

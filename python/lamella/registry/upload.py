@@ -13,9 +13,10 @@ content store was hashed before (that would be a seventh of the CPU time of a pu
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 
 import requests
@@ -35,7 +36,7 @@ from lamella.registry.auth import repository_scope
 from lamella.registry.exchange import Exchange
 from lamella.registry.failures import RETRY_STATUSES, discard, is_page, page_error
 from lamella.registry.patience import Patience
-from lamella.registry.sending import SourceFailed
+from lamella.registry.sending import FilePart, SourceFailed
 from lamella.registry.targets import Origin
 from lamella.registry.transport import Transport
 
@@ -381,28 +382,41 @@ class _Content:
         self._believes = False
         self._begin_hash()
 
-    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+    def pieces(self, start: int, stop: int) -> Iterator[memoryview | FilePart]:
         """Give the bytes from ``start`` to ``stop``, read anew. DataLoss for bytes that the descriptor does not mean."""
         size, limits = self._descriptor.size, self._transport.limits
-        buffer = memoryview(bytearray(min(PIECE, limits.piece, stop - start)))
+        most = min(PIECE, limits.piece, stop - start)
         with self._open_at(start) as reader:
             believed = self._believes and getattr(reader, "verified", False)
+            file: BinaryIO | None = getattr(reader, "file", None) if believed else None
+            if file is not None and os.fstat(file.fileno()).st_size < size:
+                file = None  # its reader says so
+            buffer = memoryview(bytearray(0 if file is not None else most))
+            piece: memoryview | FilePart
             while start < stop:
-                count = reader.readinto(buffer[: stop - start])
-                if not count:
-                    raise DataLoss(
-                        f"{self._descriptor.digest} ends at its source after {start} of {size} bytes"
-                    )
-                if not believed and start <= self._hashed < start + count:
-                    self._hash.update(buffer[self._hashed - start : count])
-                    self._hashed = start + count
-                    if self._hashed == size:
-                        self._check()
-                start += count
+                if file is not None:
+                    piece = FilePart(file, start, min(most, stop - start))
+                else:
+                    piece = buffer[: reader.readinto(buffer[: stop - start])]
+                    if not piece:
+                        raise DataLoss(
+                            f"{self._descriptor.digest} ends at its source after {start} of {size} bytes"
+                        )
+                    if not believed:
+                        self._learn(start, piece)
+                start += len(piece)
                 self.given = max(self.given, start)
-                yield buffer[:count]
+                yield piece
                 self._sent(start)
-                limits.pay(count, self._transport.check_interrupted)
+                limits.pay(len(piece), self._transport.check_interrupted)
+
+    def _learn(self, start: int, piece: memoryview) -> None:
+        """Hash what of a piece was not hashed before. DataLoss at the end of a blob with another digest."""
+        if start <= self._hashed < start + len(piece):
+            self._hash.update(piece[self._hashed - start :])
+            self._hashed = start + len(piece)
+            if self._hashed == self._descriptor.size:
+                self._check()
 
     def _check(self) -> None:
         algorithm, encoded = split_digest(self._descriptor.digest)
@@ -424,7 +438,7 @@ class _Extent:
     def __len__(self) -> int:
         return self._stop - self._start
 
-    def __iter__(self) -> Iterator[memoryview]:
+    def __iter__(self) -> Iterator[memoryview | FilePart]:
         try:
             yield from self._content.pieces(self._start, self._stop)
         except Exception as error:
