@@ -252,6 +252,17 @@ def test_a_folder_is_added_to_and_a_name_moves(client: Client, tmp_path: Path) -
     assert not list((tmp_path / "layout").rglob(".*"))
 
 
+def test_a_file_of_a_folder_that_is_not_whole_is_written_anew(client: Client, tmp_path: Path) -> None:
+    image = small()
+    put(client, image)
+    folder = tmp_path / "layout"
+    client.images.export("example.com/app:v1", folder, format="oci-dir")
+    for name, data in blobs(image).items():
+        (folder / name).write_bytes(data[:-1])
+    client.images.export("example.com/app:v1", folder, format="oci-dir")
+    assert {name: (folder / name).read_bytes() for name in blobs(image)} == blobs(image)
+
+
 def test_a_folder_of_something_else_is_left_alone(client: Client, tmp_path: Path) -> None:
     put(client, small())
     (tmp_path / "folder").mkdir()

@@ -305,6 +305,19 @@ def test_who_asks_and_does_not_read_is_dropped(secured: bool, tls: ssl.SSLContex
             assert not server._server._idle
 
 
+def test_a_file_that_becomes_shorter_while_it_is_sent_breaks_the_answer_off(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(BLOB)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, (tmp_path / "blob").open("rb") as file:
+        theirs.settimeout(20)
+        reading = threading.Thread(target=answer, args=(theirs,))
+        reading.start()
+        with pytest.raises(ConnectionError):
+            http.Wire(ours).send_file(file, 0, len(BLOB) + 1)
+        ours.shutdown(socket.SHUT_RDWR)
+        reading.join()
+
+
 def test_who_reads_slowly_but_steadily_gets_all(
     server: RegistryServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
