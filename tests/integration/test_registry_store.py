@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ from lamella.digest import digest_of
 from lamella.errors import InvalidArgument
 from lamella.labels import DISTRIBUTION_SOURCE, PUSHED, SUBJECT
 from lamella.metadata import timestamp
-from lamella.registry.server import RegistryServer
+from lamella.registry.server import RegistryServer, basic_auth
 from lamella.registry.server.store import StoreStorage
 
 NAME = "registry.example:5000"
@@ -533,6 +534,29 @@ def test_requests_and_bytes_are_counted_and_logged(
         ("DEBUG", f"127.0.0.1 GET /v2/team/app/blobs/{DIGEST}: 206"),
         ("DEBUG", "127.0.0.1 GET /v2/team/app/manifests/v1: 404"),
         ("INFO", "127.0.0.1 PUT /v2/team/app/manifests/v1: 201"),
+    ]
+
+
+def test_who_pushed_is_logged_once_a_guard_knows_him(
+    client: lamella.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = {
+        "Authorization": "Basic " + base64.b64encode(b"ann:secret").decode(),
+        "Content_Type": oci.OCI_INDEX,
+    }
+    with caplog.at_level("DEBUG", "lamella.registry"):
+        for guard in (basic_auth({"ann": "secret"}), basic_auth({"ann": "other"}), None):
+            with RegistryServer(client=client, auth=guard) as server, asking(server) as ask:
+                ask("PUT", "/v2/a/manifests/1", EMPTY_INDEX, **said)
+                ask("GET", "/v2/")
+    records = [record.getMessage().partition(" after")[0] for record in caplog.records]
+    assert records == [
+        "ann@127.0.0.1 PUT /v2/a/manifests/1: 201",
+        "127.0.0.1 GET /v2/: 401",
+        "127.0.0.1 PUT /v2/a/manifests/1: 401",
+        "127.0.0.1 GET /v2/: 401",
+        "127.0.0.1 PUT /v2/a/manifests/1: 201",
+        "127.0.0.1 GET /v2/: 200",
     ]
 
 

@@ -33,6 +33,11 @@ class Access(msgspec.Struct, frozen=True):
     authorization: str | None
     domain: str | None = None
 
+    @property
+    def user(self) -> str | None:
+        """Who it says he is, by a Basic authorization; whether that is true, a guard knows."""
+        return _basic(self.authorization).partition(b":")[0].decode("utf-8", "backslashreplace") or None
+
     def __repr__(self) -> str:
         return f"Access({self.repository!r}, {self.action!r})"
 

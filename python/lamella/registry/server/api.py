@@ -88,12 +88,14 @@ class Handler(Connection):
     """Answers the requests of one connection."""
 
     server: ApiServer
+    _user: str | None = None
 
     def serve(self) -> None:
         """Answer a request."""
         self._began = time.perf_counter()
         self._answered = False
         self._body: Body | None = Body(self)
+        self._user = None
         self._unknown, self._invalid = "NAME_UNKNOWN", "NAME_INVALID"
         try:
             self._route()
@@ -170,6 +172,7 @@ class Handler(Connection):
         challenge = guard(access) if guard else None
         if challenge is not None:
             raise Refusal(401, "UNAUTHORIZED", "authentication is required", {"WWW-Authenticate": challenge})
+        self._user = access.user if guard else None
 
     @property
     def _storage(self) -> Storage:
@@ -205,7 +208,7 @@ class Handler(Connection):
         )
         (_log.info if changes else _log.debug)(
             "%(client)s %(method)s %(path)s: %(status)d after %(seconds).3f s",
-            client=self.client_address[0],
+            client=f"{self._user}@{self.client_address[0]}" if self._user else self.client_address[0],
             method=method,
             path=path.partition("?")[0],
             status=status,
