@@ -51,7 +51,8 @@ def seeds(*usual: int, nightly: int) -> list[int]:
 
 
 def tried_often(**changes: Any) -> RegistryConfig:
-    return RegistryConfig(attempts=12, backoff=0.002, timeouts=Timeouts(5, 0.3), **changes)
+    # A second, though each stall costs it: on a busy machine the registry itself may take a good part of that.
+    return RegistryConfig(attempts=12, backoff=0.002, timeouts=Timeouts(5, 1), **changes)
 
 
 def through(proxy: FaultyProxy, reference: str) -> str:

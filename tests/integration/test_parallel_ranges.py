@@ -110,9 +110,12 @@ def test_no_more_connections_than_the_limit_says(server: RegistryServer) -> None
         assert 2 <= proxy.most_connections <= 4  # one that was just left is counted until the proxy notices
 
 
-def test_a_bandwidth_is_no_reason_for_more_connections(server: RegistryServer) -> None:
+def test_a_bandwidth_is_no_reason_for_more_connections(
+    server: RegistryServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "WINDOW", 0.3)
     server.requests.clear()
-    limits = Limits(bandwidth=20e6)
+    limits = Limits(bandwidth=6e6)
     with client(limits=limits) as registry, registry.open_blob(reference(server), blob()) as stream:
         assert read_all(stream) == BLOB
     assert len(server.requests) == 1

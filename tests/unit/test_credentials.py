@@ -230,6 +230,10 @@ def test_a_file_with_nulls_is_read_as_docker_reads_it(tmp_path: Path) -> None:
     assert found.find("h.io") is None
     assert store(tmp_path, {"auths": None}).find("h.io") is None
     assert found.problems == []
+    nulls = dict.fromkeys(["username", "password", "identitytoken", "registrytoken"])
+    written = store(tmp_path, {"auths": {"h.io": auth("ann") | nulls, "i.io": {"auth": None}}})
+    assert [written.find(domain) is not None for domain in ("h.io", "i.io")] == [True, False]
+    assert written.problems == []
 
 
 def test_an_identity_token_is_no_password(tmp_path: Path) -> None:

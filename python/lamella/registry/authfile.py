@@ -42,13 +42,13 @@ _FILE_MAX = 16 * 1024 * 1024
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """What ``auths`` has for one key."""
+    """What ``auths`` has for one key; null is as good as nothing."""
 
-    auth: str = ""
-    username: str = ""
-    password: str = ""
-    identitytoken: str = ""
-    registrytoken: str = ""
+    auth: str | None = None
+    username: str | None = None
+    password: str | None = None
+    identitytoken: str | None = None
+    registrytoken: str | None = None
 
     def __repr__(self) -> str:
         return "Entry()"
@@ -56,7 +56,7 @@ class Entry(msgspec.Struct, frozen=True):
     def login(self) -> tuple[str, str]:
         """Give user and password; InvalidArgument if ``auth`` is malformed."""
         if not self.auth:
-            return self.username, self.password
+            return self.username or "", self.password or ""
         try:
             decoded = base64.b64decode(self.auth, validate=True).decode()
         except (binascii.Error, UnicodeDecodeError):

@@ -147,16 +147,16 @@ class CredentialStore:
         except InvalidArgument:
             self._note(f"the auth of {key} in {file} is not base64")
             return None
-        token = entry.identitytoken
+        token, registry_token = entry.identitytoken or "", entry.registrytoken or ""
         if username == helpers.TOKEN_USER and password:
             username, password, token = "", "", password
-        if not (username or password or token or entry.registrytoken):
+        if not (username or password or token or registry_token):
             return None
         return Credential(
             username=username,
             password=password,
             identity_token=token,
-            registry_token=entry.registrytoken,
+            registry_token=registry_token,
             source=str(file),
         )
 
