@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.limits import AHEAD_MAX, Limits
 from lamella.registry.server import RegistryServer
+from lamella.registry.stretch import Stretch
 
 BLOB = random.Random(7).randbytes(12 * 1024 * 1024 + 12345)
 SLOW = 3e6
@@ -108,6 +110,43 @@ def test_no_more_connections_than_the_limit_says(server: RegistryServer) -> None
         ):
             assert read_all(stream) == BLOB
         assert 2 <= proxy.most_connections <= 4  # one that was just left is counted until the proxy notices
+
+
+@pytest.mark.parametrize("memory", [AHEAD_MAX, 3 << 20])
+@pytest.mark.parametrize("faults", [(), ("truncated", "cut", "503")])
+def test_several_blobs_keep_to_the_limit_together_whatever_becomes_of_helpers(
+    memory: int, faults: tuple[str, ...], server: RegistryServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted are the answers that are being read, at this end: a proxy counts connections that were just left, too."""
+    from lamella.registry import limits as module
+
+    monkeypatch.setattr(module, "AHEAD_MAX", memory)
+    limits, lock = Limits(connections=12), threading.Lock()
+    read_now: set[int] = set()
+    most: list[int] = []
+
+    def note(stretch: Stretch, response: Any) -> None:
+        stretch.__dict__["response"] = response
+        with lock:
+            (read_now.discard if response is None else read_now.add)(id(stretch))
+            most.append(len(read_now))
+
+    noted = property(lambda stretch: stretch.__dict__.get("response"), note)
+    monkeypatch.setattr(Stretch, "_response", noted, raising=False)
+
+    def fetch(_: int) -> bool:
+        with registry.open_blob(reference(proxy), blob()) as stream:
+            return read_all(stream) == BLOB
+
+    with (
+        FaultyProxy(server.address, bandwidth=SLOW, seed=2, faults=faults, rate=0.4) as proxy,
+        client(attempts=12, limits=limits) as registry,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        assert all(pool.map(fetch, range(4)))
+    assert 4 < max(most) <= 12
+    assert not read_now
+    assert (limits._used, limits._shares, limits._ahead) == (0, 0, 0)
 
 
 def test_a_bandwidth_is_no_reason_for_more_connections(

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -650,35 +651,40 @@ def test_the_user_agent_names_lamella_and_no_cookie_is_kept(scripted: Any, clien
 def test_interrupting_the_client_ends_what_leads_to_a_connection(
     phase: str, client: RegistryClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release = threading.Event()
-    listening = socket.create_server(("127.0.0.1", 0), backlog=16)
+    reached, release = threading.Event(), threading.Event()
+    real = socket.getaddrinfo
 
     def hang(*_: object, **__: object) -> Any:
+        reached.set()
         release.wait(20)
         raise ConnectionAbortedError
 
-    if phase == "looking up the name":
-        monkeypatch.setattr(socket, "getaddrinfo", hang)
-    elif phase == "connecting":
-        monkeypatch.setattr(socket.socket, "connect", hang)
-    asked = Reference(domain=f"127.0.0.1:{listening.getsockname()[1]}", path="a", tag="b")
-    if phase == "the handshake of TLS":
-        asked = Reference(domain="registry.invalid", path="a", tag="b")
-        real = socket.getaddrinfo
-        monkeypatch.setattr(
-            socket, "getaddrinfo", lambda _, __, *rest: real("127.0.0.1", listening.getsockname()[1], *rest)
-        )
-    timer = threading.Timer(0.2, client.interrupt)
-    timer.start()
-    with pytest.raises(Cancelled):
-        client.resolve(asked)
-    left = [thread for thread in threading.enumerate() if thread.name == "lamella-connect"]
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as listening:
+        port = listening.getsockname()[1]
+
+        def interrupt() -> None:
+            if phase == "the handshake of TLS":
+                listening.accept()[0].close()
+            reached.wait(20)
+            client.interrupt()
+
+        if phase == "looking up the name":
+            monkeypatch.setattr(socket, "getaddrinfo", hang)
+        else:
+            monkeypatch.setattr(socket, "getaddrinfo", lambda _, __, *rest: real("127.0.0.1", port, *rest))
+        if phase == "connecting":
+            monkeypatch.setattr(socket.socket, "connect", hang)
+        elif phase == "the handshake of TLS":
+            monkeypatch.setattr(ssl.SSLContext, "wrap_socket", hang)
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(Cancelled):
+            client.resolve(Reference(domain="registry.invalid", path="a", tag="b"))
+        left = [thread for thread in threading.enumerate() if thread.name == "lamella-connect"]
+        release.set()
+        for each in [thread, *left]:
+            each.join()
     assert left, "it was waited for"
-    timer.join()
-    listening.close()
-    release.set()
-    for thread in left:
-        thread.join()
 
 
 def test_a_client_is_interrupted_while_others_connect(client: RegistryClient) -> None:
