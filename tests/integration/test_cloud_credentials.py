@@ -99,7 +99,7 @@ def test_aws_gives_a_password_for_who_the_environment_says(monkeypatch: pytest.M
     assert found.password
     assert found.password not in repr(found)
     # moto's passwords ended in 2015.
-    assert found.good_until == datetime(2015, 1, 1, tzinfo=UTC).timestamp() - ecr.RENEW_BEFORE
+    assert found.good_until == datetime(2015, 1, 1, tzinfo=UTC).timestamp() - 900
     assert SECRET not in found.secrets
 
 

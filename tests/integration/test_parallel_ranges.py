@@ -16,7 +16,7 @@ from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import Cancelled, LamellaError, Unavailable
 from lamella.reference import Reference
-from lamella.registry import ahead
+from lamella.registry import ahead, stretch
 from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.limits import AHEAD_MAX, Limits
@@ -81,16 +81,31 @@ def test_a_blob_on_a_slow_network_comes_on_several_connections(offset: int, serv
     assert (limits._used, limits._shares, limits._ahead) == (0, 0, 0)
 
 
-def test_a_blob_on_a_fast_network_is_one_request(
-    server: RegistryServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Clock:
+    """Stands in for the module ``time``: nothing takes any but what says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    stands_in = Clock()
+    for module in (ahead, stretch):
+        monkeypatch.setattr(module, "time", stands_in)
+    return stands_in
+
+
+def test_a_blob_on_a_fast_network_is_one_request(server: RegistryServer, clock: Clock) -> None:
     """A reader that is slower than the network finds its bytes there."""
-    monkeypatch.setattr(ahead, "WINDOW", 0.2)
     server.requests.clear()
     with client() as registry, registry.open_blob(reference(server), blob()) as stream:
         buffer = memoryview(bytearray(1 << 16))
         while stream.readinto(buffer):
-            threading.Event().wait(0.005)
+            clock.now += 0.01
     assert len(server.requests) == 1
 
 
@@ -125,13 +140,13 @@ def test_several_blobs_keep_to_the_limit_together_whatever_becomes_of_helpers(
     read_now: set[int] = set()
     most: list[int] = []
 
-    def note(stretch: Stretch, response: Any) -> None:
-        stretch.__dict__["response"] = response
+    def note(one: Stretch, response: Any) -> None:
+        one.__dict__["response"] = response
         with lock:
-            (read_now.discard if response is None else read_now.add)(id(stretch))
+            (read_now.discard if response is None else read_now.add)(id(one))
             most.append(len(read_now))
 
-    noted = property(lambda stretch: stretch.__dict__.get("response"), note)
+    noted = property(lambda one: one.__dict__.get("response"), note)
     monkeypatch.setattr(Stretch, "_response", noted, raising=False)
 
     def fetch(_: int) -> bool:
@@ -150,14 +165,31 @@ def test_several_blobs_keep_to_the_limit_together_whatever_becomes_of_helpers(
 
 
 def test_a_bandwidth_is_no_reason_for_more_connections(
-    server: RegistryServer, monkeypatch: pytest.MonkeyPatch
+    server: RegistryServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "WINDOW", 0.3)
-    server.requests.clear()
+    def pay(count: int, _: Any) -> None:
+        clock.now += count / 6e6
+
     limits = Limits(bandwidth=6e6)
+    monkeypatch.setattr(limits, "pay", pay)
+    server.requests.clear()
     with client(limits=limits) as registry, registry.open_blob(reference(server), blob()) as stream:
         assert read_all(stream) == BLOB
+    assert clock.now > 1002
     assert len(server.requests) == 1
+
+
+def test_what_helpers_bring_is_paid_for_too(server: RegistryServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits, paid = Limits(bandwidth=1e9), list[tuple[str, int]]()
+    monkeypatch.setattr(limits, "pay", lambda count, _: paid.append((threading.current_thread().name, count)))
+    with (
+        FaultyProxy(server.address, bandwidth=SLOW) as proxy,
+        client(limits=limits) as registry,
+        registry.open_blob(reference(proxy), blob()) as stream,
+    ):
+        assert read_all(stream) == BLOB
+    assert sum(count for _, count in paid) >= len(BLOB)
+    assert "lamella-ahead" in {name for name, _ in paid}
 
 
 def slowly(data: bytes) -> Iterator[bytes]:
