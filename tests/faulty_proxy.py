@@ -219,11 +219,11 @@ class _Handler(BaseHTTPRequestHandler):
             upstream.request(
                 self.command, self.path, body=body, headers=headers, encode_chunked=bool(chunked)
             )
-            answer = upstream.getresponse()
-            if self._fault == "lost":
-                answer.read()
-                self._reset()
-            self._answer(answer)
+            with upstream.getresponse() as answer:
+                if self._fault == "lost":
+                    answer.read()
+                    self._reset()
+                self._answer(answer)
         finally:
             upstream.close()
 
@@ -307,7 +307,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(0.05)
         while not self.owner.closing.is_set():
             with suppress(TimeoutError):
-                if not self.connection.recv(1):
+                if not self.connection.recv(PIECE):
                     return
 
     def _reset(self) -> None:

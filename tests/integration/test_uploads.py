@@ -315,6 +315,29 @@ def test_a_session_that_is_gone_gives_way_to_a_new_one(
     assert len(registry.sessions) == 2
 
 
+def test_where_a_break_takes_the_pieces_that_had_come_the_whole_is_sent_again(
+    scripted: Any, client: RegistryClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at docker-registry. In pieces it would have to get through without one break, the less likely the more there are."""
+    monkeypatch.setattr(upload, "CHUNK", 2 * 1024 * 1024)
+    tries: list[str] = []
+
+    def breaks(asked: Asked) -> Reply | None:
+        if asked.method in {"PUT", "PATCH"}:
+            tries.append(f"{asked.method} {asked.headers.get('content-range', 'whole')}")
+        if tries == ["PUT whole"] or tries[-1:] == ["PATCH 2097152-4194303"]:
+            uploads.sessions.clear()
+            if asked.method in {"PUT", "PATCH"}:
+                raise ConnectionResetError
+        return None
+
+    uploads = Uploads(breaks)
+    server = scripted(uploads)
+    assert client.put_blob(Reference.parse(f"{server.address}/team/app"), DESCRIPTOR, blob) == "sent"
+    assert uploads.blobs[DESCRIPTOR.digest] == BLOB
+    assert tries == ["PUT whole", "PATCH 0-2097151", "PATCH 2097152-4194303", "PUT whole"]
+
+
 def test_a_registry_that_is_busy_is_asked_again(scripted: Any, client: RegistryClient) -> None:
     answers = [Reply(503), Reply(429, {"Retry-After": "0"}), Reply(500)]
 
@@ -638,8 +661,10 @@ def test_over_tls_a_refusal_before_the_end_of_the_body_is_heard_too(
 
 
 def test_a_registry_that_takes_nothing_and_says_nothing_is_silent(
-    client: RegistryClient, source: Source
+    source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """However long it would get to put away what it has received: it has not received it."""
+    monkeypatch.setattr(upload, "SETTLING_RATE", 1)
     settings = RegistryConfig(credentials={}, backoff=0.001, timeouts=Timeouts(5, 0.2), attempts=2)
     small = 6 * 1024 * 1024
     with (

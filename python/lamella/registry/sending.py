@@ -125,7 +125,9 @@ class SendingConnection(HTTPConnection):
             data = data[count:]
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # urllib3's own, as in its class
-        """Read an answer."""
+        """Read an answer; one to half a body is there at once, or does not come."""
+        if self._cut:
+            self.timeout = self.silence
         response = super().getresponse()
         self._answered = True
         return response

@@ -85,7 +85,9 @@ class Upload:
         self._stands_at = 0  # bytes that the registry has
         self._furthest = 0
         self._limit: int | None = None  # of bytes a request; None: the whole
+        self._limit_max: int | None = None  # what the registry takes, as far as that is known
         self._limit_min = CHUNK_MIN
+        self._piece = CHUNK  # after the next break
         self._spoiled = False
 
     def run(self) -> str:
@@ -260,15 +262,20 @@ class Upload:
         least = self._limit_min
         if size <= least:
             return False
-        self._limit = max(min(CHUNK, size // 2), least)
+        self._piece = self._limit = self._limit_max = max(min(CHUNK, size // 2), least)
         return True
 
     def _smaller(self) -> None:
-        """After a break send pieces, each of which is progress."""
-        if self._limit is None:
-            self._limit = max(CHUNK, self._limit_min)
-        else:
-            self._limit = max(self._limit // 2, self._limit_min)
+        """After a break send pieces, smaller ones each time: each is progress where the registry keeps it."""
+        if self._limit is not None:
+            self._piece //= 2
+        self._limit = self._piece = max(self._piece, self._limit_min)
+
+    def _forgotten(self) -> None:
+        """After a break that took the session, and with it pieces that had come (docker-registry), take the whole once more."""
+        self._session = None
+        if self._stands_at:
+            self._limit = self._limit_max
 
     # How far it is
 
@@ -288,21 +295,23 @@ class Upload:
         """Ask how far the session is; without an answer that can be used there is none any more."""
         if self._session is None:
             return
-        response = self._exchange.request(
-            "GET",
-            self._reference,
-            self._session,
-            {},
-            what=self._what,
-            scopes=self._scopes,
-            patience=self._patience,
-        )
-        stand = (
-            _stand(response) if response.status_code in {200, 202, 204} and not is_page(response) else None
-        )
+        while True:
+            response = self._exchange.request(
+                "GET",
+                self._reference,
+                self._session,
+                {},
+                what=self._what,
+                scopes=self._scopes,
+                patience=self._patience,
+            )
+            if not is_page(response):
+                break
+            self._patience.spend(page_error(response, self._what))
+        stand = _stand(response) if response.status_code in {200, 202, 204} else None
         if stand is None or stand > self._content.given:
             discard(response)
-            self._session = None
+            self._forgotten()
             return
         self._note_session(response)
         self._advance(stand, sent=stand)
