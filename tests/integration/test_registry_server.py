@@ -521,6 +521,16 @@ def test_content_outlives_the_server_and_unfinished_uploads_do_not(tmp_path: Pat
         assert "upload" not in kept(server)
 
 
+def test_an_upload_that_another_server_of_the_folder_took_away_is_no_blob(tmp_path: Path) -> None:
+    with RegistryServer(tmp_path / "registry") as server, asking(server) as ask:
+        location = start(ask)
+        assert ask("PATCH", location, BLOB[:1000]).status == 202
+        with RegistryServer(tmp_path / "registry"):
+            assert ask("GET", location).status == 404
+            assert ask("PUT", f"{location}?digest={DIGEST}", BLOB[1000:]).status == 404
+        assert ask("HEAD", f"/v2/team/app/blobs/{DIGEST}").status == 404
+
+
 def test_the_port_and_an_ipv6_address_can_be_chosen() -> None:
     if not socket.has_ipv6:
         pytest.skip("needs IPv6")

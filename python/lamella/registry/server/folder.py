@@ -15,7 +15,6 @@ lock of the process orders changes; readers take none. One server process at a t
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import threading
@@ -27,7 +26,9 @@ from typing import BinaryIO
 
 from lamella import oci
 from lamella.digest import Digest, parse_digest, split_digest
-from lamella.errors import InvalidArgument, NotFound, Unavailable
+from lamella.disk import translated
+from lamella.errors import LamellaError, NotFound, Unavailable
+from lamella.registry.server.received import Received, nothing
 from lamella.registry.server.storage import (
     Pushed,
     Repository,
@@ -78,11 +79,12 @@ class FolderStorage:
         return self._uploads_path / uuid.uuid4().hex
 
     def write(self, path: Path, data: bytes) -> None:
-        """Write a file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.fresh_path()
-        fresh.write_bytes(data)
-        fresh.replace(path)
+        """Write a file, whole or not at all. ResourceExhausted when the disk is full."""
+        with translated(f"write {path.name}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self.fresh_path()
+            fresh.write_bytes(data)
+            fresh.replace(path)
 
     def drop_unused(self, digest: Digest) -> None:
         """Remove a blob's bytes once no repository has it."""
@@ -140,7 +142,10 @@ class FolderRepository:
 
     def upload_size(self, session: str) -> int:
         """Say how many bytes of an upload are there. NotFound."""
-        return self._session(session).size
+        try:
+            return self._session(session).path.stat().st_size
+        except FileNotFoundError:
+            raise NotFound(f"the upload {session} has ended") from None
 
     def open_upload(self, session: str) -> FolderUpload:
         """Open an upload for writing. NotFound; Unavailable while another request writes to it."""
@@ -254,14 +259,13 @@ class FolderRepository:
 
 
 class _Session:
-    """What the process knows of an upload: its bytes are hashed as they come."""
+    """What the process knows of an upload."""
 
     def __init__(self, repository: str, path: Path) -> None:
         self.repository = repository
         self.path = path
-        self.size = 0
         self.lock = threading.Lock()
-        self.sha256 = hashlib.sha256()
+        self.hashed = nothing()
 
 
 class FolderUpload:
@@ -274,10 +278,11 @@ class FolderUpload:
         self._repository = repository
         self._session = session
         try:
-            self._stream = session.path.open("ab")
-        except FileNotFoundError:
+            self._received = Received(session.path, session.hashed)
+        except LamellaError:
             session.lock.release()
             raise NotFound(f"the upload {session.path.name} has ended") from None
+        self.write = self._received.write
 
     def __enter__(self) -> FolderUpload:
         return self
@@ -285,42 +290,28 @@ class FolderUpload:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stream.close()
+        self._received.close()
+        self._session.hashed = self._received.hashed or nothing()
         self._session.lock.release()
 
     @property
     def size(self) -> int:
         """Bytes that are there."""
-        return self._session.size
-
-    def write(self, data: bytes) -> None:
-        """Append."""
-        self._stream.write(data)
-        self._session.sha256.update(data)
-        self._session.size += len(data)
+        return self._received.size
 
     def finish(self, digest: Digest) -> None:
         """Make it a blob of the repository."""
-        self._stream.flush()
-        algorithm, _ = split_digest(digest)
-        actual = self._digest(algorithm)
-        if actual != digest:
+        try:
+            self._received.check(digest)
+            self._repository.keep(self._session.path, digest)
+        finally:
             self.discard()
-            raise InvalidArgument(f"the content has digest {actual}, not {digest}")
-        self._repository.keep(self._session.path, digest)
-        self.discard()
 
     def discard(self) -> None:
         """End it."""
         with self._storage.lock:
             self._storage.uploads.pop(self._session.path.name, None)
         self._session.path.unlink(missing_ok=True)
-
-    def _digest(self, algorithm: str) -> Digest:
-        if algorithm == "sha256":
-            return Digest(f"sha256:{self._session.sha256.hexdigest()}")
-        with self._session.path.open("rb") as stream:
-            return Digest(f"{algorithm}:{hashlib.file_digest(stream, algorithm).hexdigest()}")
 
 
 def _touch(path: Path) -> None:

@@ -32,7 +32,6 @@ A push that was answered is complete as :mod:`lamella.durability` has it; with `
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import time
 import uuid
@@ -46,9 +45,7 @@ import msgspec
 
 from lamella import oci
 from lamella.autogc import collect_if_due
-from lamella.content import file_digest
-from lamella.digest import Digest, parse_digest, split_digest
-from lamella.disk import translated
+from lamella.digest import Digest, parse_digest
 from lamella.durability import sync_if_due
 from lamella.errors import (
     AlreadyExists,
@@ -71,6 +68,7 @@ from lamella.labels import (
 from lamella.metadata import timestamp
 from lamella.metadata.reachability import is_named
 from lamella.reference import DEFAULT_DOMAIN, Reference
+from lamella.registry.server.received import Hashed, Received, nothing
 from lamella.registry.server.storage import (
     Document,
     Pushed,
@@ -123,7 +121,7 @@ class StoreStorage:
         self.client = client
         self.name = name
         self.sparse = sparse
-        self._hashes: OrderedDict[str, tuple[int, hashlib._Hash]] = OrderedDict()
+        self._hashes: OrderedDict[str, Hashed] = OrderedDict()
 
     def repository(self, path: str, domain: str | None = None) -> StoreRepository:
         """Give a repository; see "Names"."""
@@ -150,14 +148,13 @@ class StoreStorage:
             path = f"{domain}/{path}"
         return path if is_name(path) else None
 
-    def take_hash(self, ref: str, size: int) -> hashlib._Hash | None:
-        """Give the SHA-256 of an upload's first ``size`` bytes, if this process computed it as they came."""
-        hashed, sha256 = self._hashes.pop(ref, (0, hashlib.sha256()))
-        return sha256 if hashed == size else None
+    def take_hash(self, ref: str) -> Hashed:
+        """Give what this process has hashed of an upload as it came."""
+        return self._hashes.pop(ref, nothing())
 
-    def keep_hash(self, ref: str, size: int, sha256: hashlib._Hash) -> None:
+    def keep_hash(self, ref: str, hashed: Hashed) -> None:
         """Keep it for the next request of that upload."""
-        self._hashes[ref] = size, sha256
+        self._hashes[ref] = hashed
         if len(self._hashes) > _HASHES_MAX:
             with suppress(KeyError):
                 self._hashes.popitem(last=False)
@@ -487,10 +484,8 @@ class StoreUpload:
         self._repository = repository
         self._storage = storage
         self._ingest = ingest
-        self.size = ingest.offset
-        self._sha256 = storage.take_hash(ingest.ref, self.size)
-        with translated(f"open the upload {ingest.ref}"):
-            self._file = os.open(ingest.data_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._received = Received(ingest.data_path, storage.take_hash(ingest.ref))
+        self.write = self._received.write
 
     def __enter__(self) -> StoreUpload:
         return self
@@ -498,32 +493,23 @@ class StoreUpload:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        os.close(self._file)
-        if self._sha256 is not None:
-            self._storage.keep_hash(self._ingest.ref, self.size, self._sha256)
+        self._received.close()
+        if self._received.hashed is not None:
+            self._storage.keep_hash(self._ingest.ref, self._received.hashed)
         self._ingest.close()
 
-    def write(self, data: bytes) -> None:
-        """Append. ResourceExhausted when the disk is full."""
-        view = memoryview(data)
-        with translated(f"write to the upload {self._ingest.ref}"):
-            while view:
-                count = os.write(self._file, view)
-                if self._sha256 is not None:
-                    self._sha256.update(view[:count])
-                self.size += count
-                view = view[count:]
+    @property
+    def size(self) -> int:
+        """Bytes that are there."""
+        return self._received.size
 
     def finish(self, digest: Digest) -> None:
         """Make it a blob of the repository."""
-        sha256, self._sha256 = self._sha256, None
-        if sha256 is not None and split_digest(digest)[0] == "sha256":
-            actual = Digest(f"sha256:{sha256.hexdigest()}")
-        else:
-            actual = file_digest(self._ingest.data_path, digest)
-        if actual != digest:
+        try:
+            self._received.check(digest)
+        except InvalidArgument:
             self._ingest.discard()
-            raise InvalidArgument(f"the content has digest {actual}, not {digest}")
+            raise
         self._repository.keep(self._ingest, digest)
 
 
