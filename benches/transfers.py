@@ -6,7 +6,8 @@
 The registries are Debian's docker-registry on loopback. Each figure of each system and round gets a fresh ext4 of its own, on
 which the registry stands too that is sent to, an empty one.
 
-* download: a content store (lamella), a tarball as ``docker save`` makes it (crane), an OCI layout (crane, skopeo)
+* download: into a content store that exists (lamella), a tarball as ``docker save`` makes it (crane), an OCI layout (crane,
+  skopeo)
 * push: what the download made
 * copy: from one registry to another
 * here: a pull of what is here already; crane and skopeo have none
@@ -42,6 +43,7 @@ import real_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Self
 
 NAME = "debian-real"
 SCRIPT = """
@@ -91,6 +93,11 @@ class Transfers(System):
 class Library(LamellaLibrary, Transfers):
     """lamella in a process that has imported it."""
 
+    def __enter__(self) -> Self:
+        """Make the store, as is done once a machine."""
+        self._script("import sys, lamella; lamella.Client(root=sys.argv[1], state=sys.argv[2]).close()")
+        return self
+
     def pull(self) -> Cost:
         """Fetch the image into the content store."""
         return self._timed(SCRIPT.format(call="pull(*names, unpack=False)"), self.reference)
@@ -114,6 +121,11 @@ class Library(LamellaLibrary, Transfers):
 
 class Command(LamellaCommand, Transfers):
     """The commands, the interpreter's start included."""
+
+    def __enter__(self) -> Self:
+        """Make the store, as is done once a machine."""
+        run(self.command("images", "ls"))
+        return self
 
     def pull(self) -> Cost:
         """Fetch the image into the content store."""
@@ -332,12 +344,12 @@ def _empty_registry(disk: Path) -> Registry:
 @contextlib.contextmanager
 def _lamella_serves(disk: Path, registry: Registry) -> Iterator[str]:
     """Serve a content store that has the image."""
-    lamella = Command(disk, registry.references[0], disk)
-    lamella.pull()
-    run(lamella.command("tag", registry.references[0], f"{NAME}:latest"))
     port = free_port()
-    with _serving(port, *lamella.command("registry", "serve", "--listen", f"127.0.0.1:{port}")):
-        yield f"127.0.0.1:{port}"
+    with Command(disk, registry.references[0], disk) as lamella:
+        lamella.pull()
+        run(lamella.command("tag", registry.references[0], f"{NAME}:latest"))
+        with _serving(port, *lamella.command("registry", "serve", "--listen", f"127.0.0.1:{port}")):
+            yield f"127.0.0.1:{port}"
 
 
 @contextlib.contextmanager
