@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
+import io
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from lamella.errors import (
     Unauthenticated,
     Unsupported,
 )
+from lamella.reference import Reference
+from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.credentials import Credential
 from lamella.registry.server import RegistryServer, basic_auth
@@ -282,6 +288,54 @@ def test_a_callback_that_raises_leaves_no_name(client: Client, server: RegistryS
         digest_at(server, "team/app", "1")
 
 
+def test_a_token_that_ends_between_two_requests_is_replaced_and_the_body_sent_again() -> None:
+    blob = random.Random(1).randbytes(3 << 20)
+    descriptor = oci.Descriptor(oci.OCI_LAYER, digest_of(blob), len(blob))
+    with TokenServer({"ann": "hunter2"}) as tokens:
+        ended = iter([False, True] * 100)  # after each request the token has ended for the next
+
+        def guard(access: Any) -> str | None:
+            if access.action == "push" and access.authorization and next(ended):
+                tokens.revoke()
+            return tokens.guard(access)
+
+        with RegistryServer(auth=guard) as server:
+            ann = Credential(username="ann", password="hunter2")
+            config = RegistryConfig(credentials={server.address: ann}, backoff=0.001)
+            reference = Reference.parse(f"{server.address}/team/app:1")
+            with RegistryClient(config) as client:
+                sent = client.put_blob(reference, descriptor, lambda offset: io.BytesIO(blob[offset:]))
+            assert sent == "sent"
+            with server.storage.repository("team/app").open_blob(descriptor.digest) as stored_blob:
+                assert stored_blob.read() == blob
+            assert len(tokens.asked) == 2
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_registry_that_puts_off_the_manifest_is_asked_again(client: Client, status: int) -> None:
+    """After the pause that it asks for; nothing else is sent again."""
+    image = stored(client, "app:1")
+    busy = iter([True, True])
+    with RegistryServer() as server:
+
+        def script(asked: Asked) -> Reply:
+            if asked.method == "PUT" and "/manifests/" in asked.path and next(busy, False):
+                return Reply(status, {"Retry-After": "0"})
+            connection = http.client.HTTPConnection(server.address, timeout=10)
+            connection.request(asked.method, asked.path, asked.body, asked.headers)
+            answer = connection.getresponse()
+            reply = Reply(answer.status, dict(answer.getheaders()), answer.read())
+            connection.close()
+            return reply
+
+        with ScriptedServer(script) as front:
+            pushed = client.images.push("app:1", f"{front.address}/team/app:1")
+            puts = [asked for asked in front.asked if asked.method == "PUT"]
+        assert pushed.digest == image.digest == digest_at(server, "team/app", "1")
+        assert len([asked for asked in puts if "/manifests/" in asked.path]) == 3
+        assert len([asked for asked in puts if "/uploads/" in asked.path]) == 3
+
+
 # Copy
 
 
@@ -382,3 +436,79 @@ def test_a_hostile_list_of_referrers_comes_to_an_end(client: Client, server: Reg
             )
     assert copied.digest == subject.digest
     assert not server.storage.repository("team/copy").has_blob(others[0].digest)
+
+
+def test_indexes_within_indexes_and_what_refers_to_each_part_are_copied_under_all_tags(
+    client: Client, server: RegistryServer
+) -> None:
+    with RegistryServer() as source:
+        inner = index_of(source, "linux/amd64", "linux/s390x")
+        outer = source.push_manifest("team/app", "nested", oci.Index(manifests=[inner]))
+        empty = source.push_blob("team/app", b"{}", oci.OCI_EMPTY)
+        note = source.push_blob("team/app", b"signed", "text/plain")
+        parts = [
+            *oci.parse_index(source.storage.repository("team/app").manifest(inner.digest).data).manifests
+        ]
+        artifacts = [
+            source.push_manifest(
+                "team/app",
+                None,
+                oci.Manifest(config=empty, layers=[note], subject=subject, artifact_type="test/signature"),
+            )
+            for subject in (outer, inner, *parts)
+        ]
+        origin, target = f"{source.address}/team/app:nested", f"{server.address}/team/copy"
+        copied = client.images.copy(origin, f"{target}:1", tags=["2", "3"], referrers=True)
+        # An artifact that refers to something is copied by itself, too: without that.
+        alone = client.images.copy(
+            f"{source.address}/team/app@{artifacts[0].digest}", f"{server.address}/alone/x:1"
+        )
+        server.requests.clear()
+        again = client.images.copy(origin, f"{target}:1", tags=["2", "3"], referrers=True)
+    repository = server.storage.repository("team/copy")
+    assert copied.digest == again.digest == outer.digest
+    assert repository.tags() == ["1", "2", "3"]
+    assert {repository.manifest(tag).digest for tag in repository.tags()} == {outer.digest}
+    for subject, artifact in zip((outer, inner, *parts), artifacts, strict=True):
+        assert [one.digest for one in repository.referrers(subject.digest)] == [artifact.digest]
+    assert alone.digest == artifacts[0].digest == digest_at(server, "alone/x", "1")
+    assert again.sent_bytes == 0
+    assert {asked.method for asked in server.requests} <= {"HEAD", "GET", "PUT"}
+    assert not [asked for asked in server.requests if "/uploads/" in asked.path]
+
+
+COPY = """
+import resource, sys
+import lamella
+from lamella.registry.config import RegistryConfig
+root, state, source, target = sys.argv[1:]
+with lamella.Client(root, state, registry=RegistryConfig(credentials={})) as client:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, 8 << 20))  # no file may get longer
+    client.images.copy(source, target)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_a_copy_takes_no_more_memory_for_a_large_blob_and_puts_it_into_no_file(
+    server: RegistryServer, tmp_path: Path
+) -> None:
+    taken = []
+    with RegistryServer() as source:
+        config = source.push_blob("team/app", b'{"os":"linux","architecture":"amd64"}', oci.OCI_CONFIG)
+        for size in (1 << 20, 192 << 20):
+            layer = source.push_blob("team/app", bytes(size), oci.OCI_LAYER)
+            source.push_manifest("team/app", str(size), oci.Manifest(config=config, layers=[layer]))
+            names = (f"{source.address}/team/app:{size}", f"{server.address}/team/copy:{size}")
+            done = subprocess.run(
+                [sys.executable, "-c", COPY, tmp_path / "root", tmp_path / "state", *names],
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            taken.append(int(done.stdout))
+            assert server.storage.repository("team/copy").has_blob(layer.digest)
+    small, large = taken  # KiB
+    assert large - small < 48 * 1024, taken
+    assert not [path for path in (tmp_path / "root/blobs").rglob("*") if path.is_file()]
