@@ -170,7 +170,9 @@ class Image:
         """The name of the committed snapshot that holds the whole image; the parent for views and active snapshots."""
         chain = self.chain_ids
         if not chain:
-            raise FailedPrecondition(f"{self.name} has no layers, so that there is no snapshot of it")
+            kind = self.artifact_type
+            what = f"is an artifact ({kind!r}), not a container image" if kind else "has no layers"
+            raise FailedPrecondition(f"{self.name} {what}, so that there is no snapshot of it")
         return chain[-1]
 
     @property
@@ -196,6 +198,12 @@ class Image:
         if platform is None:
             return self._read_platforms()
         return [*self._here] or [str(platform)] if platform.os else []
+
+    def _index_annotations(self) -> dict[str, str]:
+        """Give the annotations of what the name points at, where that is an index."""
+        if self.manifest_descriptor.digest == self.target.digest:
+            return {}
+        return oci.parse_index(self._client.content.read(self.target.digest)).annotations or {}
 
     def _read_platforms(self) -> list[str]:
         from lamella import platforms
@@ -254,6 +262,7 @@ class Image:
             "layers": msgspec.to_builtins(self.layers),
             "layers_discarded": self.layers_discarded,
             "annotations": manifest.annotations or {},
+            "index_annotations": self._index_annotations(),
             "subject": msgspec.to_builtins(manifest.subject),
             "config_descriptor": msgspec.to_builtins(manifest.config),
             "config": None if artifact_type else msgspec.to_builtins(self.config),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -170,6 +171,13 @@ def acceptable(platform: Platform) -> list[Platform]:
     return found
 
 
+def describe(platform: Platform) -> str:
+    """Write a platform as :func:`parse_platform` reads it, with the version and features of the system where it names some."""
+    extra = (platform.os_version or "") + "".join(f"+{feature}" for feature in platform.os_features or ())
+    text = str(platform)
+    return text.replace(platform.os, f"{platform.os}({extra})", 1) if extra else text
+
+
 def is_attestation(descriptor: Descriptor) -> bool:
     """Say whether an entry of an index is about another entry (BuildKit's attestations) and runs nowhere."""
     platform = descriptor.platform
@@ -192,13 +200,13 @@ def choose(manifests: Iterable[Descriptor], platform: Platform) -> Descriptor:
     for entry in entries:
         if entry.platform is None and entry.artifact_type is None:
             return entry
-    present = list(dict.fromkeys(str(normalize(entry.platform)) for entry in entries if entry.platform))
+    present = list(dict.fromkeys(describe(normalize(entry.platform)) for entry in entries if entry.platform))
     shown = ", ".join(present[:20]) + (f" and {len(present) - 20} more" if len(present) > 20 else "")
-    hint = f"Ask for one of them, such as --platform {present[0]}." if present else None
+    hint = f"Ask for one of them, such as --platform {shlex.quote(present[0])}." if present else None
     if not present and entries:
         hint = "Fetch all that it has: --all-platforms --no-unpack."
     raise NotFound(
-        f"the image has no manifest for {normalize(platform)}; it has {shown or 'none for any platform'}",
+        f"the image has no manifest for {describe(normalize(platform))}; it has {shown or 'none for any platform'}",
         hint=hint,
     )
 

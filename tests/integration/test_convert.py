@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +237,31 @@ def test_annotations_stay_but_for_those_about_the_bytes_of_a_layer(client, serve
     found = msgspec.json.decode(client.content.read(converted.digest))
     assert (found["annotations"], found["unknown"]) == (document["annotations"], [1])
     assert found["layers"][0]["annotations"] == {"com.example": "kept"}
+
+
+def test_ctrl_c_stops_a_conversion_and_leaves_nothing(client, server):
+    image = client.images.pull(
+        Built(tar(file("big", os.urandom(200 << 20))), compression="none").push(server)
+    )
+    before = {info.digest for info in client.content.walk()}
+    code = (
+        f"import lamella\n"
+        f"with lamella.Client({str(client.config.root)!r}, {str(client.config.state)!r}) as client:\n"
+        f"    client.images.convert({image.name!r}, 'x', compression='gzip', level=9)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    try:
+        while process.poll() is None and not any(ingest.offset for ingest in client.content.ingests()):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert b"KeyboardInterrupt" in errors
+    assert [found.name for found in client.images.list()] == [image.name]
+    assert {info.digest for info in client.content.walk()} == before
+    assert (client.leases.list(), client.content.ingests()) == ([], [])
 
 
 def test_gc_meanwhile_takes_nothing(client, image, monkeypatch):

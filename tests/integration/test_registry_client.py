@@ -349,6 +349,13 @@ def test_a_document_that_the_descriptor_carries_costs_no_request(
     wrong = oci.Descriptor(oci.OCI_CONFIG, digest_of(b"{}"), 2, data=base64.b64encode(b"[]").decode())
     assert client.fetch_document(reference(server), wrong) == b"{}"
     assert len(server.asked) == 1
+    for offset in (0, 1, 2):
+        with client.open_blob(reference(server), embedded, offset=offset) as stream:
+            assert read_all(stream) == b"{}"[offset:]
+    assert len(server.asked) == 1
+    with client.open_blob(reference(server), wrong) as stream:
+        assert read_all(stream) == b"{}"
+    assert len(server.asked) == 2
 
 
 def test_a_descriptor_over_the_limit_is_refused_without_a_request(

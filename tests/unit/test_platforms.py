@@ -178,6 +178,28 @@ def test_the_error_names_the_platforms_that_are_there_and_no_attestation() -> No
     assert caught.value.hint == "Ask for one of them, such as --platform linux/arm64."
 
 
+def test_the_error_says_which_versions_and_features_there_are() -> None:
+    windows = Platform("windows", "amd64", os_version="10.0.17763.1")
+    entries = [Descriptor(OCI_MANIFEST, f"sha256:{1:064x}", 1, platform=windows)]
+    entries.append(
+        Descriptor(
+            OCI_MANIFEST, f"sha256:{2:064x}", 1, platform=Platform("linux", "arm", "v7", None, ["a", "b"])
+        )
+    )
+    with pytest.raises(NotFound) as caught:
+        platforms.choose(entries, platforms.parse_platform("windows(10.0.20348)/amd64"))
+    assert "for windows(10.0.20348)/amd64; it has windows(10.0.17763.1)/amd64, linux(+a+b)/arm/v7" in str(
+        caught.value
+    )
+    assert "--platform 'windows(10.0.17763.1)/amd64'" in str(caught.value.hint)
+    for entry in entries:
+        assert (
+            entry.platform
+            and platforms.choose(entries, platforms.parse_platform(platforms.describe(entry.platform)))
+            is entry
+        )
+
+
 def test_an_empty_index_is_not_found() -> None:
     with pytest.raises(NotFound):
         platforms.choose([], Platform("linux", "amd64"))

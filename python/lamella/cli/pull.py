@@ -20,13 +20,22 @@ PULL_CHOICES = ("missing", "always", "never")
 def add_pull_options(parser: Parser, *, when: bool = False) -> None:
     """Add the options that say how an image is fetched, and with ``when`` also in which case."""
     add = parser.add_argument
-    add("--platform", metavar="OS/ARCH[/VARIANT]", help="Choose this platform, not this machine's.")
+    chosen = "Choose this platform, not this machine's"
     if when:
+        add("--platform", metavar="OS/ARCH[/VARIANT]", help=f"{chosen}.")
         add(
             "--pull",
             choices=PULL_CHOICES,
             default="missing",
             help="When to fetch the image (default: missing).",
+        )
+    else:
+        add(
+            "--platform",
+            metavar="OS/ARCH[/VARIANT]",
+            dest="platforms",
+            action="append",
+            help=f"{chosen}; may be given several times.",
         )
     add_policy_option(parser)
     add_progress_option(parser)
@@ -60,6 +69,7 @@ def fetch(
     reference: str,
     arguments: argparse.Namespace,
     *,
+    platform: str | None = None,
     unpack: bool = True,
     keep_layers: bool = True,
     sync: bool | None = None,
@@ -71,7 +81,7 @@ def fetch(
     with watch(session, arguments) as callback:
         return session.client.images.pull(
             reference,
-            platform=arguments.platform,
+            platform=platform,
             unpack=unpack,
             keep_layers=keep_layers,
             sync=sync,
@@ -96,7 +106,7 @@ def find_or_fetch(session: Session, reference: str, arguments: argparse.Namespac
     else:
         if arguments.pull == "never" or (arguments.pull == "missing" and _fits(image, arguments.platform)):
             return _unpacked(session, image)
-    return fetch(session, reference, arguments, keep_layers=keep_layers)
+    return fetch(session, reference, arguments, platform=arguments.platform, keep_layers=keep_layers)
 
 
 def _unpacked(session: Session, image: Image) -> Image:
@@ -166,17 +176,19 @@ def _arguments(parser: Parser) -> None:
 
 
 def _pull(arguments: argparse.Namespace, session: Session) -> int:
-    image = fetch(
-        session,
-        arguments.reference,
-        arguments,
-        unpack=not arguments.no_unpack,
-        keep_layers=not arguments.discard_layers,
-        sync=arguments.sync or None,
-        all_platforms=arguments.all_platforms,
-        referrers=arguments.referrers,
-        foreign_layers=arguments.foreign_layers,
-    )
+    for platform in arguments.platforms or [None]:
+        image = fetch(
+            session,
+            arguments.reference,
+            arguments,
+            platform=platform,
+            unpack=not arguments.no_unpack,
+            keep_layers=not arguments.discard_layers,
+            sync=arguments.sync or None,
+            all_platforms=arguments.all_platforms,
+            referrers=arguments.referrers,
+            foreign_layers=arguments.foreign_layers,
+        )
     return show_image(session, image)
 
 

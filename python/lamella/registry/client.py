@@ -133,8 +133,12 @@ class RegistryClient:
 
         return self._exchange.document(reference, path, what, accept, check=check)[0]
 
-    def open_blob(self, reference: Reference, descriptor: Descriptor, *, offset: int = 0) -> BlobStream:
+    def open_blob(
+        self, reference: Reference, descriptor: Descriptor, *, offset: int = 0
+    ) -> BlobStream | Embedded:
         """Open a blob of the reference's repository from ``offset`` (bytes) on. The reader checks its digest.
+
+        One that the descriptor carries in its ``data`` field costs no request.
 
         Errors: as :meth:`resolve`; DataLoss when the registry's blob has another size than the descriptor says.
         """
@@ -143,6 +147,9 @@ class RegistryClient:
             raise InvalidArgument(
                 f"offset {offset} is outside of blob {descriptor.digest} ({descriptor.size} bytes)"
             )
+        embedded = _embedded(descriptor)
+        if embedded is not None:
+            return Embedded(embedded, offset)
         what = f"blob {descriptor.digest} of {reference.name}"
 
         def opener(start: int, end: int, patience: Patience) -> requests.Response:
@@ -346,6 +353,32 @@ class RegistryClient:
 class _Page(msgspec.Struct, frozen=True):
     tags: list[str] | None = None
     repositories: list[str] | None = None
+
+
+class Embedded:
+    """A small blob out of its descriptor, read as :class:`lamella.registry.blob.BlobStream` is."""
+
+    def __init__(self, data: bytes, offset: int) -> None:
+        self._rest = memoryview(data)[offset:]
+
+    def __enter__(self) -> Embedded:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        """Fill the buffer; 0 at the end."""
+        count = min(len(buffer), len(self._rest))
+        memoryview(buffer)[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    def interrupt(self) -> None:
+        """Do nothing: there is nobody to wait for."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def _checked(data: bytes, digest: Digest, what: str) -> bytes:

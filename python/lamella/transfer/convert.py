@@ -156,7 +156,8 @@ class Convert:
     def _convert_manifest(self, descriptor: oci.Descriptor, parsed: oci.Manifest) -> oci.Descriptor:
         if parsed.config.media_type not in oci.CONFIG_TYPES:
             raise Unsupported(
-                f"{self._image.name} is an artifact ({parsed.config.media_type!r}), not a container image"
+                f"{self._image.name} is an artifact ({parsed.artifact_type or parsed.config.media_type!r}), "
+                "not a container image"
             )
         manifest: dict[str, Any] = msgspec.json.decode(self._read(descriptor))
         data = self._read(parsed.config)

@@ -438,7 +438,8 @@ class Pull:
             return [LayerJob(descriptor, None, None) for descriptor in manifest.layers]
         if manifest.config.media_type not in oci.CONFIG_TYPES:
             raise Unsupported(
-                f"{self._reference} is an artifact ({manifest.config.media_type!r}), not a container image",
+                f"{self._reference} is an artifact ({manifest.artifact_type or manifest.config.media_type!r}), "
+                "not a container image",
                 hint="Fetch it without unpacking: pull --no-unpack.",
             )
         for descriptor in manifest.layers:
