@@ -50,6 +50,7 @@ ATTRIBUTES = {
     "snapshot": "lamella.snapshot.key",
     "snapshots": "lamella.gc.snapshots",
     "status": "http.response.status_code",
+    "target": "lamella.target",
 }
 """All fields of log records, and how spans call them."""
 

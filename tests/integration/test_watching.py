@@ -141,6 +141,19 @@ def test_a_pull_is_a_tree_of_spans_over_its_threads(client, small_image, spans):
     assert {span.attributes["lamella.layer.blob"] for span in layers} == {"miss"}
 
 
+def test_push_copy_and_conversion_have_a_span_that_names_their_target(client, small_image, spans):
+    image = client.images.pull(small_image)
+    with RegistryServer() as server:
+        names = f"{server.address}/pushed:1", f"{server.address}/copied:1", "docker.io/library/converted:1"
+        client.images.push(small_image, names[0])
+        client.images.copy(small_image, names[1])
+        client.images.convert(small_image, names[2], format="docker")
+    found = {span.name: dict(span.attributes) for span in spans()}
+    for kind, name in zip(("push", "copy", "convert"), names, strict=True):
+        attributes = found[f"lamella.{kind}"]
+        assert (attributes["container.image.name"], attributes["lamella.target"]) == (image.name, name)
+
+
 def test_running_a_container_is_a_tree_of_spans(client, small_image, spans):
     client.images.pull(small_image)
     client.containers.run(small_image, ["true"], remove=True)
