@@ -298,6 +298,21 @@ def test_a_registry_that_lists_in_circles_is_not_followed(client):
         assert (found.digest, found.referrers) == (digest, [])
 
 
+def test_a_registry_that_lists_ever_deeper_is_not_followed_to_the_end(client):
+    data = Built(tar(file("a"))).manifest
+
+    def answer(asked: Any) -> Reply:
+        if "/referrers/" in asked.path:
+            deeper = digest_of(asked.path.rpartition("/")[2].encode())
+            return page(oci.Descriptor(oci.OCI_MANIFEST, deeper, 9))
+        return Reply(200, {"Content-Type": oci.OCI_MANIFEST, "Docker-Content-Digest": digest_of(data)}, data)
+
+    with ScriptedServer(answer) as scripted:
+        with pytest.raises(ResourceExhausted, match="one to the other"):
+            client.images.referrers(f"{scripted.address}/a", deep=True)
+        assert len(scripted.asked) < 50
+
+
 # Artifacts
 
 

@@ -255,6 +255,47 @@ def test_a_policy_reads_signatures_under_tags_by_the_hosts_and_credentials_of_th
         assert asked_for[3] == ("GET", f"manifests/{digest}")
 
 
+def test_an_allowed_registry_may_have_mirrors_and_a_mirror_of_that_name_allows_nothing_else(
+    tmp_path: Path, server: Any
+) -> None:
+    built = Built(tar(file("a")))
+    built.push(server)
+    settings = f'server = "http://{server.address}"\n'
+    hosts = hosts_folder(tmp_path / "hosts", "example.test", settings)
+    config = RegistryConfig(credentials={}, hosts_dir=hosts)
+    with lamella.Client(tmp_path / "root", tmp_path / "state", registry=config) as client:
+        with pytest.raises(PolicyRefused, match="made is not among"):
+            client.images.pull("example.test/made", policy=AllowedRegistries([server.address]))
+        assert not list(server.requests)
+        assert client.images.pull("example.test/made", policy=AllowedRegistries(["example.test"]))
+
+
+def test_a_pin_is_of_the_index_for_its_name_and_of_a_manifest_for_the_name_by_its_digest(
+    client: Any, server: Any
+) -> None:
+    built = Built(tar(file("a")))
+    built.push(server)
+    own = oci.Descriptor(
+        oci.OCI_MANIFEST,
+        digest_of(built.manifest),
+        len(built.manifest),
+        platform=oci.Platform(**built.platform),
+    )
+    document = oci.encode({"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [own]})
+    server.push_manifest("made", "all", document)
+    index, by_digest = f"{server.address}/made:all", f"{server.address}/made@{own.digest}"
+    pins = PinnedDigests({index: digest_of(document)})
+    assert client.images.pull(index, policy=pins).manifest_descriptor.digest == own.digest
+    with pytest.raises(PolicyRefused, match="pinned"):
+        client.images.pull(index, policy=PinnedDigests({index: own.digest}))
+    repository = f"{server.address}/made"
+    with pytest.raises(PolicyRefused, match="pinned"):
+        client.images.pull(by_digest, policy=PinnedDigests({repository: digest_of(document)}))
+    assert client.images.pull(
+        by_digest, policy=PinnedDigests({repository: [digest_of(document), own.digest]})
+    )
+
+
 def test_a_policy_finds_no_tag_where_there_is_none_and_takes_no_other_words_for_one(
     client: Any, server: Any
 ) -> None:
