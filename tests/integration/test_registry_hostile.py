@@ -8,6 +8,7 @@ import base64
 import errno
 import json
 import os
+import random
 import resource
 import socket
 import socketserver
@@ -219,6 +220,49 @@ def test_what_a_manifest_calls_itself_cannot_forge_a_header(media_type: str, ser
         refused = ask("PUT", "/v2/a/manifests/1", document)
         assert (refused.status, refused.code) == (400, "MANIFEST_INVALID")
         assert server.storage.repositories() == []
+
+
+INDEX = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
+SOUND = [
+    head(b"Host: x", first=b"GET /v2/_catalog?n=1&last=a HTTP/1.1"),
+    head(b"Host: x", first=b"GET /v2/a/tags/list?ns=docker.io&n=2 HTTP/1.1"),
+    head(b"Host: x", b"Range: bytes=1-3", first=f"GET /v2/a/blobs/{DIGEST} HTTP/1.1".encode()),
+    head(b"Host: x", first=f"GET /v2/a/referrers/{DIGEST}?artifactType=a/b HTTP/1.1".encode()),
+    head(b"Host: x", first=f"POST /v2/b/blobs/uploads/?mount={DIGEST}&from=a HTTP/1.1".encode()),
+    head(b"Host: x", first=f"DELETE /v2/a/blobs/{DIGEST} HTTP/1.1".encode()),
+    head(b"Host: x", first=b"PATCH /v2/a/blobs/uploads/%s HTTP/1.1" % (b"0" * 32))
+    + b"5\r\nhello\r\n0\r\n\r\n",
+    head(b"Host: x", b"Content-Length: %d" % len(INDEX), first=b"PUT /v2/a/manifests/t HTTP/1.1") + INDEX,
+]
+PIECES = (
+    b"\r\n|\n|\0|%00|..|/|%2f|?|&|=|ns=|sha512:|-1|99999999999999999999|\xff| |\t|:|{}|null|[|%|@|Content-Length: 3\r\n|"
+    b"Transfer-Encoding: chunked\r\n|Expect: 100-continue\r\n|Content-Type: a/b\r\n"
+).split(b"|")
+
+
+def spoilt(request: bytes, choose: random.Random) -> bytes:
+    for _ in range(choose.randint(0, 3)):
+        at = choose.randrange(len(request) + 1)
+        put = choose.choice([b"", choose.choice(PIECES), choose.randbytes(1)])
+        request = request[:at] + put + request[at + choose.choice([0, 1, 8]) :]
+    return request
+
+
+def test_whatever_is_sent_is_answered_or_refused_and_no_defect(serve: Serve) -> None:
+    seed = int(os.environ.get("LAMELLA_SEED") or time.time_ns() % 1_000_000)
+    print(f"LAMELLA_SEED={seed}")
+    choose = random.Random(seed)
+    with serve() as server:
+        server.push_blob("a", BLOB)
+        for _ in range(10_000 if os.environ.get("LAMELLA_NIGHTLY") else 2000):
+            request = b"".join(spoilt(choose.choice(SOUND), choose) for _ in range(choose.randint(1, 3)))
+            with connect(server) as connection:
+                with suppress(OSError):
+                    connection.sendall(request)
+                    connection.shutdown(socket.SHUT_WR)
+                assert b"HTTP/1.1 500 " not in answer(connection), request
+        with asking(server) as ask:
+            assert ask("GET", "/v2/").status == 200
 
 
 def test_requests_may_follow_each_other_without_waiting(server: RegistryServer) -> None:
