@@ -190,32 +190,37 @@ def test_leaving_the_loop_cancels_the_transfer_and_the_next_one_goes_on(
 ) -> None:
     gate, reference = gated
     transfer = lamella.Transfer(client.images.pull, reference)
+    big = large.descriptors[1]
+
+    def is_written(progress: lamella.Progress) -> bool:
+        """Say whether some of the large layer is on disk: what is received is written a little later."""
+        return bool(progress.received) and client.content.received(big.digest) > 0
+
     if how == "break":
         for progress in transfer:
-            if progress.received > LIMIT // 2:
+            if is_written(progress):
                 break
     elif how == "error":
         with pytest.raises(ZeroDivisionError):
             for progress in transfer:
-                if progress.received > LIMIT // 2:
+                if is_written(progress):
                     raise ZeroDivisionError
     elif how == "close":
         reports = iter(transfer)
-        while next(reports).received <= LIMIT // 2:
+        while not is_written(next(reports)):
             pass
         transfer.close()
     else:
         with transfer:
             reports = iter(transfer)
-            while next(reports).received <= LIMIT // 2:
+            while not is_written(next(reports)):
                 pass
     assert not gate.is_open
     assert is_untouched(client)
     with pytest.raises(Cancelled):
         transfer.result()
-    (left,) = client.content.ingests()
-    assert LIMIT // 2 < left.offset < large.descriptors[1].size
-    big = large.descriptors[1]
+    (left,) = (ingest for ingest in client.content.ingests() if ingest.ref == f"layer-{big.digest}")
+    assert 0 < left.offset < big.size
     client.content.writer(
         left.ref, size=big.size, digest=big.digest, shared=True
     ).close()  # nobody has its lock
@@ -329,7 +334,7 @@ def test_ctrl_c_in_the_loop_cancels_it(client: lamella.Client, gated: tuple[Gate
         with lamella.Client({str(client.config.root)!r}, {str(client.config.state)!r}) as client:
             try:
                 for progress in lamella.Transfer(client.images.pull, {reference!r}):
-                    print(progress.received, flush=True)
+                    print(max((ingest.offset for ingest in client.content.ingests()), default=0), flush=True)
             finally:
                 print("leases", len(list(client.leases.list())), flush=True)
     """
@@ -338,7 +343,7 @@ def test_ctrl_c_in_the_loop_cancels_it(client: lamella.Client, gated: tuple[Gate
     )
     try:
         assert process.stdout is not None
-        while int(process.stdout.readline()) <= LIMIT // 2:
+        while not int(process.stdout.readline()):
             pass
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=20)
@@ -349,7 +354,7 @@ def test_ctrl_c_in_the_loop_cancels_it(client: lamella.Client, gated: tuple[Gate
     assert b"KeyboardInterrupt" in errors
     assert b"leases 0" in out
     assert client.images.list() == []
-    assert max(ingest.offset for ingest in client.content.ingests()) > LIMIT // 2
+    assert max(ingest.offset for ingest in client.content.ingests()) > 0
 
 
 def test_an_index_grows_the_totals_as_its_manifests_are_found(
