@@ -110,7 +110,7 @@ class Reference(msgspec.Struct, frozen=True):
     @property
     def registry_host(self) -> str:
         """Give host and port of the registry that serves the domain; docker.io is served by another host."""
-        return DEFAULT_REGISTRY_HOST if self.domain == DEFAULT_DOMAIN else self.domain
+        return registry_host(self.domain)
 
     @property
     def is_loopback(self) -> bool:
@@ -119,6 +119,11 @@ class Reference(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return self.canonical
+
+
+def registry_host(domain: str) -> str:
+    """Give host and port that serve a domain: the domain itself, but for docker.io."""
+    return DEFAULT_REGISTRY_HOST if domain == DEFAULT_DOMAIN else domain
 
 
 def split_host(domain: str) -> tuple[str, int | None]:

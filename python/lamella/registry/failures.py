@@ -37,6 +37,7 @@ from lamella.errors import (
 from lamella.registry.config import Timeouts
 from lamella.registry.pace import RATE_MIN, TooSlow
 from lamella.registry.targets import Origin, Tls
+from lamella.registry.tls import words
 
 _EXPIRED = 10
 _NOT_YET_VALID = 9
@@ -305,13 +306,13 @@ def _explain_tls(error: ssl.SSLError, host: str, tls: Tls) -> Failure:
         return Failure(Unreachable(f"{host} does not speak HTTPS", hint=hint), passing=False)
     if not tls.client and reason in _WANTS_CERTIFICATE:
         hint = "Name it with --cert and --key, or in the host's folder (client.cert and client.key)."
-        text = f"{host} wants a client certificate ({_words(reason)})"
+        text = f"{host} wants a client certificate ({words(reason)})"
         return Failure(Unauthenticated(text, hint=hint), passing=False)
     if tls.client and reason in _WANTS_CERTIFICATE | _REFUSES_CERTIFICATE:
         files = ", ".join(certificate for certificate, _ in tls.client)
-        text = f"{host} refuses the client certificate ({_words(reason)})"
+        text = f"{host} refuses the client certificate ({words(reason)})"
         return Failure(Unauthenticated(text, hint=f"It is that of {files}."), passing=False)
-    text = f"TLS with {host} failed" + (f": {_words(reason)}" if reason else "")
+    text = f"TLS with {host} failed" + (f": {words(reason)}" if reason else "")
     broke_off = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
     hint = "Does the registry speak HTTPS on this port, and does it want a client certificate?"
     return Failure(Unreachable(text, hint=hint), passing=broke_off)
@@ -327,10 +328,6 @@ def _untrusted(error: ssl.SSLCertVerificationError, host: str, tls: Tls) -> Unre
     known = f"Neither {', '.join(tls.ca)} nor the system vouches for it" if tls.ca else ""
     hint = f"{known}; is it another CA's?" if known else "Name its CA's file with --ca, or in SSL_CERT_FILE."
     return Unreachable(f"the certificate of {host} is not trusted: {error.verify_message}", hint=hint)
-
-
-def _words(reason: str) -> str:
-    return reason.replace("_", " ").lower()
 
 
 def _explain_proxy(chain: list[BaseException], proxy: str, host: str) -> Failure:

@@ -32,12 +32,12 @@ import msgspec
 
 from lamella.errors import InvalidArgument, PermissionDenied
 from lamella.logs import Log
-from lamella.reference import DEFAULT_DOMAIN, DEFAULT_REGISTRY_HOST, is_loopback
+from lamella.reference import DEFAULT_DOMAIN, DEFAULT_REGISTRY_HOST, is_loopback, registry_host
 from lamella.registry.config import RegistryConfig
 from lamella.registry.hosts_toml import HostEntry, parse_hosts_file
 from lamella.registry.registries_conf import RegistriesConf, Registry, Site, load_registries
 from lamella.registry.targets import Home, Origin, Tls
-from lamella.registry.toml_file import read_text
+from lamella.registry.toml_file import config_home, read_text
 
 PULL, RESOLVE, PUSH, REFERRERS = "pull", "resolve", "push", "referrers"
 ALL = frozenset({PULL, RESOLVE, PUSH, REFERRERS})
@@ -253,11 +253,6 @@ class Hosts:
             yield from (folder for each in names if _is_there(folder := root / each))
 
 
-def registry_host(domain: str) -> str:
-    """Give host and port that serve a domain, as the domain itself says."""
-    return DEFAULT_REGISTRY_HOST if domain == DEFAULT_DOMAIN else domain
-
-
 def credential_domain(host: str) -> str:
     """Give the domain under which the credentials for a host are kept."""
     return DEFAULT_DOMAIN if host == DEFAULT_REGISTRY_HOST else host
@@ -288,8 +283,8 @@ def _folders(config: RegistryConfig, environ: Mapping[str, str]) -> list[Path]:
         if not _is_there(Path(named)):
             raise InvalidArgument(f"the hosts folder {os.fspath(named)} is not there", hint="Check its name.")
         return [Path(named)]
-    home = environ.get("XDG_CONFIG_HOME") or (f"{environ['HOME']}/.config" if environ.get("HOME") else None)
-    own = [Path(home, "lamella/certs.d")] if home else []
+    home = config_home(environ)
+    own = [home / "lamella/certs.d"] if home else []
     return [
         *own,
         *(Path("/etc", name, "certs.d") for name in ("lamella", "containerd", "docker", "containers")),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lamella.errors import InvalidArgument, PermissionDenied
-from lamella.registry.toml_file import TomlFile, read_text
+from lamella.registry.toml_file import TomlFile, config_home, read_text
 
 _SYSTEM = Path("/etc/containers")
 _ONLY: dict[str, Literal["", "digest", "tag"]] = {
@@ -156,8 +156,8 @@ def _first_version(toml: TomlFile) -> Iterator[Registry]:
 
 
 def _files(environ: Mapping[str, str]) -> Iterator[Path]:
-    home = environ.get("XDG_CONFIG_HOME") or (f"{environ['HOME']}/.config" if environ.get("HOME") else None)
-    user = Path(home, "containers") if home else None
+    home = config_home(environ)
+    user = home / "containers" if home else None
     if environ.get("CONTAINERS_REGISTRIES_CONF"):
         yield Path(environ["CONTAINERS_REGISTRIES_CONF"])
     elif user is not None and (user / "registries.conf").exists():

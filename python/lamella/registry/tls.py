@@ -40,7 +40,8 @@ def make_context(tls: Tls) -> ssl.SSLContext:
     return context
 
 
-def _words(reason: str) -> str:
+def words(reason: str) -> str:
+    """Write a reason of OpenSSL's (``KEY_VALUES_MISMATCH``) as people do."""
     return reason.replace("_", " ").lower()
 
 
@@ -92,7 +93,7 @@ def _show(context: ssl.SSLContext, certificate: str, key: str) -> None:
                     file, f"client {'key' if file == key else 'certificate'}", f"a {what.lower()}"
                 ) from None
         raise InvalidArgument(
-            f"the client certificate {certificate} with the key {key} cannot be used: {_words(error.reason or 'damaged')}"
+            f"the client certificate {certificate} with the key {key} cannot be used: {words(error.reason or 'damaged')}"
         ) from None
 
 

@@ -1,9 +1,10 @@
-"""A TOML file of settings, and what is wrong with it: told with file, line and key."""
+"""A TOML file of settings: where a user has his, and what is wrong with one, told with file, line and key."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,6 +60,12 @@ class TomlFile:
             found = re.compile(rf"(?<![\w-])[\"']?{re.escape(key)}(?![\w-])").search(self._text, position)
             position = found.start() if found else position
         return self._text.count("\n", 0, position) + 1
+
+
+def config_home(environ: Mapping[str, str]) -> Path | None:
+    """Give the folder of this user's settings (XDG base directory specification); None for one without a home."""
+    named, home = environ.get("XDG_CONFIG_HOME"), environ.get("HOME")
+    return Path(named) if named else Path(home) / ".config" if home else None
 
 
 def read_text(file: Path) -> str | None:
