@@ -217,6 +217,18 @@ def test_a_server_that_wants_a_certificate_and_gets_none_or_a_wrong_one_says_so(
     assert not server.asked
 
 
+def test_a_server_that_closes_after_its_alert_is_heard_at_the_first_try(
+    tmp_path: Path, scripted: Any, inside: Authority, right: Pair
+) -> None:
+    """In TLS 1.3 the alert comes after the handshake: the request may be refused by a connection that is closed already."""
+    context = serving(right, clients=inside)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    server = scripted(context)
+    for _ in range(12):
+        with pytest.raises(Unauthenticated, match="wants a client certificate"):
+            resolve(tmp_path, server, ca=inside.file, attempts=1)
+
+
 def test_a_client_certificate_is_not_shown_to_a_mirror_nor_where_a_registry_sends_on(
     tmp_path: Path, scripted: Any, inside: Authority, right: Pair, me: Pair
 ) -> None:

@@ -103,7 +103,11 @@ class SendingConnection(HTTPConnection):
         """
         if not isinstance(data, memoryview | FilePart) or self.sock is None:
             self._began = False
-            super().send(data)
+            try:
+                super().send(data)
+            except ssl.SSLEOFError:
+                # Closed at the other end, which may have said why: by an alert (it wants a certificate), which is read then.
+                raise BrokenPipeError from None
             return
         self.sock.settimeout(self.silence)
         secure = isinstance(self.sock, ssl.SSLSocket)
