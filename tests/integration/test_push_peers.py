@@ -341,12 +341,14 @@ def test_a_pull_through_mirror_gives_what_was_pushed_behind_it_and_gets_no_push(
 @pytest.mark.privileged
 @pytest.mark.needs_program("podman", "conmon", "runc")
 @pytest.mark.parametrize("registry", ["plain"], indirect=True)
-def test_the_real_image_is_whole_for_crane_and_runs_in_podman(registry: Registry, pulled: Any) -> None:
+def test_the_real_image_is_whole_for_crane_and_runs_in_podman(
+    registry: Registry, client: Client, real_image_ref: str
+) -> None:
     name = f"{registry.address}/real/debian:1"
-    done = pulled.client.images.push(pulled.reference, name)
-    assert done.digest == pulled.image.digest == registry.crane("digest", name)
+    image = client.images.pull(real_image_ref, unpack=False)
+    assert client.images.push(real_image_ref, name).digest == image.digest == registry.crane("digest", name)
     registry.crane("validate", "--remote", name)
-    assert pulled.client.images.push(pulled.reference, name).sent_bytes == 0
+    assert client.images.push(real_image_ref, name).sent_bytes == 0
     registry.podman("pull", "--quiet", name)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     limits = ["--ulimit", f"nofile={limit}:{limit}", "--ulimit", "nproc=1024:1024", "--network=none"]
