@@ -24,12 +24,14 @@ __all__ = [
     "disk_usage",
     "launch",
     "mount",
+    "pin_network",
     "read_file",
     "recompress",
     "remove_tree",
     "resolve",
     "set_top_directory",
     "unmount",
+    "unpin_network",
 ]
 
 __version__: Final[str]
@@ -205,6 +207,15 @@ def check_mount_options(options: Sequence[str]) -> None:
 
 def unmount(target: str) -> None:
     """Unmount everything stacked on a folder, lazily if busy. Harmless when nothing is mounted there."""
+
+def pin_network(path: str) -> None:
+    """Make a network namespace with nothing but loopback, which is up, and keep it by a mount on ``path``, a file that is made.
+
+    AlreadyExists when something is there, PermissionDenied without CAP_SYS_ADMIN. After an error nothing is left.
+    """
+
+def unpin_network(path: str) -> None:
+    """Let go of such a namespace and remove the file: it ends with the last process in it. Harmless twice."""
 
 def disk_usage(path: str) -> tuple[int, int]:
     """Return bytes (512-byte blocks) and inodes of a tree; each hard-linked inode once. Never follows a symlink."""

@@ -5,6 +5,7 @@
 //! | [`error`] | one error type, with a kind and a hint |
 //! | [`sys`] | the only module with unsafe code: system calls that rustix does not wrap |
 //! | [`mount`] | mounts by the new mount API, or mount(2) |
+//! | [`network`] | network namespaces that outlive the process that made them |
 //! | [`tree`] | disk usage and removal of a tree, through directory descriptors |
 //! | [`launch`] | starts the launcher from a sealed copy in memory |
 //! | [`counters`] | counters that all processes of a machine add to |
@@ -21,6 +22,7 @@ pub mod counters;
 pub mod error;
 pub mod launch;
 pub mod mount;
+pub mod network;
 pub mod sys;
 pub mod tree;
 

@@ -89,6 +89,33 @@ pub fn own_mount_namespace() -> Result<(), Errno> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }
 }
 
+/// Let the calling thread have a network namespace of its own.
+pub fn own_network_namespace() -> Result<(), Errno> {
+    // SAFETY: NEWNET concerns sockets that this thread will make, and no descriptor or memory that exists.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
+}
+
+/// Set the loopback device of the present network namespace up.
+pub fn bring_loopback_up() -> Result<(), Errno> {
+    // Any socket of the namespace will do. One of the Internet family costs 60 microseconds more to close.
+    // SAFETY: integers only.
+    let descriptor = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if descriptor < 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: the call just made this descriptor, and nobody else knows it.
+    let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    // SAFETY: an ifreq of zeros is valid: a name of NUL bytes and an integer for the rest.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (target, byte) in request.ifr_name.iter_mut().zip(b"lo") {
+        *target = *byte as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, which lives until the call returns.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    if result < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
 /// A user namespace, and the process that keeps it until a descriptor does: it sleeps, and ends with this value.
 ///
 /// unshare(2) makes none for a process with several threads. So a child is cloned that shares the memory, as a child of

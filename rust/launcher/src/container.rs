@@ -84,7 +84,7 @@ fn set_up(plan: &Plan, channel: &Channel, cgroup: &Cgroup, streams: Option<Strea
             .step(|| format!("set the domain name {:?}", plan.domainname))?;
     }
     if plan.namespaces.new_network {
-        sys::bring_loopback_up().step(|| "set the loopback device up")?;
+        lamella_core::sys::bring_loopback_up().step(|| "set the loopback device up")?;
     }
     let root = plan.rootfs.mount(cgroup)?;
     root.make_working_folder(&plan.process.folder);

@@ -22,6 +22,7 @@ use crate::container::{Plan, become_container};
 use crate::error::{Failure, Kind, Step};
 use crate::monitor::{self, Monitor, Shared, Start, Stdio};
 use crate::namespaces::{self, Namespaces};
+use crate::network::Network;
 use crate::process::{self, seccomp};
 use crate::request::{Reply, Request, SnapshotMount};
 use crate::rootfs::RootfsPlan;
@@ -147,6 +148,7 @@ fn lock(bundle: BorrowedFd<'_>, shown: &str) -> Result<OwnedFd, Failure> {
 /// Be the monitor: make the container, reply, serve.
 fn supervise(job: Job, mut reply: File) {
     let bundle = job.request.bundle.clone();
+    let record = job.request.network.clone();
     let made = make(job, &mut reply);
     match made {
         Ok(Some(mut monitor)) => {
@@ -155,6 +157,8 @@ fn supervise(job: Job, mut reply: File) {
         }
         Ok(None) => {}
         Err(error) => {
+            // The caller does it, too, if it is still there.
+            let _ = record.map(|record| Network::new(&record).release());
             answer(&mut reply, &Reply::Failed { error });
         }
     }
@@ -170,6 +174,7 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
     rustix::process::setsid().step(|| "start the monitor's session")?;
     monitor::forget_exit(bundle.as_fd());
     let listener = listen(&request.bundle, &bundle)?;
+    let network = request.network.as_deref().map(Network::new);
     let mut cgroup = cgroup.create(Path::new(request.cgroup_root.as_deref().unwrap_or(cgroup::ROOT)), &mut warnings)?;
     let own_pids = plan.namespaces.own_pids;
     if !own_pids {
@@ -198,6 +203,7 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
         channel: hold.then_some(begun.channel),
         stdio: begun.stdio,
         cgroup,
+        network,
         own_pids,
         bundle,
         listener,

@@ -21,6 +21,7 @@ pub mod error;
 pub mod launch;
 pub mod monitor;
 pub mod namespaces;
+pub mod network;
 pub mod process;
 pub mod request;
 pub mod rootfs;

@@ -37,6 +37,9 @@ pub struct Request {
     /// Where the task's events go, if they go anywhere.
     #[serde(default)]
     pub events: Option<EventTarget>,
+    /// The file that says how the container's network is let go of at its end; see [`crate::network`].
+    #[serde(default)]
+    pub network: Option<String>,
     /// Where the cgroup hierarchies are mounted; /sys/fs/cgroup when absent.
     #[serde(default)]
     pub cgroup_root: Option<String>,
@@ -108,7 +111,9 @@ impl Request {
         }
         let spool = request.events.as_ref().map(|target| &target.spool);
         let log = request.log.as_ref().map(|target| &target.path);
-        for (field, path) in [("log", log), ("cgroup_root", request.cgroup_root.as_ref()), ("events.spool", spool)] {
+        let (network, cgroup_root) = (request.network.as_ref(), request.cgroup_root.as_ref());
+        for (field, path) in [("log", log), ("network", network), ("cgroup_root", cgroup_root), ("events.spool", spool)]
+        {
             if path.is_some_and(|path| !path.starts_with('/')) {
                 return Err(Failure::invalid(field, "is not an absolute path"));
             }

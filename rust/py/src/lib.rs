@@ -21,8 +21,8 @@ mod _core {
     use super::diff::{Changes, Packed, diff_trees, diff_upper, recompress};
     #[pymodule_export]
     use super::functions::{
-        check_mount_options, copy_tree, default_seccomp, disk_usage, launch, mount, read_file, remove_tree, resolve,
-        set_top_directory, unmount,
+        check_mount_options, copy_tree, default_seccomp, disk_usage, launch, mount, pin_network, read_file,
+        remove_tree, resolve, set_top_directory, unmount, unpin_network,
     };
     #[pymodule_export]
     use super::pipeline::Pipeline;

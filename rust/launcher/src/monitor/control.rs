@@ -133,7 +133,7 @@ impl Monitor {
     }
 
     fn wait(&mut self, client: u32) -> Option<Value> {
-        if self.exit.is_some() {
+        if self.exit.is_some() && self.network.is_none() {
             return Some(json!({"exit": &self.exit}));
         }
         if let Some(client) = self.clients.get_mut(&client) {

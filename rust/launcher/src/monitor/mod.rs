@@ -37,6 +37,7 @@ use serde_json::json;
 use crate::cgroup::{Cgroup, Group};
 use crate::channel::Channel;
 use crate::error::{Failure, Kind, Step};
+use crate::network::Network;
 use crate::process::seccomp::Filter;
 use crate::request::{EventTarget, LogTarget};
 use crate::spec::Personality;
@@ -69,6 +70,8 @@ pub struct Start {
     pub stdio: Stdio,
     /// Its cgroup.
     pub cgroup: Cgroup,
+    /// The network to let go of at its end.
+    pub network: Option<Network>,
     /// Whether its processes all end with the first one.
     pub own_pids: bool,
     /// The bundle's folder.
@@ -167,6 +170,8 @@ pub struct Monitor {
     listener: OwnedFd,
     bundle: OwnedFd,
     cgroup: Cgroup,
+    /// None once it is let go of, too.
+    network: Option<Network>,
     own_pids: bool,
     shared: Shared,
     started_at: Option<String>,
@@ -202,6 +207,7 @@ impl Monitor {
             listener: start.listener,
             bundle: start.bundle,
             cgroup: start.cgroup,
+            network: start.network,
             own_pids: start.own_pids,
             shared: start.shared,
             started_at: start.started_at,
@@ -323,6 +329,12 @@ impl Monitor {
             }
             self.told = true;
             let document = json!({"exit": &self.exit});
+            if let Some(network) = self.network.take() {
+                // Before anybody is told, so that whoever knows of the end finds its ports free. A failure is left to who
+                // looks next: the record is still there then.
+                let _ = network.release();
+                self.tell_waiting();
+            }
             for id in self.clients_of(INIT) {
                 self.tell(id, |client| {
                     client.finished = true;

@@ -95,14 +95,21 @@ impl Monitor {
         }
         // Where it cannot be written (a full disk), clients still learn it.
         let _ = record.write(self.bundle.as_fd());
-        let document = json!({"exit": &record});
+        self.exit = Some(record);
+        if self.network.is_none() {
+            self.tell_waiting();
+        }
+    }
+
+    /// Tell those who wait for the container's end and hear nothing of its output.
+    pub(super) fn tell_waiting(&mut self) {
+        let document = json!({"exit": &self.exit});
         let waiting: Vec<u32> = self
             .clients
             .iter()
             .filter(|(_, client)| client.waiting && client.attached.is_none())
             .map(|(id, _)| *id)
             .collect();
-        self.exit = Some(record);
         for id in waiting {
             self.tell(id, |client| {
                 client.finished = true;

@@ -2,14 +2,12 @@
 
 #![allow(unsafe_code)]
 
-mod network;
 mod process;
 mod program;
 mod signal;
 
 use std::io;
 
-pub use network::bring_loopback_up;
 pub use process::{
     Forked, child_groups_denied, clone_process, close_all_but, close_from, execute, exit_now, fork, inherited,
     join_session_keyring, kill, move_into, set_personality, set_rlimit, unshare,
