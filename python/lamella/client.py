@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from lamella.containers.collection import Containers
+    from lamella.containers.networks.collection import Networks
     from lamella.content import ContentStore
     from lamella.du import DiskUsage
     from lamella.events import EventStream
@@ -123,7 +124,11 @@ class Client:
 
         While another process collects it waits, or raises Unavailable without ``wait``. Twice is harmless.
         """
-        from lamella.containers.orphans import remove_orphaned_tasks
+        from lamella.containers.orphans import (
+            collect_networks,
+            release_stale_networks,
+            remove_orphaned_tasks,
+        )
         from lamella.gc import collect
         from lamella.snapshots.mounting import remove_stale_mounts
 
@@ -137,6 +142,8 @@ class Client:
         report = collect(self.database, self.config, dry_run=dry_run, wait=wait)
         if not dry_run:
             fill(self.config.root)
+            collect_networks(self.config)
+        report.orphans += release_stale_networks(self.config, dry_run=dry_run)
         report.orphans += remove_orphaned_tasks(self.database, self.config, dry_run=dry_run)
         report.orphans += remove_stale_mounts(self.database, self.config, dry_run=dry_run)
         return report
@@ -279,6 +286,13 @@ class Client:
         from lamella.containers.collection import Containers
 
         return Containers(self)
+
+    @cached_property
+    def networks(self) -> Networks:
+        """The CNI networks of this machine and of this store."""
+        from lamella.containers.networks.collection import Networks
+
+        return Networks(self)
 
     @cached_property
     def leases(self) -> Leases:

@@ -97,6 +97,7 @@ def examine(config: Config, host: Host | None = None) -> list[Check]:
         ("clock", lambda: check_clock(_now())),
         ("certificates", check_certificates),
         ("oci runtimes", check_runtimes),
+        ("networks", check_networks),
         ("id maps", lambda: check_id_maps(here)),
     ]
     return [_run(name, check) for name, check in checks]
@@ -564,6 +565,31 @@ def check_runtimes() -> Check:
     return Check(
         name="oci runtimes", status="ok", detail=", ".join(found) or "none but our own; none is needed"
     )
+
+
+def check_networks() -> Check:
+    """Name what plugs containers into networks beyond none and host. None is needed."""
+    import shutil
+
+    from lamella.containers.networks.configuration import plugin_folders
+
+    wanted = ("bridge", "host-local", "portmap", "firewall")
+    folders = [folder for folder in plugin_folders() if (Path(folder) / "bridge").exists()]
+    missing = [
+        name for name in wanted if not any((Path(folder) / name).exists() for folder in plugin_folders())
+    ]
+    found = [f"CNI plugins in {', '.join(folders)}"] if folders else []
+    found += [path for name in ("iptables", "pasta") if (path := shutil.which(name))]
+    detail = ", ".join(found) or "none and host alone; neither CNI plugins nor pasta"
+    if folders and (missing or not shutil.which("iptables")):
+        lacking = ", ".join([*missing, *([] if shutil.which("iptables") else ["iptables"])])
+        return Check(
+            name="networks",
+            status="warn",
+            detail=f"{detail}; {lacking} is missing",
+            remedy="Install it (Debian: containernetworking-plugins, iptables); bridges need it.",
+        )
+    return Check(name="networks", status="ok", detail=detail)
 
 
 def check_id_maps(host: Host) -> Check:

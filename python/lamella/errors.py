@@ -22,6 +22,7 @@ __all__ = [
     "Internal",
     "InvalidArgument",
     "LamellaError",
+    "NetworkFailed",
     "NotFound",
     "PermissionDenied",
     "PolicyRefused",
@@ -128,6 +129,21 @@ class CommandFailed(LamellaError):
         self.exit_code = exit_code
         self.stdout = stdout
         self.stderr = stderr
+
+
+class NetworkFailed(LamellaError):
+    """A program that makes networks, a CNI plugin or pasta, failed; what it had made was taken away again.
+
+    ``plugin`` is its name; ``code`` and ``details`` are what a plugin says of itself (CNI spec, "Error"): 0 and "" for none.
+    """
+
+    def __init__(
+        self, message: str, *, plugin: str, code: int = 0, details: str = "", hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.plugin = plugin
+        self.code = code
+        self.details = details
 
 
 class CommandNotFound(NotFound):

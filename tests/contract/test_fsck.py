@@ -11,6 +11,7 @@ from msgspec.structs import astuple
 
 import lamella
 from lamella import _core
+from lamella.containers.networks.attachment import Attachment, Release
 from lamella.digest import digest_of
 from lamella.disk import TRASH
 from lamella.registry.server import RegistryServer
@@ -28,7 +29,7 @@ def pulled(client):
         yield client, client.images.pull(reference)
 
 
-LEFTOVERS = {"orphan-blob", "orphan-folder", "damaged-ingest", "stale-task"}
+LEFTOVERS = {"orphan-blob", "orphan-folder", "damaged-ingest", "stale-task", "stale-network"}
 
 
 def kinds(report):
@@ -158,6 +159,15 @@ def test_a_task_without_a_container_is_removed(pulled):
     left = client.config.state / "tasks" / "default" / ("a" * 64)
     left.mkdir(parents=True)
     made_and_mended(client, "stale-task")
+    assert not left.exists()
+
+
+def test_a_network_that_nobody_let_go_of_is_let_go_of(pulled):
+    client, image = pulled
+    box = client.containers.create(image, ["/bin/true"])
+    release = Release(namespace=str(client.config.state / "networks" / box.id))
+    left = Attachment(container=box.id, network="web", release=release).write(client.config)
+    made_and_mended(client, "stale-network")
     assert not left.exists()
 
 

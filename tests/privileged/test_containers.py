@@ -343,7 +343,7 @@ def test_privileged_has_all_that_the_machine_has(run):
 
 
 def test_an_unknown_network_is_refused_by_name(client, run):
-    with pytest.raises(Unsupported, match="bridge0"):
+    with pytest.raises(NotFound, match="bridge0"):
         run("/bin/true", network="bridge0")
     assert_nothing_left(client)
 

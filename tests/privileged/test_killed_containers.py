@@ -99,7 +99,7 @@ def test_cgroups_that_a_monitor_could_not_remove_any_more_go_with_the_next_start
     box = client.containers.create(client.images.pull(reference), ["/bin/true"])
     box.start()
     box.wait(30)
-    while box.task._monitored():
+    while box.task.monitored():
         time.sleep(0.001)
     (box.task.folder / "control.sock").touch()  # what it removes last
     left = [hierarchy / box.spec["linux"]["cgroupsPath"].strip("/") for hierarchy in _hierarchies()]

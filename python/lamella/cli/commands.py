@@ -56,6 +56,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
                 "CONTAINERS",
                 ("container",),
             ),
+            Entry("networks", "List, make and remove networks.", "networks", "NETWORKS", ("network",)),
         ),
     ),
     (

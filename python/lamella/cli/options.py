@@ -12,6 +12,7 @@ from typing import Any
 
 from lamella.cli.parser import REST, Parser, UsageError
 from lamella.cli.values import (
+    Suggestions,
     argument,
     parse_cpus,
     parse_environment_file,
@@ -52,9 +53,10 @@ def add_container_options(parser: Parser) -> None:
     add("--entrypoint", metavar="PROGRAM", help="Replace the image's entrypoint; '' drops it.")
     add(
         "--network",
-        choices=("none", "host"),
+        metavar="NETWORK",
+        choices=Suggestions(("none", "host", "bridge", "pasta")),
         default="none",
-        help="none: loopback alone (default); host: the host's.",
+        help="none: loopback alone (default); host, container:NAME, pasta, or a CNI network such as bridge.",
     )
     add("--label", metavar="KEY=VALUE", type=argument(parse_pair), action="append", help="Attach a label.")
     add(
@@ -83,6 +85,29 @@ def add_container_options(parser: Parser) -> None:
         action="append",
         help="max-size=10m: bytes of one log file, -1 for no end; max-file=5: how many are kept.",
     )
+
+    add = parser.add_argument_group("Network").add_argument
+    add(
+        "-p",
+        "--publish",
+        metavar="[[IP:]PORT:]PORT[/PROTO]",
+        action="append",
+        default=[],
+        help="Publish a port: 8080:80; 80 alone takes a free one.",
+    )
+    add("--dns", metavar="ADDRESS", action="append", default=[], help="Ask this resolver for names.")
+    add("--dns-search", metavar="DOMAIN", action="append", default=[], help="Complete names by this domain.")
+    add("--dns-option", metavar="OPTION", action="append", default=[], help="Set an option of resolv.conf.")
+    add(
+        "--add-host",
+        metavar="NAME:ADDRESS",
+        action="append",
+        default=[],
+        help="Add a line to /etc/hosts; host-gateway stands for the host.",
+    )
+    add("--ip", metavar="ADDRESS", help="Take this address.")
+    add("--mac-address", metavar="MAC", help="Take this MAC address.")
+    add("--network-alias", metavar="NAME", action="append", default=[], help="Add a name in the network.")
 
     add = parser.add_argument_group("Files").add_argument
     add(
@@ -182,6 +207,14 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "user": arguments.user,
         "hostname": arguments.hostname,
         "network": arguments.network,
+        "ports": arguments.publish,
+        "dns": arguments.dns,
+        "dns_search": arguments.dns_search,
+        "dns_options": arguments.dns_option,
+        "extra_hosts": arguments.add_host,
+        "ip": arguments.ip,
+        "mac_address": arguments.mac_address,
+        "network_aliases": arguments.network_alias,
         "memory": arguments.memory,
         "cpus": arguments.cpus,
         "pids_limit": arguments.pids_limit,

@@ -16,6 +16,15 @@ _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?"
 T = TypeVar("T")
 
 
+class Suggestions(tuple[str, ...]):
+    """Choices of an option that takes any other word, too: completion offers them."""
+
+    __slots__ = ()
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
 def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
     """Make a parser of values one whose ValueError argparse shows as it is."""
 

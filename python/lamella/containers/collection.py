@@ -15,8 +15,9 @@ from lamella import _core
 from lamella.config import check_identifier
 from lamella.containers.container import Container, ContainerRecord, Extra, signal_number
 from lamella.containers.log_config import parse_log_config
-from lamella.containers.network import network_path
+from lamella.containers.networks import namespace_path, settle
 from lamella.containers.options import Options
+from lamella.containers.orphans import release_stale_networks
 from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import build_spec
 from lamella.durability import Unverified
@@ -65,7 +66,10 @@ class Containers:
         """Make a container: its active snapshot on the image, and its record. Nothing runs yet.
 
         Keyword options (docker's names and meanings): name, entrypoint, environment (mapping or ``K=V`` list),
-        working_dir, user (``name``, ``uid:gid``), hostname, network (``none`` or ``host``), memory and memory_swap (bytes
+        working_dir, user (``name``, ``uid:gid``), hostname,
+        network (``none``, ``host``, ``container:NAME``, ``pasta``, or the name of a CNI network;
+        :mod:`lamella.containers.networks`), ports (``{"80/tcp": 8080}``, ``["8080:80"]``), dns, dns_search, dns_options,
+        extra_hosts (``{"db": "10.0.0.5"}``), ip, mac_address, network_aliases, memory and memory_swap (bytes
         or ``"512m"``), cpus, cpuset, pids_limit, read_only, tmpfs (``"/run"``, ``"/tmp:size=1m"``), mounts
         (``"type=bind,source=/a,target=/b,readonly"``), volumes (``"/a:/b:ro"``), shm_size, cap_add, cap_drop, devices
         (``"/dev/fuse:/dev/fuse:rwm"``), no_new_privileges, seccomp (None: the default profile; ``"unconfined"``, a path, an
@@ -118,6 +122,7 @@ class Containers:
         if stop_signal:
             signal_number(stop_signal)
         log = parse_log_config(options.log_config)
+        settled = settle(client, options)
         parent = image.chain_id
         labels = check_labels({**(run_config.labels or {}), **(options.labels or {})})
         key = name if options.name is not None else container_id
@@ -133,11 +138,13 @@ class Containers:
             layers = [str(path) for path in client.snapshots.layer_paths(key)]
             spec = build_spec(
                 run_config,
-                options,
+                msgspec.structs.replace(options, hostname=settled.hostname),
                 container_id=container_id,
                 namespace=namespace,
-                files_folder=str(client.config.root / "containers" / namespace / container_id),
-                network_path=network_path(options.network),
+                files_folder=str(
+                    client.config.root / "containers" / namespace / (settled.shared or container_id)
+                ),
+                network_path=namespace_path(settled.network),
                 read_file=partial(_core.read_file, layers, whiteouts=client.snapshots.whiteouts),
             )
             now = timestamp()
@@ -151,7 +158,8 @@ class Containers:
                 spec=spec.decode(),
                 labels=labels,
                 extra=Extra(
-                    network=options.network,
+                    network=settled.network,
+                    network_settings=settled.settings,
                     hostname=msgspec.json.decode(spec, type=_SpecNames).hostname,
                     stdin=options.stdin,
                     tty=options.tty,
@@ -208,11 +216,14 @@ class Containers:
     def list(self, *, all: bool = False, filters: Sequence[str] = ()) -> list[Container]:
         """Return the running containers, or all of them, oldest first; after :meth:`remove_ended`.
 
+        Networks that killed monitors have left are let go of, too.
+
         With ``filters`` those that match one of them (:mod:`lamella.filters`): by id, name, image, status, snapshotter,
         runtime.name, labels.
         """
         match = compile_filters(filters)
         self.remove_ended()
+        release_stale_networks(self._client.config)
         found = (container for container in self._all() if all or container.status == "running")
         return [container for container in found if not filters or match(_fields(container))]
 

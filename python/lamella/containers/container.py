@@ -12,7 +12,7 @@ import msgspec
 from lamella import _core
 from lamella.containers.log_config import LogConfig
 from lamella.containers.monitor import Attached, Exit, Stream
-from lamella.containers.network import network_files
+from lamella.containers.networks import Settings, connect, describe, published
 from lamella.containers.options import Environment, parse_command
 from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import exec_process
@@ -62,6 +62,7 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the record keeps beyond the runtime spec."""
 
     network: str = "none"
+    network_settings: Settings | None = None
     hostname: str = ""
     stdin: bool = False
     tty: bool = False
@@ -179,6 +180,11 @@ class Container:
         ended = self.exit
         return ended.exit_code if ended is not None else None
 
+    @property
+    def ports(self) -> dict[str, list[dict[str, str]]]:
+        """The published ports while it runs, as docker-py gives them: ``{"80/tcp": [{"HostIp": ..., "HostPort": "8080"}]}``."""
+        return published(self._client.config, self.record)
+
     def start(self, *, attach: bool = False) -> Attached | None:
         """Start it; with ``attach`` return its streams from the first byte on.
 
@@ -191,8 +197,7 @@ class Container:
             self._client.database.metrics, container=record.id, container_name=record.name, image=record.image
         ):
             started, attached = self.task.start(
-                record.spec.encode(),
-                network_files(record.extra.network, record.extra.hostname),
+                lambda: connect(self._client, record),
                 self._mounts(),
                 attach=attach,
                 stdin=record.extra.stdin,
@@ -506,6 +511,7 @@ class Container:
             "snapshot_key": record.snapshot_key,
             "runtime": record.runtime,
             "labels": record.labels,
+            "network": describe(self._client.config, record),
             "log_path": str(self.task.log_path),
             "created_at": record.created_at,
             "updated_at": record.updated_at,

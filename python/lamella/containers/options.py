@@ -22,6 +22,7 @@ MEMORY_MIN = 6 * 1024 * 1024
 CPU_PERIOD = 100_000
 
 Environment = Mapping[str, str | None] | Sequence[str]
+Ports = Mapping[Any, Any] | Sequence[str | int]
 SpecPatch = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
@@ -36,6 +37,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     user: str | int | None = None
     hostname: str | None = None
     network: str = "none"
+    ports: Ports | None = None
+    dns: Sequence[str] | None = None
+    dns_search: Sequence[str] | None = None
+    dns_options: Sequence[str] | None = None
+    extra_hosts: Sequence[str] | Mapping[str, str] | None = None
+    ip: str | None = None
+    mac_address: str | None = None
+    network_aliases: Sequence[str] | None = None
     memory: int | str | None = None
     memory_swap: int | str | None = None
     cpus: float | str | None = None
@@ -74,6 +83,14 @@ class CreateOptions(TypedDict, total=False):
     user: str | int | None
     hostname: str | None
     network: str
+    ports: Ports | None
+    dns: Sequence[str] | None
+    dns_search: Sequence[str] | None
+    dns_options: Sequence[str] | None
+    extra_hosts: Sequence[str] | Mapping[str, str] | None
+    ip: str | None
+    mac_address: str | None
+    network_aliases: Sequence[str] | None
     memory: int | str | None
     memory_swap: int | str | None
     cpus: float | str | None

@@ -1,4 +1,4 @@
-"""Task and log folders of containers that are gone: what a process leaves that was killed in the middle of a removal.
+"""What killed processes leave of containers: task and log folders of those that are gone, networks of those that have ended.
 
 A container's row is there before its folders and goes before them, so that a folder without a row belongs to nobody.
 """
@@ -13,8 +13,12 @@ import msgspec
 from lamella.config import Config
 from lamella.containers.task import Task
 from lamella.disk import names_in
-from lamella.errors import FailedPrecondition
+from lamella.errors import FailedPrecondition, LamellaError
+from lamella.locks import is_locked
+from lamella.logs import Log
 from lamella.metadata import Database
+
+_log = Log("lamella.containers")
 
 
 def orphaned_tasks(database: Database, config: Config) -> Iterator[Task]:
@@ -42,4 +46,42 @@ def remove_orphaned_tasks(database: Database, config: Config, *, dry_run: bool) 
         with suppress(FailedPrecondition):
             task.remove()
             count += 1
+    return count
+
+
+def collect_networks(config: Config) -> None:
+    """Let the plugins of the store's own networks drop what belongs to no container."""
+    if any(name.endswith(".conflist") for name in names_in(config.root / "networks")):
+        from lamella.containers.networks.cni import collect
+
+        collect(config)
+
+
+def stale_networks(config: Config) -> Iterator[Task]:
+    """Give the tasks of all namespaces that do not run, are not being started, and are still plugged in."""
+    if not names_in(config.root / "networks" / "attached"):
+        return
+    from lamella.containers.networks.attachment import attached
+
+    for namespace, container, _ in attached(config):
+        task = Task(msgspec.structs.replace(config, namespace=namespace), container)
+        if not is_locked(task.folder) and not task.monitored():
+            yield task
+
+
+def release_stale_networks(config: Config, *, dry_run: bool = False) -> int:
+    """Take the networks away that killed monitors have left; return how many there were.
+
+    What fails is logged, and tried again the next time.
+    """
+    count = 0
+    for task in stale_networks(config):
+        try:
+            count += dry_run or task.release_network()
+        except LamellaError as error:
+            _log.warning(
+                "the network of the container %(container)s is left behind: %(reason)s",
+                container=task.folder.name,
+                reason=str(error),
+            )
     return count

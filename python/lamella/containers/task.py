@@ -21,12 +21,16 @@ from lamella import _core
 from lamella.config import Config
 from lamella.containers.log_config import LogConfig
 from lamella.containers.monitor import Attached, Connection, Exit, _Failure, raise_failure
+from lamella.containers.networks import Connection as NetworkConnection
+from lamella.containers.networks import record_path
 from lamella.disk import make_private_folder, make_state_folder, storage_error
 from lamella.errors import FailedPrecondition, LamellaError, NotFound, PermissionDenied, ResourceExhausted
 from lamella.events.spool import spool_path
 from lamella.locks import FolderLock
+from lamella.logs import Log
 from lamella.snapshots import Mount
 
+_log = Log("lamella.containers")
 SETTLE_SECONDS = 60.0
 """How long a start that failed, or lost its caller, may take to be over: milliseconds, but for a machine with too much to do."""
 Status = Literal["created", "running", "stopped", "unknown"]
@@ -48,6 +52,8 @@ class Task:
     def __init__(self, config: Config, container_id: str) -> None:
         self.folder = config.state / "tasks" / config.namespace / container_id
         self.log_folder = config.root / "containers" / config.namespace / container_id
+        self._config = config
+        self._network_record = record_path(config, container_id)
         self._events = {
             "spool": str(spool_path(config.root)),
             "namespace": config.namespace,
@@ -61,8 +67,7 @@ class Task:
 
     def start(
         self,
-        spec: bytes,
-        files: dict[str, bytes],
+        connect: Callable[[], NetworkConnection],
         rootfs: list[Mount],
         *,
         attach: bool,
@@ -73,9 +78,9 @@ class Task:
     ) -> tuple[Started, Attached | None]:
         """Write the bundle and launch it.
 
-        ``files`` are the container's hosts, hostname and resolv.conf. ``confirm`` raises NotFound when the container was
-        removed; it is called when nobody can do that any more. ``before_reset`` is called before the records of the last
-        run go. Errors: FailedPrecondition when it runs already,
+        ``connect`` plugs the container into its network, and is called when nothing of its last run is left. ``confirm`` raises
+        NotFound when the container was removed; it is called when nobody can do that any more. ``before_reset`` is called
+        before the records of the last run go. Errors: FailedPrecondition when it runs already, those of ``connect``,
         CommandNotFound and CommandNotExecutable for the program, and what else the launcher reports; after one nothing of the
         task is left.
         """
@@ -87,23 +92,33 @@ class Task:
                 except NotFound:
                     self._remove_folders()
                     raise
-                self._write_bundle(spec, files, before_reset)
-                return self._launch(rootfs, attach=attach, stdin=stdin, log=log)
+                self._reset(before_reset)
+                network = connect()
+                try:
+                    self._write_bundle(network)
+                    return self._launch(rootfs, network.record, attach=attach, stdin=stdin, log=log)
+                except BaseException:
+                    self._unplug()
+                    raise
         except FileNotFoundError:
             raise NotFound("the container was removed") from None
 
-    def _write_bundle(self, spec: bytes, files: dict[str, bytes], before_reset: Callable[[], None]) -> None:
-        """Write the bundle anew; the last run's records go."""
+    def _reset(self, before_reset: Callable[[], None]) -> None:
+        """Take away what is left of the last run; its records go."""
         if self._settled():
             raise FailedPrecondition("the container is running already")
         self._await_monitor()
         self._clean_up()
+        self._unplug()
         before_reset()
         for name in ("exit.json", "control.sock", "pid"):
             (self.folder / name).unlink(missing_ok=True)
+
+    def _write_bundle(self, network: NetworkConnection) -> None:
+        """Write the bundle anew."""
         try:
-            _write(self.folder / "config.json", spec, 0o600)
-            for name, data in files.items():
+            _write(self.folder / "config.json", network.spec, 0o600)
+            for name, data in network.files.items():
                 # The container may write them. Beside the log, for there it fills the disk that its root fills anyway;
                 # the state folder is the machine's memory as a rule, which every other service needs too.
                 _write(self.log_folder / name, data, 0o644)
@@ -111,7 +126,7 @@ class Task:
             raise _disk_error(error, self.folder) from error
 
     def _launch(
-        self, rootfs: list[Mount], *, attach: bool, stdin: bool, log: LogConfig
+        self, rootfs: list[Mount], network: Path | None, *, attach: bool, stdin: bool, log: LogConfig
     ) -> tuple[Started, Attached | None]:
         request = msgspec.json.encode(
             {
@@ -125,6 +140,7 @@ class Task:
                 "stdin": stdin,
                 "hold": False,
                 "events": self._events,
+                "network": str(network) if network is not None else None,
             }
         )
         ours, theirs = socket.socketpair() if attach else (None, None)
@@ -170,11 +186,11 @@ class Task:
 
     def running(self) -> bool:
         """Say whether the container runs: a monitor lives, and has not recorded the end."""
-        return not (self.folder / "exit.json").exists() and self._monitored()
+        return not (self.folder / "exit.json").exists() and self.monitored()
 
     def has_logged_all(self) -> bool:
         """Say whether the log holds all that it will: nothing runs, or what has ended has been read to its end."""
-        return not self._monitored() or (self.exit() is not None and not (self.folder / "pid").exists())
+        return not self.monitored() or (self.exit() is not None and not (self.folder / "pid").exists())
 
     def _settled(self) -> bool:
         """Say whether the container runs, once a start that has failed or lost its caller is over."""
@@ -183,7 +199,7 @@ class Task:
             time.sleep(0.001)
         return self.running()
 
-    def _monitored(self) -> bool:
+    def monitored(self) -> bool:
         """Say whether a monitor lives. One that has recorded the end still has cgroups to remove."""
         try:
             descriptor = os.open(self.folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
@@ -199,14 +215,14 @@ class Task:
 
     def _await_monitor(self) -> None:
         """Wait until the monitor of an ended run has cleaned up, which takes milliseconds."""
-        while self._monitored():
+        while self.monitored():
             time.sleep(0.001)
 
     def status(self) -> Status:
         """Say how the task stands."""
         if self.exit() is not None:
             return "stopped"
-        monitored = self._monitored()
+        monitored = self.monitored()
         # A monitor writes the pid when the program runs, and takes it away at the end: a start that is under way, or has
         # failed a moment ago, has a monitor and no pid.
         begun = (self.folder / "pid").exists()
@@ -348,14 +364,45 @@ class Task:
     def _remove_folders(self) -> None:
         _core.remove_tree(str(self.log_folder))
         # The pid goes after the cgroups: by now, as a rule (10 us). The bundle alone says which they are.
-        while (self.folder / "pid").exists() and self._monitored():
+        while (self.folder / "pid").exists() and self.monitored():
             time.sleep(0.0005)
         self._clean_up()
+        try:
+            self._unplug()
+        except LamellaError as error:  # a plugin that is gone, say; the record stays, and gc tries it again
+            _log.warning("a network is left behind: %(reason)s", reason=str(error))
         _core.remove_tree(str(self.folder))
+
+    def _unplug(self) -> None:
+        """Take the network away of a run that is over, or was not to be; as a rule its monitor has. Harmless twice."""
+        if self._network_record.exists():
+            from lamella.containers.networks.attachment import release
+
+            release(self._config, self._network_record)
+
+    def release_network(self) -> bool:
+        """Take the network away that a run has left whose monitor was killed.
+
+        False when there is none, it runs, or somebody is at it. Errors are those of
+        :func:`lamella.containers.networks.attachment.release`.
+        """
+        if not self._network_record.exists() or self.monitored():
+            return False
+        self._make_folders()
+        lock = FolderLock(self.folder, what="the container's task")
+        if not lock.try_acquire():
+            return False
+        try:
+            if not self._network_record.exists() or self.monitored():
+                return False
+            self._unplug()
+            return True
+        finally:
+            lock.release()
 
     def _clean_up(self) -> None:
         """Take away what a monitor that was killed could not. Its socket tells: that goes last of all."""
-        if not (self.folder / "control.sock").exists() or self._monitored():
+        if not (self.folder / "control.sock").exists() or self.monitored():
             return
         try:
             spec = msgspec.json.decode((self.folder / "config.json").read_bytes(), type=_BundleSpec)

@@ -32,6 +32,7 @@ orphan-blob         a file under blobs/ has no row                     remove it
 orphan-folder       a folder under snapshots/ has no row               remove it
 damaged-ingest      an ingest has no record, or is being removed       remove it
 stale-task          a task or log folder has no container              remove it
+stale-network       a container that has ended is still plugged in     let go of it
 ==================  =================================================  ====================================================
 
 What is fetched comes from the repositories that the content's labels name (``containerd.io/distribution.source.*``), one after

@@ -72,6 +72,7 @@ class _Check:
         self._check_database()
         self._check_mounts()
         self._check_tasks()
+        self._check_networks()
         layers = LayerCheck(self._store)
         layers.look()
         BlobCheck(self._store).run()
@@ -247,6 +248,24 @@ class _Check:
                 return "removed it"
 
             self._store.left("stale-task", name, "there is no container of that name", mend)
+
+    def _check_networks(self) -> None:
+        from lamella.containers.orphans import stale_networks
+
+        config = self._store.config
+
+        def stale() -> set[tuple[Path, Path]]:
+            return {(task.folder, task.log_folder) for task in stale_networks(config)}
+
+        for folder, _ in self._store.lasting(stale):
+            for task in stale_networks(config):
+                if task.folder == folder:
+                    self._store.left(
+                        "stale-network",
+                        f"{folder.parent.name}/{folder.name}",
+                        "the container has ended, and nobody let go of its network",
+                        lambda task=task: "let go of it" if task.release_network() else None,  # type: ignore[misc]
+                    )
 
 
 def _missing_content(client: Client, image: Image) -> str | None:

@@ -19,7 +19,7 @@ FindingKind = Literal[
     "mount",
     "unknown-task",
 ]
-LeftoverKind = Literal["orphan-blob", "orphan-folder", "damaged-ingest", "stale-task"]
+LeftoverKind = Literal["orphan-blob", "orphan-folder", "damaged-ingest", "stale-task", "stale-network"]
 
 
 class Finding(msgspec.Struct, kw_only=True):

@@ -1,0 +1,125 @@
+"""``lamella networks``: the networks that containers can be plugged into."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from lamella.cli.parser import Command, Group, Parser
+
+if TYPE_CHECKING:
+    from lamella.cli.session import Session
+
+
+def _ls(arguments: argparse.Namespace, session: Session) -> int:
+    networks = session.client.networks.list()
+    if session.json:
+        session.document([network.inspect() for network in networks])
+    else:
+        session.table(
+            ("NAME", "PLUGINS", "SUBNETS", "CONTAINERS", "FILE"),
+            (
+                (
+                    network.name,
+                    ",".join(network.plugins),
+                    ",".join(network.subnets) or "-",
+                    str(len(network.attachments)),
+                    str(network.path),
+                )
+                for network in networks
+            ),
+        )
+    return 0
+
+
+def _inspect_arguments(parser: Parser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="+", help="The networks.")
+
+
+def _inspect(arguments: argparse.Namespace, session: Session) -> int:
+    session.document([session.client.networks.get(name).inspect() for name in arguments.names])
+    return 0
+
+
+def _create_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "--subnet",
+        metavar="CIDR",
+        action="append",
+        default=[],
+        help="Give addresses of this subnet; twice for IPv4 and IPv6. A free one without it.",
+    )
+    add("--gateway", metavar="ADDRESS", help="The host's address in it (default: the first).")
+    add("--ip-range", metavar="CIDR", help="Give addresses of this part of the subnet alone.")
+    add("--internal", action="store_true", help="Let nothing out of it and no port in.")
+    add("--mtu", metavar="BYTES", type=int, help="Set the largest size of a packet.")
+    add("name", metavar="NAME", help="Its name.")
+
+
+def _create(arguments: argparse.Namespace, session: Session) -> int:
+    network = session.client.networks.create(
+        arguments.name,
+        subnet=arguments.subnet,
+        gateway=arguments.gateway,
+        ip_range=arguments.ip_range,
+        internal=arguments.internal,
+        mtu=arguments.mtu,
+    )
+    if session.json:
+        session.document(network.inspect())
+    else:
+        session.line(network.name)
+    return 0
+
+
+def _rm_arguments(parser: Parser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="+", help="The networks.")
+
+
+def _rm(arguments: argparse.Namespace, session: Session) -> int:
+    return session.each(arguments.names, lambda name: session.client.networks.get(name).remove())
+
+
+NETWORKS = Group(
+    "networks",
+    "List, make and remove networks.",
+    (
+        Command(
+            "ls",
+            "List CNI networks.",
+            _ls,
+            aliases=("list",),
+            description="Those of /etc/cni/net.d (or the folder that NETCONFPATH names), and those that were made here. "
+            "none, host, container:NAME and pasta are always there.",
+            examples=[("all networks", "lamella networks ls")],
+        ),
+        Command(
+            "inspect",
+            "Show everything about networks.",
+            _inspect,
+            _inspect_arguments,
+            examples=[("who is plugged in", "lamella networks inspect bridge")],
+        ),
+        Command(
+            "create",
+            "Make a bridge network and print its name.",
+            _create,
+            _create_arguments,
+            description="Containers in it reach each other, the host and, but for --internal, what the host reaches. It takes "
+            "the CNI plugins (Debian: containernetworking-plugins).",
+            examples=[
+                ("one with a free subnet", "lamella networks create web"),
+                ("one that leads nowhere", "lamella networks create --internal --subnet 10.77.0.0/24 lab"),
+            ],
+        ),
+        Command(
+            "rm",
+            "Remove networks that were made here.",
+            _rm,
+            _rm_arguments,
+            aliases=("remove", "delete"),
+            examples=[("remove it and its bridge", "lamella networks rm web")],
+        ),
+    ),
+)

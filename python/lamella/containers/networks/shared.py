@@ -1,0 +1,54 @@
+"""The network of another container: its namespace, and its hosts, hostname and resolv.conf, which are bound into both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lamella.containers.networks import Connection
+from lamella.containers.networks.attachment import Attachment, Release, pin_path, release
+from lamella.containers.networks.joining import join
+from lamella.errors import FailedPrecondition, NotFound
+
+if TYPE_CHECKING:
+    from lamella.client import Client
+    from lamella.containers.container import Container, ContainerRecord
+
+
+def connect_shared(client: Client, record: ContainerRecord) -> Connection:
+    """Join the namespace of a running container, kept on a file of this one's own.
+
+    So it is surely that container's: the number of its first process may be another's by the time it is used.
+    """
+    config = client.config
+    identifier = record.extra.network.partition(":")[2]
+    try:
+        other = client.containers.get(identifier)
+    except NotFound:
+        raise FailedPrecondition(
+            f"container {identifier[:12]}, whose network {record.name} was to share, was removed",
+            hint="Create the container anew, with another's network.",
+        ) from None
+    attachment = Attachment(
+        container=record.id,
+        network=record.extra.network,
+        release=Release(namespace=pin_path(config, record.id)),
+    )
+    spec = join(record.spec, attachment.release.namespace)
+    path = attachment.write(config)
+    try:
+        attachment.take(config, f"/proc/{_running(other)}/ns/net")
+        _running(other)
+    except BaseException:
+        release(config, path)
+        raise
+    return Connection(spec, {}, path)
+
+
+def _running(other: Container) -> int:
+    pid = other.pid
+    if pid is None:
+        raise FailedPrecondition(
+            f"container {other.name} is not running, so that its network cannot be shared",
+            hint="Start it first.",
+        )
+    return pid

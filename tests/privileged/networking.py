@@ -1,0 +1,128 @@
+"""A machine for tests of networks: a network namespace of the test's own, in which everything happens that would on the host's.
+
+Bridges, veths and firewall rules are made there, and are gone with it, so that tests see exactly what is left of them, and
+nobody else on the machine sees anything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+class Machine:
+    """The calling thread's network namespace, from :meth:`enter` to :meth:`leave`."""
+
+    def enter(self) -> None:
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        _checked(_libc.unshare(CLONE_NEWNET))
+        self.ip("link", "set", "lo", "up")
+        # A way out, which leads nowhere: pasta wants one, and CNI's masquerading, too.
+        self.ip("link", "add", "up0", "type", "veth", "peer", "name", "up1")
+        self.ip("address", "add", "192.0.2.2/24", "dev", "up0")
+        for name in ("up0", "up1"):
+            self.ip("link", "set", name, "up")
+        self.ip("route", "add", "default", "via", "192.0.2.1")
+
+    def leave(self) -> None:
+        _checked(_libc.setns(self._home, CLONE_NEWNET))
+        os.close(self._home)
+
+    def ip(self, *words: str) -> None:
+        subprocess.run(["ip", *words], check=True)
+
+    def links(self) -> set[str]:
+        done = subprocess.run(["ip", "-j", "link"], check=True, capture_output=True)
+        return {link["ifname"] for link in json.loads(done.stdout)}
+
+    def rules(self) -> list[str]:
+        """Give the firewall's rules, but for counters and the chains that plugins keep for all containers."""
+        done = subprocess.run(["iptables-save"], check=True, capture_output=True, text=True)
+        return sorted(line for line in done.stdout.splitlines() if line.startswith("-A"))
+
+
+def pins(config) -> list[str]:
+    """Give what is left of namespaces and records."""
+    found = []
+    for folder in (config.state / "networks", config.root / "networks" / "attached"):
+        if folder.is_dir():
+            found += [str(path) for path in folder.iterdir() if path.name != "leases"]
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    return found + [line for line in mounts if f"{config.state}/networks" in line]
+
+
+def leases(config, network: str) -> list[str]:
+    """Give the addresses that a network has given."""
+    folder = config.state / "networks" / "leases" / network
+    return sorted(path.name for path in folder.glob("*.*.*.*") if path.is_file())
+
+
+PLUGIN = f"""#!{sys.executable}
+# A CNI plugin that writes down how it is called, and does what the file beside it says.
+import json, os, sys, time
+from pathlib import Path
+
+folder, name = Path(__file__).resolve().parent, Path(__file__).name
+document = json.load(sys.stdin)
+command = os.environ["CNI_COMMAND"]
+env = {{key: value for key, value in os.environ.items() if key.startswith("CNI_")}}
+call = {{"plugin": name, "command": command, "document": document, "env": env}}
+with (folder / "calls").open("a") as calls:
+    calls.write(json.dumps(call) + "\\n")
+behaviour = folder / f"{{name}}.{{command}}"
+if behaviour.exists():
+    exec(behaviour.read_text())
+if command == "ADD":
+    result = document.get("prevResult") or {{
+        "cniVersion": document["cniVersion"],
+        "interfaces": [{{"name": os.environ["CNI_IFNAME"], "mac": "02:00:00:00:00:01", "sandbox": os.environ["CNI_NETNS"]}}],
+        "ips": [{{"address": "10.66.0.2/24", "gateway": "10.66.0.1", "interface": 0}}],
+        "dns": {{"nameservers": ["10.66.0.53"], "search": ["fake.test"]}},
+    }}
+    print(json.dumps(result))
+"""
+
+
+class FakePlugins:
+    """CNI plugins in a folder of the test's own, and a network made of them."""
+
+    def __init__(self, folder: Path, monkeypatch) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self.configurations = folder / "net.d"
+        self.configurations.mkdir()
+        monkeypatch.setenv("CNI_PATH", str(folder))
+        monkeypatch.setenv("NETCONFPATH", str(self.configurations))
+
+    def network(self, name: str, *plugins: dict[str, object], version: str = "1.0.0", **more: object) -> Path:
+        for plugin in plugins:
+            program = self.folder / str(plugin["type"])
+            program.write_text(PLUGIN)
+            program.chmod(0o755)
+        path = self.configurations / f"{name}.conflist"
+        path.write_text(json.dumps({"cniVersion": version, "name": name, "plugins": plugins, **more}))
+        return path
+
+    def behave(self, plugin: str, command: str, script: str) -> None:
+        """Let a plugin run a piece of Python when it gets a command."""
+        (self.folder / f"{plugin}.{command}").write_text(script)
+
+    def calls(self) -> list[dict[str, object]]:
+        path = self.folder / "calls"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def commands(self) -> list[tuple[object, object]]:
+        return [(call["plugin"], call["command"]) for call in self.calls()]

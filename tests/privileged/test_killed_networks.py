@@ -1,0 +1,160 @@
+"""kill -9 at every step of plugging a container into a network and of its end: of the caller, plugins, the launcher, the monitor.
+
+Whoever dies: the next look at the store lets go of the namespace, the addresses, the ports and the firewall's rules.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from networking import Machine, leases, pins
+
+import lamella
+from crashes import each_kill, image
+from lamella import _core
+from lamella.errors import LamellaError
+from steps import patience
+
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.usefixtures("alone"),
+    pytest.mark.needs_program("iptables", "ip"),
+    patience,
+]
+
+
+@pytest.fixture
+def reference(server):
+    return image().push(server)
+
+
+@pytest.fixture
+def pulled(reference, tmp_path):
+    """An archive of the image: the registry is not on the machine that the tests make."""
+    archive = tmp_path / "image.tar"
+    with lamella.Client(tmp_path / "root", tmp_path / "state") as client:
+        client.images.pull(reference)
+        client.images.export([reference], archive)
+    return archive
+
+
+@pytest.fixture
+def machine(pulled):
+    machine = Machine()
+    machine.enter()
+    yield machine
+    machine.leave()
+
+
+def make_web(client):
+    """Make a network without masquerading: the bridge plugin forgets its rules if it is killed between interface and rules."""
+    path = client.networks.create("web").path
+    path.write_text(path.read_text().replace('"ipMasq": true', '"ipMasq": false'))
+
+
+@pytest.mark.parametrize("everyone", [False, True], ids=["one", "all"])
+def test_a_run_with_a_published_port(tmp_path, pulled, reference, machine, everyone):
+    def run(client):
+        with suppress(LamellaError):
+            client.containers.run(reference, ["/bin/true"], network="web", ports=["8080:80"], name="box")
+
+    def before(client):
+        client.images.import_(pulled)
+        make_web(client)
+        run(client)
+        client.containers.get("box").remove()
+
+    def rules():
+        return [rule for rule in machine.rules() if "8080" in rule or "10.89." in rule]
+
+    places = tmp_path / "places"
+    places.mkdir()
+    known: set[str] = set()
+    for client, outcome in each_kill(places, before, run, points=12, everyone=everyone):
+        assert outcome.status <= 0
+        deadline = time.monotonic() + 30
+        while (
+            any(box.status == "running" for box in client.containers.list()) and time.monotonic() < deadline
+        ):
+            time.sleep(0.02)  # it goes on without its caller, to its end
+        client.containers.list()
+        while pins(client.config) and time.monotonic() < deadline:
+            client.gc()
+        assert (pins(client.config), leases(client.config, "web")) == ([], [])
+        if (
+            everyone or outcome.status
+        ):  # else it may have been an iptables, of whose death the firewall plugin tells nobody
+            assert set(rules()) <= known
+        known = set(rules())
+        for box in client.containers.list(all=True):
+            box.start()
+            assert box.wait(30) == 0
+            box.remove()
+        run(client)
+        client.containers.get("box").remove()
+        for made in client.networks.list():
+            if made.own:
+                made.remove()
+    assert machine.links() == {"lo", "up0", "up1"}
+
+
+@pytest.mark.parametrize("look", ["list", "gc", "fsck", "start", "remove"])
+@pytest.mark.parametrize("network", ["web", pytest.param("pasta", marks=pytest.mark.needs_program("pasta"))])
+def test_the_next_look_takes_away_what_a_killed_monitor_left(
+    client, pulled, reference, machine, network, look
+):
+    client.images.import_(pulled)
+    make_web(client)
+    client.containers.run(reference, ["/bin/true"], network="web", ports=["8080:80"], remove=True)
+    rules = machine.rules()
+    box = client.containers.run(reference, ["/bin/forever"], network=network, ports=["8080:80"], detach=True)
+    monitor = int(Path(f"/proc/{box.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(monitor, signal.SIGKILL)
+    while box.task.monitored():
+        time.sleep(0.01)
+    assert pins(client.config)
+    if look == "list":
+        assert client.containers.list() == []
+    elif look == "gc":
+        assert client.gc(dry_run=True).orphans == 1
+        client.gc()
+    elif look == "fsck":
+        assert [left.kind for left in client.fsck().leftovers] == ["stale-network"]
+        client.fsck(repair=True)
+    elif look == "start":
+        box.start()
+        box.stop(0)
+    box.remove()
+    assert (pins(client.config), leases(client.config, "web"), machine.rules()) == ([], [], rules)
+    with socket.create_server(("127.0.0.1", 8080)):
+        pass
+
+
+def test_after_a_restart_of_the_machine_addresses_are_given_back(
+    client, pulled, reference, machine, tmp_path
+):
+    """A restart takes the state folder, namespaces and rules; a network that others share keeps its list of addresses."""
+    client.images.import_(pulled)
+    make_web(client)
+    path = client.networks.get("web").path
+    path.write_text(path.read_text().replace(f"{client.config.state}/networks/leases", f"{tmp_path}/leases"))
+    box = client.containers.run(reference, ["/bin/forever"], network="web", ports=["8080:80"], detach=True)
+    monitor = int(Path(f"/proc/{box.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(monitor, signal.SIGKILL)
+    while box.task.monitored():
+        time.sleep(0.01)
+    assert list((tmp_path / "leases/web").glob("10.*"))
+    _core.unpin_network(str(client.config.state / "networks" / box.id))
+    shutil.rmtree(client.config.state)
+    assert client.containers.list() == []
+    assert pins(client.config) == []
+    assert not list((tmp_path / "leases/web").glob("10.*"))
+    box.start()
+    box.remove(force=True)

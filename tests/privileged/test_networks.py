@@ -1,0 +1,468 @@
+"""Networks of containers, with the real plugins of Debian's containernetworking-plugins and passt."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from networking import FakePlugins, Machine, leases, pins
+
+from lamella.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NetworkFailed,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
+
+pytestmark = [pytest.mark.privileged, pytest.mark.needs_program("iptables", "ip", "busybox")]
+BUSYBOX = ["/bin/busybox:/bin/busybox:ro"]
+SERVE = ["/bin/busybox", "nc", "-ll", "-p", "80", "-e", "/bin/busybox", "echo", "hello"]
+
+
+@pytest.fixture
+def image(client, small_image):
+    return client.images.pull(small_image)
+
+
+@pytest.fixture
+def machine(image):
+    machine = Machine()
+    machine.enter()
+    yield machine
+    machine.leave()
+
+
+@pytest.fixture
+def cni(machine):
+    for kind in ("bridge", "portmap", "host-local", "firewall"):
+        if not any(
+            Path(folder, kind).exists() for folder in ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+        ):
+            pytest.skip(f"needs the CNI plugin {kind}")
+    return machine
+
+
+@pytest.fixture
+def start(client, image):
+    started = []
+
+    def call(*command, **options):
+        container = client.containers.run(image, list(command), detach=True, volumes=BUSYBOX, **options)
+        started.append(container)
+        return container
+
+    yield call
+    for container in started:
+        with contextlib.suppress(NotFound):
+            container.remove(force=True)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch, machine):
+    return FakePlugins(tmp_path / "plugins", monkeypatch)
+
+
+def ask(host: str, port: int) -> bytes:
+    """Read what a server of a container says; it may not listen yet."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with socket.create_connection((host, port), 5) as sock:
+                answer = sock.recv(100)
+            if answer:
+                return answer
+        except (ConnectionRefusedError, ConnectionResetError):
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def inside(container, *command, check=True):
+    return container.exec(["/bin/busybox", *command], check=check).stdout.decode()
+
+
+def nothing_left(client, machine, before, network="bridge"):
+    links, rules = before
+    assert (pins(client.config), leases(client.config, network)) == ([], [])
+    assert machine.links() - links == set()
+    assert machine.rules() == rules
+
+
+@pytest.fixture
+def settled(cni, client, image):
+    """The machine after a first container with a port: bridge and common chains are there, which stay."""
+    client.containers.run(image, ["/bin/true"], network="bridge", ports=["80"], remove=True)
+    return cni.links(), cni.rules()
+
+
+# Bridges
+
+
+def test_two_containers_of_a_bridge_reach_each_other_and_the_host(client, cni, start):
+    server = start(*SERVE, network="bridge")
+    address = server.inspect()["network"]["addresses"][0].partition("/")[0]
+    other = start("/bin/busybox", "sleep", "1000", network="bridge")
+    assert ask(address, 80) == b"hello\n"
+    assert inside(other, "nc", "-w", "20", address, "80") == "hello\n"
+    assert f"default via {server.inspect()['network']['gateways'][0]}" in inside(other, "ip", "route")
+    assert server.inspect()["network"]["mac_address"] in inside(server, "ip", "link", "show", "eth0")
+
+
+def test_a_published_port_is_reached_over_loopback_and_the_machines_address(client, cni, start):
+    server = start(*SERVE, network="bridge", ports={"80/tcp": 8080})
+    assert server.ports == {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}
+    assert (ask("127.0.0.1", 8080), ask("192.0.2.2", 8080)) == (b"hello\n", b"hello\n")
+    other = start("/bin/busybox", "sleep", "1000", network="bridge")
+    assert inside(other, "nc", "-w", "20", "192.0.2.2", "8080") == "hello\n"
+
+
+def test_a_port_that_is_left_open_is_chosen_and_told(client, cni, start):
+    servers = [start(*SERVE, network="bridge", ports=["127.0.0.1::80"]) for _ in range(2)]
+    ports = [int(server.ports["80/tcp"][0]["HostPort"]) for server in servers]
+    assert len(set(ports)) == 2
+    assert [ask("127.0.0.1", port) for port in ports] == [b"hello\n"] * 2
+    assert servers[0].inspect()["network"]["ports"][0] == {
+        "container_port": 80,
+        "protocol": "tcp",
+        "host_ip": "127.0.0.1",
+        "host_port": ports[0],
+    }
+
+
+def test_a_port_that_another_container_or_program_has_is_refused_by_name(client, settled, cni, start):
+    server = start(*SERVE, network="bridge", ports=["8080:80"])
+    with pytest.raises(AlreadyExists, match=server.short_id):
+        start(*SERVE, network="bridge", ports=["8080:80"])
+    with (
+        socket.create_server(("127.0.0.1", 8081)),
+        pytest.raises(FailedPrecondition, match="8081/tcp is in use"),
+    ):
+        start(*SERVE, network="bridge", ports=["8081:80"])
+    server.remove(force=True)
+    nothing_left(client, cni, settled)
+
+
+def test_ports_are_free_when_the_end_is_told(client, settled, cni, start):
+    for _ in range(3):
+        start("/bin/busybox", "true", network="bridge", ports=["8080:80"]).wait(60)
+        nothing_left(client, cni, settled)
+
+
+def test_a_container_that_is_started_again_is_plugged_in_again(client, settled, cni, start):
+    server = start(*SERVE, network="bridge", ports=["8080:80"])
+    for _ in range(2):
+        assert ask("127.0.0.1", 8080) == b"hello\n"
+        server.stop(0)
+        nothing_left(client, cni, settled)
+        assert server.inspect()["network"] == {"name": "bridge"}
+        server.start()
+    server.remove(force=True)
+    nothing_left(client, cni, settled)
+
+
+def test_a_network_is_let_go_of_when_the_caller_is_gone(client, settled, cni, start):
+    box = start("/bin/busybox", "sleep", "1000", network="bridge", ports=["8080:80"])
+    box.kill()  # by the monitor alone: nobody waits or removes
+    deadline = time.monotonic() + 30
+    while pins(client.config) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    nothing_left(client, cni, settled)
+
+
+def test_address_mac_and_names_are_what_was_asked_for(client, cni, start):
+    client.networks.create("web", subnet="10.77.0.0/24")
+    box = start(
+        "/bin/busybox", "sleep", "1000", network="web", ip="10.77.0.9", mac_address="02:42:0a:4d:00:09",
+        hostname="box", name="boxed", extra_hosts={"db": "10.77.0.5", "up": "host-gateway"},
+        dns=["192.0.2.53"], dns_search=["test"], dns_options=["ndots:2"],
+    )  # fmt: skip
+    network = box.inspect()["network"]
+    assert (network["addresses"], network["mac_address"]) == (["10.77.0.9/24"], "02:42:0a:4d:00:09")
+    hosts = inside(box, "cat", "/etc/hosts").splitlines()
+    assert hosts[-3:] == ["10.77.0.9\tbox boxed", "10.77.0.5\tdb", "10.77.0.1\tup"]
+    assert inside(box, "cat", "/etc/resolv.conf") == "nameserver 192.0.2.53\nsearch test\noptions ndots:2\n"
+    with pytest.raises((NetworkFailed, InvalidArgument), match=r"10\.77\.0\.9|requested IP"):
+        start("/bin/busybox", "true", network="web", ip="10.77.0.9")
+    box.remove(force=True)
+    assert pins(client.config) == []
+
+
+def test_a_network_can_be_removed_when_nobody_uses_it(client, cni, start):
+    network = client.networks.create("web", mtu=1400)
+    bridge = network.configuration.plugins[0].document["bridge"]
+    box = start("/bin/busybox", "sleep", "1000", network="web")
+    assert bridge in cni.links()
+    assert "mtu 1400" in inside(box, "ip", "link", "show", "eth0")
+    assert network.inspect()["containers"][0]["id"] == box.id
+    with pytest.raises(FailedPrecondition, match=box.short_id):
+        network.remove()
+    box.remove(force=True)
+    network.remove()
+    assert bridge not in cni.links()
+    assert not network.path.exists()
+    with pytest.raises(NotFound, match="'web'"):
+        client.networks.get("web")
+
+
+def test_nothing_leads_out_of_an_internal_network(client, cni, start):
+    client.networks.create("lab", internal=True)
+    box = start("/bin/busybox", "sleep", "1000", network="lab")
+    assert "default" not in inside(box, "ip", "route")
+    with pytest.raises(Unsupported, match="portMappings"):
+        start("/bin/busybox", "true", network="lab", ports=["8080:80"])
+
+
+def test_a_network_of_the_machine_is_used_as_it_is(client, cni, start, tmp_path, monkeypatch):
+    monkeypatch.setenv("NETCONFPATH", str(tmp_path / "net.d"))
+    (tmp_path / "net.d").mkdir()
+    (tmp_path / "net.d/10-theirs.conf").write_text(
+        '{"cniVersion": "0.3.1", "name": "theirs", "type": "bridge", "bridge": "theirs0", "ipam": {"type": "host-local",'
+        f' "subnet": "10.78.0.0/24", "dataDir": "{tmp_path}/leases"}}}}'
+    )
+    box = start("/bin/busybox", "sleep", "1000", network="theirs")
+    assert box.inspect()["network"]["addresses"] == ["10.78.0.2/24"]
+    network = client.networks.get("theirs")
+    with pytest.raises(FailedPrecondition, match="belongs to the machine"):
+        network.remove()
+    box.remove(force=True)
+    assert not list((tmp_path / "leases").glob("*/10.78.*"))
+
+
+# none, host, container
+
+
+def test_a_container_without_a_network_reaches_nothing(client, machine, start):
+    box = start("/bin/busybox", "sleep", "1000")
+    assert inside(box, "ip", "-o", "link").count("\n") == 1
+    assert box.exec(["/bin/busybox", "nc", "-w", "1", "192.0.2.2", "80"]).exit_code == 1
+    assert box.inspect()["network"] == {"name": "none"}
+    assert pins(client.config) == []
+
+
+def test_a_container_shares_anothers_network_and_files(client, machine, start):
+    first = start(*SERVE, name="first", hostname="one", dns=["192.0.2.53"])
+    for word in ("first", first.id, first.id[:10]):
+        second = start("/bin/busybox", "sleep", "1000", network=f"container:{word}")
+        assert inside(second, "nc", "-w", "20", "127.0.0.1", "80") == "hello\n"
+        assert inside(second, "cat", "/etc/resolv.conf") == "nameserver 192.0.2.53\n"
+        assert "one" in inside(second, "cat", "/etc/hosts")
+        assert inside(second, "hostname") == "one\n"
+        second.remove(force=True)
+    assert pins(client.config) == []
+    third = start("/bin/busybox", "sleep", "1000", network="container:first")
+    first.stop(0)
+    assert inside(third, "ip", "-o", "link").count("\n") == 1  # it goes on, in the same namespace
+    third.stop(0)
+    with pytest.raises(FailedPrecondition, match="first is not running"):
+        third.start()
+    first.remove()
+    with pytest.raises(FailedPrecondition, match="was removed"):
+        third.start()
+    with pytest.raises(NotFound, match="nobody"):
+        start("/bin/true", network="container:nobody")
+    assert pins(client.config) == []
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        ("none", {"ports": ["80:80"]}),
+        ("none", {"ip": "10.0.0.2"}),
+        ("host", {"ports": ["80:80"]}),
+        ("host", {"mac_address": "02:42:0a:4d:00:09"}),
+        ("container:box", {"dns": ["192.0.2.53"]}),
+        ("container:box", {"hostname": "x"}),
+        ("container:box", {"extra_hosts": {"a": "10.0.0.1"}}),
+        ("container:box", {"ports": ["80:80"]}),
+        ("pasta", {"ip": "10.0.0.2"}),
+        ("pasta", {"network_aliases": ["x"]}),
+    ],
+)
+def test_what_a_network_cannot_do_is_refused_before_anything_is_made(client, image, network, options):
+    with pytest.raises(InvalidArgument, match=f"{next(iter(options))} cannot be set|aliases cannot be set"):
+        client.containers.create(image, ["/bin/true"], network=network, **options)
+    assert client.containers.list(all=True) == []
+
+
+def test_a_network_that_is_not_there_is_named_at_creation(client, image):
+    with pytest.raises(NotFound, match="nowhere"):
+        client.containers.create(image, ["/bin/true"], network="nowhere")
+
+
+# pasta
+
+
+@pytest.mark.needs_program("pasta")
+def test_pasta_connects_a_container_and_ends_with_it(client, machine, start):
+    for _ in range(2):
+        server = start(*SERVE, network="pasta", ports=["8080:80", "5353:53/udp"])
+        assert ask("127.0.0.1", 8080) == b"hello\n"
+        assert "192.0.2.2" in inside(server, "ip", "addr")
+        assert "192.0.2.2" in inside(server, "cat", "/etc/hosts")
+        assert server.ports["80/tcp"] == [{"HostIp": "0.0.0.0", "HostPort": "8080"}]
+        server.stop(0)
+        assert pins(client.config) == []
+        assert not pastas(client)
+
+
+@pytest.mark.needs_program("pasta")
+def test_a_pasta_that_cannot_work_leaves_nothing(client, machine, start):
+    machine.ip("route", "del", "default")
+    with pytest.raises(NetworkFailed, match="pasta"):
+        start("/bin/true", network="pasta")
+    with pytest.raises(FailedPrecondition, match="--netns"):
+        start("/bin/true", network="pasta:--netns=/proc/1/ns/net")
+    assert pins(client.config) == []
+    assert not pastas(client)
+
+
+def pastas(client) -> list[str]:
+    done = subprocess.run(
+        ["pgrep", "-af", str(client.config.state / "networks")], check=False, capture_output=True, text=True
+    )
+    return [line for line in done.stdout.splitlines() if "pasta" in line]
+
+
+# Faults
+
+
+def test_plugins_get_what_the_spec_says_and_del_is_given_the_result(client, fake, start):
+    fake.network(
+        "fake",
+        {"type": "first", "capabilities": {"ips": True, "dns": True, "aliases": True, "mac": True}, "own": 1},
+        {"type": "second", "capabilities": {"portMappings": True, "other": True}},
+    )
+    box = start(
+        "/bin/busybox", "sleep", "1000", network="fake", ports=["127.0.0.1:8080:80/udp"], network_aliases=["web"],
+        ip="10.66.0.2", dns_search=["asked.test"],
+    )  # fmt: skip
+    resolv = inside(box, "cat", "/etc/resolv.conf")
+    assert resolv == "nameserver 10.66.0.53\nsearch asked.test\n"
+    assert "10.66.0.2\t" in inside(box, "cat", "/etc/hosts")
+    box.stop(0)
+    assert fake.commands() == [("first", "ADD"), ("second", "ADD"), ("second", "DEL"), ("first", "DEL")]
+    first, second, undone, _ = fake.calls()
+    assert first["document"] == {
+        "type": "first",
+        "own": 1,
+        "name": "fake",
+        "cniVersion": "1.0.0",
+        "runtimeConfig": {
+            "aliases": ["web"],
+            "dns": {"servers": [], "searches": ["asked.test"], "options": []},
+            "ips": ["10.66.0.2"],
+        },
+    }
+    assert second["document"]["prevResult"] == undone["document"]["prevResult"]
+    assert second["document"]["runtimeConfig"]["portMappings"] == [
+        {"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "127.0.0.1"}
+    ]
+    assert undone["env"] | {"CNI_COMMAND": "ADD"} == first["env"]
+    assert first["env"]["CNI_CONTAINERID"] == box.id
+    assert pins(client.config) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "message"),
+    [
+        ("print(json.dumps({'code': 11, 'msg': 'no room', 'details': 'a\\x1b[31m'})); sys.exit(1)", NetworkFailed, "no room"),
+        ("print('garbage')", None, ""),
+        ("sys.stderr.write('it broke\\n'); sys.exit(3)", NetworkFailed, "second: it broke"),
+        ("os.kill(os.getpid(), 9)", NetworkFailed, "second"),
+    ],
+)  # fmt: skip
+def test_after_a_failing_plugin_all_of_the_chain_is_undone(client, fake, start, script, error, message):
+    fake.network("fake", {"type": "first"}, {"type": "second"}, {"type": "third"})
+    fake.behave("second", "ADD", script + "\nsys.exit(0)" if error is None else script)
+    with pytest.raises(error or NetworkFailed, match=message or "no result") as caught:
+        start("/bin/true", network="fake")
+    if message == "no room":
+        assert (caught.value.plugin, caught.value.code, caught.value.details) == ("second", 11, "a [31m")
+    undone = [("third", "DEL"), ("second", "DEL"), ("first", "DEL")]
+    assert fake.commands() == [("first", "ADD"), ("second", "ADD"), *undone]
+    assert pins(client.config) == []
+    assert client.containers.list(all=True) == []
+
+
+def test_a_hanging_plugin_is_killed_with_what_it_started(client, fake, start, monkeypatch):
+    monkeypatch.setattr("lamella.containers.networks.execution.PATIENCE", 0.5)
+    monkeypatch.setattr(
+        "lamella.containers.networks.execution.run_program.__kwdefaults__",
+        {"patience": 0.5, "inherit": False},
+    )
+    fake.network("fake", {"type": "first"})
+    fake.behave("first", "ADD", "import subprocess; subprocess.run(['sleep', '1234'])")
+    with pytest.raises(DeadlineExceeded, match="first did not end"):
+        start("/bin/true", network="fake")
+    assert subprocess.run(["pgrep", "-f", "sleep 1234"], capture_output=True, check=False).stdout == b""
+    assert pins(client.config) == []
+
+
+def test_a_plugin_that_is_not_there_is_named_before_anything_is_made(client, fake, start):
+    fake.network("fake", {"type": "first"}, {"type": "missing"})
+    (fake.folder / "missing").unlink()
+    with pytest.raises(NotFound, match="'missing'"):
+        start("/bin/true", network="fake")
+    assert fake.commands() == []
+    assert pins(client.config) == []
+
+
+def test_a_network_that_is_not_ready_says_so(client, fake, start):
+    fake.network("fake", {"type": "first"}, version="1.1.0")
+    fake.behave("first", "STATUS", "print(json.dumps({'code': 50, 'msg': 'no daemon'})); sys.exit(1)")
+    with pytest.raises(Unavailable, match="no daemon"):
+        start("/bin/true", network="fake")
+    assert ("first", "ADD") not in fake.commands()
+    assert pins(client.config) == []
+
+
+def test_a_failing_del_is_tried_again_and_keeps_no_container(client, fake, start):
+    fake.network("fake", {"type": "first"})
+    fake.behave("first", "DEL", "sys.exit(1)")
+    box = start("/bin/true", network="fake")
+    box.wait(60)
+    assert len(pins(client.config)) == 3  # the pin, the record, the mount
+    with pytest.raises(NetworkFailed):
+        box.start()
+    box.remove()
+    client.gc()
+    assert len(pins(client.config)) == 3
+    (fake.folder / "first.DEL").unlink()
+    assert client.gc(dry_run=True).orphans == 1
+    client.gc()
+    assert pins(client.config) == []
+    assert client.gc().orphans == 0
+
+
+def test_an_address_in_a_result_cannot_write_lines_of_a_file(client, fake, start):
+    fake.network("fake", {"type": "first"})
+    fake.behave(
+        "first",
+        "ADD",
+        "print(json.dumps({'ips': [{'address': '10.0.0.1\\n1.2.3.4 bank.test/24'}]})); sys.exit(0)",
+    )
+    with pytest.raises(NetworkFailed, match="no address"):
+        start("/bin/true", network="fake")
+    assert pins(client.config) == []
+
+
+def test_gc_tells_plugins_of_the_stores_own_networks_who_is_there(client, fake, start):
+    theirs = fake.network("theirs", {"type": "first"}, version="1.1.0")
+    own = client.config.root / "networks"
+    own.mkdir(exist_ok=True)
+    (own / "fake.conflist").write_text(theirs.read_text().replace('"theirs"', '"fake"'))
+    box = start("/bin/busybox", "sleep", "1000", network="fake")
+    client.gc()
+    collected = [call for call in fake.calls() if call["command"] == "GC"]
+    assert [call["document"]["name"] for call in collected] == ["fake"]
+    assert collected[0]["document"]["cni.dev/valid-attachments"] == [
+        {"containerID": box.id, "ifname": "eth0"}
+    ]
