@@ -140,7 +140,7 @@ class Task:
                 "stdin": stdin,
                 "hold": False,
                 "events": self._events,
-                "network": str(network) if network is not None else None,
+                **({"network": str(network)} if network is not None else {}),
             }
         )
         ours, theirs = socket.socketpair() if attach else (None, None)
