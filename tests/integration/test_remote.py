@@ -116,7 +116,7 @@ def test_an_index_without_an_image_for_this_machine_is_told_all_the_same(
     push_index(server, "plan9/mips")
     described = remote.inspect(f"{server.address}/team/app").inspect()
     assert described["platforms"] == ["plan9/mips"]
-    assert described["annotations"] == {"a": "b"}
+    assert described["index_annotations"] == {"a": "b"}
     assert (described["manifest"], described["size"], described["config"]) == (None, None, None)
 
 
