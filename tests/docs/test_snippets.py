@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import lamella
+from networking import Machine
+
 pytestmark = [
     pytest.mark.privileged,
     pytest.mark.integration,
@@ -18,6 +21,7 @@ pytestmark = [
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", "docs/guide.md", "docs/scenario.md"]
+NETWORKS = "docs/networks.md"
 
 
 def snippets(page: str) -> str:
@@ -54,9 +58,9 @@ def logging_as_before():
         logger.handlers[:] = handlers
 
 
-@pytest.mark.usefixtures("logging_as_before")
-@pytest.mark.parametrize("page", PAGES)
-def test_the_snippets_of_a_page_run_in_order(page, nginx, tmp_path, monkeypatch):
+@pytest.fixture
+def store(nginx, tmp_path, monkeypatch):
+    """Let what is not said otherwise be a store of the test's own, and registries be ours."""
     hosts = tmp_path / "hosts/_default/hosts.toml"
     hosts.parent.mkdir(parents=True)
     hosts.write_text(f'server = "http://{nginx}"\n')
@@ -65,16 +69,38 @@ def test_the_snippets_of_a_page_run_in_order(page, nginx, tmp_path, monkeypatch)
     monkeypatch.setenv("LAMELLA_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
+
+
+def run(page):
     code = snippets(page)
     assert code.strip()
     exec(compile(code, page, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.usefixtures("logging_as_before", "store")
+@pytest.mark.parametrize("page", PAGES)
+def test_the_snippets_of_a_page_run_in_order(page):
+    run(page)
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.needs_program("iptables", "ip")
+def test_the_snippets_about_networks_run_on_a_machine_of_their_own():
+    with lamella.Client() as client:
+        client.images.pull("nginx:latest")
+    machine = Machine()
+    machine.enter()
+    try:
+        run(NETWORKS)
+    finally:
+        machine.leave()
 
 
 @pytest.mark.parametrize(
     "page", sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("docs/*.md"))
 )
 def test_every_page_with_python_is_run(page):
-    assert page in PAGES or not re.search(r"^```python$", (REPOSITORY / page).read_text(), re.M)
+    assert page in [*PAGES, NETWORKS] or not re.search(r"^```python$", (REPOSITORY / page).read_text(), re.M)
 
 
 @pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])

@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from networking import Machine, leases, pins
 
 import lamella
 from crashes import each_kill, image
 from lamella import _core
 from lamella.errors import LamellaError
+from networking import Machine, leases, pins
 from steps import patience
 
 pytestmark = [

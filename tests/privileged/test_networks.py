@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from networking import FakePlugins, Machine, leases, pins
 
 from lamella.errors import (
     AlreadyExists,
@@ -21,6 +20,7 @@ from lamella.errors import (
     Unavailable,
     Unsupported,
 )
+from networking import FakePlugins, Machine, leases, pins
 
 pytestmark = [pytest.mark.privileged, pytest.mark.needs_program("iptables", "ip", "busybox")]
 BUSYBOX = ["/bin/busybox:/bin/busybox:ro"]
@@ -282,12 +282,13 @@ def test_a_container_shares_anothers_network_and_files(client, machine, start):
         ("container:box", {"hostname": "x"}),
         ("container:box", {"extra_hosts": {"a": "10.0.0.1"}}),
         ("container:box", {"ports": ["80:80"]}),
+        ("container:box", {"sysctls": {"net.ipv4.ip_forward": "1"}}),
         ("pasta", {"ip": "10.0.0.2"}),
         ("pasta", {"network_aliases": ["x"]}),
     ],
 )
 def test_what_a_network_cannot_do_is_refused_before_anything_is_made(client, image, network, options):
-    with pytest.raises(InvalidArgument, match=f"{next(iter(options))} cannot be set|aliases cannot be set"):
+    with pytest.raises(InvalidArgument, match="cannot be set"):
         client.containers.create(image, ["/bin/true"], network=network, **options)
     assert client.containers.list(all=True) == []
 

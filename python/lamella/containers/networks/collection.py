@@ -8,6 +8,7 @@ the state folder, so that a restart of the machine, which ends all containers, f
 from __future__ import annotations
 
 import ipaddress
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -212,13 +213,13 @@ def create(
         used = list(_used(others))
         for subnet in wanted:
             _check_free(subnet, used)
-        chosen = wanted or [_free_subnet(used)]
+        chosen = wanted or [_free_subnet(config, used)]
         ranges = [
             [_range(subnet, gateway if number == 0 else None, ip_range if number == 0 else None)]
             for number, subnet in enumerate(chosen)
         ]
         path = own_folder(config) / f"{name}.conflist"
-        document = _document(config, name, _free_bridge(others), ranges, chosen, internal=internal, mtu=mtu)
+        document = _document(config, name, _bridge(config, name), ranges, chosen, internal=internal, mtu=mtu)
         text = msgspec.json.format(msgspec.json.encode(document), indent=2)
         with translated(f"write {path}"):
             make_private_folder(path.parent)
@@ -342,20 +343,17 @@ def _check_free(subnet: _AnyNetwork, used: list[_AnyNetwork]) -> None:
             )
 
 
-def _free_subnet(used: list[_AnyNetwork]) -> _AnyNetwork:
+def _free_subnet(config: Config, used: list[_AnyNetwork]) -> _AnyNetwork:
+    """Choose one; stores begin at different places, since none sees another's before its bridge is there."""
     for pool in (POOL, POOL_NEXT):
-        for subnet in ipaddress.ip_network(pool).subnets(new_prefix=SUBNET_PREFIX):
+        subnets: list[_AnyNetwork] = list(ipaddress.ip_network(pool).subnets(new_prefix=SUBNET_PREFIX))
+        first = zlib.crc32(str(config.root).encode()) % len(subnets)
+        for subnet in subnets[first:] + subnets[:first]:
             if not any(_overlap(subnet, other) for other in used):
                 return subnet
     raise ResourceExhausted("no subnet is free", hint="Name one.")
 
 
-def _free_bridge(others: list[NetworkConfiguration]) -> str:
-    import socket
-
-    taken = {name for _, name in socket.if_nameindex()}
-    taken |= {str(plugin.document.get("bridge")) for network in others for plugin in network.plugins}
-    number = 0
-    while f"lamella{number}" in taken:
-        number += 1
-    return f"lamella{number}"
+def _bridge(config: Config, name: str) -> str:
+    """Give the bridge's name: another for each store and network, in the 15 characters that a device's may have."""
+    return f"lamella{zlib.crc32(f'{config.root} {name}'.encode()):08x}"

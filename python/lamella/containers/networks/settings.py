@@ -71,8 +71,10 @@ def check(kind: Kind, options: Options, settings: Settings) -> None:
             raise InvalidArgument(
                 f"{name} cannot be set with network {options.network!r}: {_WHY[kind]}", hint=hint
             )
-    if kind == "container" and options.hostname:
-        raise InvalidArgument(f"hostname cannot be set with network {options.network!r}: {_WHY[kind]}")
+    if kind == "container":
+        changed = [name for name in options.sysctls or () if name.replace("/", ".").startswith("net.")]
+        for name in (*(["hostname"] if options.hostname else []), *changed):
+            raise InvalidArgument(f"{name} cannot be set with network {options.network!r}: {_WHY[kind]}")
     if kind in ("none", "pasta"):
         for name, address in settings.extra_hosts:
             if address == HOST_GATEWAY:
