@@ -52,6 +52,21 @@ def test_json_is_taken_before_and_behind_the_command(words: list[str]) -> None:
     assert parse(words).settings.json is True
 
 
+@pytest.mark.parametrize("words", [["-q", "pull", "a"], ["pull", "-q", "a"], ["pull", "a", "--quiet"]])
+def test_quiet_is_taken_before_and_behind_a_transfer(words: list[str]) -> None:
+    assert parse(words).settings.quiet is True
+
+
+def test_options_stand_anywhere_among_the_arguments() -> None:
+    arguments = parse(["push", "a", "--progress", "plain", "b"]).arguments
+    assert (arguments.reference, arguments.target, arguments.progress) == ("a", "b", "plain")
+    arguments = parse(["export", "-o", "f", "a", "-q", "b"]).arguments
+    assert (arguments.output, arguments.references) == ("f", ["a", "b"])
+    assert parse(["tag", "--", "-a", "b"]).arguments.source == "-a"
+    with pytest.raises(UsageError, match="--nonsense"):
+        parse(["push", "a", "--nonsense", "b"])
+
+
 def test_everything_behind_the_reference_belongs_to_the_command() -> None:
     words = ["run", "--rm", "-e", "A=1", "debian:12", "--rm", "-e", "B=2", "--help", "--", "x"]
     arguments = parse(words).arguments

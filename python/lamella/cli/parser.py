@@ -69,6 +69,13 @@ class Parser(argparse.ArgumentParser):
         self.sections = sections
         self.add_argument("-h", "--help", action=_Help, nargs=0, help="Show this text.")
 
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse what follows the command. Options may stand anywhere, unless a command of the user's own is among the words."""
+        own_command = any(action.nargs == REST for action in self.positionals())
+        if own_command or "--" in words:  # which argparse forgets between its two looks
+            return self.parse_args(words)
+        return self.parse_intermixed_args(words)
+
     def error(self, message: str) -> NoReturn:
         """Raise UsageError, which names the command and where to read more."""
         raise UsageError(f"{self.prog}: {message}", hint=f"See '{self.prog} --help'.")
@@ -303,8 +310,9 @@ def parse(argv: Sequence[str]) -> Invocation:
             raise unknown(words[0], verbs, prog)
         noun, rest = verbs[words[0]], words[1:]
         prog += f" {noun.name}"
-    arguments = noun.parser(prog).parse_args(rest)
+    arguments = noun.parser(prog).read(rest)
     settings.json |= getattr(arguments, "json", False)
+    settings.quiet |= getattr(arguments, "quiet", False)
     if settings.json and not noun.json:
         raise UsageError(f"{prog}: --json has no meaning here", hint=f"See '{prog} --help'.")
     return Invocation(noun, arguments, settings)

@@ -55,13 +55,14 @@ def add_foreign_option(parser: Parser, text: str) -> None:
 
 
 def add_progress_option(parser: Parser) -> None:
-    """Add the option that says how progress is shown (:func:`lamella.cli.progress.watch`)."""
+    """Add the options that say how progress is shown (:func:`lamella.cli.progress.watch`)."""
     parser.add_argument(
         "--progress",
         choices=("auto", "tty", "plain", "none"),
         default="auto",
         help="On stderr: bars (tty), lines for a log (plain), or none; auto: bars on a terminal.",
     )
+    parser.add_argument("-q", "--quiet", action="store_true", help="No progress and no remarks on stderr.")
 
 
 def fetch(
