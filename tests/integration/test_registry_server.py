@@ -200,6 +200,24 @@ def test_a_sender_that_goes_away_leaves_an_upload_that_goes_on(server: RegistryS
     assert ask("PUT", f"{location}?digest={DIGEST}", BLOB[5000:]).status == 201
 
 
+def test_a_client_takes_its_upload_over_from_a_connection_that_fell_silent(
+    server: RegistryServer, ask: Ask
+) -> None:
+    location = start(ask)
+    host, port = server.address.split(":")
+    with socket.create_connection((host, int(port))) as lost:
+        head = f"PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BLOB)}\r\nExpect: 100-continue"
+        lost.sendall(f"{head}\r\n\r\n".encode())
+        assert lost.recv(100).startswith(b"HTTP/1.1 100 ")  # it has the upload
+        lost.sendall(BLOB[:5000])
+        answer = ask("PATCH", location, BLOB[:6000], Content_Range="0-5999")
+        assert answer.status in {202, 416}  # what had come until then stays
+        there = int(ask("GET", location).headers["range"].partition("-")[2]) + 1
+        assert there in {5000, 6000}
+        assert lost.recv(100) == b""
+    assert ask("PUT", f"{location}?digest={DIGEST}", BLOB[there:]).status == 201
+
+
 def test_a_blob_is_mounted_from_another_repository(ask: Ask) -> None:
     ask("POST", f"/v2/team/app/blobs/uploads/?digest={DIGEST}", BLOB)
     assert ask("POST", f"/v2/other/blobs/uploads/?mount={DIGEST}&from=nobody", b"").status == 202

@@ -8,9 +8,11 @@ into the spec's statuses and codes here.
 from __future__ import annotations
 
 import re
+import socket
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import msgspec
@@ -30,7 +32,7 @@ from lamella.errors import (
 from lamella.logs import Log
 from lamella.metrics.table import RECEIVED, REQUESTS, SERVED
 from lamella.registry.server.access import Access
-from lamella.registry.server.http import Body, Connection, Refusal, Server
+from lamella.registry.server.http import Body, Connection, Refusal, Server, cut
 from lamella.registry.server.storage import PIECE, Repository, Storage, Upload, check_name, check_tag
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ _ACTIONS = {
     "DELETE": "delete",
 }
 """The methods, and what each has to be allowed. Their case counts (RFC 9110, 9.1)."""
+TAKE_OVER = 2.0
+"""Seconds that a request which is cut off may take to let go of its upload; one of another server is waited for as long."""
 _CHUNK = re.compile(r"(?:bytes[ =])?([0-9]{1,19})-([0-9]{1,19})(?:/[0-9*]+)?\Z")
 
 
@@ -79,9 +83,13 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 class ApiServer(Server):
-    """The connections of one registry."""
+    """The connections of one registry, and which of them sends to which upload."""
 
     registry: RegistryServer
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.senders: dict[str, socket.socket] = {}
+        super().__init__(*arguments, **options)
 
 
 class Handler(Connection):
@@ -424,12 +432,27 @@ class Handler(Connection):
         repository.cancel_upload(session)
         self._answer(204)
 
-    def _open(self, repository: Repository, session: str) -> Upload:
+    @contextmanager
+    def _open(self, repository: Repository, session: str) -> Iterator[Upload]:
+        """Open an upload. A request that holds it is cut off: its client has lost that connection, and come back on this one."""
         self._unknown = "BLOB_UPLOAD_UNKNOWN"
-        try:
-            return repository.open_upload(session)
-        except Unavailable as error:
-            raise Refusal(409, "BLOB_UPLOAD_INVALID", error.message) from None
+        senders, patience = self.server.senders, time.monotonic() + TAKE_OVER
+        while True:
+            try:
+                upload = repository.open_upload(session)
+                break
+            except Unavailable as error:
+                if time.monotonic() > patience:
+                    raise Refusal(409, "BLOB_UPLOAD_INVALID", error.message) from None
+            if (sender := senders.get(session)) is not None:
+                cut(sender)
+            time.sleep(0.01)
+        with upload:
+            senders[session] = self.connection
+            try:
+                yield upload
+            finally:
+                del senders[session]
 
     def _receive(self, repository: Repository, session: str, upload: Upload) -> None:
         """Append the body; one that does not start where the upload stands is refused with 416."""

@@ -313,10 +313,10 @@ class Server(socketserver.ThreadingTCPServer):
             self.ending = True
             for connection, idle in self._idle.items():
                 if idle:
-                    _end(connection)
+                    cut(connection)
             self._changed.wait_for(lambda: not self._idle, grace)
             for connection in self._idle:
-                _end(connection)
+                cut(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of clients that go away; a defect is not hidden by that: it answers 500 and is logged."""
@@ -330,7 +330,8 @@ def _affordable(connections: int) -> int:
     return max(min(connections, (allowed - _DESCRIPTORS_KEPT) // 2), 1)
 
 
-def _end(connection: socket.socket) -> None:
+def cut(connection: socket.socket) -> None:
+    """End a connection: whoever reads it or writes to it sees that. Harmless twice, and after its close."""
     with suppress(OSError):
         # That of SSLSocket would let the connection's own thread go on without TLS for a moment.
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
