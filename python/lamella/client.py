@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from lamella.containers.collection import Containers
     from lamella.containers.networks.collection import Networks
+    from lamella.containers.volumes import Volumes
     from lamella.content import ContentStore
     from lamella.du import DiskUsage
     from lamella.events import EventStream
@@ -146,6 +147,10 @@ class Client:
         report.orphans += release_stale_networks(self.config, dry_run=dry_run)
         report.orphans += remove_orphaned_tasks(self.database, self.config, dry_run=dry_run)
         report.orphans += remove_stale_mounts(self.database, self.config, dry_run=dry_run)
+        if (self.config.root / "volumes").is_dir():
+            from lamella.containers.volumes import remove_leftovers
+
+            report.orphans += remove_leftovers(self.config, dry_run=dry_run)
         return report
 
     def last_gc(self) -> GcReport | None:
@@ -293,6 +298,13 @@ class Client:
         from lamella.containers.networks.collection import Networks
 
         return Networks(self)
+
+    @cached_property
+    def volumes(self) -> Volumes:
+        """The volumes of this namespace."""
+        from lamella.containers.volumes import Volumes
+
+        return Volumes(self)
 
     @cached_property
     def leases(self) -> Leases:

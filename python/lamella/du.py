@@ -75,7 +75,7 @@ SELECT root, sum(alone), sum(total) FROM (
     UNION ALL SELECT min(root), min(bytes), 0 FROM pairs GROUP BY thing HAVING count(*) = 1
 ) WHERE root > 0 GROUP BY root
 """
-_COUNTED = frozenset({"blobs", "snapshots", "containers", "ingest", "reserve"})
+_COUNTED = frozenset({"blobs", "snapshots", "containers", "ingest", "reserve", "volumes"})
 _FOLDERS = """
 SELECT s.namespace, s.snapshotter, s.name, s.kind, s.layer, l.disk_bytes, k.id
 FROM snapshots s JOIN layers l ON l.id = s.layer LEFT JOIN containers k
@@ -117,14 +117,15 @@ class StoreUsage(msgspec.Struct, frozen=True):
     """Bytes of the whole store, all namespaces.
 
     ``blobs`` and ``layers`` (unpacked ones) are shared by the images; ``snapshots`` have what was written on top, by containers
-    and others; ``metadata`` is the database with its log, and small files beside it; ``reserve`` is kept free for those who
-    free space (:mod:`lamella.reserve`).
+    and others; ``volumes`` is what is in them, ``metadata`` the database with its log, and small files beside it; ``reserve`` is
+    kept free for those who free space (:mod:`lamella.reserve`).
     """
 
     blobs: int
     layers: int
     snapshots: int
     logs: int
+    volumes: int
     ingests: int
     metadata: int
     reserve: int
@@ -195,6 +196,7 @@ def usage(client: Client) -> DiskUsage:
                 layers=layers,
                 snapshots=written,
                 logs=_measured(logs),
+                volumes=_measured(config.root / "volumes"),
                 ingests=_measured(config.root / "ingest"),
                 metadata=_beside(config.root),
                 reserve=_length(config.root / "reserve"),

@@ -1,16 +1,18 @@
 """Namespaces: what separates the users of one store.
 
-Images, content rows, snapshots, containers and leases belong to one; blobs and unpacked layers are shared beneath. A
+Images, content rows, snapshots, containers, volumes and leases belong to one; blobs and unpacked layers are shared beneath. A
 namespace comes into being with the first thing put into it, or is created here to give it labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
 from lamella.config import check_identifier
+from lamella.disk import names_in
 from lamella.errors import AlreadyExists, FailedPrecondition, NotFound
 from lamella.labels import check_labels, decode_labels, encode_labels, merge_labels
 from lamella.metadata import Database, timestamp
@@ -86,12 +88,19 @@ class Namespaces:
                 for table in _CONTENTS
                 if db.execute(f"SELECT 1 FROM {table} WHERE namespace = ? LIMIT 1", (name,)).fetchone()  # noqa: S608
             ]
+            if volumes_of(self._database.config.root, name):
+                held.append("volumes")
             if held:
                 raise FailedPrecondition(
                     f"namespace {name} is not empty: it has {', '.join(held)}",
-                    hint="Remove its containers, snapshots and images, then run lamella gc.",
+                    hint="Remove its containers, volumes, snapshots and images, then run lamella gc.",
                 )
             db.execute("DELETE FROM namespaces WHERE name = ?", (name,))
+
+
+def volumes_of(root: Path, namespace: str) -> list[str]:
+    """Name the volumes of a namespace, sorted (:mod:`lamella.containers.volumes`)."""
+    return sorted(name for name in names_in(root / "volumes" / namespace) if not name.startswith("."))
 
 
 def _namespace(name: str, labels: str, created_at: str, updated_at: str) -> Namespace:

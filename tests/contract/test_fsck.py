@@ -29,7 +29,7 @@ def pulled(client):
         yield client, client.images.pull(reference)
 
 
-LEFTOVERS = {"orphan-blob", "orphan-folder", "damaged-ingest", "stale-task", "stale-network"}
+LEFTOVERS = {"orphan-blob", "orphan-folder", "damaged-ingest", "stale-task", "stale-network", "stale-volume"}
 
 
 def kinds(report):

@@ -4,6 +4,7 @@ from lamella.containers.defaults import CAPABILITIES
 from lamella.containers.options import (
     CreateOptions,
     Options,
+    VolumeMount,
     memory_limits,
     parse_capabilities,
     parse_command,
@@ -13,8 +14,9 @@ from lamella.containers.options import (
     parse_mounts,
     parse_size,
     parse_ulimit,
+    volume_bind,
 )
-from lamella.errors import InvalidArgument, NotFound, Unsupported
+from lamella.errors import InvalidArgument, NotFound
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ def test_tmpfs_targets_take_options():
 
 
 @pytest.mark.parametrize(
-    "volume", ["x", ":", "/a:", "/tmp:relative", "/tmp:/", "/tmp:/a/..", "/tmp:/x:fast", "/tmp:/a:ro:x"]
+    "volume", ["x", "", ":", "/a:", "/tmp:relative", "/tmp:/", "/tmp:/a/..", "/tmp:/x:fast", "/tmp:/a:ro:x"]
 )
 def test_a_malformed_volume_is_refused(volume):
     with pytest.raises(InvalidArgument):
@@ -195,9 +197,36 @@ def test_a_missing_source_is_an_error_and_nothing_is_made(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_named_volume_is_refused_by_name():
-    with pytest.raises(Unsupported, match="data"):
-        parse_mounts(Options(volumes=["data:/x"]))
+def test_a_source_that_is_no_path_is_the_name_of_a_volume(tmp_path):
+    for options in (
+        Options(volumes=["data:/x:ro,nocopy"]),
+        Options(volumes={"data": {"bind": "/x", "mode": "ro,nocopy"}}),
+        Options(mounts=["type=volume,source=data,target=/x,readonly,volume-nocopy"]),
+    ):
+        [mount] = parse_mounts(options)
+        assert mount == VolumeMount(name="data", destination="/x", options=["ro"], copy=False)
+    assert volume_bind(mount, str(tmp_path)).options == ["rbind", "rro", "rnodev", "rprivate"]
+    for options in (Options(volumes=["/x"]), Options(mounts=["type=volume,target=/x"])):
+        assert parse_mounts(options) == [VolumeMount(name="", destination="/x", options=[])]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"volumes": ["../data:/x"]},
+        {"volumes": ["a/b:/x"]},
+        {"volumes": ["data:x"]},
+        {"volumes": ["data:/"]},
+        {"volumes": ["/tmp:/x:nocopy"]},
+        {"mounts": ["type=bind,source=data,target=/x"]},
+        {"mounts": ["type=volume,source=../..,target=/x"]},
+        {"mounts": ["type=volume,source=data,target=/x,volume-driver=nfs"]},
+        {"mounts": ["type=bind,source=/tmp,target=/x,volume-nocopy"]},
+    ],
+)
+def test_a_malformed_volume_name_or_option_is_refused(options):
+    with pytest.raises(InvalidArgument):
+        parse_mounts(Options(**options))
 
 
 def test_a_device_is_described_by_its_node():

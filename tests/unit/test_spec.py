@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from lamella import oci
-from lamella.containers.options import Options
+from lamella.containers.options import Options, parse_mounts
 from lamella.containers.spec import build_spec
 from lamella.errors import InvalidArgument, NotFound
 
@@ -14,13 +14,15 @@ IMAGE = oci.RunConfig(
 
 
 def spec(image=IMAGE, network_path="", files=None, **options):
+    own = Options(**options)
     document = build_spec(
         image,
-        Options(**options),
+        own,
         container_id="0123456789abcdef" * 4,
         namespace="ns",
         files_folder="/root/containers/ns/id",
         network_path=network_path,
+        mounts=parse_mounts(own),
         read_file=lambda path, limit: (files or {}).get(path),
     )
     return msgspec.json.decode(document)

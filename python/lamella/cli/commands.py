@@ -57,6 +57,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
                 ("container",),
             ),
             Entry("networks", "List, make and remove networks.", "networks", "NETWORKS", ("network",)),
+            Entry("volumes", "List, make and remove volumes.", "volumes", "VOLUMES", ("volume",)),
         ),
     ),
     (

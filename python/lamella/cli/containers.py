@@ -195,12 +195,18 @@ def _resume(arguments: argparse.Namespace, session: Session) -> int:
 
 def _rm_arguments(parser: Parser) -> None:
     parser.add_argument("-f", "--force", action="store_true", help="Kill those that run.")
+    parser.add_argument(
+        "-v", "--volumes", action="store_true", help="Also their anonymous volumes; those with a name stay."
+    )
     _names_arguments(parser)
 
 
 def _rm(arguments: argparse.Namespace, session: Session) -> int:
     containers = session.client.containers
-    return session.each(arguments.containers, lambda name: containers.get(name).remove(force=arguments.force))
+    return session.each(
+        arguments.containers,
+        lambda name: containers.get(name).remove(force=arguments.force, volumes=arguments.volumes),
+    )
 
 
 def _inspect_arguments(parser: Parser) -> None:
@@ -369,7 +375,7 @@ CONTAINERS = Group(
             "Remove containers.",
             _rm,
             _rm_arguments,
-            description="Removes the record, the active snapshot and the log; neither the image nor other snapshots.",
+            description="Removes the record, the active snapshot and the log; neither the image nor other snapshots nor volumes.",
             aliases=("remove", "delete"),
             examples=[
                 ("one that has ended", "lamella containers rm web"),

@@ -53,6 +53,7 @@ def _du(arguments: argparse.Namespace, session: Session) -> int:
             ("unpacked layers", size(store.layers)),
             ("written to snapshots", size(store.snapshots)),
             ("logs", size(store.logs)),
+            ("volumes", size(store.volumes)),
             ("unfinished downloads", size(store.ingests)),
             ("metadata", size(store.metadata)),
             ("kept free for clean-up", size(store.reserve)),

@@ -113,17 +113,18 @@ def add_container_options(parser: Parser) -> None:
     add(
         "-v",
         "--volume",
-        metavar="SRC:DST[:ro]",
+        metavar="[SRC:]DST[:ro]",
         action="append",
         default=[],
-        help="Bind a file or folder of the host.",
+        help="Bind a file or folder of the host, or mount a volume by its name; DST alone: a fresh volume.",
     )
     add(
         "--mount",
         metavar="FIELDS",
         action="append",
         default=[],
-        help="Mount type=bind,source=SRC,target=DST[,readonly] or type=tmpfs,target=DST[,tmpfs-size=64m].",
+        help="Mount type=bind,source=SRC,target=DST[,readonly], type=volume,source=NAME,target=DST[,volume-nocopy] or "
+        "type=tmpfs,target=DST[,tmpfs-size=64m].",
     )
     add(
         "--tmpfs",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def _arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("--rm", action="store_true", help="Remove the container at its end.")
+    add("--rm", action="store_true", help="Remove the container at its end, and its anonymous volumes.")
     add("-d", "--detach", action="store_true", help="Leave it running and print its id.")
     add(
         "--timeout",
@@ -55,7 +55,7 @@ def _run(arguments: argparse.Namespace, session: Session) -> int:
             attached = container.start(attach=True)
             assert attached is not None
         except BaseException:
-            container.remove(force=True)
+            container.remove(force=True, volumes=True)
             raise
         try:
             with attached:
@@ -70,7 +70,7 @@ def _run(arguments: argparse.Namespace, session: Session) -> int:
                 )
         finally:
             if arguments.rm:
-                container.remove(force=True)
+                container.remove(force=True, volumes=True)
 
 
 RUN = Command(
@@ -91,6 +91,7 @@ RUN = Command(
             "lamella run --rm --memory 512m --pids-limit 100 --timeout 30s python:3 python3 -c 'print(1)'",
         ),
         ("this folder, read-only", "lamella run --rm -v ./:/src:ro -w /src python:3 python3 -m compileall ."),
+        ("a volume that stays", "lamella run --rm -v cache:/var/cache debian:12 ls /var/cache"),
         ("in the background", "lamella run -d --name web --network host nginx:latest"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
@@ -16,7 +16,7 @@ from lamella.config import check_identifier
 from lamella.containers.container import Container, ContainerRecord, Extra, signal_number
 from lamella.containers.log_config import parse_log_config
 from lamella.containers.networks import namespace_path, settle
-from lamella.containers.options import Options
+from lamella.containers.options import Options, VolumeMount, parse_mounts
 from lamella.containers.orphans import release_stale_networks
 from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import build_spec
@@ -32,6 +32,8 @@ from lamella.tracing import span
 if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.containers.options import CreateOptions
+    from lamella.containers.runtime_spec import Mount
+    from lamella.oci import RunConfig
 
 _FIELDS = ContainerRecord.__struct_fields__
 _COLUMNS = ", ".join(_FIELDS)
@@ -71,7 +73,8 @@ class Containers:
         :mod:`lamella.containers.networks`), ports (``{"80/tcp": 8080}``, ``["8080:80"]``), dns, dns_search, dns_options,
         extra_hosts (``{"db": "10.0.0.5"}``), ip, mac_address, network_aliases, memory and memory_swap (bytes
         or ``"512m"``), cpus, cpuset, pids_limit, read_only, tmpfs (``"/run"``, ``"/tmp:size=1m"``), mounts
-        (``"type=bind,source=/a,target=/b,readonly"``), volumes (``"/a:/b:ro"``), shm_size, cap_add, cap_drop, devices
+        (``"type=bind,source=/a,target=/b,readonly"``), volumes (``"/a:/b:ro"``, or a volume by its name: ``"data:/b"``, which
+        is made if it is not there; ``"/b"``: a fresh one, as for what the image declares), shm_size, cap_add, cap_drop, devices
         (``"/dev/fuse:/dev/fuse:rwm"``), no_new_privileges, seccomp (None: the default profile; ``"unconfined"``, a path, an
         object), privileged, labels, annotations, stdin (keep it open), tty, ulimits (``"nofile=1024:2048"``),
         oom_score_adj, sysctls, stop_signal, log_config (docker-py's: ``{"type": "json-file", "config": {"max-size": "10m",
@@ -123,6 +126,7 @@ class Containers:
             signal_number(stop_signal)
         log = parse_log_config(options.log_config)
         settled = settle(client, options)
+        mounts = _mounts(options, run_config)
         parent = image.chain_id
         labels = check_labels({**(run_config.labels or {}), **(options.labels or {})})
         key = name if options.name is not None else container_id
@@ -131,10 +135,12 @@ class Containers:
                 _check_free(db, namespace, name)
             with _unpacked(image, client):
                 prepare = stack.enter_context(client.snapshots.preparing(key, parent))
+                attach = _attaching(stack, client, parent, mounts)
             db = stack.enter_context(client.database.write())
             _check_free(db, namespace, name)
             with _unpacked(image, client):
                 prepare()
+            own_mounts, volumes = attach()
             layers = [str(path) for path in client.snapshots.layer_paths(key)]
             spec = build_spec(
                 run_config,
@@ -145,6 +151,7 @@ class Containers:
                     client.config.root / "containers" / namespace / (settled.shared or container_id)
                 ),
                 network_path=namespace_path(settled.network),
+                mounts=own_mounts,
                 read_file=partial(_core.read_file, layers, whiteouts=client.snapshots.whiteouts),
             )
             now = timestamp()
@@ -166,6 +173,7 @@ class Containers:
                     stop_signal=stop_signal,
                     auto_remove=auto_remove,
                     log=log,
+                    volumes=volumes,
                 ),
                 created_at=now,
                 updated_at=now,
@@ -236,7 +244,7 @@ class Containers:
         for container in self._all():
             if container.record.extra.auto_remove and container.status in ("stopped", "unknown"):
                 with suppress(FailedPrecondition):  # it was started again, or others stand on its snapshot
-                    container.remove()
+                    container.remove(volumes=True)
                     count += 1
         return count
 
@@ -287,10 +295,10 @@ class Containers:
     ) -> Container | RunResult:
         """Create a container, start it, and wait for it, or with ``detach`` return it running.
 
-        ``remove`` removes it at its end (a detached one when the store is next looked at). ``timeout`` seconds after its start
-        it is killed, with everything in it; the result says ``timed_out``. ``input`` is fed to its stdin. ``check`` raises
-        CommandFailed or DeadlineExceeded instead of returning another status than 0. ``options`` and errors are
-        those of :meth:`create` and :meth:`Container.start`; a container that could not be started is removed.
+        ``remove`` removes it at its end, with its anonymous volumes (a detached one when the store is next looked at).
+        ``timeout`` seconds after its start it is killed, with everything in it; the result says ``timed_out``. ``input`` is fed
+        to its stdin. ``check`` raises CommandFailed or DeadlineExceeded instead of returning another status than 0. ``options``
+        and errors are those of :meth:`create` and :meth:`Container.start`; a container that could not be started is removed.
         """
         if input is not None:
             if not isinstance(input, bytes | bytearray | memoryview):
@@ -303,7 +311,7 @@ class Containers:
             try:
                 attached = container.start(attach=not detach)
             except BaseException:
-                container.remove(force=True)
+                container.remove(force=True, volumes=True)
                 raise
             if attached is None:
                 return container
@@ -323,7 +331,7 @@ class Containers:
                 raise
             finally:
                 if remove:
-                    container.remove(force=True)
+                    container.remove(force=True, volumes=True)
         return result.check(f"{container.command[0]!r} in {container.name}") if check else result
 
     def _container(self, row: tuple[Any, ...]) -> Container:
@@ -331,6 +339,28 @@ class Containers:
         for name, kind in (("labels", dict[str, str]), ("extra", Extra)):
             fields[name] = msgspec.json.decode(fields[name], type=kind)
         return Container(self._client, ContainerRecord(**fields))
+
+
+def _mounts(options: Options, image: RunConfig) -> list[Mount | VolumeMount]:
+    """Give the mounts that the options name, and the volumes that the image asks for."""
+    mounts = parse_mounts(options)
+    if image.volumes:
+        from lamella.containers.volumes import image_volumes
+
+        mounts += image_volumes(image.volumes, mounts, defaults=("/proc", "/sys", "/dev"))
+    return mounts
+
+
+def _attaching(
+    stack: ExitStack, client: Client, parent: str, mounts: list[Mount | VolumeMount]
+) -> Callable[[], tuple[list[Mount], list[str]]]:
+    """Begin to give a container its volumes; the result, to be called in its transaction, gives mounts and volumes' names."""
+    plain = [mount for mount in mounts if not isinstance(mount, VolumeMount)]
+    if len(plain) == len(mounts):
+        return lambda: (plain, [])
+    from lamella.containers.volumes import attaching
+
+    return stack.enter_context(attaching(client, parent, mounts))
 
 
 def _check_free(db: Transaction, namespace: str, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -28,6 +29,8 @@ from lamella.reserve import frees_space
 from lamella.tracing import span
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lamella.client import Client
     from lamella.containers.logs import Moment
     from lamella.images import Image
@@ -69,6 +72,7 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop_signal: str | None = None
     auto_remove: bool = False
     log: LogConfig = LogConfig()
+    volumes: list[str] = []
 
 
 class _Process(msgspec.Struct, frozen=True):
@@ -464,12 +468,19 @@ class Container:
         return with_times(lines) if timestamps else ((line.stream, line.data) for line in lines)  # type: ignore[misc]
 
     @frees_space
-    def remove(self, *, force: bool = False) -> None:
+    def remove(self, *, force: bool = False, volumes: bool = False) -> None:
         """Remove the record, its active snapshot, its bundle and its log; nothing else.
 
+        With ``volumes`` also its anonymous volumes that no other container has; those with a name stay.
         FailedPrecondition while it runs, unless ``force`` kills it first; also when other snapshots stand on its own.
         """
-        self.task.remove(forget=self._forget, stop=self._kill_now if force else self._refuse)
+        trash: list[Path] = []
+        self.task.remove(
+            forget=partial(self._forget, trash if volumes else None),
+            stop=self._kill_now if force else self._refuse,
+        )
+        for folder in trash:
+            _core.remove_tree(str(folder))
         _log.info(
             "removed the container %(container_name)s",
             container=self.record.id,
@@ -481,8 +492,8 @@ class Container:
             f"container {self.name} is running", hint="Stop it first, or remove it with force."
         )
 
-    def _forget(self) -> None:
-        """Delete the record and its active snapshot."""
+    def _forget(self, trash: list[Path] | None = None) -> None:
+        """Delete the record and its active snapshot; with ``trash``, which gets their folders, its anonymous volumes."""
         record = self.record
         key = (self._client.config.namespace, record.id)
         spools = spool.take(self._client.config.root)
@@ -493,6 +504,10 @@ class Container:
             db.execute("DELETE FROM containers WHERE namespace = ? AND id = ?", key)
             with suppress(NotFound):
                 self._client.snapshots.remove(record.snapshot_key)
+            if trash is not None and record.extra.volumes:
+                from lamella.containers.volumes import discard_anonymous
+
+                trash += discard_anonymous(self._client, db, record.extra.volumes)
 
     def inspect(self) -> dict[str, Any]:
         """Everything known about the container as plain data (the fields of ``lamella containers inspect``)."""
@@ -512,6 +527,7 @@ class Container:
             "runtime": record.runtime,
             "labels": record.labels,
             "network": describe(self._client.config, record),
+            "volumes": record.extra.volumes,
             "log_path": str(self.task.log_path),
             "created_at": record.created_at,
             "updated_at": record.updated_at,

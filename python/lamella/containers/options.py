@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 
 import msgspec
 
+from lamella.config import check_identifier
 from lamella.containers.defaults import ALL_CAPABILITIES, CAPABILITIES, SHM_SIZE
 from lamella.containers.log_config import LogConfig
 from lamella.containers.runtime_spec import CpuLimits, Device, MemoryLimits, Mount, PidsLimits, Rlimit
@@ -261,7 +262,16 @@ def pids_limits(options: Options) -> PidsLimits | None:
     return PidsLimits(limit=options.pids_limit)
 
 
-def parse_mounts(options: Options) -> list[Mount]:
+class VolumeMount(msgspec.Struct, frozen=True, kw_only=True):
+    """A volume of the store (``""``: a fresh, anonymous one) in a container. ``copy``: it may take the image's content there."""
+
+    name: str
+    destination: str
+    options: list[str]
+    copy: bool = True
+
+
+def parse_mounts(options: Options) -> list[Mount | VolumeMount]:
     """Parse volumes, mounts and tmpfs, in this order."""
     result = _volumes(options.volumes)
     result += [_mount(item) for item in options.mounts or ()]
@@ -282,10 +292,10 @@ def parse_mounts(options: Options) -> list[Mount]:
     return result
 
 
-def _volumes(volumes: Sequence[str] | Mapping[str, Any] | None) -> list[Mount]:
+def _volumes(volumes: Sequence[str] | Mapping[str, Any] | None) -> list[Mount | VolumeMount]:
     if not isinstance(volumes, Mapping):
         return [_volume(text) for text in several(volumes)]
-    result = []
+    result: list[Mount | VolumeMount] = []
     for source, entry in volumes.items():
         if isinstance(entry, Mapping) and "bind" in entry:
             target, mode = entry["bind"], entry.get("mode", "rw")
@@ -296,20 +306,47 @@ def _volumes(volumes: Sequence[str] | Mapping[str, Any] | None) -> list[Mount]:
                 f"volume {source!r}: {entry!r} is malformed",
                 hint="Write {SOURCE: {'bind': TARGET, 'mode': 'ro'}}.",
             )
-        result.append(_bind(source, target, _volume_options(f"{source}:{target}:{mode}", mode)))
+        result.append(_from_source(source, target, _volume_options(f"{source}:{target}:{mode}", mode)))
     return result
 
 
-def _volume(text: str) -> Mount:
+def _volume(text: str) -> Mount | VolumeMount:
     parts = text.split(":")
+    if len(parts) == 1 and text.startswith("/"):
+        return _named("", text, [])
     if len(parts) == 2 and all(parts):
-        return _bind(parts[0], parts[1], [])
+        return _from_source(parts[0], parts[1], [])
     if len(parts) == 3 and all(parts) and not parts[2].startswith("/"):
-        return _bind(parts[0], parts[1], _volume_options(text, parts[2]))
+        return _from_source(parts[0], parts[1], _volume_options(text, parts[2]))
     raise InvalidArgument(
         f"volume {text!r} is malformed",
         hint="Write SOURCE:TARGET[:ro]; for a path with ':' use a mount: type=bind,source=SOURCE,target=TARGET.",
     )
+
+
+def _from_source(source: str, destination: str, options: list[str]) -> Mount | VolumeMount:
+    """Give what docker understands by a volume: a bind mount of a path, else the volume of that name."""
+    if not source.startswith("/"):
+        return _named(source, destination, options)
+    if "nocopy" in options:
+        raise InvalidArgument(f"volume source {source} is bound: nothing is copied", hint="Leave nocopy out.")
+    return _bind(source, destination, options)
+
+
+def _named(name: str, destination: str, options: list[str]) -> VolumeMount:
+    if name:
+        check_identifier(name, "volume name")
+    return VolumeMount(
+        name=name,
+        destination=_absolute(destination, "volume"),
+        options=[option for option in options if option != "nocopy"],
+        copy="nocopy" not in options,
+    )
+
+
+def volume_bind(mount: VolumeMount, source: str) -> Mount:
+    """Give the bind mount that shows a volume's folder ``source``."""
+    return _bind_mount(source, mount.destination, mount.options)
 
 
 def _volume_options(text: str, words: str) -> list[str]:
@@ -321,6 +358,7 @@ def _volume_options(text: str, words: str) -> list[str]:
         "nosuid",
         "dev",
         "nodev",
+        "nocopy",
         "noexec",
         "private",
         "rprivate",
@@ -338,7 +376,7 @@ def _volume_options(text: str, words: str) -> list[str]:
     return options
 
 
-def _mount(value: str | Mapping[str, Any] | Mount) -> Mount:
+def _mount(value: str | Mapping[str, Any] | Mount) -> Mount | VolumeMount:
     if isinstance(value, Mount):
         return value
     if isinstance(value, str):
@@ -350,18 +388,21 @@ def _mount(value: str | Mapping[str, Any] | Mount) -> Mount:
     kind = fields.pop("type", "bind")
     destination = _pop_first(fields, "target", "destination", "dst")
     source = _pop_first(fields, "source", "src")
-    options = []
-    for name in ("readonly", "ro"):
-        if name in fields and fields.pop(name).lower() in ("", "true", "1"):
-            options.append("ro")
+    options = ["ro" for name in ("readonly", "ro") if _pop_flag(fields, name)]
     if propagation := fields.pop("bind-propagation", None):
         options.append(propagation)
     if kind == "tmpfs":
         options += _tmpfs_options(fields)
+    if kind == "volume" and _pop_flag(fields, "volume-nocopy"):
+        options.append("nocopy")
     if fields:
         raise InvalidArgument(f"mount {value!r} has the unknown field {next(iter(fields))!r}")
     if destination is None:
         raise InvalidArgument(f"mount {value!r} has no target")
+    return _mount_of(kind, source, destination, options)
+
+
+def _mount_of(kind: str, source: str | None, destination: str, options: list[str]) -> Mount | VolumeMount:
     if kind == "tmpfs":
         return Mount(
             destination=_absolute(destination, "tmpfs"),
@@ -369,11 +410,17 @@ def _mount(value: str | Mapping[str, Any] | Mount) -> Mount:
             source="tmpfs",
             options=["nosuid", "nodev", "noexec", *options],
         )
+    if kind == "volume":
+        return _named(source or "", destination, options)
     if kind != "bind":
-        raise Unsupported(f"mount type {kind!r} is not one of bind, tmpfs")
+        raise Unsupported(f"mount type {kind!r} is not one of bind, tmpfs, volume")
     if source is None:
-        raise InvalidArgument(f"mount {value!r} has no source")
+        raise InvalidArgument(f"the bind mount at {destination} has no source")
     return _bind(source, destination, options)
+
+
+def _pop_flag(fields: dict[str, str], name: str) -> bool:
+    return fields.pop(name, "false").lower() in ("", "true", "1")
 
 
 def _pop_first(fields: dict[str, str], *names: str) -> str | None:
@@ -391,9 +438,9 @@ def _tmpfs_options(fields: dict[str, str]) -> list[str]:
 
 def _bind(source: str, destination: str, options: list[str]) -> Mount:
     if not source.startswith("/"):
-        raise Unsupported(
-            f"volume source {source!r} is not an absolute path, and there are no named volumes yet",
-            hint="Give the path of a folder or file of this machine.",
+        raise InvalidArgument(
+            f"the source {source!r} of a bind mount is not an absolute path",
+            hint="Give the path of a folder or file of this machine; for a volume by name: type=volume.",
         )
     try:
         exists = Path(source).exists()
@@ -401,6 +448,10 @@ def _bind(source: str, destination: str, options: list[str]) -> Mount:
         raise PermissionDenied(f"volume source {source} cannot be reached") from None
     if not exists:
         raise NotFound(f"volume source {source} is not there", hint="Create it first.")
+    return _bind_mount(source, destination, options)
+
+
+def _bind_mount(source: str, destination: str, options: list[str]) -> Mount:
     # Read-only means what is mounted beneath the source, too; plain "ro" would leave that writable.
     options = ["rro" if option == "ro" else option for option in options]
     if not {"dev", "nodev"} & set(options) and not _holds_devices(source):

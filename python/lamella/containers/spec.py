@@ -22,7 +22,6 @@ from lamella.containers.options import (
     parse_cpus,
     parse_device,
     parse_environment,
-    parse_mounts,
     parse_size,
     parse_ulimit,
     pids_limits,
@@ -57,13 +56,15 @@ def build_spec(
     namespace: str,
     files_folder: str,
     network_path: str,
+    mounts: list[Mount],
     read_file: ReadFile,
 ) -> bytes:
     """Return config.json.
 
-    ``files_folder`` will hold hosts, hostname and resolv.conf; ``network_path`` is the namespace to join ('' for a new one,
-    'host' for the host's); ``read_file`` reads /etc/passwd and /etc/group of the image. Errors: InvalidArgument for a malformed
-    option, NotFound for a missing bind source or device, Unsupported for what there is not.
+    ``mounts`` are the options' own, volumes in place. ``files_folder`` will hold hosts, hostname and resolv.conf;
+    ``network_path`` is the namespace to join ('' for a new one, 'host' for the host's); ``read_file`` reads /etc/passwd and
+    /etc/group of the image. Errors: InvalidArgument for a malformed option, NotFound for a missing device, Unsupported for what
+    there is not.
     """
     args = _arguments(image, options)
     user_text = str(options.user) if options.user is not None else image.user
@@ -86,7 +87,7 @@ def build_spec(
         ),
         root=Root(path="rootfs", readonly=options.read_only),
         hostname=hostname,
-        mounts=_mounts(options, files_folder),
+        mounts=_mounts(options, mounts, files_folder),
         linux=Linux(
             namespaces=_namespaces(network_path),
             cgroups_path=f"/lamella/{namespace}/{container_id}",
@@ -227,12 +228,11 @@ def _namespaces(network_path: str) -> list[Namespace]:
     return namespaces
 
 
-def _mounts(options: Options, files_folder: str) -> list[Mount]:
+def _mounts(options: Options, own: list[Mount], files_folder: str) -> list[Mount]:
     mounts = defaults.mounts(
         shm_size=parse_size(options.shm_size, "shm_size"),
         writable_sys=options.privileged,
     )
-    own = parse_mounts(options)
     taken = {os.path.normpath(mount.destination) for mount in own}
     for name in ("hosts", "hostname", "resolv.conf"):
         if f"/etc/{name}" not in taken:

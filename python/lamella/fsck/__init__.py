@@ -18,7 +18,7 @@ unverified-layer    another boot left a layer without a sync           unpacks i
 damaged-layer       a layer's folder differs from its blob             unpacks it anew, unless a container runs on it
 unverifiable        unverified, and somebody committed it              keeps it: only its owner can tell
 dangling-image      an image points at content that is not here        fetches it
-dangling-container  a container's snapshot is gone                     nothing; remove the container
+dangling-container  a container's snapshot or volume is gone           nothing; remove the container
 mount               something is mounted in the store or at a task     unmounts it
 unknown-task        a task runs that has no container                  nothing; stop it
 ==================  =================================================  ====================================================
@@ -33,6 +33,7 @@ orphan-folder       a folder under snapshots/ has no row               remove it
 damaged-ingest      an ingest has no record, or is being removed       remove it
 stale-task          a task or log folder has no container              remove it
 stale-network       a container that has ended is still plugged in     let go of it
+stale-volume        a volume was being made or removed                 remove it
 ==================  =================================================  ====================================================
 
 What is fetched comes from the repositories that the content's labels name (``containerd.io/distribution.source.*``), one after

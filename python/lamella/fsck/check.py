@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamella import oci
+from lamella import _core, oci
 from lamella.digest import Digest
 from lamella.disk import TRASH, names_in, translated
 from lamella.errors import LamellaError, NotFound
@@ -73,6 +74,7 @@ class _Check:
         self._check_mounts()
         self._check_tasks()
         self._check_networks()
+        self._check_volumes()
         layers = LayerCheck(self._store)
         layers.look()
         BlobCheck(self._store).run()
@@ -203,7 +205,23 @@ class _Check:
                 f"remove it: lamella -n {namespace} containers rm {name}",
             )
 
-    # Mounts and tasks
+        self._check_volumes_of_containers()
+
+    def _check_volumes_of_containers(self) -> None:
+        with self._database.read() as db:
+            rows = db.execute(
+                "SELECT k.namespace, k.name, v.value FROM containers k, json_each(k.extra, '$.volumes') v ORDER BY 1, 2, 3"
+            ).fetchall()
+        for namespace, name, volume in rows:
+            if not (self._root / "volumes" / namespace / volume).is_dir():
+                self._store.found(
+                    "dangling-container",
+                    f"{namespace}/{name}",
+                    f"its volume {volume} is gone",
+                    f"make an empty one: lamella -n {namespace} volumes create {volume}; or remove the container",
+                )
+
+    # Mounts, tasks, volumes
 
     def _check_mounts(self) -> None:
         state = self._store.config.state
@@ -266,6 +284,19 @@ class _Check:
                         "the container has ended, and nobody let go of its network",
                         lambda task=task: "let go of it" if task.release_network() else None,  # type: ignore[misc]
                     )
+
+    def _check_volumes(self) -> None:
+        from lamella.containers.volumes import leftovers
+
+        def remove(folder: str) -> str:
+            _core.remove_tree(folder)
+            return "removed it"
+
+        for folder in self._store.lasting(lambda: set(map(str, leftovers(self._store.config)))):
+            name = str(Path(folder).relative_to(self._root / "volumes"))
+            self._store.left(
+                "stale-volume", name, "nobody makes or removes it any more", partial(remove, folder)
+            )
 
 
 def _missing_content(client: Client, image: Image) -> str | None:

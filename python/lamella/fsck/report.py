@@ -19,7 +19,9 @@ FindingKind = Literal[
     "mount",
     "unknown-task",
 ]
-LeftoverKind = Literal["orphan-blob", "orphan-folder", "damaged-ingest", "stale-task", "stale-network"]
+LeftoverKind = Literal[
+    "orphan-blob", "orphan-folder", "damaged-ingest", "stale-task", "stale-network", "stale-volume"
+]
 
 
 class Finding(msgspec.Struct, kw_only=True):
