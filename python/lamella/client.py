@@ -140,6 +140,7 @@ class Client:
             drain(self.database, self.config)
             sync_if_due(self.database, self.config)
             self.containers.remove_ended()
+            self.containers.put_right()
         report = collect(self.database, self.config, dry_run=dry_run, wait=wait)
         if not dry_run:
             fill(self.config.root)

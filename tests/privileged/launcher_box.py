@@ -229,7 +229,7 @@ class Box:
         overlay = [f"{key}dir={self.folder / key}" for key in ("lower", "upper", "work")]
         mounts = [{"type": "overlay", "source": "overlay", "options": overlay}]
         log = {"path": str(self.log)}
-        return {"version": 1, "bundle": str(self.folder), "rootfs": mounts, "log": log, **changes}
+        return {"version": 2, "bundle": str(self.folder), "rootfs": mounts, "log": log, **changes}
 
     def launch(
         self, *args: str, attach: bool = True, **changes: Any

@@ -214,6 +214,45 @@ def test_a_follower_that_is_too_slow_is_told_what_it_missed(
     assert "removed before it was read" in caplog.text
 
 
+def test_a_follower_of_an_older_file_is_told_of_those_that_went_behind_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = Writer(tmp_path, max_size=300, max_file=3)
+    for number in range(8):
+        writer.write(f"{number}\n")
+    lines = read_log(writer.path, select(), name="box", is_complete=lambda: True)
+    assert next(lines).data == b"0\n"
+    for number in range(8, 50):
+        writer.write(f"{number}\n")
+    rest = [int(line.data) for line in lines]
+    assert rest == [1, 2, 3, *range(rest[3], 50)]
+    assert "removed before it was read" in caplog.text
+
+
+def test_what_is_written_between_the_last_look_and_the_renaming_is_read(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    following = logs._Reader._following
+
+    def write_first(self: Any, file: Any) -> Any:
+        if writer.second == 1:
+            writer.write("two\n")
+            writer.rotate()
+            writer.write("three\n")
+        return following(self, file)
+
+    monkeypatch.setattr(logs._Reader, "_following", write_first)
+    writer.write("one\n")
+    assert writer.read() == ["one\n", "two\n", "three\n"]
+
+
+def test_a_record_counts_when_its_newline_is_there(writer: Writer) -> None:
+    writer.write("one\n")
+    writer.write("two\n")
+    os.truncate(writer.path, writer.path.stat().st_size - 1)
+    assert writer.read() == writer.read(tail=1) == ["one\n"]
+
+
 def test_output_that_could_not_be_logged_is_told_in_its_place(
     writer: Writer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -61,7 +61,10 @@ def _document(container: Container) -> dict[str, Any]:
 
 
 def _status(container: Container) -> str:
-    status, code = container.status, container.exit_code
+    status = container.status
+    if status == "restarting" and (restarts := container.task.restarts()) is not None:
+        return f"{status} ({restarts.exit.exit_code})"
+    code = container.exit_code
     return f"{status} ({code})" if status == "stopped" and code is not None else status
 
 
@@ -181,6 +184,11 @@ def _stop_arguments(parser: Parser) -> None:
 def _stop(arguments: argparse.Namespace, session: Session) -> int:
     containers = session.client.containers
     return session.each(arguments.containers, lambda name: containers.get(name).stop(arguments.time))
+
+
+def _restart(arguments: argparse.Namespace, session: Session) -> int:
+    containers = session.client.containers
+    return session.each(arguments.containers, lambda name: containers.get(name).restart(arguments.time))
 
 
 def _pause(arguments: argparse.Namespace, session: Session) -> int:
@@ -328,6 +336,14 @@ CONTAINERS = Group(
             _stop_arguments,
             description="Sends the container's stop signal, SIGTERM by default.",
             examples=[("with five seconds to finish", "lamella containers stop -t 5s web")],
+        ),
+        Command(
+            "restart",
+            "Stop containers and start them again.",
+            _restart,
+            _stop_arguments,
+            description="Who is attached or follows the logs stays with the container. One that does not run is started.",
+            examples=[("with little patience", "lamella containers restart -t 1s web")],
         ),
         Command(
             "pause",

@@ -73,6 +73,16 @@ def add_container_options(parser: Parser) -> None:
         help="What 'containers stop' sends first.",
     )
     add(
+        "--restart",
+        metavar="POLICY",
+        help="When it has ended: no (default), on-failure[:N], always; unless-stopped is the same as always.",
+    )
+    add(
+        "--init",
+        action="store_true",
+        help="Run the command beneath an init that passes signals on and reaps.",
+    )
+    add(
         "--log-driver",
         metavar="DRIVER",
         choices=("json-file", "none"),
@@ -230,6 +240,8 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "annotations": parse_labels(arguments.annotation),
         "stop_signal": arguments.stop_signal,
         "log_config": _log_config(arguments),
+        "restart_policy": arguments.restart,
+        "init": arguments.init,
         "memory_swap": arguments.memory_swap,
         "cpuset": arguments.cpuset_cpus,
         "shm_size": arguments.shm_size,

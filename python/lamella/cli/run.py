@@ -34,6 +34,10 @@ def _run(arguments: argparse.Namespace, session: Session) -> int:
         raise UsageError("lamella run: --timeout needs a container in the foreground", hint="Leave -d out.")
     if arguments.interactive and arguments.tty and not arguments.detach and not sys.stdin.isatty():
         raise UsageError("lamella run: -t needs a terminal, and stdin is none", hint="Leave -t out.")
+    if arguments.rm and arguments.restart not in (None, "no"):
+        raise UsageError(
+            "lamella run: a container that is run again cannot be removed at its end", hint="Leave --rm out."
+        )
     options = container_options(arguments)
     image = find_or_fetch(session, reference(arguments), arguments)
     containers = session.client.containers

@@ -8,10 +8,10 @@ task
 On disk::
 
     <state>/tasks/<namespace>/<container>/       the OCI bundle: config.json, rootfs/ (an empty mount point);
-                                                 the monitor adds control.sock, lock (held while it lives), pid
-                                                 and exit.json
-    <root>/containers/<namespace>/<container>/   log.jsonl: what must survive a reboot; hosts, hostname and
-                                                 resolv.conf: what the container may write
+                                                 the monitor adds control.sock, lock (held while it lives), pid,
+                                                 restart.json (between and after further runs) and exit.json
+    <root>/containers/<namespace>/<container>/   log.jsonl, log.jsonl.<number>, exit.json: what must survive a reboot;
+                                                 hosts, hostname and resolv.conf: what the container may write
 
 Locks: the monitor's flock on ``lock`` says whether the task runs; one on the folder itself serializes start and remove.
 """

@@ -25,13 +25,10 @@ def remove_cgroups(path: str) -> None:
     deadline = time.monotonic() + EMPTY_WAIT
     for hierarchy in _hierarchies():
         folder = hierarchy / relative
-        while folder.is_dir():
-            try:
-                folder.rmdir()
-            except OSError:
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(0.005)
+        while folder.is_dir() and not _remove(folder):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.005)
         for parent in folder.parents:
             if parent == hierarchy:
                 break
@@ -39,6 +36,20 @@ def remove_cgroups(path: str) -> None:
                 parent.rmdir()
             except OSError:
                 break
+
+
+def _remove(folder: Path) -> bool:
+    """Remove a cgroup, and first those beneath it, such as the groups of execs; False when something lives there still."""
+    try:
+        for name in os.listdir(folder):  # noqa: PTH208 (control files, and folders)
+            if (folder / name).is_dir():
+                _remove(folder / name)
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _hierarchies() -> list[Path]:

@@ -18,6 +18,7 @@ from lamella.containers.log_config import parse_log_config
 from lamella.containers.networks import namespace_path, settle
 from lamella.containers.options import Options, VolumeMount, parse_mounts
 from lamella.containers.orphans import release_stale_networks
+from lamella.containers.restart_policy import parse_restart_policy
 from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import build_spec
 from lamella.durability import Unverified
@@ -78,8 +79,9 @@ class Containers:
         (``"/dev/fuse:/dev/fuse:rwm"``), no_new_privileges, seccomp (None: the default profile; ``"unconfined"``, a path, an
         object), privileged, labels, annotations, stdin (keep it open), tty, ulimits (``"nofile=1024:2048"``),
         oom_score_adj, sysctls, stop_signal, log_config (docker-py's: ``{"type": "json-file", "config": {"max-size": "10m",
-        "max-file": 5}}``, which is the default; ``{"type": "none"}`` keeps no log), and spec: a callable that gets the runtime
-        spec as a dict to change it.
+        "max-file": 5}}``, which is the default; ``{"type": "none"}`` keeps no log), restart_policy (``"on-failure:5"``,
+        ``"always"``, or docker-py's mapping), init (run the command beneath an init that passes signals on and reaps), and spec:
+        a callable that gets the runtime spec as a dict to change it.
 
         Errors: NotFound (image, its snapshot, a bind source), AlreadyExists (the name), InvalidArgument (an option).
         """
@@ -127,6 +129,7 @@ class Containers:
         log = parse_log_config(options.log_config)
         settled = settle(client, options)
         mounts = _mounts(options, run_config)
+        restart = parse_restart_policy(options.restart_policy)
         parent = image.chain_id
         labels = check_labels({**(run_config.labels or {}), **(options.labels or {})})
         key = name if options.name is not None else container_id
@@ -174,6 +177,8 @@ class Containers:
                     auto_remove=auto_remove,
                     log=log,
                     volumes=volumes,
+                    restart=restart,
+                    init=options.init,
                 ),
                 created_at=now,
                 updated_at=now,
@@ -222,7 +227,7 @@ class Containers:
         return self._container(row)
 
     def list(self, *, all: bool = False, filters: Sequence[str] = ()) -> list[Container]:
-        """Return the running containers, or all of them, oldest first; after :meth:`remove_ended`.
+        """Return the containers that run or are about to again, or all of them, oldest first; after :meth:`remove_ended`.
 
         Networks that killed monitors have left are let go of, too.
 
@@ -232,7 +237,8 @@ class Containers:
         match = compile_filters(filters)
         self.remove_ended()
         release_stale_networks(self._client.config)
-        found = (container for container in self._all() if all or container.status == "running")
+        shown = ("running", "restarting")
+        found = (container for container in self._all() if all or container.status in shown)
         return [container for container in found if not filters or match(_fields(container))]
 
     def remove_ended(self) -> int:
@@ -247,6 +253,12 @@ class Containers:
                     container.remove(volumes=True)
                     count += 1
         return count
+
+    def put_right(self) -> None:
+        """Take away what killed monitors have left on the machine; the containers keep their state ``unknown``."""
+        for container in self._all():
+            if container.status == "unknown":
+                container.task.put_right()
 
     def _all(self) -> Iterator[Container]:
         with self._client.database.read() as db:
@@ -307,7 +319,14 @@ class Containers:
                 )
             options["stdin"] = True
         with span("lamella.container.run", image=_name(image)):
-            container = self._create(image, self._options(command, options), auto_remove=remove and detach)
+            parsed = self._options(command, options)
+            if remove and parse_restart_policy(parsed.restart_policy):
+                raise InvalidArgument(
+                    "a container that is run again cannot be removed at its end",
+                    hint="Leave out either remove or the restart policy.",
+                )
+            container = self._create(image, parsed, auto_remove=remove and detach)
+            container.is_transient = remove
             try:
                 attached = container.start(attach=not detach)
             except BaseException:

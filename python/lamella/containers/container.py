@@ -15,6 +15,7 @@ from lamella.containers.log_config import LogConfig
 from lamella.containers.monitor import Attached, Exit, Stream
 from lamella.containers.networks import Settings, connect, describe, published
 from lamella.containers.options import Environment, parse_command
+from lamella.containers.restart_policy import RestartPolicy
 from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import exec_process
 from lamella.containers.task import Status, Task
@@ -73,6 +74,8 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     auto_remove: bool = False
     log: LogConfig = LogConfig()
     volumes: list[str] = []
+    restart: RestartPolicy = RestartPolicy()
+    init: bool = False
 
 
 class _Process(msgspec.Struct, frozen=True):
@@ -106,6 +109,9 @@ class Container:
         self._client = client.using(record.snapshotter)
         self.record = record
         self.task = Task(client.config, record.id)
+        self.is_transient = (
+            False  # whoever starts it will remove it, and needs no exit record after a restart of the machine
+        )
 
     def __repr__(self) -> str:
         return f"<lamella.Container {self.name} {self.record.image} {self.status}>"
@@ -165,7 +171,10 @@ class Container:
 
     @property
     def status(self) -> Status:
-        """``created``, ``running``, ``stopped``, or ``unknown`` after its monitor was killed or the machine restarted."""
+        """``created``, ``running``, ``restarting``, ``stopped`` or ``unknown``.
+
+        It is ``restarting`` between two runs, and ``unknown`` after its monitor was killed or the machine restarted.
+        """
         return self.task.status()
 
     @property
@@ -174,8 +183,14 @@ class Container:
         return self.task.pid()
 
     @property
+    def restart_count(self) -> int:
+        """How often its restart policy has run it again since it was started."""
+        restarts = self.task.restarts()
+        return restarts.count if restarts is not None else 0
+
+    @property
     def exit(self) -> Exit | None:
-        """How it ended, None before."""
+        """How it ended, None before; a container that is run again has not."""
         return None if self.task.running() else self.task.exit()
 
     @property
@@ -206,6 +221,9 @@ class Container:
                 attach=attach,
                 stdin=record.extra.stdin,
                 log=record.extra.log,
+                restart=record.extra.restart,
+                init=record.extra.init,
+                is_kept=not self.is_transient,
                 confirm=lambda: self._client.containers.get(record.id),
                 before_reset=self._forget_past_run,
             )
@@ -339,7 +357,10 @@ class Container:
         return _core.read_file(layers, path, limit, whiteouts=snapshots.whiteouts)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end and return the exit status. DeadlineExceeded after ``timeout`` seconds; it runs on then."""
+        """Wait for its end, the final one where it is run again, and return the exit status.
+
+        DeadlineExceeded after ``timeout`` seconds; it runs on then.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             return self.task.wait(deadline).exit_code
@@ -347,9 +368,13 @@ class Container:
             raise DeadlineExceeded(f"container {self.name} did not end within {timeout} s") from None
 
     def kill(self, signal: str | int = "SIGKILL", *, all: bool = False) -> None:
-        """Send a signal to its first process, or to every process in it. FailedPrecondition when it does not run."""
+        """Send a signal to its first process, or to every process in it. FailedPrecondition when it does not run.
+
+        SIGKILL and its stop signal end its restart policy, too.
+        """
+        number = signal_number(signal)
         try:
-            self.task.ask({"op": "kill", "signal": signal_number(signal), "all": all})
+            self.task.ask(self._kill_request(number, stop=number == self._stop_signal) | {"all": all})
         except NotFound:
             raise FailedPrecondition(f"container {self.name} is not running") from None
 
@@ -359,13 +384,7 @@ class Container:
         Harmless when it does not run: the last exit status is returned then, None if it never ran.
         """
         try:
-            self.task.ask(
-                {
-                    "op": "kill",
-                    "signal": signal_number(self.record.extra.stop_signal or "SIGTERM"),
-                    "all": False,
-                }
-            )
+            self.task.ask(self._kill_request(self._stop_signal, stop=True))
         except NotFound:
             return self.exit_code
         try:
@@ -373,9 +392,30 @@ class Container:
         except DeadlineExceeded:
             return self._kill_now()
 
+    def restart(self, timeout: float = STOP_TIMEOUT) -> None:
+        """End it as :meth:`stop` does and start it again; start it if it does not run.
+
+        Who is attached, follows its log or waits for its end stays with it. Errors: those of :meth:`start`.
+        """
+        try:
+            self.task.restart(self._stop_signal, timeout)
+        except NotFound as error:
+            if isinstance(error, CommandNotFound):
+                raise
+            self.start()
+
+    @property
+    def _stop_signal(self) -> int:
+        return signal_number(self.record.extra.stop_signal or "SIGTERM")
+
+    def _kill_request(self, signal: int, *, stop: bool) -> dict[str, Any]:
+        request: dict[str, Any] = {"op": "kill", "signal": signal, "all": False}
+        # A monitor that an earlier release has started knows no policies, and not this word.
+        return request | {"stop": True} if stop and self.record.extra.restart else request
+
     def _kill_now(self) -> int | None:
         try:
-            self.task.ask({"op": "kill", "signal": 9, "all": False})
+            self.task.ask(self._kill_request(9, stop=True))
         except NotFound:
             return self.exit_code
         return self.task.wait().exit_code
@@ -512,16 +552,22 @@ class Container:
     def inspect(self) -> dict[str, Any]:
         """Everything known about the container as plain data (the fields of ``lamella containers inspect``)."""
         record = self.record
-        ended = self.exit
+        status, ended, restarts = self.status, self.exit, self.task.restarts()
+        if status == "restarting" and restarts is not None:
+            ended = restarts.exit
         return {
             "id": record.id,
             "name": record.name,
             "image": record.image,
-            "status": self.status,
+            "status": status,
             "pid": self.pid,
             "exit_code": ended.exit_code if ended else None,
             "exited_at": ended.exited_at if ended else None,
             "oom_killed": ended.oom_killed if ended else False,
+            "restart_policy": str(record.extra.restart),
+            "restart_count": restarts.count if restarts is not None else 0,
+            "last_run": msgspec.to_builtins(restarts) if restarts is not None else None,
+            "init": record.extra.init,
             "snapshotter": record.snapshotter,
             "snapshot_key": record.snapshot_key,
             "runtime": record.runtime,

@@ -15,6 +15,7 @@ import msgspec
 from lamella.config import check_identifier
 from lamella.containers.defaults import ALL_CAPABILITIES, CAPABILITIES, SHM_SIZE
 from lamella.containers.log_config import LogConfig
+from lamella.containers.restart_policy import RestartPolicy
 from lamella.containers.runtime_spec import CpuLimits, Device, MemoryLimits, Mount, PidsLimits, Rlimit
 from lamella.errors import InvalidArgument, NotFound, PermissionDenied, Unsupported
 
@@ -71,6 +72,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     sysctls: Mapping[str, str] | None = None
     stop_signal: str | None = None
     log_config: LogConfig | Mapping[str, Any] | None = None
+    restart_policy: RestartPolicy | str | Mapping[str, Any] | None = None
+    init: bool = False
     spec: SpecPatch | None = None
 
 
@@ -117,6 +120,8 @@ class CreateOptions(TypedDict, total=False):
     sysctls: Mapping[str, str] | None
     stop_signal: str | None
     log_config: LogConfig | Mapping[str, Any] | None
+    restart_policy: RestartPolicy | str | Mapping[str, Any] | None
+    init: bool
     spec: SpecPatch | None
 
 

@@ -23,6 +23,7 @@ from lamella.containers.log_config import LogConfig
 from lamella.containers.monitor import Attached, Connection, Exit, _Failure, raise_failure
 from lamella.containers.networks import Connection as NetworkConnection
 from lamella.containers.networks import record_path
+from lamella.containers.restart_policy import RestartPolicy, Restarts
 from lamella.disk import make_private_folder, make_state_folder, storage_error
 from lamella.errors import FailedPrecondition, LamellaError, NotFound, PermissionDenied, ResourceExhausted
 from lamella.events.spool import spool_path
@@ -33,7 +34,7 @@ from lamella.snapshots import Mount
 _log = Log("lamella.containers")
 SETTLE_SECONDS = 60.0
 """How long a start that failed, or lost its caller, may take to be over: milliseconds, but for a machine with too much to do."""
-Status = Literal["created", "running", "stopped", "unknown"]
+Status = Literal["created", "running", "restarting", "stopped", "unknown"]
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -65,6 +66,11 @@ class Task:
         """The log, one JSON object a line; not there before the first output. Older files have a number behind the name."""
         return self.log_folder / "log.jsonl"
 
+    @property
+    def _kept_exit(self) -> Path:
+        """The copy of the exit record that is there after a restart of the machine, with which the state folder goes."""
+        return self.log_folder / "exit.json"
+
     def start(
         self,
         connect: Callable[[], NetworkConnection],
@@ -73,6 +79,9 @@ class Task:
         attach: bool,
         stdin: bool,
         log: LogConfig,
+        restart: RestartPolicy,
+        init: bool,
+        is_kept: bool,
         confirm: Callable[[], object],
         before_reset: Callable[[], None],
     ) -> tuple[Started, Attached | None]:
@@ -80,7 +89,8 @@ class Task:
 
         ``connect`` plugs the container into its network, and is called when nothing of its last run is left. ``confirm`` raises
         NotFound when the container was removed; it is called when nobody can do that any more. ``before_reset`` is called
-        before the records of the last run go. Errors: FailedPrecondition when it runs already, those of ``connect``,
+        before the records of the last run go. ``is_kept`` says that the exit record is to outlive the machine.
+        Errors: FailedPrecondition when it runs already, those of ``connect``,
         CommandNotFound and CommandNotExecutable for the program, and what else the launcher reports; after one nothing of the
         task is left.
         """
@@ -96,7 +106,16 @@ class Task:
                 network = connect()
                 try:
                     self._write_bundle(network)
-                    return self._launch(rootfs, network.record, attach=attach, stdin=stdin, log=log)
+                    return self._launch(
+                        rootfs,
+                        network.record,
+                        attach=attach,
+                        stdin=stdin,
+                        log=log,
+                        restart=restart,
+                        init=init,
+                        is_kept=is_kept,
+                    )
                 except BaseException:
                     self._unplug()
                     raise
@@ -111,8 +130,9 @@ class Task:
         self._clean_up()
         self._unplug()
         before_reset()
-        for name in ("exit.json", "control.sock", "pid"):
+        for name in ("exit.json", "restart.json", "control.sock", "pid"):
             (self.folder / name).unlink(missing_ok=True)
+        self._kept_exit.unlink(missing_ok=True)
 
     def _write_bundle(self, network: NetworkConnection) -> None:
         """Write the bundle anew."""
@@ -126,11 +146,20 @@ class Task:
             raise _disk_error(error, self.folder) from error
 
     def _launch(
-        self, rootfs: list[Mount], network: Path | None, *, attach: bool, stdin: bool, log: LogConfig
+        self,
+        rootfs: list[Mount],
+        network: Path | None,
+        *,
+        attach: bool,
+        stdin: bool,
+        log: LogConfig,
+        restart: RestartPolicy,
+        init: bool,
+        is_kept: bool,
     ) -> tuple[Started, Attached | None]:
         request = msgspec.json.encode(
             {
-                "version": 1,
+                "version": 2,
                 "bundle": str(self.folder),
                 "rootfs": [{"type": m.type, "source": m.source, "options": m.options} for m in rootfs],
                 "log": None
@@ -140,6 +169,9 @@ class Task:
                 "stdin": stdin,
                 "hold": False,
                 "events": self._events,
+                "restart": restart.for_monitor(),
+                "init": init,
+                "exit_record": str(self._kept_exit) if is_kept else None,
                 **({"network": str(network)} if network is not None else {}),
             }
         )
@@ -166,10 +198,20 @@ class Task:
         except OSError as error:
             raise _disk_error(error, self.folder) from error
         try:
+            lost = not self.folder.exists() and self.log_folder.exists()
             for folder in (self.folder, self.log_folder, self.folder / "rootfs"):
                 make_private_folder(folder)
+            if lost:
+                self._restore()
         except OSError as error:
             raise _disk_error(error, self.folder) from error
+
+    def _restore(self) -> None:
+        """Put the record of the last run back after a restart of the machine; without one it ran when that came."""
+        try:
+            _write(self.folder / "exit.json", self._kept_exit.read_bytes(), 0o644)
+        except FileNotFoundError:
+            (self.folder / "pid").touch()
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -195,9 +237,13 @@ class Task:
     def _settled(self) -> bool:
         """Say whether the container runs, once a start that has failed or lost its caller is over."""
         deadline = time.monotonic() + SETTLE_SECONDS
-        while self.running() and not (self.folder / "pid").exists() and time.monotonic() < deadline:
+        while self.running() and not self._begun() and time.monotonic() < deadline:
             time.sleep(0.001)
         return self.running()
+
+    def _begun(self) -> bool:
+        """Say whether a run has begun since the start: the present one, or one before it."""
+        return (self.folder / "pid").exists() or (self.folder / "restart.json").exists()
 
     def monitored(self) -> bool:
         """Say whether a monitor lives. One that has recorded the end still has cgroups to remove."""
@@ -214,8 +260,14 @@ class Task:
         return False
 
     def _await_monitor(self) -> None:
-        """Wait until the monitor of an ended run has cleaned up, which takes milliseconds."""
+        """Wait until the monitor of an ended run has cleaned up, which takes milliseconds. FailedPrecondition if it stays."""
+        deadline = time.monotonic() + SETTLE_SECONDS
         while self.monitored():
+            if time.monotonic() > deadline:
+                raise FailedPrecondition(
+                    "the container's last run has ended, and a client that is attached to it does not take its output",
+                    hint="End that client, or have it read.",
+                )
             time.sleep(0.001)
 
     def status(self) -> Status:
@@ -225,9 +277,14 @@ class Task:
         monitored = self.monitored()
         # A monitor writes the pid when the program runs, and takes it away at the end: a start that is under way, or has
         # failed a moment ago, has a monitor and no pid.
+        if not monitored and not self.folder.exists():
+            return "unknown" if self.log_folder.exists() else "created"  # the machine was restarted
         begun = (self.folder / "pid").exists()
+        waits = not begun and (self.folder / "restart.json").exists()
         if self.exit() is not None:
             return "stopped"  # it ended between the looks
+        if waits:
+            return "restarting" if monitored else "unknown"
         if not begun:
             return "created"
         return "running" if monitored else "unknown"
@@ -238,14 +295,29 @@ class Task:
         The monitor puts it in place whole; one that a power cut has spoiled, where the state is on a disk, says nothing.
         """
         try:
-            return msgspec.json.decode((self.folder / "exit.json").read_bytes(), type=Exit)
+            try:
+                data = (self.folder / "exit.json").read_bytes()
+            except FileNotFoundError:
+                if self.folder.exists():
+                    return None
+                data = self._kept_exit.read_bytes()  # the machine was restarted
+            return msgspec.json.decode(data, type=Exit)
         except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+
+    def restarts(self) -> Restarts | None:
+        """Return what is known of further runs since the start, None when there was only one."""
+        try:
+            return msgspec.json.decode((self.folder / "restart.json").read_bytes(), type=Restarts)
+        except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
             return None
 
     def past_run(self) -> dict[str, Any] | None:
         """Give what the records say of a run that is over (the fields of /tasks/delete); None when there was none."""
         with suppress(NotADirectoryError):
             ended = self.exit()
+            if ended is None and not (self.folder / "pid").exists() and (restarts := self.restarts()):
+                ended = restarts.exit  # its monitor was killed between two runs
             if ended is not None:
                 return {"exit_status": ended.exit_code, "exited_at": ended.exited_at}
         return {} if (self.folder / "pid").exists() else None
@@ -290,6 +362,15 @@ class Task:
         if self.exit() is not None:
             raise _ended()
         self._request(document).close()
+
+    def restart(self, signal: int, timeout: float) -> None:
+        """Have the monitor end the container, by SIGKILL after ``timeout`` seconds, and run it again; wait until it runs.
+
+        NotFound when the task has ended, and what is wrong with the program.
+        """
+        if self.exit() is not None:
+            raise _ended()
+        self._request({"op": "restart", "signal": signal, "timeout": timeout}).close()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -362,7 +443,6 @@ class Task:
             _core.remove_tree(str(self.log_folder))  # it never had a bundle, or another has just removed it
 
     def _remove_folders(self) -> None:
-        _core.remove_tree(str(self.log_folder))
         # The pid goes after the cgroups: by now, as a rule (10 us). The bundle alone says which they are.
         while (self.folder / "pid").exists() and self.monitored():
             time.sleep(0.0005)
@@ -371,7 +451,23 @@ class Task:
             self._unplug()
         except LamellaError as error:  # a plugin that is gone, say; the record stays, and gc tries it again
             _log.warning("a network is left behind: %(reason)s", reason=str(error))
+        _core.remove_tree(str(self.log_folder))
         _core.remove_tree(str(self.folder))
+
+    def put_right(self) -> None:
+        """Take away what a killed monitor has left on the machine, unless somebody starts or removes the container now.
+
+        Harmless twice.
+        """
+        lock = FolderLock(self.folder, what="the container's task")
+        if not lock.try_acquire():
+            return
+        try:
+            self._clean_up()
+            if not self.monitored():
+                (self.folder / "control.sock").unlink(missing_ok=True)
+        finally:
+            lock.release()
 
     def _unplug(self) -> None:
         """Take the network away of a run that is over, or was not to be; as a rule its monitor has. Harmless twice."""

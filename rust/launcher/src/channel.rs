@@ -48,6 +48,12 @@ impl AsFd for Channel {
     }
 }
 
+impl From<OwnedFd> for Channel {
+    fn from(end: OwnedFd) -> Self {
+        Self(end)
+    }
+}
+
 impl Channel {
     /// Make both ends.
     pub fn pair() -> Result<(Self, Self), Failure> {

@@ -129,7 +129,7 @@ pub fn take_streams(streams: Streams, root: &Root) -> Result<(), Failure> {
 pub fn run(process: &process::Plan, channel: &Channel, hold: bool) -> Failure {
     // Everything that was open for the set-up goes now: a descriptor of a host folder would be a way out
     // (CVE-2024-21626). The owners of those descriptors live in our caller and are never dropped.
-    sys::close_all_but(channel.as_fd());
+    sys::close_all_but(&[Some(channel.as_fd()), process.init.as_ref().map(AsFd::as_fd)]);
     let mut warn = |text| {
         let _ = channel.send(&Message::Warning(text));
     };
@@ -142,7 +142,7 @@ pub fn run(process: &process::Plan, channel: &Channel, hold: bool) -> Failure {
         let _ = channel.send(&Message::Running);
         Ok(())
     };
-    process.apply(&mut warn, &mut before_exec)
+    process.apply(channel.as_fd(), &mut warn, &mut before_exec)
 }
 
 fn expect(channel: &Channel, wanted: impl Fn(&Message) -> bool) -> Result<(), Failure> {

@@ -1,55 +1,45 @@
 //! From the request to a running container and its monitor.
 //!
-//! The first process reads and checks everything, takes the bundle's lock, forks the monitor and ends, so that its
-//! parent has no child to mind. The monitor makes the cgroup, the streams and the container's first process, hears from
-//! that whether the program runs, and replies.
+//! The first process reads and checks everything ([`run`](crate::run)), takes the bundle's lock, forks the monitor and
+//! ends, so that its parent has no child to mind. The monitor makes the cgroup, the streams and the container's first
+//! process, hears from that whether the program runs, and replies.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions, waitid};
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
-use crate::cgroup::{self, Cgroup, CgroupPlan};
+use crate::cgroup::Cgroup;
 use crate::channel::{Channel, Message};
-use crate::container::{Plan, become_container};
+use crate::container::Plan;
 use crate::error::{Failure, Kind, Step};
-use crate::monitor::{self, Monitor, Shared, Start, Stdio};
-use crate::namespaces::{self, Namespaces};
+use crate::monitor::{self, Monitor, Start, Stdio};
 use crate::network::Network;
-use crate::process::{self, seccomp};
-use crate::request::{Reply, Request, SnapshotMount};
-use crate::rootfs::RootfsPlan;
-use crate::spec::{Personality, Spec};
+use crate::request::{Reply, Request};
+use crate::run::{self, LONGEST_DOCUMENT, Run};
 use crate::sys::{self, Forked};
 use crate::time;
 
 const REQUEST: i32 = 3;
 const REPLY: i32 = 4;
 const FIRST_CLIENT: i32 = 5;
-const CONFIG: &str = "config.json";
 const SOCKET: &str = "control.sock";
-/// A config.json longer than this is no config.json.
-const LONGEST_DOCUMENT: u64 = 16 << 20;
 
 const LOCK_ATTEMPTS: u32 = 50;
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Everything that is needed to make a container, checked.
 struct Job {
-    plan: Plan,
-    cgroup: CgroupPlan,
-    personality: Option<Personality>,
+    run: Run,
     request: Request,
     bundle: OwnedFd,
     client: Option<OwnedFd>,
-    warnings: Vec<String>,
     /// Held until the monitor ends.
     _lock: OwnedFd,
 }
@@ -83,7 +73,7 @@ fn prepare(request: File) -> Result<Job, Failure> {
     // The parent may have written it through the same open file: its offset is at the end then.
     let _ = rustix::fs::seek(&request, rustix::fs::SeekFrom::Start(0));
     request.take(LONGEST_DOCUMENT).read_to_string(&mut text).step(|| "read the request")?;
-    let mut request = Request::parse(&text)?;
+    let request = Request::parse(&text)?;
     let client = if request.attach {
         let missing = || Failure::invalid("attach", "descriptor 5 is not open");
         Some(sys::inherited(FIRST_CLIENT).ok_or_else(missing)?)
@@ -94,39 +84,9 @@ fn prepare(request: File) -> Result<Job, Failure> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let bundle = rustix::fs::openat(CWD, request.bundle.as_str(), flags, Mode::empty())
         .step(|| format!("open the bundle {}", request.bundle))?;
-    let mut text = String::new();
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let config = rustix::fs::openat(&bundle, CONFIG, flags, Mode::empty())
-        .step(|| format!("open {}/{CONFIG}", request.bundle))?;
-    File::from(config)
-        .take(LONGEST_DOCUMENT)
-        .read_to_string(&mut text)
-        .step(|| format!("read {}/{CONFIG}", request.bundle))?;
-    let mut spec = Spec::parse(&text)?;
-    let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
-    let mut process = process::Plan::new(&spec.process, filter, spec.linux.personality.as_ref())?;
-    let namespaces = Namespaces::new(&spec.linux)?;
-    let snapshot = std::mem::take(&mut request.rootfs).into_iter().map(SnapshotMount::into).collect();
-    let rootfs = RootfsPlan::new(&request.bundle, snapshot, &spec)?;
-    let mut warnings = Vec::new();
-    if namespaces.mappings.is_none() {
-        let missing = process.limit_capabilities()?;
-        if !missing.is_empty() {
-            warnings.push(format!("the launcher itself lacks {}", missing.join(", ")));
-        }
-    }
-    let plan = Plan {
-        namespaces,
-        rootfs,
-        process,
-        hostname: spec.hostname.take().unwrap_or_default(),
-        domainname: spec.domainname.take().unwrap_or_default(),
-        terminal: spec.process.terminal.then_some(spec.process.console_size),
-        hold: request.hold,
-    };
+    let run = Run::read(&request, bundle.as_fd())?;
     let lock = lock(bundle.as_fd(), &request.bundle)?;
-    let cgroup = CgroupPlan::new(&mut spec);
-    Ok(Job { plan, cgroup, personality: spec.linux.personality, request, bundle, client, warnings, _lock: lock })
+    Ok(Job { run, request, bundle, client, _lock: lock })
 }
 
 /// Take the bundle's lock: a task has one monitor.
@@ -167,7 +127,7 @@ fn supervise(job: Job, mut reply: File) {
 }
 
 fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
-    let Job { plan, cgroup, personality, request, bundle, client, mut warnings, _lock } = job;
+    let Job { run, request, bundle, client, _lock } = job;
     // The lock lives as long as this process: it is never closed.
     std::mem::forget(_lock);
     sys::block_all();
@@ -175,20 +135,22 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
     monitor::forget_exit(bundle.as_fd());
     let listener = listen(&request.bundle, &bundle)?;
     let network = request.network.as_deref().map(Network::new);
-    let mut cgroup = cgroup.create(Path::new(request.cgroup_root.as_deref().unwrap_or(cgroup::ROOT)), &mut warnings)?;
+    let Run { plan, cgroup, mut warnings, shared } = run;
+    let mut cgroup = cgroup.create(request.cgroup_root(), &mut warnings)?;
     let own_pids = plan.namespaces.own_pids;
     if !own_pids {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .step(|| "become the reaper of the container's orphans")?;
     }
-    let (hold, entered, filter) = (plan.hold, plan.namespaces.entered, plan.process.filter().cloned());
-    let begun = match begin(plan, &request, &cgroup, reply.as_fd(), &mut warnings) {
+    let hold = plan.hold;
+    let begun = match begin(&plan, &request, &cgroup, reply.as_fd(), &mut warnings) {
         Ok(begun) => begun,
         Err(failure) => {
             cgroup.remove();
             return Err(failure);
         }
     };
+    drop(plan);
     let started_at = time::now();
     let _ = std::fs::write(format!("{}/pid", request.bundle), begun.pid.to_string());
     let document = Reply::Started {
@@ -207,15 +169,14 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
         own_pids,
         bundle,
         listener,
-        log: request.log,
-        events: request.events,
-        client: client.map(|socket| (socket, request.stdin, request.stdin_once)),
-        shared: Shared { namespaces: entered, filter, personality },
+        client,
+        shared,
+        request,
     });
     let monitor = match monitor {
-        Ok(monitor) => monitor.announce(&request.bundle),
+        Ok(monitor) => monitor.announce(),
         Err(failure) => {
-            end(begun.pid);
+            run::end(begun.pid);
             return Err(failure);
         }
     };
@@ -242,48 +203,26 @@ fn listen(shown: &str, bundle: &OwnedFd) -> Result<OwnedFd, Failure> {
     Ok(socket)
 }
 
-/// What `begin` leaves to the monitor.
-struct Begun {
-    pid: i32,
-    channel: Channel,
-    stdio: Stdio,
-}
-
 /// Make the container's first process and follow it until its program runs, or waits to be run.
 fn begin(
-    plan: Plan,
+    plan: &Plan,
     request: &Request,
     cgroup: &Cgroup,
     reply: BorrowedFd<'_>,
     warnings: &mut Vec<String>,
-) -> Result<Begun, Failure> {
-    plan.namespaces.join_pids()?;
-    let (ours, theirs) = Channel::pair()?;
-    let (mut stdio, streams) = if plan.terminal.is_some() {
-        (Stdio::default(), None)
-    } else {
-        let (stdio, streams) = Stdio::pipes(request.stdin)?;
-        (stdio, Some(streams))
-    };
-    let flags = plan.namespaces.made_by_clone as u64;
-    let pid = match sys::clone_process(flags, cgroup.clone_target()).step(|| "make the container's namespaces")? {
-        Forked::Parent(pid) => pid,
-        Forked::Child => {
-            drop(ours);
-            become_container(&plan, &theirs, cgroup, streams);
+) -> Result<run::Begun, Failure> {
+    let mut begun = run::begin(plan, request.stdin, cgroup, warnings)?;
+    let terminal = follow(begun.pid, &begun.channel, reply, warnings);
+    let taken = terminal.and_then(|terminal| {
+        if let Some(master) = terminal {
+            begun.stdio = Stdio::of_terminal(master)?;
         }
-    };
-    drop((theirs, streams));
-    let followed = follow(pid, &plan, &ours, reply, warnings);
-    match followed {
-        Ok(terminal) => {
-            if let Some(master) = terminal {
-                stdio = Stdio::of_terminal(master).inspect_err(|_| end(pid))?;
-            }
-            Ok(Begun { pid, channel: ours, stdio })
-        }
+        Ok(())
+    });
+    match taken {
+        Ok(()) => Ok(begun),
         Err(failure) => {
-            end(pid);
+            run::end(begun.pid);
             Err(failure)
         }
     }
@@ -292,21 +231,10 @@ fn begin(
 /// Hear what the first process says. Returns the monitor's end of its terminal.
 fn follow(
     pid: i32,
-    plan: &Plan,
     channel: &Channel,
     reply: BorrowedFd<'_>,
     warnings: &mut Vec<String>,
 ) -> Result<Option<OwnedFd>, Failure> {
-    if let Some(score) = plan.process.oom_score_adjustment {
-        // Lowering it below the present one takes CAP_SYS_RESOURCE.
-        if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
-            warnings.push(Failure::system(format!("set oom_score_adj to {score}"), &error).message);
-        }
-    }
-    if let Some((uids, gids)) = &plan.namespaces.mappings {
-        namespaces::write_mappings(pid, uids, gids)?;
-        channel.send(&Message::Mapped)?;
-    }
     let (mut terminal, mut running) = (None, false);
     loop {
         await_message(channel, reply)?;
@@ -343,10 +271,4 @@ fn await_message(channel: &Channel, reply: BorrowedFd<'_>) -> Result<(), Failure
 fn is_alive(pid: i32) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     Pid::from_raw(pid).is_some_and(|pid| matches!(waitid(WaitId::Pid(pid), options), Ok(None)))
-}
-
-/// End a process that is of no use, and reap it.
-fn end(pid: i32) {
-    let _ = sys::kill(pid, libc::SIGKILL);
-    let _ = rustix::process::waitpid(Pid::from_raw(pid), WaitOptions::empty());
 }

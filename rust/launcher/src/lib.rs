@@ -8,7 +8,8 @@
 //! ```
 //! The request and the spec are checked whole before anything is made ([`request`], [`spec`]); what the launcher does
 //! not implement is refused by name. Then [`launch`] makes the [`cgroup`] and the first process, which builds its
-//! [`rootfs`] and applies its [`process`] plan in [`container`], and [`monitor`] serves until the container is gone.
+//! [`rootfs`] and applies its [`process`] plan in [`container`], and [`monitor`] serves until the container is gone. Where
+//! an [`init`] was asked for, the same executable is that, too.
 //!
 //! Everything that is not kept in files of the bundle dies with the processes: mounts exist in the container's mount
 //! namespace only, and the cgroup's folders are removed by the monitor.
@@ -18,6 +19,7 @@ pub mod channel;
 pub mod container;
 pub mod enter;
 pub mod error;
+pub mod init;
 pub mod launch;
 pub mod monitor;
 pub mod namespaces;
@@ -25,6 +27,7 @@ pub mod network;
 pub mod process;
 pub mod request;
 pub mod rootfs;
+pub mod run;
 pub mod spec;
 mod sys;
 pub mod time;

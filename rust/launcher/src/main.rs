@@ -1,5 +1,7 @@
 //! Entry of the launcher executable; see the library.
 
+use lamella_launcher::{init, launch};
+
 fn main() {
-    std::process::exit(lamella_launcher::launch::run());
+    std::process::exit(if init::is_meant() { init::run() } else { launch::run() });
 }

@@ -2,13 +2,16 @@
 //!
 //! The request comes as a JSON document on descriptor 3; the reply leaves on descriptor 4.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup;
 use crate::error::Failure;
 use crate::spec;
 
 /// The version of the protocol that this launcher speaks.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A container to start.
 #[derive(Debug, Deserialize)]
@@ -22,6 +25,9 @@ pub struct Request {
     /// root is ready as it is.
     #[serde(default)]
     pub rootfs: Vec<SnapshotMount>,
+    /// Where a copy of `exit.json` is to be, if anywhere: the bundle may lie in memory, and end with the machine.
+    #[serde(default)]
+    pub exit_record: Option<String>,
     /// Where output is recorded, if anywhere; made at the first output.
     #[serde(default)]
     pub log: Option<LogTarget>,
@@ -43,9 +49,32 @@ pub struct Request {
     /// Where the cgroup hierarchies are mounted; /sys/fs/cgroup when absent.
     #[serde(default)]
     pub cgroup_root: Option<String>,
+    /// The program runs beneath an init, which passes signals on and reaps ([`crate::init`]).
+    #[serde(default)]
+    pub init: bool,
+    /// Whether a container that has ended is run again.
+    #[serde(default)]
+    pub restart: RestartPolicy,
     /// Set everything up and wait for the `start` operation before the program is run.
     #[serde(default)]
     pub hold: bool,
+}
+
+/// When a container that has ended is run again, but for one that was ended from outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum RestartPolicy {
+    /// Never.
+    #[default]
+    No,
+    /// When its exit status is not 0.
+    OnFailure {
+        /// At most so many times; 0 for no limit.
+        #[serde(default)]
+        max_retries: u32,
+    },
+    /// However it ended.
+    Always,
 }
 
 /// The files that output is recorded in.
@@ -99,6 +128,11 @@ impl From<SnapshotMount> for lamella_core::mount::Mount {
 }
 
 impl Request {
+    /// Where the cgroup hierarchies are mounted.
+    pub fn cgroup_root(&self) -> &Path {
+        Path::new(self.cgroup_root.as_deref().unwrap_or(cgroup::ROOT))
+    }
+
     /// Parse and check a request.
     pub fn parse(document: &str) -> Result<Self, Failure> {
         let request: Self = spec::parse_document(document, "request")?;
@@ -111,9 +145,13 @@ impl Request {
         }
         let spool = request.events.as_ref().map(|target| &target.spool);
         let log = request.log.as_ref().map(|target| &target.path);
-        let (network, cgroup_root) = (request.network.as_ref(), request.cgroup_root.as_ref());
-        for (field, path) in [("log", log), ("network", network), ("cgroup_root", cgroup_root), ("events.spool", spool)]
-        {
+        for (field, path) in [
+            ("log", log),
+            ("network", request.network.as_ref()),
+            ("cgroup_root", request.cgroup_root.as_ref()),
+            ("events.spool", spool),
+            ("exit_record", request.exit_record.as_ref()),
+        ] {
             if path.is_some_and(|path| !path.starts_with('/')) {
                 return Err(Failure::invalid(field, "is not an absolute path"));
             }
@@ -150,17 +188,26 @@ mod tests {
 
     #[test]
     fn a_request_has_few_required_fields() {
-        let request = Request::parse(r#"{"version":1,"bundle":"/b"}"#).expect("valid");
+        let request = Request::parse(r#"{"version":2,"bundle":"/b"}"#).expect("valid");
         assert!(!request.attach && !request.hold && request.log.is_none() && request.rootfs.is_empty());
     }
 
     #[test]
+    fn a_restart_policy_has_a_name_and_maybe_a_number() {
+        let parse = |policy: &str| Request::parse(&format!(r#"{{"version":2,"bundle":"/b","restart":{policy}}}"#));
+        assert_eq!(parse(r#"{"name":"always"}"#).expect("valid").restart, RestartPolicy::Always);
+        let retried = RestartPolicy::OnFailure { max_retries: 3 };
+        assert_eq!(parse(r#"{"name":"on-failure","max_retries":3}"#).expect("valid").restart, retried);
+        parse(r#"{"name":"sometimes"}"#).expect_err("unknown");
+    }
+
+    #[test]
     fn another_version_or_an_unknown_field_is_refused() {
-        for document in [r#"{"version":2,"bundle":"/b"}"#, r#"{"version":1,"bundle":"/b","x":1}"#] {
+        for document in [r#"{"version":3,"bundle":"/b"}"#, r#"{"version":2,"bundle":"/b","x":1}"#] {
             assert_eq!(Request::parse(document).expect_err(document).kind, crate::error::Kind::Unsupported);
         }
-        Request::parse(r#"{"version":1,"bundle":"b"}"#).expect_err("relative");
-        let events = r#"{"version":1,"bundle":"/b","events":{"spool":"s","namespace":"n","container":"c"}}"#;
+        Request::parse(r#"{"version":2,"bundle":"b"}"#).expect_err("relative");
+        let events = r#"{"version":2,"bundle":"/b","events":{"spool":"s","namespace":"n","container":"c"}}"#;
         Request::parse(events).expect_err("relative");
     }
 }

@@ -1,12 +1,17 @@
 //! The present time as RFC 3339 text.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const SECONDS_PER_DAY: u64 = 86_400;
 
 /// Now, in UTC with nanoseconds: `2026-03-01T12:00:00.123456789Z`.
 pub fn now() -> String {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    after(Duration::ZERO)
+}
+
+/// So long from now.
+pub fn after(delay: Duration) -> String {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + delay;
     format(since_epoch.as_secs(), since_epoch.subsec_nanos())
 }
 

@@ -21,12 +21,16 @@ enum Operation {
     Start,
     /// Tell how the container ended, when it has.
     Wait,
-    /// Send a signal to the first process, or to all.
+    /// Send a signal to the first process, or to all. With `stop` it is to end, and not to be run again.
     Kill {
         signal: i32,
         #[serde(default)]
         all: bool,
+        #[serde(default)]
+        stop: bool,
     },
+    /// End it by a signal, or by SIGKILL after so many seconds, and run it again; the answer comes when it runs.
+    Restart { signal: i32, timeout: f64 },
     /// Get the container's output from now on, and maybe give it input.
     Attach {
         #[serde(default)]
@@ -66,6 +70,14 @@ pub(super) fn obey(monitor: &mut Monitor, client: u32, document: &[u8]) {
     monitor.tell(client, |client| client.send_document(&answer));
 }
 
+/// Refuse a number that is no signal.
+pub(super) fn check_signal(signal: i32) -> Result<(), Failure> {
+    if (1..=LAST_SIGNAL).contains(&signal) {
+        return Ok(());
+    }
+    Err(Failure::new(Kind::InvalidArgument, format!("{signal} is no signal")))
+}
+
 impl Monitor {
     /// The answer, or None when it comes later.
     fn operate(&mut self, client: u32, operation: Operation) -> Result<Option<Value>, Failure> {
@@ -76,7 +88,11 @@ impl Monitor {
                 return Ok(None);
             }
             Operation::Wait => return Ok(self.wait(client)),
-            Operation::Kill { signal, all } => self.kill(client, signal, all)?,
+            Operation::Kill { signal, all, stop } => self.kill(client, signal, all, stop)?,
+            Operation::Restart { signal, timeout } => {
+                self.restart(client, signal, timeout)?;
+                return Ok(None);
+            }
             Operation::Attach { stdin } => self.attach(client, stdin)?,
             Operation::Resize { rows, cols } => self.resize(client, Size { height: rows, width: cols })?,
             Operation::Exec { process, stdin } => {
@@ -102,6 +118,7 @@ impl Monitor {
         let init = self.processes.get(&INIT);
         let channel = init.and_then(|init| init.channel.as_ref());
         let status = match (&self.exit, channel, self.paused) {
+            (Some(_), ..) if self.will_run_again() => "restarting",
             (Some(_), ..) => "stopped",
             (None, Some(_), _) => "created",
             (None, None, true) => "paused",
@@ -113,6 +130,7 @@ impl Monitor {
             "pid": init.and_then(|init| init.pid),
             "monitor_pid": rustix::process::getpid().as_raw_nonzero(),
             "started_at": &self.started_at,
+            "restart_count": self.restarts.count(),
             "log_lost": self.log.as_ref().map_or(0, super::log::Log::lost),
         });
         if let (Some(exit), Some(state)) = (&self.exit, state.as_object_mut()) {
@@ -133,7 +151,7 @@ impl Monitor {
     }
 
     fn wait(&mut self, client: u32) -> Option<Value> {
-        if self.exit.is_some() && self.network.is_none() {
+        if self.exit.is_some() && self.network.is_none() && !self.will_run_again() {
             return Some(json!({"exit": &self.exit}));
         }
         if let Some(client) = self.clients.get_mut(&client) {
@@ -143,12 +161,13 @@ impl Monitor {
     }
 
     /// Send a signal to the container, or, on the connection of an added process, to that one.
-    fn kill(&mut self, client: u32, signal: i32, all: bool) -> Result<(), Failure> {
-        if !(1..=LAST_SIGNAL).contains(&signal) {
-            return Err(Failure::new(Kind::InvalidArgument, format!("{signal} is no signal")));
+    fn kill(&mut self, client: u32, signal: i32, all: bool, stop: bool) -> Result<(), Failure> {
+        check_signal(signal)?;
+        let id = self.clients.get(&client).and_then(|client| client.attached).unwrap_or(INIT);
+        if id == INIT && (stop || signal == libc::SIGKILL) && self.run_no_more() {
+            return Ok(());
         }
         self.running()?;
-        let id = self.clients.get(&client).and_then(|client| client.attached).unwrap_or(INIT);
         let process = self.processes.get(&id).filter(|process| process.ended.is_none());
         let Some(pid) = process.and_then(|process| process.pid) else {
             return Err(Failure::new(Kind::FailedPrecondition, "the process has ended"));
@@ -160,6 +179,11 @@ impl Monitor {
                 None => {}
             }
         }
+        self.send_signal(pid, signal)
+    }
+
+    /// Send a signal to a process of the container.
+    pub(super) fn send_signal(&mut self, pid: i32, signal: i32) -> Result<(), Failure> {
         match sys::kill(pid, signal) {
             // Killed with all the others, and not reaped yet.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
@@ -192,7 +216,11 @@ impl Monitor {
         let Some(terminal) = terminal else {
             return Err(Failure::new(Kind::FailedPrecondition, "the process has no terminal"));
         };
-        rootfs::set_terminal_size(terminal, size).step(|| "set the terminal's size")
+        rootfs::set_terminal_size(terminal, size).step(|| "set the terminal's size")?;
+        if process == INIT {
+            self.terminal_size = Some(size);
+        }
+        Ok(())
     }
 
     fn pause(&mut self) -> Result<(), Failure> {

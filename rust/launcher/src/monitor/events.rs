@@ -26,6 +26,7 @@ pub(super) const PAUSED: &str = "/tasks/paused";
 pub(super) const RESUMED: &str = "/tasks/resumed";
 pub(super) const OOM: &str = "/tasks/oom";
 pub(super) const EXIT: &str = "/tasks/exit";
+pub(super) const DELETE: &str = "/tasks/delete";
 pub(super) const EXEC_ADDED: &str = "/tasks/exec-added";
 pub(super) const EXEC_STARTED: &str = "/tasks/exec-started";
 

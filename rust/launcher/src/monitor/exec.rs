@@ -11,6 +11,7 @@ use crate::channel::{Channel, Message};
 use crate::enter::{Entry, enter};
 use crate::error::{Failure, Kind};
 use crate::process::Plan;
+use crate::rootfs;
 use crate::spec;
 use crate::sys;
 use crate::time;
@@ -48,20 +49,25 @@ impl Monitor {
             let (stdio, streams) = Stdio::pipes(stdin)?;
             (stdio, Some(streams))
         };
-        let group = self.cgroup.group(&events::exec_id(self.next_process));
+        let id = self.next_process;
+        let group = self.cgroup.group(&events::exec_id(id));
         let helper = enter(pid, self.shared.namespaces, &self.cgroup, group.as_ref(), &entry, &theirs, streams)
             .map_err(|failure| if self.has_ended() { ended() } else { failure })?;
-        let added = self.add_process(Process {
-            helper: Some(helper),
-            channel: Some(ours),
-            starter: Some(client),
-            warnings,
-            oom_score_adjustment,
-            stdio,
-            group,
-            ..Process::default()
-        });
-        let id = added.map_err(|error| Failure::system("watch the new process", &error.into()))?;
+        self.next_process += 1;
+        let added = self.add_process(
+            id,
+            Process {
+                helper: Some(helper),
+                channel: Some(ours),
+                starter: Some(client),
+                warnings,
+                oom_score_adjustment,
+                stdio,
+                group,
+                ..Process::default()
+            },
+        );
+        added.map_err(|error| Failure::system("watch the new process", &error.into()))?;
         if let Some(client) = self.clients.get_mut(&client) {
             client.attached = Some(id);
             client.gives_input = stdin;
@@ -111,6 +117,11 @@ impl Monitor {
             let data = super::Source::Input(id).encode();
             let _ = epoll::add(&self.epoll, input.target.as_fd(), data, epoll::EventFlags::empty());
         }
+        if let (Some(terminal), Some(size)) = (&stdio.terminal, self.terminal_size)
+            && id == INIT
+        {
+            let _ = rootfs::set_terminal_size(terminal, size); // as the last run's was
+        }
         if let Some(process) = self.processes.get_mut(&id) {
             process.stdio = stdio;
         }
@@ -126,7 +137,9 @@ impl Monitor {
         if id == INIT {
             self.started_at = Some(started_at.clone());
             // A held one that nobody has started was killed.
-            if process.starter.is_some() {
+            if self.restarts.is_further_run() {
+                self.announce_further_run();
+            } else if process.starter.is_some() {
                 self.events.tell([(events::START, json!({"pid": process.pid}))]);
             }
         } else {
@@ -148,10 +161,16 @@ impl Monitor {
         // Its end takes the namespaces, cgroups and processes away at whatever step an exec is.
         let failure = if id != INIT && self.has_ended() { ended() } else { failure };
         let code = failure.exit_code.unwrap_or(1);
+        let message = failure.message.clone();
         self.answer_starter(id, &json!({"error": failure}));
         if id == INIT {
             if self.exit.is_none() {
-                self.end_with(ExitRecord::of_failed_start(code));
+                let record = ExitRecord::of_failed_start(code);
+                if self.restarts.is_further_run() {
+                    self.conclude(record, Some(message));
+                } else {
+                    self.end_with(record);
+                }
             }
             return self.go_on_reading(id);
         }

@@ -21,6 +21,7 @@ mod memory;
 mod pump;
 mod reap;
 mod record;
+mod restart;
 mod serve;
 mod stdio;
 
@@ -39,8 +40,8 @@ use crate::channel::Channel;
 use crate::error::{Failure, Kind, Step};
 use crate::network::Network;
 use crate::process::seccomp::Filter;
-use crate::request::{EventTarget, LogTarget};
-use crate::spec::Personality;
+use crate::request::Request;
+use crate::spec::{Personality, Size};
 use crate::sys;
 use clients::Client;
 use events::Events;
@@ -49,6 +50,7 @@ use log_file::Limits;
 use memory::Memory;
 use record::ExitRecord;
 pub use record::forget as forget_exit;
+use restart::Restarts;
 pub use stdio::Stdio;
 
 /// The container's first process in the table of processes.
@@ -78,14 +80,12 @@ pub struct Start {
     pub bundle: OwnedFd,
     /// The control socket.
     pub listener: OwnedFd,
-    /// Where output is recorded.
-    pub log: Option<LogTarget>,
-    /// Where the task's events go.
-    pub events: Option<EventTarget>,
-    /// The first attached client, whether it gives input, and whether input ends with it.
-    pub client: Option<(OwnedFd, bool, bool)>,
+    /// The first attached client.
+    pub client: Option<OwnedFd>,
     /// What further processes get from the container.
     pub shared: Shared,
+    /// What the launcher was asked for.
+    pub request: Request,
 }
 
 /// What every process of the container has in common.
@@ -188,7 +188,11 @@ pub struct Monitor {
     clients: BTreeMap<u32, Client>,
     next_client: u32,
     input_ends_with: Option<u32>,
+    /// What a client has given the container's terminal.
+    terminal_size: Option<Size>,
+    /// How the run ended; there may be another one ([`Monitor::will_run_again`]).
     exit: Option<ExitRecord>,
+    restarts: Restarts,
     /// Everybody was told about the end.
     told: bool,
     /// What was read last; kept for the next read.
@@ -213,16 +217,22 @@ impl Monitor {
             started_at: start.started_at,
             paused: false,
             holders: BTreeSet::new(),
-            log: start.log.map(|log| Log::new(&log.path, Limits { size: log.max_size, files: log.max_file })),
-            events: Events(start.events),
+            log: start
+                .request
+                .log
+                .as_ref()
+                .map(|log| Log::new(&log.path, Limits { size: log.max_size, files: log.max_file })),
+            events: Events(start.request.events.clone()),
             memory: Memory::default(),
             processes: BTreeMap::new(),
-            next_process: INIT,
+            next_process: INIT + 1,
             unclaimed: BTreeMap::new(),
             clients: BTreeMap::new(),
             next_client: 0,
             input_ends_with: None,
+            terminal_size: None,
             exit: None,
+            restarts: Restarts::new(start.request),
             told: false,
             buffer: Vec::new(),
         };
@@ -232,26 +242,27 @@ impl Monitor {
         let held = start.channel.is_some();
         let process =
             Process { pid: Some(start.pid), channel: start.channel, stdio: start.stdio, ..Process::default() };
-        let init = monitor.add_process(process).step(step)?;
+        monitor.add_process(INIT, process).step(step)?;
         if !held {
-            monitor.go_on_reading(init);
+            monitor.go_on_reading(INIT);
         }
-        if let Some((socket, gives_input, input_ends)) = start.client {
+        if let Some(socket) = start.client {
             let id = monitor.add_client(socket);
+            let (stdin, stdin_once) = (monitor.restarts.request.stdin, monitor.restarts.request.stdin_once);
             if let Some(client) = monitor.clients.get_mut(&id) {
                 client.attached = Some(INIT);
-                client.gives_input = gives_input;
+                client.gives_input = stdin;
             }
-            monitor.input_ends_with = input_ends.then_some(id);
+            monitor.input_ends_with = stdin_once.then_some(id);
         }
         Ok(monitor)
     }
 
     /// Tell those who follow events that the container was made, and, unless it is held, started.
     #[must_use]
-    pub fn announce(self, bundle: &str) -> Self {
+    pub fn announce(self) -> Self {
         let pid = self.processes.get(&INIT).and_then(|init| init.pid);
-        let create = (events::CREATE, json!({"bundle": bundle, "pid": pid}));
+        let create = (events::CREATE, json!({"bundle": &self.restarts.request.bundle, "pid": pid}));
         match self.started_at {
             Some(_) => self.events.tell([create, (events::START, json!({"pid": pid}))]),
             None => self.events.tell([create]),
@@ -264,8 +275,7 @@ impl Monitor {
     }
 
     /// Take a process into the table; its output is not read before `go_on_reading`.
-    fn add_process(&mut self, mut process: Process) -> Result<u32, Errno> {
-        let id = self.next_process;
+    fn add_process(&mut self, id: u32, mut process: Process) -> Result<(), Errno> {
         if let Some(channel) = &process.channel {
             self.watch(channel.as_fd(), Source::Channel(id), epoll::EventFlags::IN)?;
         }
@@ -274,9 +284,8 @@ impl Monitor {
             self.watch(input.target.as_fd(), Source::Input(id), epoll::EventFlags::empty())?;
         }
         process.stalled = true;
-        self.next_process += 1;
         self.processes.insert(id, process);
-        Ok(id)
+        Ok(())
     }
 
     /// Serve until the container is gone and all is said.
@@ -288,12 +297,14 @@ impl Monitor {
             if let Some(log) = &mut self.log {
                 log.record_unfinished();
             }
+            self.do_what_is_due();
             if self.exit.is_some() && self.finish() {
                 return;
             }
             let stray = self.processes.values().any(Process::has_stray_output);
             let log = self.log.as_ref().and_then(Log::timeout);
-            let timeout = [stray.then_some(STRAY_OUTPUT), self.memory.timeout(), log].into_iter().flatten().min();
+            let timeouts = [stray.then_some(STRAY_OUTPUT), self.memory.timeout(), log, self.restarts.timeout()];
+            let timeout = timeouts.into_iter().flatten().min();
             let began = Instant::now();
             let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());
             let events: Vec<(Source, epoll::EventFlags)> = match epoll::wait(&self.epoll, &mut space, timeout.as_ref())
@@ -327,6 +338,10 @@ impl Monitor {
             if self.processes.iter().any(busy) || !self.own_pids && self.has_orphans() {
                 return false;
             }
+            if self.will_run_again() {
+                self.await_next_run();
+                return false;
+            }
             self.told = true;
             let document = json!({"exit": &self.exit});
             if let Some(network) = self.network.take() {
@@ -340,6 +355,10 @@ impl Monitor {
                     client.finished = true;
                     client.send_document(&document)
                 });
+            }
+            // Those who were told need not wait for a disk.
+            if let (Some(record), Some(path)) = (&self.exit, &self.restarts.request.exit_record) {
+                let _ = record.write_copy(path);
             }
             self.cgroup.remove();
             // After the cgroups: whoever removes the bundle, which says where they are, waits for this.
@@ -369,7 +388,8 @@ impl Monitor {
 
     /// The first process; refuses what needs a container that has not ended.
     fn running(&self) -> Result<&Process, Failure> {
-        self.processes.get(&INIT).filter(|_| self.exit.is_none()).ok_or_else(ended)
+        let absent = || if self.will_run_again() { restart::between_runs() } else { ended() };
+        self.processes.get(&INIT).filter(|_| self.exit.is_none()).ok_or_else(absent)
     }
 
     /// Whether the first process has ended or is about to, which the kernel knows before the monitor can reap it.

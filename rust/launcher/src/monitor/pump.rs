@@ -54,7 +54,7 @@ impl Monitor {
             self.tell(client, |client| client.send(kind, data));
         }
         // What the container has left in its pipes is little; the log, and whoever waits for the end, do not wait for a client.
-        if self.behind(id, HIGH_WATER) && !(id == INIT && self.exit.is_some()) {
+        if self.behind(id, HIGH_WATER) && self.exit.is_none() {
             self.stop_reading(id);
         }
     }

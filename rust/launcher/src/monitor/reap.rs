@@ -17,6 +17,7 @@ impl Monitor {
                 continue;
             }
             // Somebody shuts the machine or the session down: the container is what they mean.
+            self.run_no_more();
             if let Ok(init) = self.running()
                 && let (Some(pid), None) = (init.pid, &init.ended)
             {
@@ -51,9 +52,15 @@ impl Monitor {
             if self.exit.is_none() {
                 self.end_with(record);
             }
-            self.go_on_reading(id);
+            // Nobody's reader holds the end up any more.
+            for id in self.processes.keys().copied().collect::<Vec<u32>>() {
+                self.go_on_reading(id);
+            }
         } else if process.channel.is_none() {
             self.tell_exec_exit(id);
+            if self.exit.is_some() {
+                self.go_on_reading(id);
+            }
         }
         self.drain(id);
         self.settle(id);
@@ -83,7 +90,7 @@ impl Monitor {
         }
     }
 
-    /// The container has ended: write it down, then tell who waits. Who is attached hears it after all output.
+    /// A run has ended: tell it, and see what follows.
     pub(super) fn end_with(&mut self, record: ExitRecord) {
         // First of all, so that whoever knows the exit finds it among the events.
         let pid = self.processes.get(&INIT).and_then(|init| init.pid);
@@ -93,6 +100,11 @@ impl Monitor {
         } else {
             self.events.tell([exit]);
         }
+        self.conclude(record, None);
+    }
+
+    /// The container has ended for good: write it down, then tell who waits. Who is attached hears it after all output.
+    pub(super) fn end_for_good(&mut self, record: ExitRecord) {
         // Where it cannot be written (a full disk), clients still learn it.
         let _ = record.write(self.bundle.as_fd());
         self.exit = Some(record);

@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::WaitStatus;
 use serde::Serialize;
 
@@ -12,7 +12,7 @@ use crate::time;
 /// What is added to a signal's number, as a shell does it.
 const SIGNAL_BASE: i32 = 128;
 const FILE: &str = "exit.json";
-const UNFINISHED: &str = ".exit.json.new";
+const RESTARTS: &str = "restart.json";
 
 /// The end of a process.
 #[derive(Clone, Debug, Serialize)]
@@ -37,18 +37,50 @@ impl ExitRecord {
 
     /// Write `exit.json` into the bundle, whole or not at all.
     pub(super) fn write(&self, bundle: BorrowedFd<'_>) -> Result<(), Failure> {
-        let step = || format!("write {FILE}");
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(bundle, UNFINISHED, flags, Mode::from_raw_mode(0o644)).step(step)?;
-        let text = serde_json::to_vec(self).unwrap_or_default();
-        rustix::io::write(&file, &text).step(step)?;
-        rustix::fs::renameat(bundle, UNFINISHED, bundle, FILE).step(step)
+        write(bundle, FILE, self)
+    }
+
+    /// Write a copy of it, whole or not at all.
+    pub(super) fn write_copy(&self, path: &str) -> Result<(), Failure> {
+        write(CWD, path, self)
     }
 }
 
-/// Forget the record of an earlier run.
+/// What is known between two runs.
+#[derive(Debug, Serialize)]
+pub(super) struct RestartRecord<'a> {
+    /// How many runs come after the first one, the next one among them.
+    pub(super) count: u32,
+    /// How the last run ended.
+    pub(super) exit: &'a ExitRecord,
+    /// Why it could not even begin.
+    pub(super) error: Option<&'a str>,
+    /// When the next one begins.
+    pub(super) next_run_at: Option<String>,
+}
+
+impl RestartRecord<'_> {
+    /// Write `restart.json` into the bundle, whole or not at all.
+    pub(super) fn write(&self, bundle: BorrowedFd<'_>) -> Result<(), Failure> {
+        write(bundle, RESTARTS, self)
+    }
+}
+
+fn write(bundle: BorrowedFd<'_>, name: &str, document: &impl Serialize) -> Result<(), Failure> {
+    let step = || format!("write {name}");
+    let unfinished = format!("{name}.new");
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(bundle, &unfinished, flags, Mode::from_raw_mode(0o644)).step(step)?;
+    let text = serde_json::to_vec(document).unwrap_or_default();
+    rustix::io::write(&file, &text).step(step)?;
+    rustix::fs::renameat(bundle, &unfinished, bundle, name).step(step)
+}
+
+/// Forget the records of an earlier start.
 pub fn forget(bundle: BorrowedFd<'_>) {
-    let _ = rustix::fs::unlinkat(bundle, FILE, rustix::fs::AtFlags::empty());
+    for name in [FILE, RESTARTS] {
+        let _ = rustix::fs::unlinkat(bundle, name, rustix::fs::AtFlags::empty());
+    }
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ fn check(program: &CStr) -> Result<(), Errno> {
 }
 
 /// Why exec failed for a program that was found.
-pub(super) fn failure(program: &CStr, error: &io::Error) -> Failure {
+pub fn failure(program: &CStr, error: &io::Error) -> Failure {
     let shown = program.to_string_lossy();
     match error.raw_os_error() {
         Some(libc::ENOENT) => not_found(format!("exec {shown}: no such file or directory"))

@@ -11,12 +11,14 @@ mod user;
 
 use std::ffi::CString;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::error::{Failure, Kind, Step, describe};
+use crate::init;
 use crate::spec;
 use crate::sys;
 use capabilities::Sets;
-pub use exec::resolve;
+pub use exec::{failure as exec_failure, resolve};
 use seccomp::Filter;
 
 const DEFAULT_UMASK: u32 = 0o022;
@@ -42,6 +44,8 @@ pub struct Plan {
     personality: Option<u64>,
     /// Set by the monitor, which sees the host's /proc.
     pub oom_score_adjustment: Option<i32>,
+    /// The init that is to run the program.
+    pub init: Option<OwnedFd>,
 }
 
 impl Plan {
@@ -71,6 +75,7 @@ impl Plan {
             filter,
             personality: personality.map(|it| if it.domain == "LINUX32" { PER_LINUX32 } else { 0 }),
             oom_score_adjustment: process.oom_score_adj,
+            init: None,
         })
     }
 
@@ -84,10 +89,15 @@ impl Plan {
         self.capabilities.limit_to_own()
     }
 
-    /// Become the process: called inside the container's root, with no descriptor open but the standard ones and those
-    /// that exec closes and `before_exec` needs. Returns only when something failed. `warn` is told what could not be
-    /// had; `before_exec` is called when all is done but exec itself, with the resolved program.
-    pub fn apply(&self, warn: &mut dyn FnMut(String), before_exec: &mut dyn FnMut() -> Result<(), Failure>) -> Failure {
+    /// Become the process: called inside the container's root, with no descriptor open but the standard ones, the init's,
+    /// and `channel`, which exec closes unless an init needs it. Returns only when something failed. `warn` is told what
+    /// could not be had; `before_exec` is called when all is done but exec itself, with the resolved program.
+    pub fn apply(
+        &self,
+        channel: BorrowedFd<'_>,
+        warn: &mut dyn FnMut(String),
+        before_exec: &mut dyn FnMut() -> Result<(), Failure>,
+    ) -> Failure {
         match self.prepare(warn) {
             Err(failure) => failure,
             Ok(program) => {
@@ -100,9 +110,24 @@ impl Plan {
                 {
                     return failure;
                 }
-                exec::failure(&program, &sys::execute(&program, &self.arguments, &self.environment))
+                match &self.init {
+                    Some(init) => self.become_init(init, channel),
+                    None => exec::failure(&program, &sys::execute(&program, &self.arguments, &self.environment)),
+                }
             }
         }
+    }
+
+    fn become_init(&self, init: &OwnedFd, channel: BorrowedFd<'_>) -> Failure {
+        let arguments: Vec<CString> =
+            [CString::from(c"lamella-init"), c"--".into()].into_iter().chain(self.arguments.iter().cloned()).collect();
+        // The channel's number may be the one that the init has.
+        let init = rustix::io::fcntl_dupfd_cloexec(init, init::CHANNEL + 1).map_err(io::Error::from);
+        let error = match init.and_then(|init| sys::hand_down(channel, init::CHANNEL).map(|()| init)) {
+            Ok(init) => sys::execute_file(init.as_fd(), &arguments, &self.environment),
+            Err(error) => error,
+        };
+        Failure::system("run the container's init", &error)
     }
 
     fn prepare(&self, warn: &mut dyn FnMut(String)) -> Result<CString, Failure> {

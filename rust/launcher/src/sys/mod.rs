@@ -9,8 +9,8 @@ mod signal;
 use std::io;
 
 pub use process::{
-    Forked, child_groups_denied, clone_process, close_all_but, close_from, execute, exit_now, fork, inherited,
-    join_session_keyring, kill, move_into, set_personality, set_rlimit, unshare,
+    Forked, child_groups_denied, clone_process, close_all_but, close_from, execute, execute_file, exit_now, fork,
+    fork_plainly, hand_down, inherited, join_session_keyring, kill, move_into, set_personality, set_rlimit, unshare,
 };
 pub use program::{SeccompInstruction, attach_device_program, install_seccomp};
 pub use signal::{block_all, read_signals, reset_all, signal_descriptor};

@@ -34,6 +34,13 @@ pub fn fork() -> io::Result<Forked> {
     clone_process(0, None)
 }
 
+/// fork(2) by the means that every container's seccomp profile leaves: clone3(2) is not among them.
+pub fn fork_plainly() -> io::Result<Forked> {
+    // SAFETY: this process has one thread, so that the child may do anything.
+    let pid = checked(unsafe { libc::fork() }.into())?;
+    Ok(if pid == 0 { Forked::Child } else { Forked::Parent(pid as i32) })
+}
+
 /// clone3(2) without sharing memory: fork into new namespaces (`CLONE_NEW*` in `flags`) and, on cgroup v2, right into
 /// a cgroup. `flags` may hold `CLONE_PARENT`; EINVAL for any other.
 pub fn clone_process(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
@@ -77,18 +84,37 @@ pub fn inherited(descriptor: RawFd) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Close every descriptor above standard error but one. Whoever still owns another must not use or drop it.
-pub fn close_all_but(kept: BorrowedFd<'_>) {
+/// Close every descriptor above standard error but some. Whoever still owns another must not use or drop it.
+pub fn close_all_but(kept: &[Option<BorrowedFd<'_>>]) {
     let close = |first: RawFd, last: u32| {
         // SAFETY: integers only. Values that own one of these descriptors are left dangling: the caller is about to become
         // another program, and touches none of them.
         unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     };
-    let kept = kept.as_raw_fd();
-    if kept > 3 {
-        close(3, kept as u32 - 1);
+    let mut kept: Vec<RawFd> = kept.iter().flatten().map(AsRawFd::as_raw_fd).collect();
+    kept.sort_unstable();
+    let mut next = 3;
+    for descriptor in kept {
+        if descriptor > next {
+            close(next, descriptor as u32 - 1);
+        }
+        next = next.max(descriptor + 1);
     }
-    close(kept.max(2) + 1, u32::MAX);
+    close(next, u32::MAX);
+}
+
+/// Give a descriptor a number under which exec leaves it open. What had that number is closed; the caller is about to
+/// become another program.
+pub fn hand_down(descriptor: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
+    let descriptor = descriptor.as_raw_fd();
+    if descriptor == number {
+        // SAFETY: integers only.
+        checked(unsafe { libc::fcntl(descriptor, libc::F_SETFD, 0) }.into())?;
+        return Ok(());
+    }
+    // SAFETY: integers only. A value that owns `number` is left with another file; see above.
+    checked(unsafe { libc::dup2(descriptor, number) }.into())?;
+    Ok(())
 }
 
 /// Close every descriptor from `first` on. Whoever still owns one must not use or drop it.
@@ -105,6 +131,27 @@ pub fn execute(program: &CStr, arguments: &[CString], environment: &[CString]) -
     let (arguments, environment) = (pointers(arguments), pointers(environment));
     // SAFETY: both arrays end with a null pointer and point at NUL-terminated strings that outlive the call.
     unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// As [`execute`], for a program that is an open file: execveat(2).
+pub fn execute_file(program: BorrowedFd<'_>, arguments: &[CString], environment: &[CString]) -> io::Error {
+    let pointers = |strings: &[CString]| {
+        strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
+    };
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    // SAFETY: the path is empty and NUL-terminated; both arrays end with a null pointer and point at NUL-terminated strings
+    // that outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
     io::Error::last_os_error()
 }
 

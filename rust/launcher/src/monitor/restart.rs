@@ -1,0 +1,331 @@
+//! Further runs of the container: by its policy, or because a client asks for one.
+//!
+//! The monitor stays, with its socket, its clients and the log; cgroup, namespaces, mounts and processes go with a run and
+//! are made anew for the next. `exit.json` is there when there is no further run; until then `restart.json` says how the last
+//! one ended, and between two runs when the next begins. What ends the container from outside (a signal that is to stop it, SIGKILL, a signal
+//! to the monitor) ends its runs.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use serde_json::json;
+
+use super::control::check_signal;
+use super::memory::Memory;
+use super::record::{ExitRecord, RestartRecord};
+use super::{INIT, Monitor, Process, ended, events};
+use crate::error::{Failure, Kind};
+use crate::request::{Request, RestartPolicy};
+use crate::run::{self, Run};
+use crate::time;
+
+/// docker's: so long after the first end, twice as long after each that follows, but for one after a long run.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+const LONG_RUN: Duration = Duration::from_secs(10);
+
+/// What follows when the container has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Nothing,
+    /// A run, so long after everything of the last one is gone.
+    After(Duration),
+    /// A run at this moment.
+    At(Instant),
+}
+
+#[derive(Debug)]
+pub(super) struct Restarts {
+    pub(super) request: Request,
+    /// Further runs by the policy, since the start or the last run that a client asked for.
+    count: u32,
+    delay: Duration,
+    /// When the present run began.
+    began: Instant,
+    next: Next,
+    /// How the run before the present one ended.
+    last: Option<ExitRecord>,
+    /// It was ended from outside.
+    stopped: bool,
+    /// The client that asked for a run, and is owed an answer.
+    asked: Option<u32>,
+    /// When to kill what a client wants to be run again.
+    kill_at: Option<Instant>,
+}
+
+impl Restarts {
+    pub(super) fn new(request: Request) -> Self {
+        Self {
+            request,
+            count: 0,
+            delay: Duration::ZERO,
+            began: Instant::now(),
+            next: Next::Nothing,
+            last: None,
+            stopped: false,
+            asked: None,
+            kill_at: None,
+        }
+    }
+
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Whether the present run has others before it.
+    pub(super) fn is_further_run(&self) -> bool {
+        self.last.is_some()
+    }
+
+    /// How long the monitor may sleep.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        let next = if let Next::At(moment) = self.next { Some(moment) } else { None };
+        let moment = [next, self.kill_at].into_iter().flatten().min();
+        moment.map(|moment| moment.saturating_duration_since(Instant::now()))
+    }
+
+    /// How long after a run that ended so the next one begins; None when there is none.
+    fn decide(&mut self, exit_code: i32, ran: Duration) -> Option<Duration> {
+        if self.stopped {
+            return None;
+        }
+        if self.asked.is_some() {
+            return Some(Duration::ZERO);
+        }
+        let wanted = match self.request.restart {
+            RestartPolicy::No => false,
+            RestartPolicy::Always => true,
+            RestartPolicy::OnFailure { max_retries } => {
+                exit_code != 0 && (max_retries == 0 || self.count < max_retries)
+            }
+        };
+        if !wanted {
+            return None;
+        }
+        self.count += 1;
+        self.delay = if self.delay.is_zero() || ran >= LONG_RUN { FIRST_DELAY } else { self.delay * 2 };
+        self.delay = self.delay.min(LONGEST_DELAY);
+        Some(self.delay)
+    }
+
+    /// Begin to count anew, for a run that a client asks for.
+    fn ask(&mut self, client: u32) {
+        self.asked = Some(client);
+        self.stopped = false;
+        self.count = 0;
+        self.delay = Duration::ZERO;
+    }
+}
+
+/// What those are told who come between two runs.
+pub(super) fn between_runs() -> Failure {
+    Failure::new(Kind::FailedPrecondition, "the container has ended and waits to be run again")
+        .with_hint("try again when it runs; stop or remove it to end that")
+}
+
+impl Monitor {
+    /// Whether a run has ended, or could not begin, that is not the last.
+    pub(super) fn will_run_again(&self) -> bool {
+        self.restarts.next != Next::Nothing
+    }
+
+    /// A run has ended, or could not begin (`error` says why): what follows?
+    pub(super) fn conclude(&mut self, record: ExitRecord, error: Option<String>) {
+        let ran = if error.is_none() { self.restarts.began.elapsed() } else { Duration::ZERO };
+        self.restarts.kill_at = None;
+        let Some(delay) = self.restarts.decide(record.exit_code, ran) else {
+            self.restarts.next = Next::Nothing;
+            return self.end_for_good(record);
+        };
+        self.restarts.next = Next::After(delay);
+        let note = RestartRecord {
+            count: self.restarts.count,
+            exit: &record,
+            error: error.as_deref(),
+            next_run_at: Some(time::after(delay)),
+        };
+        // Where it cannot be written (a full disk), it is run again all the same.
+        let _ = note.write(self.bundle.as_fd());
+        self.restarts.last = Some(record.clone());
+        self.exit = Some(record);
+    }
+
+    /// Everything of a run is gone, or about to: clear up behind it and wait for the next one.
+    pub(super) fn await_next_run(&mut self) {
+        let Next::After(delay) = self.restarts.next else { return };
+        self.restarts.next = Next::At(Instant::now() + delay);
+        self.processes.clear();
+        self.unclaimed.clear();
+        self.memory = Memory::default();
+        self.cgroup.remove();
+        let _ = rustix::fs::unlinkat(&self.bundle, "pid", AtFlags::empty());
+        (self.paused, self.started_at) = (false, None);
+        self.holders.clear();
+        // What waited for room in the last run's input is for nobody.
+        for client in self.clients.values_mut() {
+            client.resumed |= std::mem::replace(&mut client.held_back, false);
+        }
+        self.take_resumed();
+    }
+
+    /// Kill what was given its time to end; begin the next run.
+    pub(super) fn do_what_is_due(&mut self) {
+        let now = Instant::now();
+        if self.restarts.kill_at.is_some_and(|moment| moment <= now) {
+            self.restarts.kill_at = None;
+            if let Ok(Some(pid)) = self.running().map(|init| init.pid) {
+                let _ = self.send_signal(pid, libc::SIGKILL);
+            }
+        }
+        if let Next::At(moment) = self.restarts.next
+            && moment <= now
+        {
+            self.restarts.next = Next::Nothing;
+            if let Err(failure) = self.run_again() {
+                let record = ExitRecord::of_failed_start(failure.exit_code.unwrap_or(1));
+                self.cgroup.remove();
+                let message = failure.message.clone();
+                if let Some(client) = self.restarts.asked.take() {
+                    self.tell(client, |client| client.send_document(&json!({"error": failure})));
+                }
+                self.conclude(record, Some(message));
+            }
+        }
+    }
+
+    /// Make a run; how its first process fares is heard later ([`Monitor::listen`]).
+    fn run_again(&mut self) -> Result<(), Failure> {
+        let Run { mut plan, cgroup, shared, mut warnings } = Run::read(&self.restarts.request, self.bundle.as_fd())?;
+        plan.hold = false;
+        self.cgroup = cgroup.create(self.restarts.request.cgroup_root(), &mut warnings)?;
+        let begun = run::begin(&plan, self.restarts.request.stdin, &self.cgroup, &mut warnings)?;
+        (self.own_pids, self.shared) = (plan.namespaces.own_pids, shared);
+        let process = Process {
+            pid: Some(begun.pid),
+            channel: Some(begun.channel),
+            stdio: begun.stdio,
+            starter: self.restarts.asked,
+            warnings,
+            ..Process::default()
+        };
+        if let Err(error) = self.add_process(INIT, process) {
+            run::end(begun.pid);
+            return Err(Failure::system("watch the container", &error.into()));
+        }
+        self.restarts.asked = None;
+        self.restarts.began = Instant::now();
+        self.exit = None;
+        self.watch_memory();
+        Ok(())
+    }
+
+    /// The program of a further run has been started.
+    pub(super) fn announce_further_run(&mut self) {
+        self.restarts.began = Instant::now();
+        let Some(pid) = self.processes.get(&INIT).and_then(|init| init.pid) else { return };
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if let Ok(file) = rustix::fs::openat(&self.bundle, "pid", flags, Mode::from_raw_mode(0o644)) {
+            let _ = rustix::io::write(&file, pid.to_string().as_bytes());
+        }
+        let Some(last) = &self.restarts.last else { return };
+        let note = RestartRecord { count: self.restarts.count, exit: last, error: None, next_run_at: None };
+        let _ = note.write(self.bundle.as_fd());
+        self.events.tell([
+            (events::DELETE, json!({"exit_status": last.exit_code, "exited_at": &last.exited_at})),
+            (events::CREATE, json!({"bundle": &self.restarts.request.bundle, "pid": pid})),
+            (events::START, json!({"pid": pid})),
+        ]);
+    }
+
+    /// There shall be no further run; true when that has ended the container.
+    pub(super) fn run_no_more(&mut self) -> bool {
+        self.restarts.stopped = true;
+        if let Some(client) = self.restarts.asked.take() {
+            let failure = Failure::new(Kind::FailedPrecondition, "the container was stopped meanwhile");
+            self.tell(client, |client| client.send_document(&json!({"error": failure})));
+        }
+        if !self.will_run_again() {
+            return false;
+        }
+        self.restarts.next = Next::Nothing;
+        if let Some(record) = self.exit.clone() {
+            self.end_for_good(record);
+        }
+        true
+    }
+
+    /// End the container and run it again, or only the latter between two runs.
+    pub(super) fn restart(&mut self, client: u32, signal: i32, timeout: f64) -> Result<(), Failure> {
+        check_signal(signal)?;
+        let Ok(timeout) = Duration::try_from_secs_f64(timeout) else {
+            return Err(Failure::new(Kind::InvalidArgument, format!("{timeout} is no number of seconds")));
+        };
+        if self.restarts.asked.is_some() {
+            return Err(Failure::new(Kind::FailedPrecondition, "the container is being restarted"));
+        }
+        match self.restarts.next {
+            Next::After(_) => self.restarts.next = Next::After(Duration::ZERO),
+            Next::At(_) => self.restarts.next = Next::At(Instant::now()),
+            Next::Nothing => {
+                let init = self.running()?;
+                let (Some(pid), None) = (init.pid, &init.channel) else {
+                    return Err(Failure::new(Kind::FailedPrecondition, "the container has not been started"));
+                };
+                if init.ended.is_some() {
+                    return Err(ended());
+                }
+                self.send_signal(pid, signal)?;
+                self.restarts.kill_at = Instant::now().checked_add(timeout);
+            }
+        }
+        self.restarts.ask(client);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn restarts(policy: &str) -> Restarts {
+        let text = format!(r#"{{"version":2,"bundle":"/b","restart":{policy}}}"#);
+        Restarts::new(Request::parse(&text).expect("valid"))
+    }
+
+    fn delays(restarts: &mut Restarts, exit_code: i32, ran: Duration, count: usize) -> Vec<Option<u128>> {
+        (0..count).map(|_| restarts.decide(exit_code, ran).map(|delay| delay.as_millis())).collect()
+    }
+
+    #[test]
+    fn waiting_doubles_from_a_tenth_of_a_second_to_a_minute_and_a_long_run_begins_anew() {
+        let mut always = restarts(r#"{"name":"always"}"#);
+        let found = delays(&mut always, 0, Duration::ZERO, 12);
+        let expected = [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200, 60000, 60000];
+        assert_eq!(found, expected.map(Some));
+        assert_eq!(delays(&mut always, 0, LONG_RUN, 2), [Some(100), Some(100)]);
+        assert_eq!(delays(&mut always, 0, Duration::ZERO, 1), [Some(200)]);
+    }
+
+    #[test]
+    fn a_failure_is_tried_again_as_often_as_the_policy_says_and_a_success_is_the_end() {
+        let mut thrice = restarts(r#"{"name":"on-failure","max_retries":3}"#);
+        assert_eq!(delays(&mut thrice, 1, Duration::ZERO, 4), [Some(100), Some(200), Some(400), None]);
+        assert_eq!(thrice.count(), 3);
+        let mut ever = restarts(r#"{"name":"on-failure"}"#);
+        assert!(delays(&mut ever, 137, LONG_RUN, 100).iter().all(Option::is_some));
+        assert_eq!(ever.decide(0, Duration::ZERO), None);
+        assert_eq!(restarts(r#"{"name":"no"}"#).decide(1, Duration::ZERO), None);
+    }
+
+    #[test]
+    fn what_was_stopped_is_not_run_again_and_what_is_asked_for_is_whatever_the_policy() {
+        let mut always = restarts(r#"{"name":"always"}"#);
+        always.stopped = true;
+        assert_eq!(always.decide(1, Duration::ZERO), None);
+        let mut no = restarts(r#"{"name":"no"}"#);
+        no.ask(7);
+        assert_eq!(no.decide(0, Duration::ZERO), Some(Duration::ZERO));
+        assert_eq!(no.count(), 0);
+    }
+}

@@ -1,0 +1,137 @@
+//! One run of a container: from its bundle to its first process. A container has one after the other, each made anew.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, WaitOptions};
+
+use crate::cgroup::{Cgroup, CgroupPlan};
+use crate::channel::{Channel, Message};
+use crate::container::{Plan, become_container};
+use crate::error::{Failure, Step};
+use crate::init;
+use crate::monitor::{Shared, Stdio};
+use crate::namespaces::{self, Namespaces};
+use crate::process::{self, seccomp};
+use crate::request::Request;
+use crate::rootfs::RootfsPlan;
+use crate::spec::Spec;
+use crate::sys::{self, Forked};
+
+const CONFIG: &str = "config.json";
+/// A document longer than this is none.
+pub const LONGEST_DOCUMENT: u64 = 16 << 20;
+
+/// Everything that is needed to make a container, checked.
+#[derive(Debug)]
+pub struct Run {
+    /// The container.
+    pub plan: Plan,
+    /// Its cgroup.
+    pub cgroup: CgroupPlan,
+    /// What further processes get from it.
+    pub shared: Shared,
+    /// What was asked for and cannot be had.
+    pub warnings: Vec<String>,
+}
+
+impl Run {
+    /// Read and check the bundle; nothing is made.
+    pub fn read(request: &Request, bundle: BorrowedFd<'_>) -> Result<Self, Failure> {
+        let mut text = String::new();
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let config = rustix::fs::openat(bundle, CONFIG, flags, Mode::empty())
+            .step(|| format!("open {}/{CONFIG}", request.bundle))?;
+        File::from(config)
+            .take(LONGEST_DOCUMENT)
+            .read_to_string(&mut text)
+            .step(|| format!("read {}/{CONFIG}", request.bundle))?;
+        let mut spec = Spec::parse(&text)?;
+        let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+        let mut process = process::Plan::new(&spec.process, filter, spec.linux.personality.as_ref())?;
+        if request.init {
+            process.init = Some(init::sealed_copy()?);
+        }
+        let namespaces = Namespaces::new(&spec.linux)?;
+        let snapshot = request.rootfs.iter().cloned().map(Into::into).collect();
+        let rootfs = RootfsPlan::new(&request.bundle, snapshot, &spec)?;
+        let mut warnings = Vec::new();
+        if namespaces.mappings.is_none() {
+            let missing = process.limit_capabilities()?;
+            if !missing.is_empty() {
+                warnings.push(format!("the launcher itself lacks {}", missing.join(", ")));
+            }
+        }
+        let shared = Shared {
+            namespaces: namespaces.entered,
+            filter: process.filter().cloned(),
+            personality: spec.linux.personality.take(),
+        };
+        let plan = Plan {
+            namespaces,
+            rootfs,
+            process,
+            hostname: spec.hostname.take().unwrap_or_default(),
+            domainname: spec.domainname.take().unwrap_or_default(),
+            terminal: spec.process.terminal.then_some(spec.process.console_size),
+            hold: request.hold,
+        };
+        let cgroup = CgroupPlan::new(&mut spec);
+        Ok(Self { plan, cgroup, shared, warnings })
+    }
+}
+
+/// A first process that sets its container up.
+#[derive(Debug)]
+pub struct Begun {
+    /// Its id, as the host sees it.
+    pub pid: i32,
+    /// The way to it until its program runs.
+    pub channel: Channel,
+    /// Its standard streams; a terminal comes through the channel.
+    pub stdio: Stdio,
+}
+
+/// Make the container's first process, and give it what it cannot give itself. It says on the channel how it fares.
+pub fn begin(plan: &Plan, stdin: bool, cgroup: &Cgroup, warnings: &mut Vec<String>) -> Result<Begun, Failure> {
+    plan.namespaces.join_pids()?;
+    let (ours, theirs) = Channel::pair()?;
+    let (stdio, streams) = if plan.terminal.is_some() {
+        (Stdio::default(), None)
+    } else {
+        let (stdio, streams) = Stdio::pipes(stdin)?;
+        (stdio, Some(streams))
+    };
+    let flags = plan.namespaces.made_by_clone as u64;
+    let pid = match sys::clone_process(flags, cgroup.clone_target()).step(|| "make the container's namespaces")? {
+        Forked::Parent(pid) => pid,
+        Forked::Child => {
+            drop(ours);
+            become_container(plan, &theirs, cgroup, streams);
+        }
+    };
+    drop((theirs, streams));
+    let begun = Begun { pid, channel: ours, stdio };
+    if let Some(score) = plan.process.oom_score_adjustment {
+        // Lowering it below the present one takes CAP_SYS_RESOURCE.
+        if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
+            warnings.push(Failure::system(format!("set oom_score_adj to {score}"), &error).message);
+        }
+    }
+    if let Some((uids, gids)) = &plan.namespaces.mappings {
+        let mapped = namespaces::write_mappings(pid, uids, gids).and_then(|()| begun.channel.send(&Message::Mapped));
+        if let Err(failure) = mapped {
+            end(pid);
+            return Err(failure);
+        }
+    }
+    Ok(begun)
+}
+
+/// End a process that is of no use, and reap it.
+pub fn end(pid: i32) {
+    let _ = sys::kill(pid, libc::SIGKILL);
+    let _ = rustix::process::waitpid(Pid::from_raw(pid), WaitOptions::empty());
+}

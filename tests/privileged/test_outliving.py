@@ -1,0 +1,266 @@
+"""Containers that outlive whoever started them; and what is left when their monitor, or the machine, does not."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import lamella
+from lamella.containers.cgroups import _hierarchies
+from lamella.errors import FailedPrecondition
+
+pytestmark = pytest.mark.privileged
+ANSWER = "echo up; read line; echo got $line; exit 9"
+
+
+@pytest.fixture
+def image(client, small_image):
+    return client.images.pull(small_image)
+
+
+@pytest.fixture
+def cleared(client):
+    yield
+    for box in client.containers.list(all=True):
+        box.remove(force=True)
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.005)
+
+
+def starter(client, image, end: str) -> list[str]:
+    """Give a command that starts a container and then does something else."""
+    code = f"""
+        import lamella, os, signal, sys, time
+        client = lamella.Client({str(client.config.root)!r}, {str(client.config.state)!r})
+        box = client.containers.run(
+            {image.name!r}, ["/bin/sh", "-c", {ANSWER!r}], detach=True, name="box", stdin=True
+        )
+        attached = box.attach()
+        print("started", flush=True)
+        {end}
+        time.sleep(600)
+    """
+    return [sys.executable, "-c", textwrap.dedent(code)]
+
+
+def in_another_process(client, code: str) -> str:
+    """Run code with ``box`` in a process that has nothing to do with the container; give what it prints."""
+    program = f"""
+        import lamella
+        with lamella.Client({str(client.config.root)!r}, {str(client.config.state)!r}) as client:
+            box = client.containers.get("box")
+            {code}
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def monitor_of(box) -> int:
+    return int(Path(f"/proc/{box.pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def cgroups(box) -> list[Path]:
+    relative = box.spec["linux"]["cgroupsPath"].strip("/")
+    return [hierarchy / relative for hierarchy in _hierarchies() if (hierarchy / relative).is_dir()]
+
+
+def kill_the_monitor(box) -> list[int]:
+    """Kill it, and give the container's processes, which have to go with it."""
+    pids = [int(pid) for folder in cgroups(box) for pid in (folder / "cgroup.procs").read_text().split()]
+    os.kill(monitor_of(box), signal.SIGKILL)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    return pids
+
+
+def lose_the_state(client) -> None:
+    """Do what a restart of the machine does to files."""
+    for entry in client.config.state.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+
+
+# The caller goes
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "os.killpg(0, 9)", "sys.exit()"])
+def test_a_container_goes_on_without_its_caller(client, image, cleared, end):
+    started = subprocess.Popen(starter(client, image, end), stdout=subprocess.PIPE, start_new_session=True)
+    with started:
+        assert started.stdout.readline() == b"started\n"
+        started.wait(30)
+    box = client.containers.get("box")
+    assert box.status == "running"
+    # Another process finds it, reads what was written before it came, attaches, and hears how it ends.
+    read = "print(b''.join(data for _, data in box.logs()).decode(), box.status)"
+    assert in_another_process(client, read).split() == ["up", "running"]
+    answer = """with box.attach(stdin=True) as attached:
+                attached.write_stdin(b'me\\n')
+                print(b''.join(data for _, data in attached).decode(), attached.exit.exit_code)"""
+    assert in_another_process(client, answer).split() == ["got", "me", "9"]
+    until(lambda: not box.task.monitored())  # long after
+    end = "print(box.wait(), box.exit_code, box.status, b''.join(data for _, data in box.logs(follow=True)))"
+    assert in_another_process(client, end) == "9 9 stopped b'up\\ngot me\\n'"
+
+
+def test_a_container_goes_on_when_its_callers_terminal_is_closed(client, image, cleared):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        command = starter(client, image, "")
+        os.execv(command[0], command)
+    with os.fdopen(terminal, "rb", buffering=0) as shown:
+        assert b"started" in shown.readline()
+    # Closed: the kernel hangs up on the whole session.
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGHUP
+    box = client.containers.get("box")
+    time.sleep(0.2)
+    assert box.status == "running"
+    assert box.exec(["/bin/echo", "there"]).stdout == b"there\n"
+    box.kill()
+    assert box.wait(30) == 137
+
+
+def test_out_of_memory_is_in_the_record_long_after(client, image, cleared):
+    script = "x=a; while :; do x=$x$x; done"
+    client.containers.run(image, ["/bin/sh", "-c", script], memory="16m", detach=True, name="box")
+    box = client.containers.get("box")
+    box.wait(60)
+    until(lambda: not box.task.monitored())
+    document = client.containers.get("box").inspect()
+    assert (document["oom_killed"], document["exit_code"]) == (True, 137)
+
+
+# The monitor goes
+
+
+@pytest.fixture
+def busy(client, image, cleared):
+    """Give a container with daemons of its own, and of an exec."""
+    script = "sleep 600 & (sleep 600 &) ; echo up; exec sleep 600"
+    box = client.containers.run(image, ["/bin/sh", "-c", script], detach=True, name="box", memory="64m")
+    until(lambda: list(box.logs()))
+    box.exec(["/bin/sh", "-c", "sleep 600 >/dev/null 2>&1 & exit"])
+    return box
+
+
+def test_a_killed_monitor_takes_every_process_with_it(client, busy):
+    pids = kill_the_monitor(busy)
+    assert len(set(pids)) >= 4
+    until(lambda: busy.status == "unknown")
+    assert str(client.config.root) not in Path("/proc/self/mountinfo").read_text()
+    with pytest.raises(FailedPrecondition, match="no exit status"):
+        busy.wait(1)
+    with pytest.raises(FailedPrecondition):
+        busy.exec(["/bin/true"])
+    assert busy.stop() is None
+    assert list(busy.logs(follow=True)) == [("stdout", b"up\n")]
+
+
+def test_gc_takes_what_a_killed_monitor_has_left_and_the_container_stays(client, busy):
+    kill_the_monitor(busy)
+    assert cgroups(busy)
+    client.gc()
+    assert cgroups(busy) == []
+    assert busy.status == "unknown"
+    client.gc()
+    busy.start()
+    assert busy.status == "running"
+    client.gc()
+    assert cgroups(busy)  # what runs keeps its own
+
+
+@pytest.mark.parametrize("action", ["start", "remove", "restart", "force"])
+def test_what_a_killed_monitor_has_left_goes_with_the_next_action(client, busy, action):
+    kill_the_monitor(busy)
+    if action in ("start", "restart"):
+        getattr(busy, action)()
+        assert busy.status == "running"
+        until(lambda: len(list(busy.logs())) == 2)
+        busy.kill()
+        busy.wait(30)
+    busy.remove(force=action == "force")
+    assert cgroups(busy) == []
+    assert not busy.task.folder.exists()
+    assert client.containers.list(all=True) == []
+
+
+# The machine goes
+
+
+def test_an_exit_status_and_the_log_outlive_the_machine(client, image, cleared):
+    box = client.containers.create(image, ["/bin/sh", "-c", "echo said; exit 6"], name="box")
+    box.start()
+    assert box.wait(30) == 6
+    until(lambda: not box.task.monitored())
+    before = box.inspect()
+    lose_the_state(client)
+    with lamella.Client(client.config.root, client.config.state) as other:
+        found = other.containers.get("box")
+        assert (found.status, found.exit_code, found.wait(1)) == ("stopped", 6, 6)
+        assert {**found.inspect(), "exited_at": before["exited_at"]} == before
+        assert list(found.logs()) == [("stdout", b"said\n")]
+        found.start()
+        assert found.wait(30) == 6
+        until(lambda: not found.task.monitored())
+        lose_the_state(other)
+        with other.events(timeout=20) as stream:
+            found.remove()
+            topics = [next(stream).topic for _ in range(3)]
+        assert topics == ["/tasks/delete", "/containers/delete", "/snapshot/remove"]
+        assert not found.task.log_folder.exists()
+
+
+def test_what_ran_when_the_machine_went_is_unknown_and_can_be_started_or_removed(client, busy):
+    kill_the_monitor(busy)
+    client.gc()  # the machine takes the cgroups with it
+    lose_the_state(client)
+    assert (busy.status, busy.exit_code, busy.pid) == ("unknown", None, None)
+    with pytest.raises(FailedPrecondition):
+        busy.wait(1)
+    busy.start()
+    assert busy.status == "running"
+    assert busy.exit_code is None
+    kill_the_monitor(busy)
+    client.gc()
+    lose_the_state(client)
+    busy.remove()
+    assert client.containers.list(all=True) == []
+
+
+def test_what_was_never_started_is_created_still(client, image, cleared):
+    box = client.containers.create(image, ["/bin/true"], name="box")
+    lose_the_state(client) if client.config.state.exists() else None
+    assert box.status == "created"
+
+
+def test_an_old_exit_status_is_not_taken_for_that_of_a_later_run(client, image, cleared):
+    box = client.containers.create(image, ["/bin/sh", "-c", "[ -e /x ] && exec sleep 600; touch /x; exit 4"])
+    box.start()
+    assert box.wait(30) == 4
+    box.start()
+    kill_the_monitor(box)
+    client.gc()
+    lose_the_state(client)
+    assert (box.status, box.exit_code) == ("unknown", None)
