@@ -6,6 +6,8 @@ import contextlib
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -174,6 +176,33 @@ def test_a_network_is_let_go_of_when_the_caller_is_gone(client, settled, cni, st
     deadline = time.monotonic() + 30
     while pins(client.config) and time.monotonic() < deadline:
         time.sleep(0.02)
+    nothing_left(client, cni, settled)
+
+
+def test_many_are_plugged_in_and_out_at_once(client, settled, cni, image):
+    """Addresses, ports and rules of each its own, and nothing of any is left."""
+
+    def one(number: int) -> None:
+        name = f"box{number}"
+        options = {"network": "bridge", "ports": ["80"], "volumes": BUSYBOX, "name": name}
+        box = client.containers.run(image, ["/bin/busybox", "sleep", "1000"], detach=True, **options)
+        if number % 2:
+            box.stop(0)
+        box.remove(force=True)
+
+    # Each thread has the network namespace of the one that made it.
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(one, range(24)))
+    with ThreadPoolExecutor(8) as threads:
+        start = partial(client.containers.run, image, ["/bin/busybox", "sleep", "1000"], detach=True)
+        options = {"network": "bridge", "ports": ["80"], "volumes": BUSYBOX}
+        boxes = list(threads.map(lambda _: start(**options), range(12)))
+    try:
+        assert len({box.inspect()["network"]["addresses"][0] for box in boxes}) == 12
+        assert len({box.ports["80/tcp"][0]["HostPort"] for box in boxes}) == 12
+    finally:
+        for box in boxes:
+            box.remove(force=True)
     nothing_left(client, cni, settled)
 
 

@@ -33,11 +33,11 @@ def _ls(arguments: argparse.Namespace, session: Session) -> int:
 
 
 def _inspect_arguments(parser: Parser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="+", help="The networks.")
+    parser.add_argument("name", metavar="NAME", help="The network.")
 
 
 def _inspect(arguments: argparse.Namespace, session: Session) -> int:
-    session.document([session.client.networks.get(name).inspect() for name in arguments.names])
+    session.document(session.client.networks.get(arguments.name).inspect())
     return 0
 
 
@@ -96,7 +96,7 @@ NETWORKS = Group(
         ),
         Command(
             "inspect",
-            "Show everything about networks.",
+            "Show everything about a network.",
             _inspect,
             _inspect_arguments,
             examples=[("who is plugged in", "lamella networks inspect bridge")],

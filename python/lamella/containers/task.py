@@ -54,12 +54,15 @@ class Task:
         self.folder = config.state / "tasks" / config.namespace / container_id
         self.log_folder = config.root / "containers" / config.namespace / container_id
         self._config = config
-        self._network_record = record_path(config, container_id)
         self._events = {
             "spool": str(spool_path(config.root)),
             "namespace": config.namespace,
             "container": container_id,
         }
+
+    @property
+    def _network_record(self) -> Path:
+        return record_path(self._config, self.folder.name)
 
     @property
     def log_path(self) -> Path:
