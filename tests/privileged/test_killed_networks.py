@@ -131,6 +131,8 @@ def test_the_next_look_takes_away_what_a_killed_monitor_left(
     elif look == "start":
         box.start()
         box.stop(0)
+    if look != "remove":
+        assert pins(client.config) == []
     box.remove()
     assert (pins(client.config), leases(client.config, "web"), machine.rules()) == ([], [], rules)
     with socket.create_server(("127.0.0.1", 8080)):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lamella import _core
 from lamella.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -409,17 +410,18 @@ def test_plugins_get_what_the_spec_says_and_del_is_given_the_result(client, fake
         ("os.kill(os.getpid(), 9)", NetworkFailed, "second"),
     ],
 )  # fmt: skip
-def test_after_a_failing_plugin_all_of_the_chain_is_undone(client, fake, start, script, error, message):
+def test_after_a_failing_plugin_all_of_the_chain_is_undone(client, image, fake, script, error, message):
     fake.network("fake", {"type": "first"}, {"type": "second"}, {"type": "third"})
     fake.behave("second", "ADD", script + "\nsys.exit(0)" if error is None else script)
+    box = client.containers.create(image, ["/bin/true"], network="fake")
     with pytest.raises(error or NetworkFailed, match=message or "no result") as caught:
-        start("/bin/true", network="fake")
+        box.start()
     if message == "no room":
         assert (caught.value.plugin, caught.value.code, caught.value.details) == ("second", 11, "a [31m")
     undone = [("third", "DEL"), ("second", "DEL"), ("first", "DEL")]
     assert fake.commands() == [("first", "ADD"), ("second", "ADD"), *undone]
     assert pins(client.config) == []
-    assert client.containers.list(all=True) == []
+    assert box.status == "created"
 
 
 def test_a_hanging_plugin_is_killed_with_what_it_started(client, fake, start, monkeypatch):
@@ -466,8 +468,10 @@ def test_a_failing_del_is_tried_again_and_keeps_no_container(client, fake, start
     client.gc()
     assert len(pins(client.config)) == 3
     (fake.folder / "first.DEL").unlink()
+    _core.unpin_network(str(client.config.state / "networks" / box.id))
     assert client.gc(dry_run=True).orphans == 1
     client.gc()
+    assert fake.calls()[-1]["env"]["CNI_NETNS"] == ""
     assert pins(client.config) == []
     assert client.gc().orphans == 0
 

@@ -137,11 +137,18 @@ def release(config: Config, path: Path) -> None:
             failure = failure or error
     if failure is not None:
         raise failure
-    _core.unpin_network(attachment.release.namespace)
+    namespace, process = attachment.release.namespace, attachment.release.process
+    # Before the pin goes: of a process that is ending nobody can tell any more what it was.
+    companion = _companion(process, namespace) if process is not None else -1
+    try:
+        _core.unpin_network(namespace)
+        if companion >= 0:
+            _await_end(companion)
+    finally:
+        if companion >= 0:
+            os.close(companion)
     with suppress(OSError):
-        Path(f"{attachment.release.namespace}.pid").unlink()  # of a pasta whose start was killed
-    if attachment.release.process is not None:
-        _await_companion(attachment.release.process, attachment.release.namespace)
+        Path(f"{namespace}.pid").unlink()  # of a pasta whose start was killed
     with translated(f"remove {path}"), suppress(FileNotFoundError):
         path.unlink()
 
@@ -180,24 +187,26 @@ def _has_variable(pid: int, mark: bytes) -> bool:
         return False
 
 
-def _await_companion(pid: int, namespace: str) -> None:
-    """Wait for the end of the process that served a namespace, and kill it when it does not come."""
+def _companion(pid: int, namespace: str) -> int:
+    """Give a descriptor of the process that serves a namespace, by its arguments; -1 when it is not there any more."""
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:
-        return
-    try:
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if namespace.encode() not in arguments:
-            return  # another one has the number by now
-        import select
+        return -1
+    with suppress(OSError):
+        if namespace.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            return descriptor
+    os.close(descriptor)
+    return -1
 
-        waiter = select.poll()
-        waiter.register(descriptor, select.POLLIN)
-        if not waiter.poll(COMPANION_SECONDS * 1000):
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            waiter.poll(COMPANION_SECONDS * 1000)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
+
+def _await_end(process: int) -> None:
+    """Wait for the end of a process, and kill it when it does not come."""
+    import select
+
+    waiter = select.poll()
+    waiter.register(process, select.POLLIN)
+    if not waiter.poll(COMPANION_SECONDS * 1000):
+        with suppress(OSError):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        waiter.poll(COMPANION_SECONDS * 1000)
