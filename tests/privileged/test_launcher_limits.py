@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,6 +120,71 @@ def test_limits_of_a_running_container_can_be_changed(box: Box) -> None:
     memory = "memory.max" if UNIFIED else "memory.limit_in_bytes"
     assert box.cgroup_file("" if UNIFIED else "memory", memory) == str(64 * MEBIBYTE)
     assert "error" in box.ask(op="update", resources={"devices": [{"allow": True}]})
+
+
+def test_a_change_that_the_kernel_refuses_half_way_changes_nothing(box: Box) -> None:
+    controller("cpuset")
+    folder = controller("pids")
+    box.linux["resources"] = {"pids": {"limit": 10}, "memory": {"limit": 64 * MEBIBYTE}}
+    box.start("/bin/sleep", "100")
+    change = {"memory": {"limit": 128 * MEBIBYTE}, "pids": {"limit": 20}, "cpu": {"cpus": "9999"}}
+    error = box.ask(op="update", resources=change)["error"]
+    assert error["kind"] == "InvalidArgument"
+    assert error["hint"].startswith("choose among 0")
+    memory = "memory.max" if UNIFIED else "memory.limit_in_bytes"
+    assert box.cgroup_file("" if UNIFIED else "memory", memory) == str(64 * MEBIBYTE)
+    assert box.cgroup_file(folder, "pids.max") == "10"
+    if not UNIFIED:
+        assert not Path(ROOT, "cpuset", box.cgroup.strip("/")).exists()
+
+
+def test_a_running_container_gets_limits_of_controllers_that_it_had_none_of(box: Box) -> None:
+    controller("cpuset")
+    folder = controller("cpu")
+    connection = box.start("/bin/sh", "-c", "sleep 100 & echo x; read x", stdin=True)
+    assert connection.frame() == (STDOUT, b"x\n")
+    pid = box.ask(op="state")["pid"]
+    assert box.ask(op="update", resources={"cpu": {"cpus": "0", "quota": 50000}}) == {
+        "ok": True,
+        "warnings": [],
+    }
+    assert os.sched_getaffinity(pid) == {0}
+    assert box.cgroup_file("" if UNIFIED else "cpuset", "cpuset.cpus") == "0"
+    name, value = ("cpu.max", "50000 100000") if UNIFIED else ("cpu.cfs_quota_us", "50000")
+    assert box.cgroup_file(folder, name) == value
+    if not UNIFIED:
+        assert len(box.cgroup_file("cpuset", "cgroup.procs").split()) == 2
+
+
+def test_memory_grows_together_with_memory_and_swap(box: Box) -> None:
+    folder = controller("memory")
+    box.linux["resources"] = {"memory": {"limit": 32 * MEBIBYTE, "swap": 32 * MEBIBYTE}}
+    box.start("/bin/sleep", "100")
+    for size in (64 * MEBIBYTE, 16 * MEBIBYTE):
+        answer = box.ask(op="update", resources={"memory": {"limit": size, "swap": size}})
+        assert answer["ok"] is True, answer
+        memory = "memory.max" if UNIFIED else "memory.limit_in_bytes"
+        assert box.cgroup_file(folder, memory) == str(size)
+
+
+def test_huge_pages_are_limited_in_a_v2_hierarchy(box: Box) -> None:
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    root = next((mount[1] for mount in mounts if mount[2] == "cgroup2"), None)
+    if root is None or "hugetlb" not in Path(root, "cgroup.controllers").read_text().split():
+        pytest.skip("no cgroup v2 hierarchy has the controller hugetlb")
+    box.linux["resources"] = {"hugepageLimits": [{"pageSize": "2MB", "limit": 4 * MEBIBYTE}]}
+    connection = box.start("/bin/sleep", "100", cgroup_root=root)
+    file = Path(root, box.cgroup.strip("/"), "hugetlb.2MB.max")
+    assert file.read_text().strip() == str(4 * MEBIBYTE)
+    change = {"hugepageLimits": [{"pageSize": "2MB", "limit": 2 * MEBIBYTE}]}
+    assert box.ask(op="update", resources=change) == {"ok": True, "warnings": []}
+    assert file.read_text().strip() == str(2 * MEBIBYTE)
+    change["hugepageLimits"].append({"pageSize": "3MB", "limit": 3 * MEBIBYTE})
+    change["hugepageLimits"][0]["limit"] = 0
+    assert "/sys/kernel/mm/hugepages" in box.ask(op="update", resources=change)["error"]["hint"]
+    assert file.read_text().strip() == str(2 * MEBIBYTE)
+    box.ask(op="kill", signal=9)
+    assert connection.collect().code == 137
 
 
 def test_a_controller_that_is_missing_is_an_error_that_leaves_nothing(box: Box) -> None:

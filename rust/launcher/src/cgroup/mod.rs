@@ -15,6 +15,7 @@
 pub mod devices;
 mod oom;
 mod settings;
+mod update;
 mod v1;
 mod v2;
 
@@ -168,36 +169,9 @@ impl Cgroup {
             let Some(folder) = self.folder(setting.controller) else {
                 return Err(missing_controller(setting));
             };
-            let file = folder.join(&setting.file);
-            match write_file(&file, &setting.value) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    let message = format!("{} is not set: the kernel has no {}", setting.field, setting.file);
-                    if !setting.optional {
-                        return Err(Failure::new(Kind::Unsupported, message));
-                    }
-                    warnings.push(message);
-                }
-                Err(error) => {
-                    let value = &setting.value;
-                    return Err(Failure::system(
-                        format!("{}: write {value} to {}", setting.field, file.display()),
-                        &error,
-                    ));
-                }
-            }
+            write_setting(folder, setting, warnings)?;
         }
         Ok(())
-    }
-
-    /// Change limits of a running container. Devices cannot be changed.
-    pub fn update(&self, resources: &Resources, warnings: &mut Vec<String>) -> Result<(), Failure> {
-        if !resources.devices.is_empty() {
-            return Err(Failure::unsupported("a change of resources.devices"));
-        }
-        let settings =
-            if self.unified.is_some() { settings::unified(resources)? } else { settings::legacy(resources)? };
-        self.apply(&settings, warnings)
     }
 
     /// Ids of all processes in the cgroup, as the host sees them.
@@ -229,23 +203,7 @@ impl Cgroup {
     /// Remove the folders, those that the container made in them, and parents that are empty then. Harmless twice.
     pub fn remove(&mut self) {
         for folder in std::mem::take(&mut self.folders) {
-            drop(folder.joining);
-            let top = self.root.join(&folder.hierarchy);
-            for attempt in 0..ATTEMPTS {
-                match remove_folder(&folder.path) {
-                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempt + 1 < ATTEMPTS => {
-                        std::thread::sleep(PAUSE);
-                    }
-                    _ => break,
-                }
-            }
-            let mut parent = folder.path.parent();
-            while let Some(path) = parent.filter(|path| path.starts_with(&top) && *path != top) {
-                if std::fs::remove_dir(path).is_err() {
-                    break;
-                }
-                parent = path.parent();
-            }
+            discard(&self.root, folder);
         }
         self.unified = None;
     }
@@ -334,6 +292,85 @@ fn signal_all_in(folder: &Path, signal: i32) {
     if frozen {
         let _ = write_file(&state, "THAWED");
     }
+}
+
+/// Remove a folder, and parents that are empty then.
+fn discard(root: &Path, folder: Folder) {
+    drop(folder.joining);
+    let top = root.join(&folder.hierarchy);
+    for attempt in 0..ATTEMPTS {
+        match remove_folder(&folder.path) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempt + 1 < ATTEMPTS => {
+                std::thread::sleep(PAUSE);
+            }
+            _ => break,
+        }
+    }
+    let mut parent = folder.path.parent();
+    while let Some(path) = parent.filter(|path| path.starts_with(&top) && *path != top) {
+        if std::fs::remove_dir(path).is_err() {
+            break;
+        }
+        parent = path.parent();
+    }
+}
+
+/// Write one limit. What the kernel has no file for is a warning or an error, as the setting says.
+fn write_setting(folder: &Path, setting: &Setting, warnings: &mut Vec<String>) -> Result<(), Failure> {
+    let first = (setting.file.as_str(), setting.value.as_str());
+    let second = setting.otherwise.as_ref().map(|(file, value)| (file.as_str(), value.as_str()));
+    for (name, value) in std::iter::once(first).chain(second) {
+        let file = folder.join(name);
+        match write_file(&file, value) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(refused(setting, &file, value, &error)),
+        }
+    }
+    let message = format!("{} is not set: the kernel has no {}", setting.field, setting.file);
+    if !setting.optional {
+        let failure = Failure::new(Kind::Unsupported, message);
+        return Err(match setting.controller {
+            "hugetlb" => failure.with_hint("the sizes that this machine has are in /sys/kernel/mm/hugepages"),
+            _ => failure,
+        });
+    }
+    warnings.push(message);
+    Ok(())
+}
+
+/// A limit that the kernel did not take, and what can be done about that.
+fn refused(setting: &Setting, file: &Path, value: &str, error: &io::Error) -> Failure {
+    let mut failure = Failure::system(format!("{}: write {value} to {}", setting.field, file.display()), error);
+    let number = error.raw_os_error().unwrap_or(0);
+    let hint = match (setting.controller, number) {
+        ("cpuset", libc::EACCES | libc::EINVAL | libc::ERANGE | libc::ENOSPC) => {
+            failure.kind = Kind::InvalidArgument;
+            let offered = file.parent().and_then(Path::parent).and_then(|parent| {
+                let read = |name: String| std::fs::read_to_string(parent.join(name)).ok();
+                read(format!("{}.effective", setting.file)).or_else(|| read(setting.file.clone()))
+            });
+            match offered.as_deref().map(str::trim) {
+                Some(offered) if !offered.is_empty() => format!("choose among {offered}"),
+                _ => "choose among what the parent cgroup has".to_owned(),
+            }
+        }
+        ("memory", libc::EBUSY) => "the container uses more than that; choose a larger limit".to_owned(),
+        ("memory", libc::EINVAL) => {
+            "memory and swap together cannot be less than memory: change both at the same time".to_owned()
+        }
+        ("cpu", libc::EINVAL) => {
+            "a period is 1000 to 1000000 microseconds, a quota at least 1000; no parent may allow less".to_owned()
+        }
+        ("blkio" | "io", libc::ENODEV | libc::ENXIO | libc::EINVAL) => {
+            "give the major and minor number of a whole disk (lsblk), not of a partition".to_owned()
+        }
+        (_, libc::EACCES | libc::EPERM) => {
+            "the cgroup's files have to belong to the user who starts the container (delegation)".to_owned()
+        }
+        _ => return failure,
+    };
+    failure.with_hint(hint)
 }
 
 fn missing_controller(setting: &Setting) -> Failure {

@@ -14,6 +14,8 @@ pub(super) struct Setting {
     pub(super) field: String,
     /// A kernel without the file is worth a warning only.
     pub(super) optional: bool,
+    /// The file and value to write where the kernel has not the first file.
+    pub(super) otherwise: Option<(String, String)>,
 }
 
 fn setting(controller: &'static str, file: &str, value: impl ToString, field: &str) -> Setting {
@@ -23,11 +25,18 @@ fn setting(controller: &'static str, file: &str, value: impl ToString, field: &s
         value: value.to_string(),
         field: format!("linux.resources.{field}"),
         optional: false,
+        otherwise: None,
     }
 }
 
 fn optional(setting: Setting) -> Setting {
     Setting { optional: true, ..setting }
+}
+
+/// A weight of block input and output: schedulers have files of their own, and a kernel may have neither.
+fn io_weight(controller: &'static str, file: &str, other: &str, value: String, other_value: String) -> Setting {
+    let field = if value.contains(' ') { "blockIO.weightDevice" } else { "blockIO.weight" };
+    Setting { otherwise: Some((other.to_owned(), other_value)), ..optional(setting(controller, file, value, field)) }
 }
 
 impl Resources {
@@ -139,11 +148,12 @@ fn throttles(io: &BlockIo) -> [(&'static str, &'static str, &'static str, &[Thro
 
 fn legacy_io(io: &BlockIo, all: &mut Vec<Setting>) {
     if let Some(weight) = io.weight.filter(|weight| *weight > 0) {
-        all.push(optional(setting("blkio", "blkio.bfq.weight", weight, "blockIO.weight")));
+        let value = weight.to_string();
+        all.push(io_weight("blkio", "blkio.bfq.weight", "blkio.weight", value.clone(), value));
     }
     for device in &io.weight_device {
         let value = format!("{}:{} {}", device.major, device.minor, device.weight);
-        all.push(optional(setting("blkio", "blkio.bfq.weight_device", value, "blockIO.weightDevice")));
+        all.push(io_weight("blkio", "blkio.bfq.weight_device", "blkio.weight_device", value.clone(), value));
     }
     for (field, file, _, devices) in throttles(io) {
         for device in devices {
@@ -196,11 +206,13 @@ pub(super) fn unified(resources: &Resources) -> Result<Vec<Setting>, Failure> {
     }
     if let Some(io) = &resources.block_io {
         if let Some(weight) = io.weight.filter(|weight| *weight > 0) {
-            all.push(optional(setting("io", "io.bfq.weight", weight, "blockIO.weight")));
+            let other = share_of_io(weight).to_string();
+            all.push(io_weight("io", "io.bfq.weight", "io.weight", weight.to_string(), other));
         }
         for device in &io.weight_device {
-            let value = format!("{}:{} {}", device.major, device.minor, device.weight);
-            all.push(optional(setting("io", "io.bfq.weight", value, "blockIO.weightDevice")));
+            let line = |weight: u64| format!("{}:{} {weight}", device.major, device.minor);
+            let (value, other) = (line(device.weight.into()), line(share_of_io(device.weight)));
+            all.push(io_weight("io", "io.bfq.weight", "io.weight", value, other));
         }
         for (field, _, key, devices) in throttles(io) {
             for device in devices {
@@ -233,9 +245,23 @@ fn swap_alone(swap: i64, limit: Option<i64>) -> Result<String, Failure> {
     }
 }
 
-/// Shares (2 to 262144) as a weight (1 to 10000), by the usual linear formula.
+/// Shares (2 to 262144) as a weight (1 to 10000), so that 1024, the default of the one, is 100, the default of the other, and
+/// both ends stay ends: as runc does it since 1.4. (The older formula, a straight line, made 39 of the default.)
 fn weight(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
+    if shares <= 2 {
+        return 1;
+    }
+    if shares >= 262_144 {
+        return 10_000;
+    }
+    let log = (shares as f64).log2();
+    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+    10_f64.powf(exponent).ceil() as u64
+}
+
+/// blkio's weight (10 to 1000) as io's (1 to 10000), as runc does it.
+fn share_of_io(weight: u16) -> u64 {
+    1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9999 / 990
 }
 
 #[cfg(test)]
@@ -281,7 +307,7 @@ mod tests {
                 ("memory.max", "1000"),
                 ("memory.swap.max", "2000"),
                 ("memory.low", "500"),
-                ("cpu.weight", "39"),
+                ("cpu.weight", "100"),
                 ("cpu.max", "50000 100000"),
                 ("cpuset.cpus", "0-1"),
                 ("pids.max", "7"),
@@ -314,6 +340,8 @@ mod tests {
 
     #[test]
     fn shares_map_to_the_ends_of_the_weights() {
-        assert_eq!((weight(2), weight(1024), weight(262_144)), (1, 39, 10_000));
+        assert_eq!([2, 1024, 262_144].map(weight), [1, 100, 10_000]);
+        assert_eq!([0, 3, 512, 2048, 262_143, u64::MAX].map(weight), [1, 2, 59, 174, 10_000, 10_000]);
+        assert_eq!([10, 500, 1000].map(share_of_io), [1, 4950, 10_000]);
     }
 }

@@ -121,6 +121,81 @@ fn limits_without_a_cgroup_path_are_refused() {
     plan.create(legacy_tree().path(), &mut Vec::new()).expect_err("refused");
 }
 
+fn change(resources: &str) -> Resources {
+    serde_json::from_str(resources).expect("valid")
+}
+
+#[test]
+fn a_change_that_is_refused_half_way_leaves_every_limit_as_it_was() {
+    let root = legacy_tree();
+    let mut cgroup =
+        plan(r#"{"memory":{"limit":4096},"pids":{"limit":5}}"#).create(root.path(), &mut Vec::new()).expect("created");
+    let leaf = root.path().join("cpuset/lamella/default/box");
+    let before = tree(root.path());
+    let refused = cgroup
+        .update(
+            &change(r#"{"memory":{"limit":8192},"pids":{"limit":9},"hugepageLimits":[{"pageSize":"2MB","limit":1}]}"#),
+            &mut Vec::new(),
+        )
+        .expect_err("there is no hugetlb");
+    assert!(refused.message.contains("hugetlb"), "{}", refused.message);
+    // A folder in the file's place: the kernel refuses the write.
+    fs::create_dir_all(root.path().join("pids/lamella/default/box")).expect("there");
+    fs::remove_file(root.path().join("pids/lamella/default/box/pids.max")).expect("removed");
+    fs::create_dir(root.path().join("pids/lamella/default/box/pids.max")).expect("made");
+    cgroup
+        .update(&change(r#"{"memory":{"limit":8192},"cpu":{"cpus":"1"},"pids":{"limit":9}}"#), &mut Vec::new())
+        .expect_err("pids.max cannot be written");
+    assert_eq!(read(root.path(), "memory/lamella/default/box/memory.limit_in_bytes"), "4096");
+    assert!(!leaf.exists(), "the folder that the change made is gone");
+    assert!(before.iter().all(|path| path.exists()));
+}
+
+#[test]
+fn a_change_makes_the_folder_of_a_controller_that_had_no_limit_and_moves_the_processes() {
+    let root = legacy_tree();
+    let mut cgroup = plan("{}").create(root.path(), &mut Vec::new()).expect("created");
+    fs::write(root.path().join("pids/lamella/default/box/cgroup.procs"), "17\n").expect("written");
+    cgroup.update(&change(r#"{"cpu":{"quota":5000,"cpus":"1"}}"#), &mut Vec::new()).expect("changed");
+    assert_eq!(read(root.path(), "cpuset/lamella/default/box/cpuset.cpus"), "1");
+    assert_eq!(read(root.path(), "cpuset/lamella/default/box/cgroup.procs"), "17");
+    assert_eq!(read(root.path(), "cpu,cpuacct/lamella/default/box/cpu.cfs_quota_us"), "5000");
+    fs::write(root.path().join("pids/lamella/default/box/cgroup.procs"), "").expect("written");
+    cgroup.remove();
+    assert!(!root.path().join("cpuset/lamella/default/box").exists());
+}
+
+#[test]
+fn v2_refuses_a_limit_below_what_is_in_use_and_not_cached() {
+    let root = unified_tree();
+    let mut cgroup = plan(r#"{"memory":{"limit":4096}}"#).create(root.path(), &mut Vec::new()).expect("created");
+    let leaf = root.path().join("lamella/default/box");
+    fs::write(leaf.join("memory.current"), "3000\n").expect("written");
+    fs::write(leaf.join("memory.stat"), "anon 1000\ninactive_file 1500\nactive_file 500\n").expect("written");
+    let to = |limit: u32| change(&format!(r#"{{"memory":{{"limit":{limit},"checkBeforeUpdate":true}}}}"#));
+    let failure = cgroup.update(&to(999), &mut Vec::new()).expect_err("in use");
+    assert_eq!(failure.kind, Kind::Unavailable);
+    assert_eq!(read(root.path(), "lamella/default/box/memory.max"), "4096");
+    cgroup.update(&to(1000), &mut Vec::new()).expect("changed");
+    assert_eq!(read(root.path(), "lamella/default/box/memory.max"), "1000");
+}
+
+#[test]
+fn v2_enables_a_controller_that_a_change_needs_in_every_parent() {
+    let root = unified_tree();
+    let mut cgroup = plan("{}").create(root.path(), &mut Vec::new()).expect("created");
+    fs::write(root.path().join("cgroup.controllers"), "cpu memory pids io cpuset\n").expect("written");
+    for parent in ["lamella", "lamella/default"] {
+        fs::write(root.path().join(parent).join("cgroup.controllers"), "cpuset\n").expect("written");
+    }
+    cgroup.update(&change(r#"{"cpu":{"cpus":"1"}}"#), &mut Vec::new()).expect("changed");
+    // What was written last: a faked file keeps no more.
+    for (parent, enabled) in [(".", "+pids"), ("lamella", "+cpuset"), ("lamella/default", "+cpuset")] {
+        assert_eq!(read(root.path(), &format!("{parent}/cgroup.subtree_control")), enabled);
+    }
+    assert_eq!(read(root.path(), "lamella/default/box/cpuset.cpus"), "1");
+}
+
 fn tree(root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root).expect("readable").flatten() {

@@ -9,8 +9,8 @@ use super::{ATTEMPTS, Cgroup, Folder, PAUSE, devices, make_folder, write_file};
 use crate::error::{Failure, Kind, Step};
 
 /// Every container has these (35 microseconds each, from making to removing), where the machine has them: memory for
-/// out-of-memory kills, pids for who is in it, devices for safety, freezer for pause, cpuacct for statistics.
-const ALWAYS: [&str; 5] = ["memory", "pids", "devices", "freezer", "cpuacct"];
+/// out-of-memory kills, pids for who is in it, devices for safety, freezer for pause, cpuacct and blkio for statistics.
+const ALWAYS: [&str; 6] = ["memory", "pids", "devices", "freezer", "cpuacct", "blkio"];
 
 /// Make the folders.
 pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> Result<(), Failure> {

@@ -16,15 +16,7 @@ const ALWAYS: [&str; 4] = ["memory", "pids", "cpu", "io"];
 
 /// Make the folder, with the controllers that are needed enabled on the way to it.
 pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> Result<(), Failure> {
-    let needed: BTreeSet<&str> =
-        settings.iter().map(|setting| setting.controller).filter(|it| !it.is_empty()).collect();
-    let available = controllers(&cgroup.root, "cgroup.controllers");
-    if let Some(setting) = settings
-        .iter()
-        .find(|setting| !setting.controller.is_empty() && !available.iter().any(|name| name == setting.controller))
-    {
-        return Err(missing_controller(setting));
-    }
+    let needed = needed(&cgroup.root, settings)?;
     let root = cgroup.root.clone();
     enable(&root, &needed)?;
     let leaf_path = root.join(path);
@@ -48,6 +40,27 @@ pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> R
             Err(Failure::system(format!("open the cgroup {}", leaf.display()), &error.into()))
         }
     }
+}
+
+/// The controllers that settings need; FailedPrecondition for one that the machine lacks.
+fn needed<'a>(root: &Path, settings: &'a [Setting]) -> Result<BTreeSet<&'a str>, Failure> {
+    let available = controllers(root, "cgroup.controllers");
+    let mut needed = BTreeSet::new();
+    for setting in settings.iter().filter(|setting| !setting.controller.is_empty()) {
+        if !available.iter().any(|name| name == setting.controller) {
+            return Err(missing_controller(setting));
+        }
+        needed.insert(setting.controller);
+    }
+    Ok(needed)
+}
+
+/// Enable what settings need for a folder that is there already, from `root` down.
+pub(super) fn enable_on_the_way(root: &Path, leaf: &Path, settings: &[Setting]) -> Result<(), Failure> {
+    let needed = needed(root, settings)?;
+    let mut way: Vec<&Path> = leaf.ancestors().skip(1).take_while(|folder| folder.starts_with(root)).collect();
+    way.reverse();
+    way.into_iter().try_for_each(|folder| enable(folder, &needed))
 }
 
 fn controllers(folder: &Path, file: &str) -> Vec<String> {

@@ -56,8 +56,7 @@ pub struct Memory {
     /// Always on in today's kernels; only true is taken.
     pub use_hierarchy: Option<bool>,
     /// Refuse an update below the present use; nothing is in use at the start.
-    #[serde(rename = "checkBeforeUpdate")]
-    pub _check_before_update: Option<bool>,
+    pub check_before_update: Option<bool>,
 }
 
 /// Processor time and placement. Times are in microseconds.
