@@ -49,6 +49,8 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("run", "Run a command in a new container.", "run", "RUN"),
             Entry("ps", "List containers.", "containers", "PS"),
             Entry("logs", "Show what a container wrote.", "logs", "LOGS"),
+            Entry("stats", "Show what running containers use.", "stats", "STATS"),
+            Entry("top", "Show the processes of a running container.", "top", "TOP"),
             Entry(
                 "containers",
                 "Create, start, watch and remove containers.",

@@ -11,6 +11,8 @@ from lamella.cli.logs import LOGS
 from lamella.cli.options import USAGE, add_container_options, command, container_options, reference
 from lamella.cli.parser import Command, Group, Parser, UsageError, add_filter
 from lamella.cli.pull import add_pull_options, find_or_fetch, show_image
+from lamella.cli.stats import STATS
+from lamella.cli.top import TOP
 from lamella.cli.values import argument, parse_duration, parse_signal
 
 if TYPE_CHECKING:
@@ -361,6 +363,8 @@ CONTAINERS = Group(
             examples=[("go on", "lamella containers resume web")],
         ),
         LOGS,
+        STATS,
+        TOP,
         Command(
             "diff",
             "Show what a container changed of its image.",

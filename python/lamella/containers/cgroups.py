@@ -1,7 +1,7 @@
-"""Taking away the cgroups of a container whose monitor was killed.
+"""A container's cgroups, seen from a caller: reading their files, and taking away those of a killed monitor.
 
-A monitor removes its container's cgroups itself; only when it could not is there anything to do here. Source: cgroups(7),
-proc(5) on mountinfo.
+A monitor makes and removes its container's cgroups itself; only when it could not is there anything to remove here.
+Source: cgroups(7), proc(5) on mountinfo.
 """
 
 from __future__ import annotations
@@ -12,6 +12,82 @@ from pathlib import Path
 
 EMPTY_WAIT = 5.0
 """Seconds that the kernel may take to end the processes of a killed container."""
+
+
+class Cgroup:
+    """The control files of one container, by controller, in whatever hierarchies the machine has.
+
+    ``path`` is from the root of each hierarchy. ``unified`` says that all controllers are in the one of v2.
+    """
+
+    def __init__(self, path: str, root: Path | None = None) -> None:
+        relative = os.path.normpath(path).strip("/")
+        found = _controllers() if root is None else _controllers_below(root)
+        self._folders = {controller: top / relative for controller, top in found.items()}
+        # Where v1 has hierarchies, that of v2 beside them holds no container.
+        self.unified = set(self._folders) == {""}
+
+    def _folder(self, controller: str) -> Path | None:
+        return self._folders.get("" if self.unified else controller)
+
+    @property
+    def _members(self) -> Path | None:
+        return self._folder("pids") or self._folder("memory")
+
+    def check(self) -> None:
+        """Raise FileNotFoundError when the container has no cgroup, or none any more."""
+        folder = self._members
+        if folder is None or not folder.is_dir():
+            raise FileNotFoundError(folder)
+
+    def lines(self, controller: str, file: str) -> list[str]:
+        """Give the lines of a control file; none when it is not there."""
+        folder = self._folder(controller)
+        try:
+            return (folder / file).read_text(encoding="ascii").splitlines() if folder is not None else []
+        except OSError:
+            return []
+
+    def number(self, controller: str, file: str) -> int | None:
+        """Give the number in a control file; None for ``max``, and when it is not there."""
+        text = "".join(self.lines(controller, file)[:1])
+        return int(text) if text.isdigit() else None
+
+    def table(self, controller: str, file: str) -> dict[str, int]:
+        """Give the numbers of a control file whose lines are a name and a number."""
+        pairs = (line.split() for line in self.lines(controller, file))
+        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+    def processes(self) -> list[int]:
+        """Give the ids of all processes, those in groups beneath it too."""
+        found: set[int] = set()
+        for folder, _, _ in os.walk(self._members or os.devnull):
+            try:
+                found.update(map(int, Path(folder, "cgroup.procs").read_text(encoding="ascii").split()))
+            except OSError:
+                continue
+        return sorted(found)
+
+
+def _controllers() -> dict[str, Path]:
+    """Give the hierarchies' mount points by controller; that of v2 is under the empty name."""
+    found: dict[str, Path] = {}
+    for point, kind, options in _mounts():
+        names = [""] if kind == "cgroup2" else options.split(",")
+        for name in names:
+            found.setdefault(name, point)
+    # Hierarchies of v1 hold the containers wherever there are any.
+    return (
+        {name: point for name, point in found.items() if name}
+        if "memory" in found or "pids" in found
+        else found
+    )
+
+
+def _controllers_below(root: Path) -> dict[str, Path]:
+    if (root / "cgroup.controllers").exists():
+        return {"": root}
+    return {name: folder for folder in root.iterdir() for name in folder.name.split(",")}
 
 
 def remove_cgroups(path: str) -> None:
@@ -53,12 +129,17 @@ def _remove(folder: Path) -> bool:
 
 
 def _hierarchies() -> list[Path]:
+    return [point for point, _, _ in _mounts()]
+
+
+def _mounts() -> list[tuple[Path, str, str]]:
+    """Give mount point, kind and options of each hierarchy's first mount and all others."""
     found = []
-    for line in (
-        Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    ):
+    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    for line in text.splitlines():
         mount, _, filesystem = line.partition(" - ")
-        if filesystem.split(" ", 1)[0] in ("cgroup", "cgroup2"):
+        kind, _, rest = filesystem.partition(" ")
+        if kind in ("cgroup", "cgroup2"):
             point = mount.split(" ")[4]
-            found.append(Path(point.replace("\\040", " ")))
+            found.append((Path(point.replace("\\040", " ")), kind, rest.partition(" ")[2]))
     return found

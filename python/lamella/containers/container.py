@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import msgspec
 
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lamella.client import Client
+    from lamella.containers.cgroups import Cgroup
     from lamella.containers.logs import Moment
+    from lamella.containers.processes import ProcessInfo
+    from lamella.containers.statistics import Statistics
     from lamella.images import Image
     from lamella.reference import Reference
     from lamella.snapshots import Change, Mount
@@ -82,8 +85,13 @@ class _Process(msgspec.Struct, frozen=True):
     args: list[str] = []
 
 
+class _Linux(msgspec.Struct, frozen=True, rename="camel"):
+    cgroups_path: str = ""
+
+
 class _Spec(msgspec.Struct, frozen=True):
     process: _Process = _Process()
+    linux: _Linux = _Linux()
 
 
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -433,6 +441,74 @@ class Container:
             self.task.ask({"op": operation})
         except NotFound:
             raise FailedPrecondition(f"container {self.name} is not running") from None
+
+    @overload
+    def stats(self, *, stream: Literal[False] = False, interval: float = 1.0) -> Statistics: ...
+
+    @overload
+    def stats(self, *, stream: Literal[True], interval: float = 1.0) -> Iterator[Statistics]: ...
+
+    def stats(self, *, stream: bool = False, interval: float = 1.0) -> Statistics | Iterator[Statistics]:
+        """Say what it uses now; with ``stream`` yield that every ``interval`` seconds until it ends.
+
+        All from the second reading on say by ``cpu.percent`` what has been used since the one before.
+        FailedPrecondition when it does not run, InvalidArgument for an interval that is no time.
+        """
+        from lamella.containers.statistics import follow_statistics
+
+        if not stream:
+            return self._read_statistics()
+        if not 0 < interval < float("inf"):
+            raise InvalidArgument(f"interval {interval!r} is not a number of seconds")
+        first: list[Statistics | None] = [self._read_statistics()]
+
+        def read() -> Statistics | None:
+            if first:
+                return first.pop()
+            while self.task.running():
+                with suppress(FailedPrecondition):  # between two runs, or as it ends
+                    return self._read_statistics()
+                time.sleep(0.02)
+            return None
+
+        return follow_statistics(read, interval)
+
+    def _read_statistics(self) -> Statistics:
+        from lamella.containers.statistics import read_statistics
+
+        try:
+            return read_statistics(self._cgroup(), id=self.id, name=self.name, pid=self.pid)
+        except FileNotFoundError:
+            raise self._uncounted() from None
+
+    def top(self) -> list[ProcessInfo]:
+        """Return its processes, those of execs too. FailedPrecondition when it does not run."""
+        from lamella.containers.processes import list_processes
+        from lamella.containers.user import login_names
+
+        try:
+            return list_processes(self._cgroup(), self._cgroups_path, login_names(self._read_file))
+        except FileNotFoundError:
+            raise self._uncounted() from None
+
+    @property
+    def _cgroups_path(self) -> str:
+        return msgspec.json.decode(self.record.spec, type=_Spec).linux.cgroups_path
+
+    def _cgroup(self) -> Cgroup:
+        from lamella.containers.cgroups import Cgroup
+
+        if not self.task.running():
+            raise FailedPrecondition(f"container {self.name} is not running")
+        return Cgroup(self._cgroups_path)
+
+    def _uncounted(self) -> FailedPrecondition:
+        if not self.task.running():
+            return FailedPrecondition(f"container {self.name} is not running")
+        return FailedPrecondition(
+            f"container {self.name} has no cgroup that would count what it uses",
+            hint="That takes a machine with cgroups, and the right to make some.",
+        )
 
     def changes(self) -> list[Change]:
         """Return what it changed of its image, as ``docker diff`` shows it; while it runs, what it has so far."""

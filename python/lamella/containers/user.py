@@ -64,6 +64,15 @@ def resolve_user(user: str, read_file: ReadFile) -> ResolvedUser:
     return ResolvedUser(uid=uid, gid=gid, additional_gids=sorted({gid, *additional}), home=home or "/")
 
 
+def login_names(read_file: ReadFile) -> dict[int, str]:
+    """Give the names of the image's /etc/passwd by uid, the first of each; none when it cannot be read."""
+    try:
+        entries = list(_passwd(_read(read_file, "etc/passwd")))
+    except InvalidArgument:
+        return {}
+    return {uid: name for name, uid, _, _ in reversed(entries)}
+
+
 def _number(text: str, user: str) -> int | None:
     """Return the number, None for a name. ASCII digits only: int() would take ``1_000`` and other scripts' digits."""
     if not (text.isascii() and text.isdigit()):

@@ -1,0 +1,93 @@
+"""The processes of a running container, found through its cgroup and read from /proc: no ``ps`` anywhere.
+
+Source: proc_pid_status(5), proc_pid_stat(5), cgroups(7).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+
+import msgspec
+
+from lamella.containers.cgroups import Cgroup
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_COMMAND_MAX = 64 * 1024
+
+
+class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One process. ``pid`` and ``uid`` are as the container sees them, ``host_pid`` as we do; ``cpu`` is seconds.
+
+    ``user`` is the name that the container's /etc/passwd has for the uid, else the number. ``command`` is as the process
+    itself shows it, in brackets where it shows nothing. ``memory`` is resident bytes.
+    """
+
+    pid: int
+    host_pid: int
+    parent: int
+    uid: int
+    user: str
+    state: str
+    threads: int
+    cpu: float
+    memory: int
+    command: list[str]
+
+
+def list_processes(cgroup: Cgroup, path: str, names: Mapping[int, str]) -> list[ProcessInfo]:
+    """Return the processes in the cgroup ``path``, by their numbers in the container. FileNotFoundError when it is gone.
+
+    ``names`` are login names by uid. A process that ends meanwhile is left out.
+    """
+    cgroup.check()
+    found = []
+    for pid in cgroup.processes():
+        with suppress(OSError, ValueError, KeyError, IndexError):  # it has ended
+            found.append(_read(pid, path, names))
+    return sorted(found, key=lambda process: process.pid)
+
+
+def _read(pid: int, path: str, names: Mapping[int, str]) -> ProcessInfo:
+    folder = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+
+        def read(name: str) -> bytes:
+            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+            with os.fdopen(descriptor, "rb") as file:
+                return file.read(_COMMAND_MAX)
+
+        if path.strip("/") not in read("cgroup").decode(errors="replace"):
+            raise ProcessLookupError(pid)  # another one has the number by now
+        lines = read("status").decode(errors="replace").splitlines()
+        status = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
+        # Its name may hold anything: what is behind the last bracket is fields.
+        stat = read("stat").rpartition(b")")[2].split()
+        arguments = read("cmdline").rstrip(b"\0")
+        host_uid = int(status["Uid"][1])
+        uid = _inside(host_uid, read("uid_map").decode())
+        command = [word.decode(errors="replace") for word in arguments.split(b"\0")] if arguments else []
+        return ProcessInfo(
+            pid=int(status.get("NSpid", status["Pid"])[-1]),
+            host_pid=pid,
+            parent=int(status["PPid"][0]),
+            uid=uid,
+            user=names.get(uid, str(uid)),
+            state=status["State"][0],
+            threads=int(status["Threads"][0]),
+            cpu=(int(stat[11]) + int(stat[12])) / _TICKS,
+            memory=int(status.get("VmRSS", ["0"])[0]) * 1024,
+            command=command or [f"[{' '.join(status['Name'])}]"],
+        )
+    finally:
+        os.close(folder)
+
+
+def _inside(host_uid: int, uid_map: str) -> int:
+    """Turn a uid that we see into the one that the process's user namespace has for it."""
+    for line in uid_map.splitlines():
+        inside, outside, count = map(int, line.split())
+        if outside <= host_uid < outside + count:
+            return inside + host_uid - outside
+    return host_uid

@@ -1,0 +1,96 @@
+"""What running containers use, and which processes they have."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from lamella.errors import FailedPrecondition, InvalidArgument
+
+pytestmark = pytest.mark.privileged
+MEBIBYTE = 1 << 20
+
+
+@pytest.fixture
+def start(client, small_image):
+    """Start a shell script in a container."""
+    client.images.pull(small_image)
+    started = []
+
+    def call(script: str, **options):
+        box = client.containers.run(small_image, ["/bin/sh", "-c", script], detach=True, **options)
+        started.append(box)
+        return box
+
+    yield call
+    for box in started:
+        box.remove(force=True)
+
+
+def wait_for(condition):
+    """Wait until something holds, and give it."""
+    deadline = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def test_a_reading_says_what_a_container_uses(start):
+    box = start("while :; do :; done", memory="64m", pids_limit=7, network="none")
+    wait_for(lambda: box.stats().cpu.usage > 10_000_000)
+    found = box.stats()
+    assert (found.id, found.name) == (box.id, box.name)
+    assert 0 < found.memory.usage < 64 * MEBIBYTE
+    assert found.memory.limit == 64 * MEBIBYTE
+    assert (found.pids.current, found.pids.limit) == (1, 7)
+    assert found.networks == {}
+    assert found.cpu.percent is None
+
+
+def test_a_stream_gives_the_processors_share_and_ends_with_the_container(start):
+    box = start("i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; read x", stdin=True)
+    shares = []
+    for found in box.stats(stream=True, interval=0.05):
+        shares.append(found.cpu.percent)
+        if len(shares) == 3:
+            box.kill()
+    assert shares[0] is None
+    assert max(shares[1:3]) > 1
+    with pytest.raises(FailedPrecondition, match="not running"):
+        box.stats()
+    with pytest.raises(FailedPrecondition, match="not running"):
+        box.stats(stream=True)
+
+
+@pytest.mark.parametrize("interval", [0, -1, float("inf"), float("nan")])
+def test_an_interval_has_to_be_a_time(start, interval):
+    with pytest.raises(InvalidArgument, match="interval"):
+        start("sleep 100").stats(stream=True, interval=interval)
+
+
+def test_file_cache_that_can_be_given_back_is_not_counted_as_use(start):
+    script = 'x=$(printf %1048576s x); for i in 1 2 3 4 5 6 7 8; do echo $x$x$x$x >>/file; echo "$x$x" >>/file; done; read x'
+    box = start(script, stdin=True)
+    found = wait_for(lambda: found if (found := box.stats().memory).cache >= 8 * MEBIBYTE else None)
+    assert found.peak >= found.cache
+    assert found.usage < found.peak
+
+
+def test_processes_have_their_numbers_on_both_sides_their_users_and_commands(client, start):
+    box = start("sleep 1000 & sleep 1001 & wait", user="nobody")
+    with box.start_exec(["/bin/sleep", "1002"], user="0"):
+        found = wait_for(lambda: sorted(box.top(), key=lambda p: p.pid) if len(box.top()) == 4 else None)
+        assert found[0].pid == 1
+        assert found[0].host_pid == box.pid
+        assert {process.user for process in found[:3]} == {"nobody"}
+        by_command = {" ".join(process.command): process for process in found}
+        added = by_command["/bin/sleep 1002"]
+        assert (added.user, added.uid) == ("root", 0)
+        assert by_command["sleep 1000"].parent == box.pid
+        assert all(process.host_pid != process.pid for process in found)
+        box.kill()
+    box.wait(30)
+    with pytest.raises(FailedPrecondition, match="not running"):
+        box.top()
