@@ -21,6 +21,7 @@ from lamella.reserve import fill, frees_space
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from lamella.containers.branches import Branches
     from lamella.containers.collection import Containers
     from lamella.containers.networks.collection import Networks
     from lamella.containers.volumes import Volumes
@@ -306,6 +307,13 @@ class Client:
         from lamella.containers.volumes import Volumes
 
         return Volumes(self)
+
+    @cached_property
+    def branches(self) -> Branches:
+        """The frozen writable layers of containers of this namespace, on which others stand."""
+        from lamella.containers.branches import Branches
+
+        return Branches(self)
 
     @cached_property
     def leases(self) -> Leases:

@@ -169,7 +169,7 @@ def usage(client: Client) -> DiskUsage:
         writable: dict[str, int] = {}
         for namespace, snapshotter, name, kind, layer, recorded, container in folders:
             folder = LayerFolders(config.root, snapshotter).fs(layer)
-            size = _measured(Path(folder)) if kind == "active" else recorded
+            size = recorded if kind == "committed" and recorded else _measured(Path(folder))
             written += size
             if namespace == config.namespace:
                 if container is None:

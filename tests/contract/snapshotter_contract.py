@@ -213,6 +213,77 @@ class SnapshotterContract:
         with pytest.raises(NotFound):
             snapshots.stat("name")
 
+    # freeze and copy
+
+    def test_freeze_commits_and_prepares_the_key_anew_on_top(self, snapshots, committed):
+        committed("base", files={"low": "1"})
+        snapshots.prepare("key", "base", {"a": "1"})
+        (snapshots.layer_paths("key")[0] / "file").write_text("frozen")
+        snapshots.freeze("name", "key", {"b": "2"})
+        name, key = snapshots.stat("name"), snapshots.stat("key")
+        assert (name.kind, name.parent, name.labels) == ("committed", "base", {"b": "2"})
+        assert (key.kind, key.parent, key.labels) == ("active", "name", {"a": "1"})
+        assert [info.name for info in snapshots.walk()] == ["base", "name", "key"]
+        (snapshots.layer_paths("key")[0] / "file").write_text("later")
+        assert (snapshots.layer_paths("name")[0] / "file").read_text() == "frozen"
+
+    def test_a_frozen_snapshot_is_measured_when_somebody_asks(self, snapshots):
+        snapshots.prepare("key")
+        folder = snapshots.layer_paths("key")[0]
+        (folder / "file").write_bytes(b"x" * 100_000)
+        snapshots.freeze("name", "key")
+        expected = Usage(*_core.disk_usage(str(folder)))
+        assert snapshots.usage("name") == snapshots.usage("name") == expected
+        assert expected.size >= 100_000
+
+    def test_copy_commits_a_sibling_and_the_key_stays_as_it_is(self, snapshots, committed):
+        committed("base", files={"low": "1"})
+        snapshots.prepare("key", "base", {"a": "1"})
+        before, folder = snapshots.stat("key"), snapshots.layer_paths("key")[0]
+        (folder / "file").write_text("copied")
+        snapshots.copy("name", "key", {"b": "2"})
+        assert snapshots.stat("key") == before
+        assert snapshots.layer_paths("key")[0] == folder
+        name = snapshots.stat("name")
+        assert (name.kind, name.parent, name.labels) == ("committed", "base", {"b": "2"})
+        assert snapshots.usage("name").inodes == snapshots.usage("key").inodes
+        (folder / "file").write_text("later")
+        assert (snapshots.layer_paths("name")[0] / "file").read_text() == "copied"
+        snapshots.prepare("other", "name")
+        snapshots.remove("key")
+
+    @pytest.mark.parametrize("method", ["freeze", "copy"])
+    def test_freeze_and_copy_refuse_what_commit_refuses(self, snapshots, committed, method):
+        committed("base")
+        snapshots.prepare("key", "base")
+        snapshots.view("view", "base")
+        for taken in ("base", "view", "key"):
+            with pytest.raises(AlreadyExists, match=f"'{taken}'"):
+                getattr(snapshots, method)(taken, "key")
+        for other in ("base", "view"):
+            with pytest.raises(FailedPrecondition, match=f"'{other}'"):
+                getattr(snapshots, method)("name", other)
+        with pytest.raises(NotFound, match="'absent'"):
+            getattr(snapshots, method)("name", "absent")
+        assert sorted(info.name for info in snapshots.walk()) == ["base", "key", "view"]
+
+    @pytest.mark.privileged
+    def test_what_is_written_after_a_freeze_is_in_no_branch_of_it(self, snapshots, committed, tmp_path):
+        committed("base", files={"gone": "1", "kept": "1"})
+        snapshots.prepare("key", "base")
+        with mounted(snapshots.mounts("key"), tmp_path / "m") as root:
+            (root / "gone").unlink()
+            (root / "made").write_text("1")
+        snapshots.freeze("name", "key")
+        for branch in ("one", "two"):
+            snapshots.prepare(branch, "name")
+            with mounted(snapshots.mounts(branch), tmp_path / "m") as root:
+                assert tree(root) == {"kept": "1", "made": "1"}
+                (root / "made").write_text(branch)
+                (root / branch).touch()
+        with mounted(snapshots.mounts("key"), tmp_path / "m") as root:
+            assert tree(root) == {"kept": "1", "made": "1"}
+
     # mounts and stat
 
     def test_mounts_are_those_that_the_creation_returned(self, snapshots, committed):

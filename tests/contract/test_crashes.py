@@ -155,6 +155,24 @@ def test_committing_a_snapshot(tmp_path):
         assert store.snapshots.stat("name").labels == ROOT
 
 
+@pytest.mark.parametrize("method", ["freeze", "copy"])
+def test_freezing_a_snapshot(tmp_path, method):
+    def before(store: Store) -> None:
+        store.snapshots.prepare("key", "base")
+        (store.snapshots.layer_paths("key")[0] / "file").write_text("x")
+
+    def freeze(store: Store) -> None:
+        getattr(store.snapshots, method)("name", "key", ROOT)
+
+    for store in crashes(tmp_path, before, freeze):
+        with suppress(AlreadyExists):
+            freeze(store)
+        assert store.snapshots.stat("name").labels == ROOT
+        assert store.snapshots.stat("key").parent == ("name" if method == "freeze" else "base")
+        assert (store.snapshots.layer_paths("name")[0] / "file").read_text() == "x"
+        assert store.snapshots.mounts("key")
+
+
 def test_removing_a_snapshot(tmp_path):
     def before(store: Store) -> None:
         store.snapshots.prepare("key", "base")

@@ -184,3 +184,33 @@ def test_what_its_user_paused_stays_paused_when_it_is_committed(client, referenc
         assert box.exec(["/bin/true"]).exit_code == 0
     finally:
         box.remove(force=True)
+
+
+def test_a_freeze(tmp_path, reference):
+    """The container has its files, before or after, and a branch that is there has them too and can be stood on."""
+
+    def before(client):
+        client.containers.run(reference, ["/bin/true"], name="box")
+        (client.snapshots.layer_paths("box")[0] / "file").write_text("x")
+
+    def freeze(client):
+        client.containers.get("box").commit()
+
+    def shows(client, source):
+        runs(client, source)
+        assert (client.snapshots.layer_paths(source.name)[0] / "file").read_text() == "x"
+
+    for client, _ in each(tmp_path, reference, before, freeze, points=20, everyone=False):
+        box = client.containers.get("box")
+        branches = client.branches.list()
+        assert len(branches) in (0, 1)
+        for branch in branches:
+            shows(client, branch)
+        again = box.commit()
+        runs(client, again)
+        assert again.parent == (branches[0] if branches else None)
+        assert box.start() is None
+        assert box.wait(30) == 0
+        box.remove()
+        client.branches.remove((branches or [again])[0].name, recursive=True)
+        assert client.branches.list() == []

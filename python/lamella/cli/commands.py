@@ -60,6 +60,13 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             ),
             Entry("networks", "List, make and remove networks.", "networks", "NETWORKS", ("network",)),
             Entry("volumes", "List, make and remove volumes.", "volumes", "VOLUMES", ("volume",)),
+            Entry(
+                "branches",
+                "List, export and remove frozen containers.",
+                "branches",
+                "BRANCHES",
+                ("branch",),
+            ),
         ),
     ),
     (

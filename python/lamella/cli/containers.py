@@ -10,10 +10,10 @@ from lamella.cli.exec import ATTACH, EXEC
 from lamella.cli.logs import LOGS
 from lamella.cli.options import USAGE, add_container_options, command, container_options, reference
 from lamella.cli.parser import Command, Group, Parser, UsageError, add_filter
-from lamella.cli.pull import add_pull_options, find_or_fetch, show_image
+from lamella.cli.pull import add_pull_options, find_source, show_image
 from lamella.cli.stats import STATS
 from lamella.cli.top import TOP
-from lamella.cli.values import argument, parse_duration, parse_signal
+from lamella.cli.values import argument, parse_duration, parse_labels, parse_pair, parse_signal
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -81,7 +81,7 @@ def _create_arguments(parser: Parser) -> None:
 
 def _create(arguments: argparse.Namespace, session: Session) -> int:
     options = container_options(arguments)
-    image = find_or_fetch(session, reference(arguments), arguments)
+    image = find_source(session, reference(arguments), arguments)
     container = session.client.containers.create(image, command(arguments) or None, **options)
     if session.json:
         session.document(_document(container))
@@ -267,20 +267,74 @@ def _commit_arguments(parser: Parser) -> None:
         default="gzip",
         help="Of the layer (default: gzip).",
     )
+    add("--squash", action="store_true", help="Give the image one layer of all that is above its image.")
+    add("--branch", metavar="NAME", help="The branch's name (default: made from the container's).")
+    add(
+        "--label",
+        metavar="KEY=VALUE",
+        type=argument(parse_pair),
+        action="append",
+        help="Attach a label to the branch.",
+    )
     add("container", metavar="CONTAINER", help="Name or id.")
-    add("reference", metavar="IMAGE", help="The new image's name.")
+    add("reference", metavar="IMAGE", nargs="?", help="The new image's name; without it a branch is made.")
 
 
 def _commit(arguments: argparse.Namespace, session: Session) -> int:
-    image = session.client.containers.get(arguments.container).commit(
+    container = session.client.containers.get(arguments.container)
+    if arguments.reference is None:
+        if arguments.message or arguments.author or arguments.changes or arguments.squash:
+            raise UsageError(
+                "lamella containers commit: a branch has no message, author, changes or squashed layers",
+                hint="Name an image.",
+            )
+        branch = container.commit(
+            branch=arguments.branch, labels=parse_labels(arguments.label), pause=not arguments.no_pause
+        )
+        if session.json:
+            session.document(branch.inspect())
+        else:
+            session.line(branch.name)
+        return 0
+    if arguments.branch is not None or arguments.label:
+        raise UsageError(
+            "lamella containers commit: --branch and --label are for a branch", hint="Leave IMAGE out."
+        )
+    image = container.commit(
         arguments.reference,
         message=arguments.message,
         author=arguments.author,
         changes=arguments.changes,
         pause=not arguments.no_pause,
         compression=arguments.compression,
+        squash=arguments.squash,
     )
     return show_image(session, image)
+
+
+def _branch_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("-n", "--count", metavar="NUMBER", type=int, default=1, help="How many (default: 1).")
+    add("--start", action="store_true", help="Start them too.")
+    add(
+        "--no-pause",
+        action="store_true",
+        help="Let it run meanwhile; files that it writes may be half there.",
+    )
+    add("container", metavar="CONTAINER", help="Name or id.")
+
+
+def _branch(arguments: argparse.Namespace, session: Session) -> int:
+    container = session.client.containers.get(arguments.container)
+    made = container.branch(arguments.count, pause=not arguments.no_pause)
+    if arguments.start:
+        for each in made:
+            each.start()
+    if session.json:
+        session.document([_document(each) for each in made])
+    else:
+        session.write("".join(f"{each.id}\n" for each in made))
+    return 0
 
 
 PS = Command("ps", "List containers.", _ls, _ls_arguments, examples=_LS_EXAMPLES)
@@ -375,11 +429,17 @@ CONTAINERS = Group(
         ),
         Command(
             "commit",
-            "Make an image of a container's image and what it changed.",
+            "Make a branch, or an image, of what a container changed.",
             _commit,
             _commit_arguments,
-            description="A container that runs is paused meanwhile. What it has mounted is no part of the image.",
+            description="Without IMAGE it freezes what the container has written, and prints the name of the branch on which "
+            "others can stand: at once for one that does not run; one that runs is paused while its files are copied. It is "
+            "paused for an image, too. What it has mounted is no part of either.",
             examples=[
+                (
+                    "a branch, and a container on it",
+                    "lamella run --rm --branch $(lamella containers commit box) ls /",
+                ),
                 (
                     "keep the state of a sandbox",
                     "lamella containers commit -m 'tools installed' sandbox tools:1",
@@ -389,6 +449,15 @@ CONTAINERS = Group(
                     'lamella containers commit -c \'CMD ["nginx", "-g", "daemon off;"]\' web web:2',
                 ),
             ],
+        ),
+        Command(
+            "branch",
+            "Make containers like one, each on what that has written.",
+            _branch,
+            _branch_arguments,
+            description="Freezes the container as `lamella containers commit` does, and prints the ids of the new ones. Each has "
+            "the command and the options of the first, and a writable layer of its own.",
+            examples=[("a hundred that run", "lamella containers branch -n 100 --start sandbox")],
         ),
         Command(
             "rm",

@@ -48,6 +48,7 @@ def add_container_options(parser: Parser) -> None:
     """Add every option that shapes a container, and REF with the command behind it."""
     add = parser.add_argument
     add("--name", metavar="NAME", help="Give the container a name.")
+    add("--branch", action="store_true", help="REF is a branch (lamella branches ls), not an image.")
     add_process_options(parser)
     add("--hostname", metavar="NAME", help="Set the host name.")
     add("--entrypoint", metavar="PROGRAM", help="Replace the image's entrypoint; '' drops it.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lamella.sizes import format_size
 
@@ -121,3 +121,19 @@ def wrap(text: str, width: int) -> str:
     from textwrap import wrap as fill
 
     return "\n".join(fill(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False))
+
+
+def tree(roots: Iterable[str], children: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, int, str]]:
+    """Walk through a tree: each name, how deep it is, and the lines that lead to it.
+
+    Without recursion: 128 layers below a chain of commits may be deeper than Python's stack allows.
+    """
+    stack = [(name, 0, "", "") for name in reversed(list(roots))]
+    while stack:
+        name, depth, branch, indent = stack.pop()
+        yield name, depth, branch
+        below = children.get(name, ())
+        for index in reversed(range(len(below))):
+            last = index == len(below) - 1
+            branch, further = ("└─ ", "   ") if last else ("├─ ", "│  ")
+            stack.append((below[index], depth + 1, indent + branch, indent + further))

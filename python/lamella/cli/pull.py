@@ -11,6 +11,7 @@ from lamella.cli.registry_options import add_registry_options
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
+    from lamella.containers.branches import Branch
     from lamella.images import Image
 
 
@@ -89,6 +90,13 @@ def fetch(
             progress=callback,
             **options,
         )
+
+
+def find_source(session: Session, reference: str, arguments: argparse.Namespace) -> Image | Branch:
+    """Give what a container is to stand on: a branch with ``--branch``, else an image (:func:`find_or_fetch`)."""
+    if arguments.branch:
+        return session.client.branches.get(reference)
+    return find_or_fetch(session, reference, arguments)
 
 
 def find_or_fetch(session: Session, reference: str, arguments: argparse.Namespace) -> Image:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lamella.cli.options import USAGE, add_container_options, command, container_options, reference
 from lamella.cli.parser import Command, Parser, UsageError
-from lamella.cli.pull import add_pull_options, find_or_fetch
+from lamella.cli.pull import add_pull_options, find_source
 from lamella.cli.values import argument, parse_duration
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _run(arguments: argparse.Namespace, session: Session) -> int:
             "lamella run: a container that is run again cannot be removed at its end", hint="Leave --rm out."
         )
     options = container_options(arguments)
-    image = find_or_fetch(session, reference(arguments), arguments)
+    image = find_source(session, reference(arguments), arguments)
     containers = session.client.containers
     if arguments.detach:
         container = containers.run(
@@ -96,6 +96,7 @@ RUN = Command(
         ),
         ("this folder, read-only", "lamella run --rm -v ./:/src:ro -w /src python:3 python3 -m compileall ."),
         ("a volume that stays", "lamella run --rm -v cache:/var/cache debian:12 ls /var/cache"),
+        ("on what another has left", "lamella run --rm --branch box-2f6a90c1d4e7 ls /"),
         ("in the background", "lamella run -d --name web --network host nginx:latest"),
     ],
 )

@@ -74,28 +74,14 @@ def _tree(arguments: argparse.Namespace, session: Session) -> int:
     root = session.client.snapshots.stat(arguments.root_key).name if arguments.root_key else None
     children = _children(infos.values())
     roots = [root] if root else sorted(name for name, info in infos.items() if info.parent not in infos)
-    # Without recursion: 128 layers below a chain of commits may be deeper than Python's stack allows.
-    stack = [(name, 0, "", "") for name in reversed(roots)]
     rows: list[tuple[str, str, str]] = []
     nodes: list[dict[str, Any]] = []
     with session.client.database.read():  # one for all: three statements a snapshot otherwise
-        while stack:
-            name, depth, branch, indent = stack.pop()
+        for name, depth, branch in output.tree(roots, children):
             info = infos[name]
             size = session.client.snapshots.usage(name).size if info.kind != "view" else 0
             rows.append((f"{branch}{output.short(name)}", info.kind, output.size(size)))
             nodes.append(_document(info) | {"size": size, "depth": depth})
-            below = children.get(name, [])
-            for index in reversed(range(len(below))):
-                last = index == len(below) - 1
-                stack.append(
-                    (
-                        below[index],
-                        depth + 1,
-                        indent + ("└─ " if last else "├─ "),
-                        indent + ("   " if last else "│  "),
-                    )
-                )
     if session.json:
         session.document(nodes)
     else:

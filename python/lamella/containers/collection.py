@@ -32,6 +32,7 @@ from lamella.tracing import span
 
 if TYPE_CHECKING:
     from lamella.client import Client
+    from lamella.containers.branches import Branch
     from lamella.containers.options import CreateOptions
     from lamella.containers.runtime_spec import Mount
     from lamella.oci import RunConfig
@@ -64,9 +65,9 @@ class Containers:
         self._client = client
 
     def create(
-        self, image: str | Image, command: Command = None, **options: Unpack[CreateOptions]
+        self, image: str | Image | Branch, command: Command = None, **options: Unpack[CreateOptions]
     ) -> Container:
-        """Make a container: its active snapshot on the image, and its record. Nothing runs yet.
+        """Make a container: its active snapshot on the image, or on a branch, and its record. Nothing runs yet.
 
         Keyword options (docker's names and meanings): name, entrypoint, environment (mapping or ``K=V`` list),
         working_dir, user (``name``, ``uid:gid``), hostname,
@@ -94,7 +95,9 @@ class Containers:
         except TypeError as error:
             raise TypeError(str(error).replace("Options.", "containers.create() ")) from None
 
-    def _create(self, image: str | Image, options: Options, *, auto_remove: bool = False) -> Container:
+    def _create(
+        self, image: str | Image | Branch, options: Options, *, auto_remove: bool = False
+    ) -> Container:
         name = _name(image)
         with span("lamella.container.create", image=name):
             try:
@@ -111,11 +114,15 @@ class Containers:
         )
         return container
 
-    def _create_once(self, image: str | Image, options: Options, *, auto_remove: bool) -> Container:
+    def _create_once(self, source: str | Image | Branch, options: Options, *, auto_remove: bool) -> Container:
         client = self._client
         namespace = client.config.namespace
-        if not isinstance(image, Image):
-            image = client.images.get(image)
+        if isinstance(source, str):
+            source = client.images.get(source)
+        if isinstance(source, Image):
+            image, parent = source, str(source.chain_id)
+        else:
+            image, parent, client = source.image, source.name, client.using(source.snapshotter)
         run_config = image.config.run
         container_id = os.urandom(32).hex()
         name = (
@@ -130,18 +137,17 @@ class Containers:
         settled = settle(client, options)
         mounts = _mounts(options, run_config)
         restart = parse_restart_policy(options.restart_policy)
-        parent = image.chain_id
         labels = check_labels({**(run_config.labels or {}), **(options.labels or {})})
         key = name if options.name is not None else container_id
         with ExitStack() as stack:
             with client.database.read() as db:
                 _check_free(db, namespace, name)
-            with _unpacked(image, client):
+            with _unpacked(source, client):
                 prepare = stack.enter_context(client.snapshots.preparing(key, parent))
                 attach = _attaching(stack, client, parent, mounts)
             db = stack.enter_context(client.database.write())
             _check_free(db, namespace, name)
-            with _unpacked(image, client):
+            with _unpacked(source, client):
                 prepare()
             own_mounts, volumes = attach()
             layers = [str(path) for path in client.snapshots.layer_paths(key)]
@@ -175,6 +181,7 @@ class Containers:
                     tty=options.tty,
                     stop_signal=stop_signal,
                     auto_remove=auto_remove,
+                    manifest=image.manifest_descriptor.digest,
                     log=log,
                     volumes=volumes,
                     restart=restart,
@@ -183,23 +190,7 @@ class Containers:
                 created_at=now,
                 updated_at=now,
             )
-            db.execute(
-                f"INSERT INTO containers (namespace, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
-                (
-                    namespace,
-                    record.id,
-                    record.name,
-                    record.image,
-                    record.snapshotter,
-                    record.snapshot_key,
-                    record.runtime,
-                    record.spec,
-                    msgspec.json.encode(record.labels).decode(),
-                    msgspec.json.encode(record.extra).decode(),
-                    now,
-                    now,
-                ),
-            )
+            insert(db, namespace, record)
         return Container(client, record)
 
     def get(self, container: str) -> Container:
@@ -271,7 +262,7 @@ class Containers:
     @overload
     def run(
         self,
-        image: str | Image,
+        image: str | Image | Branch,
         command: Command = None,
         *,
         detach: Literal[True],
@@ -282,7 +273,7 @@ class Containers:
     @overload
     def run(
         self,
-        image: str | Image,
+        image: str | Image | Branch,
         command: Command = None,
         *,
         detach: Literal[False] = False,
@@ -295,7 +286,7 @@ class Containers:
 
     def run(
         self,
-        image: str | Image,
+        image: str | Image | Branch,
         command: Command = None,
         *,
         detach: bool = False,
@@ -382,6 +373,17 @@ def _attaching(
     return stack.enter_context(attaching(client, parent, mounts))
 
 
+def insert(db: Transaction, namespace: str, record: ContainerRecord) -> None:
+    """Write the record of a new container."""
+    fields = msgspec.structs.asdict(record)
+    for name in ("labels", "extra"):
+        fields[name] = msgspec.json.encode(fields[name]).decode()
+    db.execute(
+        f"INSERT INTO containers (namespace, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
+        (namespace, *fields.values()),
+    )
+
+
 def _check_free(db: Transaction, namespace: str, name: str) -> None:
     taken = db.execute(
         "SELECT 1 FROM containers WHERE namespace = ? AND (name = ? OR id = ?)", (namespace, name, name)
@@ -394,19 +396,23 @@ def _check_free(db: Transaction, namespace: str, name: str) -> None:
 
 
 @contextmanager
-def _unpacked(image: Image, client: Client) -> Iterator[None]:
+def _unpacked(image: Image | Branch, client: Client) -> Iterator[None]:
     """Say of a parent that is missing what that means for an image."""
     try:
         yield
     except NotFound:
+        if not isinstance(image, Image):
+            raise
         raise NotFound(
             f"image {image.name} is not unpacked for the {client.config.snapshotter} snapshotter",
             hint=f"Unpack it: lamella pull {image.name}",
         ) from None
 
 
-def _name(image: str | Image) -> str:
-    return image.name if isinstance(image, Image) else image
+def _name(image: str | Image | Branch) -> str:
+    if isinstance(image, str):
+        return image
+    return image.name if isinstance(image, Image) else image.image_name
 
 
 class _SpecNames(msgspec.Struct):

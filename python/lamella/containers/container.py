@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lamella.client import Client
+    from lamella.containers.branches import Branch
     from lamella.containers.cgroups import Cgroup
     from lamella.containers.logs import Moment
     from lamella.containers.processes import ProcessInfo
@@ -75,6 +76,8 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tty: bool = False
     stop_signal: str | None = None
     auto_remove: bool = False
+    manifest: str = ""
+    """The digest of its image's manifest, for what stands on the container; empty in records of older releases."""
     log: LogConfig = LogConfig()
     volumes: list[str] = []
     restart: RestartPolicy = RestartPolicy()
@@ -514,25 +517,72 @@ class Container:
         """Return what it changed of its image, as ``docker diff`` shows it; while it runs, what it has so far."""
         return self._client.snapshots.changes(self.record.snapshot_key)
 
+    @overload
     def commit(
         self,
-        name: str | Reference,
+        image: None = None,
+        *,
+        branch: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        pause: bool = True,
+    ) -> Branch: ...
+
+    @overload
+    def commit(
+        self,
+        image: str | Reference,
         *,
         message: str = "",
         author: str = "",
         changes: Iterable[str] = (),
         pause: bool = True,
         compression: LayerCompression = "gzip",
-    ) -> Image:
-        """Make an image of its image and what it changed; it is paused meanwhile if it runs and ``pause`` is true.
+        squash: bool = False,
+    ) -> Image: ...
 
-        ``changes`` are instructions of a Dockerfile for the config (``CMD ["a"]``, ``ENV A=b``...). What it has mounted is no
-        part of the image. Errors: NotFound when its image is not here any more, else as
-        :func:`lamella.transfer.commit.commit_image`.
+    def commit(
+        self,
+        image: str | Reference | None = None,
+        *,
+        branch: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        message: str = "",
+        author: str = "",
+        changes: Iterable[str] = (),
+        pause: bool = True,
+        compression: LayerCompression = "gzip",
+        squash: bool = False,
+    ) -> Branch | Image:
+        """Freeze what it has written: as a branch on which others can stand, or with ``image`` as an image of that name.
+
+        A branch of a container that does not run costs a folder and a few rows, however much was written: its writable layer
+        becomes the branch, and it goes on with a new one on top. One that runs is paused while its layer is copied (blocks are
+        shared on btrfs and XFS), and goes on with its own. ``branch`` is its name, by default made from the container's;
+        ``labels`` are the branch's. It stays until it is removed (:class:`lamella.containers.branches.Branch`).
+
+        An image has its image's layers, one for each branch between, and one of what was changed on top, or with ``squash`` one
+        for them all. ``changes`` are instructions of a Dockerfile for the config (``CMD ["a"]``, ``ENV A=b``...); while it is
+        made the container is paused if it runs and ``pause`` is true.
+
+        What it has mounted is no part of either. Errors: AlreadyExists (the branch), NotFound when its image is not here any
+        more, FailedPrecondition for more layers than overlayfs stacks, else as :func:`lamella.transfer.commit.commit_image`.
         """
+        from lamella.containers import branches
+
+        if image is None:
+            if message or author or changes or squash or compression != "gzip":
+                raise InvalidArgument(
+                    "message, author, changes, compression and squash are for an image", hint="Name it."
+                )
+            return branches.freeze(self._client, self, branch, labels=labels, pause=pause)
+        if branch is not None or labels is not None:
+            raise InvalidArgument(
+                "branch and labels are for a branch, and an image is asked for",
+                hint="An image gets labels by changes=['LABEL a=b'].",
+            )
         from lamella.transfer.commit import commit_image
 
-        base = self._client.images.get(self.record.image)
+        base = branches.base_image(self._client, self)
         command = msgspec.json.decode(self.record.spec, type=_Spec).process.args
         with ExitStack() as stack:
             if pause:
@@ -542,13 +592,21 @@ class Container:
                 self._client,
                 self.record.snapshot_key,
                 base,
-                name,
+                image,
                 message=message,
                 author=author,
                 created_by=" ".join(command),
                 changes=changes,
                 compression=compression,
+                squash=squash,
             )
+
+    def branch(self, count: int = 1, *, pause: bool = True) -> list[Container]:
+        """Freeze it (:meth:`commit`) and make ``count`` containers like it on the branch, each with a writable layer of its own.
+
+        They are not started; see :meth:`lamella.containers.branches.Branch.branch`.
+        """
+        return self.commit(pause=pause).branch(count)
 
     def logs(
         self,

@@ -229,6 +229,32 @@ class Task:
         finally:
             lock.release()
 
+    @contextmanager
+    def at_rest(self, confirm: Callable[[], object]) -> Iterator[bool]:
+        """Keep a container that does not run from being started, for the length of a block; give False when it runs.
+
+        ``confirm`` as for :meth:`start`: NotFound. Nothing has its root mounted meanwhile.
+        """
+        self._make_folders()
+        try:
+            with self._exclusive():
+                try:
+                    confirm()
+                    resting = not self._settled()
+                    if resting:
+                        self._await_monitor()
+                        yield True
+                finally:
+                    # Without a bundle it never ran, or the machine was restarted; a folder would say something else.
+                    if not (self.folder / "config.json").exists():
+                        _core.remove_tree(str(self.folder))
+                        with suppress(OSError):
+                            self.log_folder.rmdir()
+        except FileNotFoundError:
+            raise NotFound("the container was removed") from None
+        if not resting:
+            yield False
+
     def running(self) -> bool:
         """Say whether the container runs: a monitor lives, and has not recorded the end."""
         return not (self.folder / "exit.json").exists() and self.monitored()

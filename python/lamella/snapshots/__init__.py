@@ -174,6 +174,20 @@ class Snapshotter(Protocol):
         """
         ...
 
+    def freeze(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
+        """Commit the active snapshot ``key`` as ``name``, and prepare ``key`` anew on top of it; both or neither.
+
+        Nobody may write through older mounts of ``key`` any more. Errors as :meth:`commit` and :meth:`prepare`.
+        """
+        ...
+
+    def copy(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
+        """Commit as ``name`` a copy of what the active snapshot ``key`` holds, which stays as it is. Errors as :meth:`commit`.
+
+        Whoever writes to its mounts should stand still meanwhile.
+        """
+        ...
+
     def mounts(self, key: str) -> list[Mount]:
         """Return what to mount for an active snapshot or a view. FailedPrecondition for a committed one."""
         ...

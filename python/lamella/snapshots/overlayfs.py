@@ -64,7 +64,7 @@ class OverlaySnapshotter(RecordedSnapshotter):
         if len(parents) > _MAX_LAYERS:
             raise FailedPrecondition(
                 f"its parent has {len(parents)} layers, and overlayfs stacks {_MAX_LAYERS}",
-                hint="Stand on one with fewer layers, or copy what it shows into a snapshot without a parent.",
+                hint="Make an image with one layer of those above its image (commit with squash), and go on from that.",
             )
         if not parents:
             return self._folders.create(work=False)

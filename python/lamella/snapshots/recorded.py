@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 """Bytes of a key or name."""
 _PAGE = 1000
+_UNMEASURED = (0, 1)
+"""Bytes and inodes of a layer that was frozen and not looked at since: a folder and what may be in it."""
 
 # The snapshot of a name and its ancestors, nearest first, as far as they can be seen; the last column says whether a
 # layer can be used (lamella.durability). Active snapshots' own folders, and what was committed from one, always can.
@@ -72,6 +74,13 @@ _PREPARE, _VIEW = (
 _COMMIT = Operation(
     "commit",
     "committed the snapshot %(snapshot)r as %(committed)r",
+    log=_LOG,
+    level=INFO,
+    counts={"ok": SNAPSHOTS.cell("commit")},
+)
+_FREEZE = Operation(
+    "freeze",
+    "froze what the snapshot %(snapshot)r holds as %(committed)r",
     log=_LOG,
     level=INFO,
     counts={"ok": SNAPSHOTS.cell("commit")},
@@ -201,6 +210,72 @@ class RecordedSnapshotter(ABC):
                 """,
                 (name, text, timestamp(), *self._scope, key),
             )
+
+    def freeze(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
+        """Commit the active snapshot ``key`` as ``name``, and prepare ``key`` anew on top of it, in one transaction.
+
+        Where snapshots stack this is a folder and a few rows, however much was written; what it takes on disk is measured when
+        somebody asks. Nobody may write to ``key`` through older mounts any more: overlayfs does not define what becomes of a
+        lower folder that changes. Errors: those of :meth:`commit` and :meth:`prepare`; after one nothing has changed.
+        """
+        with _FREEZE(self._database.metrics, snapshot=key, committed=name):
+            text = encode_labels(check_labels({**self._default_labels, **(labels or {})}))
+            with self._database.read() as db:
+                layer = self._committable(db, name, key)
+            with (
+                nullcontext(None) if self.stacks else self._copied(layer) as copy,
+                self._database.write() as db,
+            ):
+                self._check_unchanged(layer, self._committable(db, name, key), key)
+                (own,) = db.execute(
+                    "SELECT labels FROM snapshots WHERE namespace = ? AND snapshotter = ? AND name = ?",
+                    (*self._scope, key),
+                ).fetchone()
+                # Where snapshots are copies both were measured when they were made, or are as the copy is now.
+                size, inodes = copy.usage if copy is not None else _UNMEASURED
+                db.execute(
+                    "UPDATE layers SET disk_bytes = ?, inodes = ?, boot_id = ?, synced = 0 WHERE id = ?",
+                    (size, inodes, boot_id(), layer),
+                )
+                db.execute(
+                    """
+                    UPDATE snapshots SET name = ?, kind = 'committed', labels = ?, updated_at = ?
+                    WHERE namespace = ? AND snapshotter = ? AND name = ?
+                    """,
+                    (_check_key(name), text, timestamp(), *self._scope, key),
+                )
+                self._create("active", key, name, own, copy)
+
+    def copy(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
+        """Commit as ``name`` a copy of what the active snapshot ``key`` holds, which stays as it is.
+
+        For one that is mounted and written to, whose writers stand still meanwhile. Costs as much as was written, less where the
+        file system shares blocks (btrfs, XFS); sockets are left out. Errors: those of :meth:`commit`.
+        """
+        with _FREEZE(self._database.metrics, snapshot=key, committed=name):
+            text = encode_labels(check_labels({**self._default_labels, **(labels or {})}))
+            with self._database.read() as db:
+                layer = self._committable(db, name, key)
+            with self._copied(layer) as copy, self._database.write() as db:
+                self._check_unchanged(layer, self._committable(db, name, key), key)
+                stack = self._parents(db, self.stat(key).parent)
+                own = copy.keep()
+                self._insert_layer(db, own, copy)
+                self._insert(db, name=_check_key(name), kind="committed", stack=stack, layer=own, labels=text)
+
+    @contextmanager
+    def _copied(self, layer: str) -> Iterator[Draft]:
+        """Give a copy of what an active snapshot has written."""
+        with Draft(self._database, self._folders, copy_of=layer) as draft:
+            for note in _core.copy_tree(self._folders.fs(layer), draft.path):
+                _log.warning("layer folder %(layer)s: %(reason)s", layer=layer, reason=note)
+            draft.usage = _core.disk_usage(draft.path)
+            yield draft
+
+    @staticmethod
+    def _check_unchanged(before: str, now: str, key: str) -> None:
+        if before != now:
+            raise Aborted(f"the snapshot {key!r} was replaced meanwhile", hint="Try again.")
 
     @frees_space
     def remove(self, key: str) -> None:
@@ -377,6 +452,10 @@ class RecordedSnapshotter(ABC):
             return Usage(size=0, inodes=0)
         if kind == "active":
             size, inodes = _core.disk_usage(self._folders.fs(layer))
+        elif (size, inodes) == _UNMEASURED:
+            size, inodes = _core.disk_usage(self._folders.fs(layer))
+            with self._database.write() as db:
+                db.execute("UPDATE layers SET disk_bytes = ?, inodes = ? WHERE id = ?", (size, inodes, layer))
         return Usage(size=size, inodes=inodes)
 
     def walk(

@@ -54,8 +54,11 @@ def pack_layer(
     level: int | None = None,
     docker: bool = False,
     lease: str | None = None,
+    base: str | None = None,
 ) -> PackedLayer:
-    """Put what a snapshot changes into the content store, as a layer that ``lease`` holds; ``docker``: of docker's media type.
+    """Put what a snapshot changes of its parent, or of ``base``, into the content store, as a layer that ``lease`` holds.
+
+    ``docker``: of docker's media type.
 
     The same changes give the same bytes. Errors: those of :meth:`lamella.snapshots.Snapshotter.diff`, InvalidArgument for a
     compression or level that does not exist, Unavailable when the snapshot is written to meanwhile, ResourceExhausted. Twice is
@@ -64,7 +67,7 @@ def pack_layer(
     types = LAYER_TYPES.get(compression)
     if types is None:
         raise InvalidArgument(f"there is no compression {compression!r}", hint="It is gzip, zstd or none.")
-    with client.snapshots.diff(key) as changes:
+    with client.snapshots.diff(key, base) as changes:
 
         def pack(target: str) -> _core.Packed:
             return changes.pack(target, compression=compression, level=level, threads=os.cpu_count() or 1)
@@ -109,42 +112,45 @@ def commit_image(
     changes: Iterable[str] = (),
     compression: LayerCompression = "gzip",
     created: float | None = None,
+    squash: bool = False,
 ) -> Image:
     """Make the image ``name`` of ``base`` and what the snapshot ``key`` changes, and unpack it.
 
-    ``changes`` are instructions of a Dockerfile for the config (``CMD ["a"]``, ``ENV A=b``, ``LABEL``, ``USER``...). ``created``
-    is a time in seconds since 1970: by default $SOURCE_DATE_EPOCH or now. An image of that name gives way to the new one.
+    Each snapshot between the two becomes a layer too; with ``squash`` all together are one. ``changes`` are instructions of a
+    Dockerfile for the config (``CMD ["a"]``, ``ENV A=b``, ``LABEL``, ``USER``...). ``created`` is a time in seconds since 1970:
+    by default $SOURCE_DATE_EPOCH or now. An image of that name gives way to the new one.
     Errors: FailedPrecondition when the snapshot does not stand on ``base``; else as :func:`pack_layer`.
     """
     reference = name if isinstance(name, Reference) else Reference.parse(name)
     if reference.digest:
         raise InvalidArgument(f"{reference} names a digest, which the image gets only when it is made")
-    parent = client.snapshots.stat(key).parent
-    if base.chain_id != parent:
-        raise FailedPrecondition(
-            f"the snapshot {key!r} does not stand on the image {base.name}, which was pulled or made anew since",
-            hint="Give the image that it was made from another name, or pull it again by its digest.",
-        )
+    keys = _above(client, key, base)
     content = client.content
     manifest: dict[str, Any] = msgspec.json.decode(content.read(base.manifest_descriptor.digest))
     config: dict[str, Any] = msgspec.json.decode(content.read(base.manifest.config.digest))
     docker = base.manifest_descriptor.media_type == oci.DOCKER_MANIFEST
     created_at = format_time(int(_seconds(created) * 1_000_000))
     with client.leases.hold(expires_in=_LEASE_SECONDS) as lease:
-        layer = pack_layer(client, key, compression=compression, docker=docker, lease=lease.id)
+        client.leases.add(lease.id, "content", base.manifest_descriptor.digest)  # no name may lead to it
+
+        def pack(of: str, below: str | None) -> PackedLayer:
+            return pack_layer(client, of, compression=compression, docker=docker, lease=lease.id, base=below)
+
+        layers = [pack(key, base.chain_id)] if squash else [pack(each, None) for each in keys]
         run = config.get("config") or {}
         for instruction in changes:
             run = apply_instruction(run, instruction)
         step = {"created": created_at, "created_by": created_by, "author": author, "comment": message}
+        steps = [*[{"created": created_at}] * (len(layers) - 1), step]
         config |= {"config": run, "created": created_at} | ({"author": author} if author else {})
         config["history"] = [
             *(config.get("history") or []),
-            {field: value for field, value in step.items() if value},
+            *({field: value for field, value in step.items() if value} for step in steps),
         ]
-        config["rootfs"]["diff_ids"].append(layer.diff_id)
+        config["rootfs"]["diff_ids"] += [layer.diff_id for layer in layers]
         described = _write(client, lease.id, config, base.manifest.config.media_type, lambda _: {})
         manifest["config"] = msgspec.to_builtins(described)
-        manifest["layers"].append(msgspec.to_builtins(layer.descriptor))
+        manifest["layers"] += [msgspec.to_builtins(layer.descriptor) for layer in layers]
         for of_the_base in ("annotations", "subject"):
             manifest.pop(of_the_base, None)
         keep = not base.layers_discarded
@@ -157,6 +163,19 @@ def commit_image(
         # It makes the image and its snapshots visible together.
         Pull(client, reference, NoRegistry(str(reference)), keep_layers=keep).complete(target)
     return client.images.get(reference)
+
+
+def _above(client: Client, key: str, base: Image) -> list[str]:
+    """Give the snapshots from above ``base`` up to ``key``."""
+    keys = [key]
+    while (parent := client.snapshots.stat(keys[-1]).parent) != base.chain_id:
+        if not parent:
+            raise FailedPrecondition(
+                f"the snapshot {key!r} does not stand on the image {base.name}, which was pulled or made anew since",
+                hint="Give the image that it was made from another name, or pull it again by its digest.",
+            )
+        keys.append(parent)
+    return keys[::-1]
 
 
 def _seconds(created: float | None) -> float:
