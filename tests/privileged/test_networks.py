@@ -207,6 +207,25 @@ def test_many_are_plugged_in_and_out_at_once(client, settled, cni, image):
     nothing_left(client, cni, settled)
 
 
+@pytest.mark.parametrize(
+    "network", ["bridge", pytest.param("pasta", marks=pytest.mark.needs_program("pasta"))]
+)
+def test_a_network_is_kept_over_runs_by_a_policy_and_let_go_of_after_the_last(
+    client, settled, cni, start, network
+):
+    box = start(
+        "/bin/busybox", "sh", "-c", "/bin/busybox ip -o addr; exit 3", network=network, ports=["8080:80"],
+        restart_policy="on-failure:2",
+    )  # fmt: skip
+    assert box.wait(60) == 3
+    text = b"".join(data for _, data in box.logs()).decode()
+    addresses = [line.split()[3] for line in text.splitlines() if " inet " in line and " lo " not in line]
+    assert len(addresses) == 3
+    assert len(set(addresses)) == 1
+    nothing_left(client, cni, settled)
+    assert not pastas(client)
+
+
 def test_address_mac_and_names_are_what_was_asked_for(client, cni, start):
     client.networks.create("web", subnet="10.77.0.0/24")
     box = start(
