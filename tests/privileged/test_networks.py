@@ -138,6 +138,8 @@ def test_a_port_that_is_left_open_is_chosen_and_told(client, cni, start):
         "host_ip": "127.0.0.1",
         "host_port": ports[0],
     }
+    with pytest.raises(OSError):  # published at loopback alone
+        socket.create_connection(("192.0.2.2", ports[0]), 5)
 
 
 def test_a_port_that_another_container_or_program_has_is_refused_by_name(client, settled, cni, start):
