@@ -87,7 +87,7 @@ def test_two_dashes_before_the_command_end_the_global_options() -> None:
 
 def test_every_container_option_reaches_the_library_under_its_name() -> None:
     line = (
-        "run --name box -i -t -e A=1 -e B --env-file /dev/null -w /src -u 1000:1000 --hostname h --entrypoint /bin/sh "
+        "run --name box -i -t --init -e A=1 -e B --env-file /dev/null -w /src -u 1000:1000 --hostname h --entrypoint /bin/sh "
         "--network host --label a=b --annotation c=d --stop-signal INT -v /a:/b:ro --mount type=tmpfs,target=/x "
         "--tmpfs /run --read-only --device /dev/fuse --memory 512m --memory-swap 1g --shm-size 1m --cpus 1.5 "
         "--cpuset-cpus 0 --pids-limit 100 --ulimit nofile=10:20 --oom-score-adj 500 --sysctl net.x=1 "
@@ -99,6 +99,7 @@ def test_every_container_option_reaches_the_library_under_its_name() -> None:
         "name": "box",
         "stdin": True,
         "tty": True,
+        "init": True,
         "environment": {"A": "1", "B": None},
         "working_dir": "/src",
         "user": "1000:1000",
@@ -167,7 +168,10 @@ def test_variables_of_a_file_give_way_to_those_of_the_command_line(
         (["images", "ls", "--bogus"], "lamella images ls: unrecognized arguments: --bogus"),
         (["--bogus", "images", "ls"], "lamella: unrecognized arguments: --bogus"),
         (["run"], "lamella run: the following arguments are required: REF"),
-        (["run", "--memory", "lots", "x"], "lamella run: argument --memory: the size 'lots' is not a size"),
+        (
+            ["run", "--memory", "lots", "x"],
+            "lamella run: argument -m/--memory: the size 'lots' is not a size",
+        ),
         (["run", "--timeout", "soon", "x"], "lamella run: argument --timeout: 'soon' is not a duration"),
         (["run", "--label", "=x", "x"], "lamella run: argument --label: '=x' is not KEY=VALUE"),
         (["run", "--ulimit", "x", "x"], "lamella run: argument --ulimit: ulimit 'x' is malformed"),

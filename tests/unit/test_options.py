@@ -1,18 +1,16 @@
 import pytest
 
 from lamella.containers.defaults import CAPABILITIES
+from lamella.containers.limits import memory_limits, parse_cpus, parse_size
 from lamella.containers.options import (
     CreateOptions,
     Options,
     VolumeMount,
-    memory_limits,
     parse_capabilities,
     parse_command,
-    parse_cpus,
     parse_device,
     parse_environment,
     parse_mounts,
-    parse_size,
     parse_ulimit,
     volume_bind,
 )
@@ -143,6 +141,12 @@ def test_cpus_become_a_quota():
     for bad in ("0", "-1", "many", "nan"):
         with pytest.raises(InvalidArgument):
             parse_cpus(bad)
+
+
+def test_an_unknown_ulimit_is_refused_with_those_that_are_known():
+    with pytest.raises(InvalidArgument, match="nofiles") as caught:
+        parse_ulimit("nofiles=5")
+    assert "nofile" in caught.value.hint
 
 
 def test_memory_alone_allows_no_swap_beyond_it():

@@ -13,6 +13,7 @@ from lamella.cli.parser import Command, Group, Parser, UsageError, add_filter
 from lamella.cli.pull import add_pull_options, find_source, show_image
 from lamella.cli.stats import STATS
 from lamella.cli.top import TOP
+from lamella.cli.update import UPDATE
 from lamella.cli.values import argument, parse_duration, parse_labels, parse_pair, parse_signal
 
 if TYPE_CHECKING:
@@ -419,6 +420,7 @@ CONTAINERS = Group(
         LOGS,
         STATS,
         TOP,
+        UPDATE,
         Command(
             "diff",
             "Show what a container changed of its image.",

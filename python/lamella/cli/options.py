@@ -7,6 +7,7 @@ and the forms of ``--security-opt``. Everything else goes to the library as it w
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lamella.cli.values import (
     parse_cpus,
     parse_environment_file,
     parse_labels,
+    parse_limit,
     parse_pair,
     parse_signal,
     parse_size,
@@ -42,6 +44,53 @@ def add_process_options(parser: Parser) -> None:
     add("--env-file", metavar="FILE", action="append", default=[], help="Read variables from a file.")
     add("-w", "--workdir", metavar="DIR", help="Start in this folder.")
     add("-u", "--user", metavar="USER", help="Run as NAME, UID, NAME:GROUP or UID:GID.")
+
+
+def add_limits(add: Callable[..., object]) -> None:
+    """Add the limits that can be changed while a container runs: those that ``run`` and ``update`` share."""
+    add(
+        "-m", "--memory", metavar="SIZE", type=argument(parse_limit), help="Limit memory, such as 512m or 2g."
+    )
+    add(
+        "--memory-swap",
+        metavar="SIZE",
+        type=argument(parse_limit),
+        help="Limit memory and swap together; -1 for no limit.",
+    )
+    add(
+        "--memory-reservation",
+        metavar="SIZE",
+        type=argument(parse_size),
+        help="Keep this much where memory is short.",
+    )
+    add("--cpus", metavar="NUMBER", type=argument(parse_cpus), help="Limit processor time, such as 0.5 or 2.")
+    add(
+        "--cpu-shares",
+        metavar="NUMBER",
+        type=int,
+        help="Weigh it against others where processors are short (1024 is usual).",
+    )
+    add("--cpu-quota", metavar="MICROSECONDS", type=int, help="Limit processor time in each period.")
+    add(
+        "--cpu-period", metavar="MICROSECONDS", type=int, help="Set the length of a period (default: 100000)."
+    )
+    add("--cpuset-cpus", metavar="LIST", help="Run on these processors alone, such as 0-3 or 0,2.")
+    add("--cpuset-mems", metavar="LIST", help="Take memory of these NUMA nodes alone.")
+    add("--pids-limit", metavar="NUMBER", type=int, help="Limit the number of processes; -1 for no limit.")
+    add(
+        "--blkio-weight",
+        metavar="NUMBER",
+        type=int,
+        help="Weigh it against others where a disk is busy (10 to 1000).",
+    )
+
+
+def limits(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Give the keyword arguments for what :func:`add_limits` has added; those alone that were given."""
+    names = ("memory", "memory_swap", "memory_reservation", "cpus", "cpu_shares", "cpu_quota", "cpu_period")
+    found = {name: getattr(arguments, name) for name in (*names, "cpuset_mems", "pids_limit", "blkio_weight")}
+    found["cpuset"] = arguments.cpuset_cpus
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def add_container_options(parser: Parser) -> None:
@@ -154,17 +203,26 @@ def add_container_options(parser: Parser) -> None:
     )
 
     add = parser.add_argument_group("Limits").add_argument
-    add("--memory", metavar="SIZE", type=argument(parse_size), help="Limit memory, such as 512m or 2g.")
-    add("--memory-swap", metavar="SIZE", type=argument(parse_size), help="Limit memory and swap together.")
+    add_limits(add)
     add(
         "--shm-size",
         metavar="SIZE",
         type=argument(parse_size),
         help="Set the size of /dev/shm (default: 64m).",
     )
-    add("--cpus", metavar="NUMBER", type=argument(parse_cpus), help="Limit processor time, such as 0.5 or 2.")
-    add("--cpuset-cpus", metavar="LIST", help="Run on these processors alone, such as 0-3 or 0,2.")
-    add("--pids-limit", metavar="NUMBER", type=int, help="Limit the number of processes; -1 for no limit.")
+    for what, word in (
+        ("read", "bytes"),
+        ("write", "bytes"),
+        ("read", "operations"),
+        ("write", "operations"),
+    ):
+        add(
+            f"--device-{what}-{'bps' if word == 'bytes' else 'iops'}",
+            metavar="DEVICE:RATE",
+            action="append",
+            default=[],
+            help=f"Limit the {word} a second that it may {what}, such as /dev/sda:10m.",
+        )
     add(
         "--ulimit",
         metavar="NAME=SOFT[:HARD]",
@@ -227,9 +285,6 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "ip": arguments.ip,
         "mac_address": arguments.mac_address,
         "network_aliases": arguments.network_alias,
-        "memory": arguments.memory,
-        "cpus": arguments.cpus,
-        "pids_limit": arguments.pids_limit,
         "read_only": arguments.read_only,
         "tmpfs": arguments.tmpfs,
         "mounts": arguments.mount,
@@ -243,8 +298,11 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "log_config": _log_config(arguments),
         "restart_policy": arguments.restart,
         "init": arguments.init,
-        "memory_swap": arguments.memory_swap,
-        "cpuset": arguments.cpuset_cpus,
+        **limits(arguments),
+        "device_read_bps": arguments.device_read_bps,
+        "device_write_bps": arguments.device_write_bps,
+        "device_read_iops": arguments.device_read_iops,
+        "device_write_iops": arguments.device_write_iops,
         "shm_size": arguments.shm_size,
         "oom_score_adj": arguments.oom_score_adj,
         "sysctls": parse_labels(arguments.sysctl),

@@ -78,7 +78,7 @@ def _limits(arguments: argparse.Namespace) -> dict[str, Any]:
         rate, name = os.environ.get("LAMELLA_LIMIT_RATE"), "LAMELLA_LIMIT_RATE"
     if not rate and arguments.connections is None:
         return {}
-    from lamella.containers.options import parse_size
+    from lamella.containers.limits import parse_size
     from lamella.registry.limits import CONNECTIONS, Limits
 
     connections = CONNECTIONS if arguments.connections is None else arguments.connections

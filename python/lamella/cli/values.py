@@ -39,16 +39,22 @@ def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 def parse_size(text: str) -> int:
     """Give bytes for ``512m``, ``1.5g``, ``64MiB`` or ``1024``: powers of 1024, as docker takes them."""
-    from lamella.containers.options import parse_size as parse
+    from lamella.containers.limits import parse_size as parse
 
     return parse(text, "the size")
 
 
-def parse_cpus(text: str) -> str:
-    """Return a number of processors as it was written; the library takes it so."""
-    from lamella.containers.options import parse_cpus as parse
+def parse_limit(text: str) -> int:
+    """Give bytes as parse_size does, and -1 for no limit."""
+    return -1 if text.strip() == "-1" else parse_size(text)
 
-    parse(text)
+
+def parse_cpus(text: str) -> str:
+    """Return a number of processors as it was written; the library takes it so. 0 is for a change: no limit."""
+    from lamella.containers.limits import parse_cpus as parse
+
+    if text.strip() != "0":
+        parse(text)
     return text
 
 

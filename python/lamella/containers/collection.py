@@ -74,7 +74,9 @@ class Containers:
         network (``none``, ``host``, ``container:NAME``, ``pasta``, or the name of a CNI network;
         :mod:`lamella.containers.networks`), ports (``{"80/tcp": 8080}``, ``["8080:80"]``), dns, dns_search, dns_options,
         extra_hosts (``{"db": "10.0.0.5"}``), ip, mac_address, network_aliases, memory and memory_swap (bytes
-        or ``"512m"``), cpus, cpuset, pids_limit, read_only, tmpfs (``"/run"``, ``"/tmp:size=1m"``), mounts
+        or ``"512m"``), memory_reservation, cpus or cpu_quota and cpu_period, cpu_shares, cpuset, cpuset_mems, pids_limit,
+        blkio_weight, device_read_bps, device_write_bps, device_read_iops and device_write_iops (``{"/dev/sda": "10m"}``),
+        read_only, tmpfs (``"/run"``, ``"/tmp:size=1m"``), mounts
         (``"type=bind,source=/a,target=/b,readonly"``), volumes (``"/a:/b:ro"``, or a volume by its name: ``"data:/b"``, which
         is made if it is not there; ``"/b"``: a fresh one, as for what the image declares), shm_size, cap_add, cap_drop, devices
         (``"/dev/fuse:/dev/fuse:rwm"``), no_new_privileges, seccomp (None: the default profile; ``"unconfined"``, a path, an

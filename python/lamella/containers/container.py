@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import msgspec
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.containers.branches import Branch
     from lamella.containers.cgroups import Cgroup
+    from lamella.containers.limits import LimitOptions
     from lamella.containers.logs import Moment
     from lamella.containers.processes import ProcessInfo
     from lamella.containers.statistics import Statistics
@@ -227,7 +228,7 @@ class Container:
             self._client.database.metrics, container=record.id, container_name=record.name, image=record.image
         ):
             started, attached = self.task.start(
-                lambda: connect(self._client, record),
+                lambda: connect(self._client, self.record),
                 self._mounts(),
                 attach=attach,
                 stdin=record.extra.stdin,
@@ -235,7 +236,7 @@ class Container:
                 restart=record.extra.restart,
                 init=record.extra.init,
                 is_kept=not self.is_transient,
-                confirm=lambda: self._client.containers.get(record.id),
+                confirm=self._read_again,
                 before_reset=self._forget_past_run,
             )
         spool.drain_if_large(self._client.database, self._client.config)
@@ -247,6 +248,10 @@ class Container:
                 reason=warning,
             )
         return attached
+
+    def _read_again(self) -> None:
+        """Take the record as it is now: its limits may have been changed. NotFound."""
+        self.record = self._client.containers.get(self.record.id).record
 
     def _forget_past_run(self) -> None:
         if self.task.past_run() is None:
@@ -444,6 +449,26 @@ class Container:
             self.task.ask({"op": operation})
         except NotFound:
             raise FailedPrecondition(f"container {self.name} is not running") from None
+
+    def update(self, **limits: Unpack[LimitOptions]) -> None:
+        """Change its limits: at once if it runs, and for its further starts. All of them change, or none.
+
+        ``memory``, ``memory_swap``, ``memory_reservation`` (bytes or ``"512m"``), ``cpus``, ``cpu_shares``, ``cpu_quota`` and
+        ``cpu_period`` (microseconds), ``cpuset``, ``cpuset_mems``, ``pids_limit``, ``blkio_weight``; what is not named stays. A
+        limit ends with memory or pids_limit -1, cpus 0. Twice is harmless.
+        Errors: NotFound when it was removed; InvalidArgument; Unavailable when it uses more memory than that; FailedPrecondition
+        and Unsupported for what the machine has no controller or file for.
+        """
+        from lamella.containers.update import update_limits
+
+        for warning in update_limits(self._client, self.task, self.id, limits):
+            _log.warning(
+                "the container %(container_name)s: %(reason)s",
+                container=self.id,
+                container_name=self.name,
+                reason=warning,
+            )
+        self._read_again()
 
     @overload
     def stats(self, *, stream: Literal[False] = False, interval: float = 1.0) -> Statistics: ...

@@ -53,7 +53,7 @@ def parse_log_config(value: LogConfig | Mapping[str, Any] | None) -> LogConfig:
 
 
 def _size(value: int | str) -> int | None:
-    from lamella.containers.options import parse_size
+    from lamella.containers.limits import parse_size
 
     if str(value).strip() == "-1":
         return None

@@ -60,6 +60,7 @@ class _Reply(msgspec.Struct):
     ok: bool = False
     error: _Failure | None = None
     exit: Exit | None = None
+    warnings: list[str] = []
 
 
 def raise_failure(failure: _Failure) -> None:

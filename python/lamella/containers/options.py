@@ -8,27 +8,45 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import msgspec
 
 from lamella.config import check_identifier
 from lamella.containers.defaults import ALL_CAPABILITIES, CAPABILITIES, SHM_SIZE
+from lamella.containers.limits import LimitOptions, Limits, Rates, parse_size
 from lamella.containers.log_config import LogConfig
 from lamella.containers.restart_policy import RestartPolicy
-from lamella.containers.runtime_spec import CpuLimits, Device, MemoryLimits, Mount, PidsLimits, Rlimit
+from lamella.containers.runtime_spec import Device, Mount, Rlimit
 from lamella.errors import InvalidArgument, NotFound, PermissionDenied, Unsupported
 
-_SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
-MEMORY_MIN = 6 * 1024 * 1024
-CPU_PERIOD = 100_000
+_ULIMITS = frozenset(
+    {
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    }
+)
 
 Environment = Mapping[str, str | None] | Sequence[str]
 Ports = Mapping[Any, Any] | Sequence[str | int]
 SpecPatch = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
+class Options(Limits, frozen=True, kw_only=True):
     """Every option of ``containers.create`` and ``containers.run``; see :meth:`Containers.create` for their meaning."""
 
     command: str | Sequence[str] | None = None
@@ -47,11 +65,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ip: str | None = None
     mac_address: str | None = None
     network_aliases: Sequence[str] | None = None
-    memory: int | str | None = None
-    memory_swap: int | str | None = None
-    cpus: float | str | None = None
-    cpuset: str | None = None
-    pids_limit: int | None = None
+    device_read_bps: Rates | None = None
+    device_write_bps: Rates | None = None
+    device_read_iops: Rates | None = None
+    device_write_iops: Rates | None = None
     read_only: bool = False
     tmpfs: Sequence[str] | Mapping[str, str] | None = None
     mounts: Sequence[str | Mapping[str, Any] | Mount] | None = None
@@ -77,7 +94,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     spec: SpecPatch | None = None
 
 
-class CreateOptions(TypedDict, total=False):
+class CreateOptions(LimitOptions, total=False):
     """The keyword options of ``containers.create``, for type checkers and editors: the fields of Options."""
 
     entrypoint: str | Sequence[str] | None
@@ -95,11 +112,10 @@ class CreateOptions(TypedDict, total=False):
     ip: str | None
     mac_address: str | None
     network_aliases: Sequence[str] | None
-    memory: int | str | None
-    memory_swap: int | str | None
-    cpus: float | str | None
-    cpuset: str | None
-    pids_limit: int | None
+    device_read_bps: Rates | None
+    device_write_bps: Rates | None
+    device_read_iops: Rates | None
+    device_write_iops: Rates | None
     read_only: bool
     tmpfs: Sequence[str] | Mapping[str, str] | None
     mounts: Sequence[str | Mapping[str, Any] | Mount] | None
@@ -123,27 +139,6 @@ class CreateOptions(TypedDict, total=False):
     restart_policy: RestartPolicy | str | Mapping[str, Any] | None
     init: bool
     spec: SpecPatch | None
-
-
-def parse_size(value: int | str, what: str) -> int:
-    """Return bytes: an int, or a string such as ``512m``, ``1.5g``, ``64KiB`` (binary units, as docker reads them)."""
-    if isinstance(value, int):
-        number = value
-    elif not isinstance(value, str):
-        raise InvalidArgument(f"{what} {value!r} is not a size", hint="Write whole bytes, or 512m, 2g.")
-    else:
-        text = value.strip().lower()
-        digits = text.rstrip("bikmgtp")
-        unit = text[len(digits) :].removesuffix("b").removesuffix("i")
-        try:
-            number = int(float(digits) * _SIZE_UNITS[unit])
-        except (ValueError, KeyError, OverflowError):
-            raise InvalidArgument(
-                f"{what} {value!r} is not a size", hint="Write bytes, or 512m, 2g."
-            ) from None
-    if number < 0:
-        raise InvalidArgument(f"{what} {value!r} is negative")
-    return number
 
 
 def parse_command(value: str | Sequence[str]) -> list[str]:
@@ -227,44 +222,9 @@ def parse_ulimit(value: str) -> Rlimit:
         raise InvalidArgument(
             f"ulimit {value!r} is malformed", hint="Write NAME=SOFT[:HARD], such as nofile=1024."
         )
+    if name.lower() not in _ULIMITS:
+        raise InvalidArgument(f"there is no ulimit {name!r}", hint=f"Known: {', '.join(sorted(_ULIMITS))}.")
     return Rlimit(type=f"RLIMIT_{name.upper()}", soft=numbers[0], hard=numbers[1])
-
-
-def parse_cpus(value: float | str) -> CpuLimits:
-    """Turn a number of processors into a CFS quota."""
-    try:
-        cpus = float(value)
-    except ValueError:
-        cpus = -1.0
-    if not 0.01 <= cpus <= 100_000:
-        raise InvalidArgument(f"cpus {value!r} is not a number of processors", hint="Write 0.5, 1 or 2.")
-    return CpuLimits(quota=round(cpus * CPU_PERIOD), period=CPU_PERIOD)
-
-
-def memory_limits(options: Options) -> MemoryLimits | None:
-    """Parse memory and memory_swap. Without the latter a container may swap nothing beyond its memory."""
-    if options.memory is None:
-        if options.memory_swap is not None:
-            raise InvalidArgument("memory_swap needs memory")
-        return None
-    limit = parse_size(options.memory, "memory")
-    if limit < MEMORY_MIN:
-        raise InvalidArgument(
-            f"memory {options.memory!r} is less than the {MEMORY_MIN} bytes that a process needs"
-        )
-    swap = limit if options.memory_swap is None else parse_size(options.memory_swap, "memory_swap")
-    if swap < limit:
-        raise InvalidArgument("memory_swap counts memory and swap together, and is less than memory")
-    return MemoryLimits(limit=limit, swap=swap)
-
-
-def pids_limits(options: Options) -> PidsLimits | None:
-    """Parse pids_limit; None, 0 and -1 are no limit."""
-    if options.pids_limit in (None, 0, -1):
-        return None
-    if options.pids_limit < 0:
-        raise InvalidArgument(f"pids_limit {options.pids_limit} is negative")
-    return PidsLimits(limit=options.pids_limit)
 
 
 class VolumeMount(msgspec.Struct, frozen=True, kw_only=True):

@@ -104,6 +104,7 @@ class MemoryLimits(_Document):
 
     limit: int | None = None
     swap: int | None = None
+    reservation: int | None = None
 
 
 class CpuLimits(_Document):
@@ -113,12 +114,39 @@ class CpuLimits(_Document):
     period: int | None = None
     shares: int | None = None
     cpus: str | None = None
+    mems: str | None = None
 
 
 class PidsLimits(_Document):
     """The number of processes and threads."""
 
     limit: int
+
+
+class ThrottleDevice(_Document):
+    """A block device's upper bound, in bytes or operations a second."""
+
+    major: int
+    minor: int
+    rate: int
+
+
+class BlockIo(
+    _Document,
+    rename={
+        "throttle_read_bps_device": "throttleReadBpsDevice",
+        "throttle_write_bps_device": "throttleWriteBpsDevice",
+        "throttle_read_iops_device": "throttleReadIOPSDevice",
+        "throttle_write_iops_device": "throttleWriteIOPSDevice",
+    },
+):
+    """Input and output of block devices."""
+
+    weight: int | None = None
+    throttle_read_bps_device: list[ThrottleDevice] = []
+    throttle_write_bps_device: list[ThrottleDevice] = []
+    throttle_read_iops_device: list[ThrottleDevice] = []
+    throttle_write_iops_device: list[ThrottleDevice] = []
 
 
 class Resources(_Document):
@@ -128,6 +156,7 @@ class Resources(_Document):
     memory: MemoryLimits | None = None
     cpu: CpuLimits | None = None
     pids: PidsLimits | None = None
+    block_io: BlockIo | None = msgspec.field(default=None, name="blockIO")
 
 
 class Linux(_Document):

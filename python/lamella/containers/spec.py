@@ -12,24 +12,20 @@ import msgspec
 
 from lamella import oci
 from lamella.containers import defaults
+from lamella.containers.limits import cpu_limits, io_limits, memory_limits, parse_size, pids_limits
 from lamella.containers.options import (
     Environment,
     Options,
     device_node,
-    memory_limits,
     parse_capabilities,
     parse_command,
-    parse_cpus,
     parse_device,
     parse_environment,
-    parse_size,
     parse_ulimit,
-    pids_limits,
     several,
 )
 from lamella.containers.runtime_spec import (
     Capabilities,
-    CpuLimits,
     Device,
     DeviceRule,
     Linux,
@@ -94,8 +90,15 @@ def build_spec(
             resources=Resources(
                 devices=device_rules,
                 memory=memory_limits(options),
-                cpu=_cpu(options),
+                cpu=cpu_limits(options),
                 pids=pids_limits(options),
+                block_io=io_limits(
+                    options,
+                    read_bps=options.device_read_bps,
+                    write_bps=options.device_write_bps,
+                    read_iops=options.device_read_iops,
+                    write_iops=options.device_write_iops,
+                ),
             ),
             devices=devices,
             seccomp=seccomp_section(
@@ -211,14 +214,6 @@ def _hostname(options: Options, container_id: str, network_path: str) -> str:
             f"the hostname {hostname!r} is not valid", hint=f"At most {HOSTNAME_MAX} ASCII characters."
         )
     return hostname
-
-
-def _cpu(options: Options) -> CpuLimits | None:
-    if options.cpus is None and options.cpuset is None:
-        return None
-    limits = parse_cpus(options.cpus) if options.cpus is not None else CpuLimits()
-    limits.cpus = options.cpuset
-    return limits
 
 
 def _namespaces(network_path: str) -> list[Namespace]:

@@ -245,15 +245,76 @@ class Task:
                         self._await_monitor()
                         yield True
                 finally:
-                    # Without a bundle it never ran, or the machine was restarted; a folder would say something else.
-                    if not (self.folder / "config.json").exists():
-                        _core.remove_tree(str(self.folder))
-                        with suppress(OSError):
-                            self.log_folder.rmdir()
+                    self._forget_unused()
         except FileNotFoundError:
             raise NotFound("the container was removed") from None
         if not resting:
             yield False
+
+    @contextmanager
+    def held(self, confirm: Callable[[], object]) -> Iterator[None]:
+        """Keep starts and removals away for the length of a block, whether it runs or not. ``confirm`` as for :meth:`at_rest`."""
+        self._make_folders()
+        try:
+            with self._exclusive():
+                try:
+                    try:
+                        confirm()
+                    except NotFound:
+                        self._remove_folders()
+                        raise
+                    yield
+                finally:
+                    self._forget_unused()
+        except FileNotFoundError:
+            raise NotFound("the container was removed") from None
+
+    def _forget_unused(self) -> None:
+        """Take the folder away again if there is no bundle.
+
+        It never ran then, or the machine was restarted, and a folder would say something else.
+        """
+        if not (self.folder / "config.json").exists():
+            _core.remove_tree(str(self.folder))
+            with suppress(OSError):
+                self.log_folder.rmdir()
+
+    def update(self, resources: dict[str, Any]) -> list[str]:
+        """Change limits (sections of the spec's resources) of what runs and of the bundle, from which the monitor runs it again.
+
+        Harmless when nothing runs, for a start writes it anew. Returns the monitor's warnings. After an error all is as it was.
+        """
+        if not self.running():
+            return []
+        path = self.folder / "config.json"
+        try:
+            before = path.read_bytes()
+            spec = msgspec.json.decode(before)
+            spec["linux"]["resources"] = (spec["linux"].get("resources") or {}) | resources
+            _replace(path, msgspec.json.encode(spec))
+        except OSError as error:
+            raise _disk_error(error, self.folder) from error
+        try:
+            return self._change_limits(resources)
+        except BaseException:
+            _replace(path, before)
+            raise
+
+    def _change_limits(self, resources: dict[str, Any]) -> list[str]:
+        request = dict(resources)
+        if "memory" in request:  # v2 would kill where v1 refuses
+            request["memory"] = request["memory"] | {"checkBeforeUpdate": True}
+        try:
+            with closing(Connection.open(self.folder)) as connection:
+                connection.request({"op": "update", "resources": request})
+                reply = connection.reply()
+        except (NotFound, BrokenPipeError, ConnectionResetError):
+            return []  # it has just ended
+        except FailedPrecondition:
+            if self.status() == "restarting" or not self.running():
+                return []  # the next run reads the bundle
+            raise
+        return reply.warnings if reply is not None else []
 
     def running(self) -> bool:
         """Say whether the container runs: a monitor lives, and has not recorded the end."""
@@ -555,6 +616,13 @@ def _write(path: Path, data: bytes, mode: int) -> None:
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)  # whatever the umask is: users of the container read these
         file.write(data)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file of the bundle anew, whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.new")
+    _write(unfinished, data, 0o600)
+    unfinished.rename(path)
 
 
 def _disk_error(error: OSError, path: Path) -> Exception:
