@@ -54,7 +54,7 @@ def connect_cni(client: Client, record: ContainerRecord, settings: Settings) -> 
     if os.geteuid() != 0:
         raise PermissionDenied(
             f"network {record.extra.network!r}: only root can plug a container into a CNI network",
-            hint="Use pasta, which needs no privileges.",
+            hint="Run as root.",
         )
     config = client.config
     network = find(config, record.extra.network)
