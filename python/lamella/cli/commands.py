@@ -12,7 +12,7 @@ from lamella.cli.parser import Command, Group, unknown
 
 
 class Entry(NamedTuple):
-    """One row: ``module`` is below ``lamella.cli``, ``attribute`` the Command or Group in it."""
+    """One row: ``module`` is below ``lamella.cli``, ``attribute`` the Command or Group in it, or GROUP.VERB for a verb."""
 
     name: str
     summary: str
@@ -22,7 +22,11 @@ class Entry(NamedTuple):
 
     def load(self) -> Command | Group:
         """Import the module and return the command."""
-        value = getattr(import_module(f"lamella.cli.{self.module}"), self.attribute)
+        attribute, _, verb = self.attribute.partition(".")
+        value = getattr(import_module(f"lamella.cli.{self.module}"), attribute)
+        if verb:
+            assert isinstance(value, Group)
+            value = value.names()[verb]
         assert isinstance(value, Command | Group)
         return value
 
@@ -68,6 +72,38 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
                 "BRANCHES",
                 ("branch",),
             ),
+        ),
+    ),
+    (
+        "One container, in docker's words (short for 'containers ...')",
+        (
+            Entry(
+                "create",
+                "Make a container and print its id; nothing runs yet.",
+                "containers",
+                "CONTAINERS.create",
+            ),
+            Entry("start", "Start containers.", "containers", "CONTAINERS.start"),
+            Entry("exec", "Run one more command in a running container.", "exec", "EXEC"),
+            Entry("attach", "Join the streams of a running container until its end.", "exec", "ATTACH"),
+            Entry(
+                "wait",
+                "Wait for containers to end and print their exit statuses.",
+                "containers",
+                "CONTAINERS.wait",
+            ),
+            Entry("kill", "Send a signal to containers.", "containers", "CONTAINERS.kill"),
+            Entry(
+                "stop",
+                "Ask containers to end, and kill those that don't in time.",
+                "containers",
+                "CONTAINERS.stop",
+            ),
+            Entry("restart", "Stop containers and start them again.", "containers", "CONTAINERS.restart"),
+            Entry("pause", "Freeze all processes of containers.", "containers", "CONTAINERS.pause"),
+            Entry("resume", "Let paused containers go on.", "containers", "CONTAINERS.resume", ("unpause",)),
+            Entry("rename", "Give a container another name.", "containers", "CONTAINERS.rename"),
+            Entry("rm", "Remove containers.", "containers", "CONTAINERS.rm"),
         ),
     ),
     (

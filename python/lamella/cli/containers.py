@@ -178,8 +178,7 @@ def _stop_arguments(parser: Parser) -> None:
         "--time",
         metavar="DURATION",
         type=argument(parse_duration),
-        default=10.0,
-        help="Kill it after this time (default: 10s).",
+        help="Kill it after this time (default: the container's own, 10s).",
     )
     _names_arguments(parser)
 
@@ -226,6 +225,30 @@ def _inspect_arguments(parser: Parser) -> None:
 
 def _inspect(arguments: argparse.Namespace, session: Session) -> int:
     session.document(session.client.containers.get(arguments.container).inspect())
+    return 0
+
+
+def _rename_arguments(parser: Parser) -> None:
+    parser.add_argument("container", metavar="CONTAINER", help="Name or id.")
+    parser.add_argument("name", metavar="NAME", help="The new name.")
+
+
+def _rename(arguments: argparse.Namespace, session: Session) -> int:
+    session.client.containers.get(arguments.container).rename(arguments.name)
+    return 0
+
+
+def _prune_arguments(parser: Parser) -> None:
+    parser.add_argument("-v", "--volumes", action="store_true", help="Also their anonymous volumes.")
+    add_filter(parser, "id, name, image, status, snapshotter, runtime.name and labels")
+
+
+def _prune(arguments: argparse.Namespace, session: Session) -> int:
+    removed = session.client.containers.prune(filters=arguments.filters, volumes=arguments.volumes)
+    if session.json:
+        session.document(removed)
+    else:
+        session.write("".join(f"{name}\n" for name in removed))
     return 0
 
 
@@ -471,6 +494,26 @@ CONTAINERS = Group(
             examples=[
                 ("one that has ended", "lamella containers rm web"),
                 ("all of them", "lamella containers rm -f $(lamella ps -aq)"),
+            ],
+        ),
+        Command(
+            "rename",
+            "Give a container another name.",
+            _rename,
+            _rename_arguments,
+            description="Also one that runs. Its snapshot keeps its key, and the container its host name.",
+            examples=[("keep the old one", "lamella containers rename web web-old")],
+        ),
+        Command(
+            "prune",
+            "Remove the containers that don't run.",
+            _prune,
+            _prune_arguments,
+            description="Those that have ended, and those that were never started. Branches and images that stand on them stay, "
+            "and so does a container that others stand on.",
+            examples=[
+                ("all of them", "lamella containers prune"),
+                ("those of one job", "lamella containers prune -v --filter labels.job==42"),
             ],
         ),
         Command(

@@ -16,6 +16,7 @@ from lamella.cli.values import (
     Suggestions,
     argument,
     parse_cpus,
+    parse_duration,
     parse_environment_file,
     parse_labels,
     parse_limit,
@@ -121,6 +122,12 @@ def add_container_options(parser: Parser) -> None:
         metavar="SIGNAL",
         type=argument(parse_signal),
         help="What 'containers stop' sends first.",
+    )
+    add(
+        "--stop-timeout",
+        metavar="DURATION",
+        type=argument(parse_duration),
+        help="How long 'containers stop' waits before it kills (default: 10s).",
     )
     add(
         "--restart",
@@ -295,6 +302,7 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "privileged": arguments.privileged,
         "annotations": parse_labels(arguments.annotation),
         "stop_signal": arguments.stop_signal,
+        "stop_timeout": arguments.stop_timeout,
         "log_config": _log_config(arguments),
         "restart_policy": arguments.restart,
         "init": arguments.init,

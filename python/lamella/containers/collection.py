@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,9 @@ from lamella.tracing import span
 
 if TYPE_CHECKING:
     from lamella.client import Client
+    from lamella.config import Config
     from lamella.containers.branches import Branch
+    from lamella.containers.monitor import OnOutput
     from lamella.containers.options import CreateOptions
     from lamella.containers.runtime_spec import Mount
     from lamella.oci import RunConfig
@@ -81,10 +84,10 @@ class Containers:
         is made if it is not there; ``"/b"``: a fresh one, as for what the image declares), shm_size, cap_add, cap_drop, devices
         (``"/dev/fuse:/dev/fuse:rwm"``), no_new_privileges, seccomp (None: the default profile; ``"unconfined"``, a path, an
         object), privileged, labels, annotations, stdin (keep it open), tty, ulimits (``"nofile=1024:2048"``),
-        oom_score_adj, sysctls, stop_signal, log_config (docker-py's: ``{"type": "json-file", "config": {"max-size": "10m",
-        "max-file": 5}}``, which is the default; ``{"type": "none"}`` keeps no log), restart_policy (``"on-failure:5"``,
-        ``"always"``, or docker-py's mapping), init (run the command beneath an init that passes signals on and reaps), and spec:
-        a callable that gets the runtime spec as a dict to change it.
+        oom_score_adj, sysctls, stop_signal, stop_timeout (seconds), log_config (docker-py's:
+        ``{"type": "json-file", "config": {"max-size": "10m", "max-file": 5}}``, which is the default; ``{"type": "none"}`` keeps
+        no log), restart_policy (``"on-failure:5"``, ``"always"``, or docker-py's mapping), init (run the command beneath an init
+        that passes signals on and reaps), and spec: a callable that gets the runtime spec as a dict to change it.
 
         Errors: NotFound (image, its snapshot, a bind source), AlreadyExists (the name), InvalidArgument (an option).
         """
@@ -135,6 +138,8 @@ class Containers:
         stop_signal = options.stop_signal or run_config.stop_signal
         if stop_signal:
             signal_number(stop_signal)
+        if options.stop_timeout is not None and not 0 <= options.stop_timeout < float("inf"):
+            raise InvalidArgument(f"stop_timeout {options.stop_timeout!r} is not a number of seconds")
         log = parse_log_config(options.log_config)
         settled = settle(client, options)
         mounts = _mounts(options, run_config)
@@ -144,6 +149,8 @@ class Containers:
         with ExitStack() as stack:
             with client.database.read() as db:
                 _check_free(db, namespace, name)
+                if options.name is not None and _has_snapshot(db, client.config, key):
+                    key = container_id  # of a container that was renamed
             with _unpacked(source, client):
                 prepare = stack.enter_context(client.snapshots.preparing(key, parent))
                 attach = _attaching(stack, client, parent, mounts)
@@ -182,6 +189,7 @@ class Containers:
                     stdin=options.stdin,
                     tty=options.tty,
                     stop_signal=stop_signal,
+                    stop_timeout=options.stop_timeout,
                     auto_remove=auto_remove,
                     manifest=image.manifest_descriptor.digest,
                     log=log,
@@ -234,6 +242,38 @@ class Containers:
         found = (container for container in self._all() if all or container.status in shown)
         return [container for container in found if not filters or match(_fields(container))]
 
+    def rename(self, container_id: str, name: str) -> None:
+        """Give the container of an identifier another name; see :meth:`Container.rename`."""
+        namespace = self._client.config.namespace
+        with self._client.database.write() as db:
+            row = db.execute(
+                "SELECT name FROM containers WHERE namespace = ? AND id = ?", (namespace, container_id)
+            ).fetchone()
+            if row is None:
+                raise NotFound(f"there is no container {container_id[:12]} in namespace {namespace}")
+            if row[0] == name:
+                return
+            if name != container_id[:12]:  # the name that it would have had without one
+                _check_free(db, namespace, name)
+            db.execute(
+                "UPDATE containers SET name = ?, updated_at = ? WHERE namespace = ? AND id = ?",
+                (name, timestamp(), namespace, container_id),
+            )
+
+    def prune(self, *, filters: Sequence[str] = (), volumes: bool = False) -> builtins.list[str]:
+        """Remove the containers that don't run, and return their names; with ``volumes`` their anonymous volumes, too.
+
+        Filters are those of :meth:`list`. One that others stand on stays, and so does one that is started meanwhile. Twice is
+        harmless.
+        """
+        removed = []
+        for container in self.list(all=True, filters=filters):
+            if container.status in ("created", "stopped", "unknown"):
+                with suppress(FailedPrecondition, NotFound):
+                    container.remove(volumes=volumes)
+                    removed.append(container.name)
+        return removed
+
     def remove_ended(self) -> int:
         """Remove the detached containers that have ended and were to be removed then; return their number.
 
@@ -283,6 +323,7 @@ class Containers:
         timeout: float | None = None,
         input: bytes | None = None,
         check: bool = False,
+        on_output: OnOutput | None = None,
         **options: Unpack[CreateOptions],
     ) -> RunResult: ...
 
@@ -296,14 +337,15 @@ class Containers:
         timeout: float | None = None,
         input: bytes | None = None,
         check: bool = False,
+        on_output: OnOutput | None = None,
         **options: Unpack[CreateOptions],
     ) -> Container | RunResult:
         """Create a container, start it, and wait for it, or with ``detach`` return it running.
 
         ``remove`` removes it at its end, with its anonymous volumes (a detached one when the store is next looked at).
         ``timeout`` seconds after its start it is killed, with everything in it; the result says ``timed_out``. ``input`` is fed
-        to its stdin. ``check`` raises CommandFailed or DeadlineExceeded instead of returning another status than 0. ``options``
-        and errors are those of :meth:`create` and :meth:`Container.start`; a container that could not be started is removed.
+        to its stdin. ``check`` raises CommandFailed or DeadlineExceeded instead of returning another status than 0.
+        ``on_output(stream, data)`` is called, in this thread, with each piece of output as it comes. ``options`` and errors are those of :meth:`create` and :meth:`Container.start`; a container that could not be started is removed.
         """
         if input is not None:
             if not isinstance(input, bytes | bytearray | memoryview):
@@ -337,6 +379,7 @@ class Containers:
                         began=began,
                         kill=container.kill,
                         container_id=container.id,
+                        on_output=on_output,
                     )
             except BaseException:
                 container.stop(0)
@@ -395,6 +438,15 @@ def _check_free(db: Transaction, namespace: str, name: str) -> None:
             f"container {name} exists in namespace {namespace}",
             hint=f"Remove it (lamella containers rm {name}) or take another name.",
         )
+
+
+def _has_snapshot(db: Transaction, config: Config, key: str) -> bool:
+    """Say whether a container has the snapshot of this key."""
+    row = db.execute(
+        "SELECT 1 FROM containers WHERE namespace = ? AND snapshotter = ? AND snapshot_key = ?",
+        (config.namespace, config.snapshotter, key),
+    ).fetchone()
+    return row is not None
 
 
 @contextmanager

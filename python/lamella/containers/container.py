@@ -12,7 +12,7 @@ import msgspec
 
 from lamella import _core
 from lamella.containers.log_config import LogConfig
-from lamella.containers.monitor import Attached, Exit, Stream
+from lamella.containers.monitor import Attached, Exit, OnOutput, Stream
 from lamella.containers.networks import Settings, connect, describe, published
 from lamella.containers.options import Environment, parse_command
 from lamella.containers.restart_policy import RestartPolicy
@@ -76,6 +76,7 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stdin: bool = False
     tty: bool = False
     stop_signal: str | None = None
+    stop_timeout: float | None = None
     auto_remove: bool = False
     manifest: str = ""
     """The digest of its image's manifest, for what stands on the container; empty in records of older releases."""
@@ -298,12 +299,14 @@ class Container:
         input: bytes | None = None,
         timeout: float | None = None,
         check: bool = False,
+        on_output: OnOutput | None = None,
     ) -> RunResult:
         """Run one more command in the running container and wait for it.
 
         Environment, folder and user are the container's own where nothing else is said; its capabilities and seccomp profile
         hold. ``timeout`` seconds after its start the command is killed with everything that it started, and the result says
-        ``timed_out``; the container goes on. ``check`` raises CommandFailed or DeadlineExceeded.
+        ``timed_out``; the container goes on. ``check`` raises CommandFailed or DeadlineExceeded. ``on_output(stream, data)`` is
+        called, in this thread, with each piece of output as it comes; the result has all of it nevertheless.
         Errors: FailedPrecondition when the container does not run, CommandNotFound, CommandNotExecutable.
         """
         arguments = parse_command(command)
@@ -325,6 +328,7 @@ class Container:
                 began=began,
                 kill=lambda: attached.kill(9, all=True),
                 container_id=self.id,
+                on_output=on_output,
             )
         return result.check(f"{arguments[0]!r} in {self.name}") if check else result
 
@@ -394,8 +398,10 @@ class Container:
         except NotFound:
             raise FailedPrecondition(f"container {self.name} is not running") from None
 
-    def stop(self, timeout: float = STOP_TIMEOUT) -> int | None:
+    def stop(self, timeout: float | None = None) -> int | None:
         """Ask it to end (its stop signal, SIGTERM by default), after ``timeout`` seconds kill it; return the exit status.
+
+        Without a time-out it is the one that the container was created with, else 10 seconds.
 
         Harmless when it does not run: the last exit status is returned then, None if it never ran.
         """
@@ -404,17 +410,21 @@ class Container:
         except NotFound:
             return self.exit_code
         try:
-            return self.wait(timeout)
+            return self.wait(self._patience(timeout))
         except DeadlineExceeded:
             return self._kill_now()
 
-    def restart(self, timeout: float = STOP_TIMEOUT) -> None:
+    def _patience(self, timeout: float | None) -> float:
+        own = self.record.extra.stop_timeout
+        return timeout if timeout is not None else own if own is not None else STOP_TIMEOUT
+
+    def restart(self, timeout: float | None = None) -> None:
         """End it as :meth:`stop` does and start it again; start it if it does not run.
 
         Who is attached, follows its log or waits for its end stays with it. Errors: those of :meth:`start`.
         """
         try:
-            self.task.restart(self._stop_signal, timeout)
+            self.task.restart(self._stop_signal, self._patience(timeout))
         except NotFound as error:
             if isinstance(error, CommandNotFound):
                 raise
@@ -449,6 +459,16 @@ class Container:
             self.task.ask({"op": operation})
         except NotFound:
             raise FailedPrecondition(f"container {self.name} is not running") from None
+
+    def rename(self, name: str) -> None:
+        """Give it another name, also while it runs. Its snapshot keeps its key, and it its host name. Harmless twice.
+
+        AlreadyExists when another container has the name, NotFound when it was removed, InvalidArgument.
+        """
+        from lamella.config import check_identifier
+
+        self._client.containers.rename(self.id, check_identifier(name, "container name"))
+        self._read_again()
 
     def update(self, **limits: Unpack[LimitOptions]) -> None:
         """Change its limits: at once if it runs, and for its further starts. All of them change, or none.

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from select import POLLIN, POLLOUT, poll
 from types import TracebackType
@@ -36,6 +36,7 @@ RECEIVE = 256 * 1024
 STDIN_PIECE = 64 * 1024
 
 Stream = Literal["stdout", "stderr"]
+OnOutput = Callable[[Stream, bytes], object]
 
 
 class Exit(msgspec.Struct, frozen=True):
@@ -250,8 +251,10 @@ class Attached:
         """Tell a terminal its size in characters."""
         self._connection.request({"op": "resize", "rows": rows, "cols": cols})
 
-    def communicate(self, data: bytes | None = None, *, deadline: float | None = None) -> tuple[bytes, bytes]:
-        """Feed ``data`` and collect stdout and stderr until the end.
+    def communicate(
+        self, data: bytes | None = None, *, deadline: float | None = None, on_output: OnOutput | None = None
+    ) -> tuple[bytes, bytes]:
+        """Feed ``data`` and collect stdout and stderr until the end; ``on_output`` is called with each piece as it comes.
 
         DeadlineExceeded at ``deadline`` (monotonic seconds); its ``stdout`` and ``stderr`` attributes hold what came.
         """
@@ -264,6 +267,8 @@ class Attached:
                 piece = self._take(*frame)
                 if piece is not None:
                     output[piece[0]].append(piece[1])
+                    if on_output is not None:
+                        on_output(*piece)
             if self.exit is not None:
                 return b"".join(output["stdout"]), b"".join(output["stderr"])
             left = None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -88,6 +88,7 @@ class Options(Limits, frozen=True, kw_only=True):
     oom_score_adj: int | None = None
     sysctls: Mapping[str, str] | None = None
     stop_signal: str | None = None
+    stop_timeout: float | None = None
     log_config: LogConfig | Mapping[str, Any] | None = None
     restart_policy: RestartPolicy | str | Mapping[str, Any] | None = None
     init: bool = False
@@ -135,6 +136,7 @@ class CreateOptions(LimitOptions, total=False):
     oom_score_adj: int | None
     sysctls: Mapping[str, str] | None
     stop_signal: str | None
+    stop_timeout: float | None
     log_config: LogConfig | Mapping[str, Any] | None
     restart_policy: RestartPolicy | str | Mapping[str, Any] | None
     init: bool

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import msgspec
 
-from lamella.containers.monitor import Attached, OutputTimeout
+from lamella.containers.monitor import Attached, OnOutput, OutputTimeout
 from lamella.errors import CommandFailed, DeadlineExceeded, FailedPrecondition, NotFound
 
 KILL_WAIT = 10.0
@@ -25,6 +25,11 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     oom_killed: bool = False
     timed_out: bool = False
     container_id: str = ""
+
+    @property
+    def text(self) -> str:
+        """What it wrote to stdout, as text: UTF-8, what is none of it replaced, without the newlines at its end."""
+        return self.stdout.decode(errors="replace").rstrip("\n")
 
     def check(self, what: str = "the command") -> RunResult:
         """Return itself; DeadlineExceeded after a time-out, CommandFailed for another status than 0."""
@@ -50,16 +55,19 @@ def await_result(
     began: float,
     kill: Callable[[], None],
     container_id: str,
+    on_output: OnOutput | None = None,
 ) -> RunResult:
     """Feed ``input``, collect the output, and after ``timeout`` seconds from ``began`` call ``kill`` and collect the rest."""
     timed_out = False
     try:
-        stdout, stderr = attached.communicate(input, deadline=None if timeout is None else began + timeout)
+        stdout, stderr = attached.communicate(
+            input, deadline=None if timeout is None else began + timeout, on_output=on_output
+        )
     except OutputTimeout as late:
         timed_out = True
         with suppress(FailedPrecondition, NotFound):  # it has just ended by itself
             kill()
-        rest = attached.communicate(deadline=time.monotonic() + KILL_WAIT)
+        rest = attached.communicate(deadline=time.monotonic() + KILL_WAIT, on_output=on_output)
         stdout, stderr = late.stdout + rest[0], late.stderr + rest[1]
     ended = attached.exit
     assert ended is not None  # communicate ends with it

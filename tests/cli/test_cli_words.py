@@ -1,0 +1,45 @@
+"""Docker's words at the top: what ``lamella containers`` has as verbs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lamella.cli.containers import CONTAINERS
+from lamella.cli.parser import parse
+
+if TYPE_CHECKING:
+    from program import Program
+
+
+WORDS = """
+    create start exec attach wait kill stop restart pause resume unpause rename rm logs stats top update
+"""
+
+
+@pytest.mark.parametrize("word", WORDS.split())
+def test_a_word_of_docker_is_the_verb_of_containers(word: str) -> None:
+    rest = {"create": ["image"], "exec": ["box", "true"], "rename": ["box", "other"]}.get(word, ["box"])
+    assert parse([word, *rest]).command is CONTAINERS.names()[word]
+    assert parse(["containers", word, *rest]).command is CONTAINERS.names()[word]
+
+
+@pytest.mark.privileged
+def test_a_life_in_dockers_words(pulled: tuple[Program, str]) -> None:
+    lamella, reference = pulled
+    lamella("create", "--name", "box", "--stop-timeout", "0.1s", reference, "sleep", "1000").ok()
+    lamella("start", "box").ok()
+    assert lamella("exec", "box", "echo", "hello").ok().out == "hello\n"
+    assert lamella("exec", "box", "sh", "-c", "exit 7").status == 7
+    assert lamella("exec", "box", "nonsense").status == 127
+    lamella("pause", "box").ok()
+    lamella("unpause", "box").ok()
+    lamella("rename", "box", "other").ok()
+    lamella("restart", "-t", "0", "other").ok()
+    lamella("stop", "other").ok()
+    assert lamella("wait", "other").ok().out == "137\n"
+    assert lamella("containers", "prune").ok().out == "other\n"
+    assert lamella("--json", "containers", "prune").ok().document == []
+    lamella("create", "--name", "box", reference, "true").ok()
+    assert lamella("rm", "box").ok().out == "box\n"

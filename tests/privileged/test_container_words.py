@@ -1,0 +1,129 @@
+"""Words of docker-py: rename, prune, stop_timeout, output as it comes, and what a time-out of an exec ends."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from lamella.errors import AlreadyExists, InvalidArgument, NotFound
+
+pytestmark = pytest.mark.privileged
+
+
+@pytest.fixture
+def image(client, small_image):
+    return client.images.pull(small_image)
+
+
+@pytest.fixture
+def box(client, image):
+    box = client.containers.run(image, ["sleep", "1000"], name="box", detach=True)
+    yield box
+    box.remove(force=True)
+
+
+# Names
+
+
+def test_a_renamed_container_runs_on_and_its_old_name_is_free(client, image, box):
+    box.rename("other")
+    box.rename("other")
+    assert (box.name, box.status) == ("other", "running")
+    assert client.containers.get("other") == box
+    with pytest.raises(NotFound):
+        client.containers.get("box")
+    again = client.containers.create(image, ["true"], name="box")
+    assert again.snapshot_key != box.snapshot_key
+    box.stop(0)
+    box.remove()
+    again.start()
+    assert again.wait(30) == 0
+    again.remove()
+    assert [info for info in client.snapshots.walk() if info.kind == "active"] == []
+
+
+def test_a_name_that_is_taken_or_none_is_refused(client, image, box):
+    other = client.containers.create(image, ["true"], name="other")
+    with pytest.raises(AlreadyExists):
+        other.rename("box")
+    with pytest.raises(InvalidArgument):
+        other.rename("a/b")
+    assert client.containers.get("other") == other
+    other.remove()
+    with pytest.raises(NotFound):
+        other.rename("gone")
+
+
+# Removing many
+
+
+def test_prune_removes_what_does_not_run(client, image, box):
+    ended = client.containers.run(image, ["true"], name="ended", detach=True, labels={"job": "1"})
+    ended.wait(30)
+    client.containers.create(image, ["true"], name="made")
+    assert client.containers.prune(filters=["labels.job==1"]) == ["ended"]
+    assert client.containers.prune() == ["made"]
+    assert client.containers.prune() == []
+    assert client.containers.list(all=True) == [box]
+
+
+# Stopping
+
+
+def test_a_stop_waits_as_long_as_the_container_was_created_with(client, image):
+    script = "trap 'echo asked' TERM; echo ready; while :; do sleep 0.05; done"
+    box = client.containers.create(image, ["sh", "-c", script], stop_timeout=0.2)
+    with box.start(attach=True) as attached:
+        assert next(iter(attached)) == ("stdout", b"ready\n")
+        assert box.stop() == 137
+    box.remove()
+    for bad in (-1, float("nan"), float("inf")):
+        with pytest.raises(InvalidArgument, match="stop_timeout"):
+            client.containers.create(image, ["true"], stop_timeout=bad)
+
+
+# Output
+
+
+def test_output_is_told_as_it_comes_and_is_in_the_result_as_well(client, image, box):
+    script = "echo one; read x; echo $x >&2; exit 3"
+    for run in (
+        lambda **options: box.exec(["sh", "-c", script], **options),
+        lambda **options: client.containers.run(image, ["sh", "-c", script], remove=True, **options),
+    ):
+        pieces = []
+        result = run(input=b"two\n", on_output=lambda stream, data: pieces.append((stream, data)))  # noqa: B023
+        assert sorted(pieces) == [("stderr", b"two\n"), ("stdout", b"one\n")]
+        assert (result.exit_code, result.stdout, result.stderr, result.text) == (3, b"one\n", b"two\n", "one")
+
+
+def test_an_error_of_whoever_is_told_ends_the_call_and_not_the_container(box):
+    def fail(stream, data):
+        raise RuntimeError(data)
+
+    with pytest.raises(RuntimeError):
+        box.exec(["echo", "x"], on_output=fail)
+    assert box.exec(["echo", "y"]).text == "y"
+
+
+# Time-outs of an exec
+
+
+def test_a_time_out_ends_sessions_orphans_and_stopped_processes_of_the_exec_and_nothing_else(box):
+    script = """
+        setsid sh -c 'sleep 1001 & kill -STOP $$' &
+        (sh -c 'sleep 1002 &' &)
+        setsid sh -c '(setsid sleep 1003 &) ; sleep 1004' &
+        trap '' TERM HUP INT
+        echo ready
+        sleep 1005
+    """
+    with box.start_exec(["sleep", "1006"]):
+        result = box.exec(["sh", "-c", script], timeout=1)
+        assert (result.timed_out, result.exit_code, result.text) == (True, 137, "ready")
+        deadline = time.monotonic() + 60
+        while len(found := box.top()) > 2:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.02)
+        assert [process.command for process in found] == [["sleep", "1000"], ["sleep", "1006"]]
