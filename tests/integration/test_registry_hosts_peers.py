@@ -25,7 +25,6 @@ from lamella.registry.outages import Outages
 pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NEWER = Path.home() / ".cache/lamella/tools/containerd-2.4.2"
 Order = dict[str, list[str]]
 
 
@@ -157,16 +156,17 @@ def ctr(
     require_root()
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.syspath_prepend(str(REPOSITORY / "benches"))
+        import new_containerd
         import systems
 
         for program in systems.Containerd.programs:
             request.getfixturevalue("require_program")(program)
 
         class Newer(systems.Containerd):
-            folder = NEWER
+            folder = new_containerd.folder()
 
-        if request.param == "newer" and not (NEWER / "ctr").exists():
-            pytest.skip("needs containerd 2.4 in ~/.cache/lamella/tools")
+        if request.param == "newer" and not Newer.folder.is_dir():
+            pytest.skip(f"needs containerd {new_containerd.VERSION}: tools/new_containerd.py builds it")
         system = Newer if request.param == "newer" else systems.Containerd
         with system(Path(folder), "", Path()) as running:
 
