@@ -10,6 +10,8 @@ from lamella.cli.containers import CONTAINERS
 from lamella.cli.parser import parse
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from program import Program
 
 
@@ -43,3 +45,20 @@ def test_a_life_in_dockers_words(pulled: tuple[Program, str]) -> None:
     assert lamella("--json", "containers", "prune").ok().document == []
     lamella("create", "--name", "box", reference, "true").ok()
     assert lamella("rm", "box").ok().out == "box\n"
+
+
+@pytest.mark.privileged
+def test_run_takes_a_patch_of_the_spec_and_other_masks(pulled: tuple[Program, str], tmp_path: Path) -> None:
+    lamella, reference = pulled
+    patch = tmp_path / "patch.json"
+    patch.write_text('{"hostname": "patched", "process": {"cwd": "/tmp"}}')
+    done = lamella("run", "--rm", "--spec", str(patch), reference, "sh", "-c", "echo $(uname -n) $PWD").ok()
+    assert done.out == "patched /tmp\n"
+    patch.write_text("[]")
+    assert lamella("run", "--spec", str(patch), reference, "true").status == 2
+    assert lamella("run", "--spec", str(tmp_path / "none"), reference, "true").status == 1
+    masked = ["--security-opt", "mask=/etc/passwd"]
+    assert lamella("run", "--rm", *masked, reference, "cat", "/etc/passwd").ok().out == ""
+    write = ["sh", "-c", "echo 1 >/proc/sys/kernel/domainname"]
+    assert lamella("run", "--rm", reference, *write).status != 0
+    lamella("run", "--rm", "--security-opt", "systempaths=unconfined", reference, *write).ok()

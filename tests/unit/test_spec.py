@@ -5,7 +5,7 @@ import pytest
 
 from lamella import oci
 from lamella.containers.options import Options, parse_mounts
-from lamella.containers.spec import build_spec
+from lamella.containers.spec import build_spec, merge
 from lamella.errors import InvalidArgument, NotFound
 
 IMAGE = oci.RunConfig(
@@ -165,3 +165,48 @@ def test_what_is_no_unicode_is_refused_by_its_text(options):
 def test_a_malformed_hostname_is_refused(hostname):
     with pytest.raises(InvalidArgument):
         spec(hostname=hostname)
+
+
+def test_a_merge_patch_changes_members_removes_those_that_are_none_and_replaces_lists():
+    changed = spec(
+        spec={"hostname": None, "process": {"args": ["x"], "user": {"umask": 18}}, "annotations": {"a": "b"}}
+    )
+    assert "hostname" not in changed
+    assert changed["process"]["args"] == ["x"]
+    assert changed["process"]["user"] == {"uid": 0, "gid": 0, "umask": 18, "additionalGids": [0]}
+    assert (changed["process"]["cwd"], changed["annotations"]) == ("/srv", {"a": "b"})
+
+
+# The examples of RFC 7386, appendix A.
+@pytest.mark.parametrize(
+    ("document", "patch", "result"),
+    [
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
+        ({"a": "b"}, {"a": None}, {}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        (["a", "b"], ["c", "d"], ["c", "d"]),
+        ({"a": "b"}, ["c"], ["c"]),
+        ({"a": "foo"}, None, None),
+        ({"a": "foo"}, "bar", "bar"),
+        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+        ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    ],
+)
+def test_merging_is_that_of_the_rfc(document, patch, result):
+    assert merge(document, patch) == result
+
+
+def test_paths_of_proc_and_sys_are_masked_unless_others_are_given():
+    assert "/proc/kcore" in spec()["linux"]["maskedPaths"]
+    assert "maskedPaths" not in spec(privileged=True)["linux"]
+    assert "maskedPaths" not in spec(masked_paths=[])["linux"]
+    changed = spec(masked_paths=["/secret"], readonly_paths=["/proc/sys"], privileged=True)["linux"]
+    assert (changed["maskedPaths"], changed["readonlyPaths"]) == (["/secret"], ["/proc/sys"])
+    with pytest.raises(InvalidArgument, match="masked_paths"):
+        spec(masked_paths=["secret"])

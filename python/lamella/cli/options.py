@@ -267,7 +267,13 @@ def add_container_options(parser: Parser) -> None:
         metavar="OPTION",
         action="append",
         default=[],
-        help="no-new-privileges, seccomp=unconfined or seccomp=FILE.",
+        help="no-new-privileges, seccomp=unconfined, seccomp=FILE, systempaths=unconfined (nothing of /proc and /sys masked) or "
+        "mask=PATH:PATH (these besides).",
+    )
+    add(
+        "--spec",
+        metavar="FILE",
+        help="Change the OCI runtime spec by a JSON merge patch (RFC 7386); - is stdin.",
     )
 
     parser.add_argument(
@@ -301,6 +307,7 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "devices": arguments.device,
         "privileged": arguments.privileged,
         "annotations": parse_labels(arguments.annotation),
+        "spec": _spec(arguments),
         "stop_signal": arguments.stop_signal,
         "stop_timeout": arguments.stop_timeout,
         "log_config": _log_config(arguments),
@@ -367,6 +374,20 @@ def _log_config(arguments: argparse.Namespace) -> dict[str, Any] | None:
     return {"type": arguments.log_driver, "config": parse_labels(arguments.log_opt)}
 
 
+def _spec(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    if arguments.spec is None:
+        return None
+    import sys
+
+    import msgspec
+
+    try:
+        data = sys.stdin.buffer.read() if arguments.spec == "-" else Path(arguments.spec).read_bytes()
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"lamella: --spec {arguments.spec}: {error}", hint="Give a JSON object.") from None
+
+
 def _volume(text: str) -> str:
     source, colon, rest = text.partition(":")
     if source in (".", "..") or source.startswith(("./", "../")):
@@ -376,15 +397,24 @@ def _volume(text: str) -> str:
 
 def _security(options: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    masked: list[str] = []
     for text in options:
         key, _, value = text.replace(":", "=", 1).partition("=") if "=" not in text else text.partition("=")
         if key == "no-new-privileges" and value in ("", "true", "false"):
             found["no_new_privileges"] = value != "false"
         elif key == "seccomp" and value:
             found["seccomp"] = value if value == "unconfined" else str(Path(value).absolute())
+        elif key == "systempaths" and value == "unconfined":
+            found |= {"masked_paths": (), "readonly_paths": ()}
+        elif key == "mask" and value:
+            masked += value.split(":")
         else:
             raise UsageError(
                 f"lamella: --security-opt {text!r} is not known",
-                hint="Use no-new-privileges, seccomp=unconfined or seccomp=FILE.",
+                hint="Use no-new-privileges, seccomp=unconfined, seccomp=FILE, systempaths=unconfined or mask=PATH:PATH.",
             )
+    if masked:
+        from lamella.containers.defaults import MASKED_PATHS
+
+        found["masked_paths"] = [*found.get("masked_paths", MASKED_PATHS), *masked]
     return found

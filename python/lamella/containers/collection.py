@@ -87,7 +87,8 @@ class Containers:
         oom_score_adj, sysctls, stop_signal, stop_timeout (seconds), log_config (docker-py's:
         ``{"type": "json-file", "config": {"max-size": "10m", "max-file": 5}}``, which is the default; ``{"type": "none"}`` keeps
         no log), restart_policy (``"on-failure:5"``, ``"always"``, or docker-py's mapping), init (run the command beneath an init
-        that passes signals on and reaps), and spec: a callable that gets the runtime spec as a dict to change it.
+        that passes signals on and reaps), masked_paths and readonly_paths (instead of the usual ones of /proc and /sys; ``[]``
+        for none), and spec: a callable that gets the runtime spec as a dict and changes it, or a JSON merge patch (RFC 7386).
 
         Errors: NotFound (image, its snapshot, a bind source), AlreadyExists (the name), InvalidArgument (an option).
         """
@@ -345,7 +346,8 @@ class Containers:
         ``remove`` removes it at its end, with its anonymous volumes (a detached one when the store is next looked at).
         ``timeout`` seconds after its start it is killed, with everything in it; the result says ``timed_out``. ``input`` is fed
         to its stdin. ``check`` raises CommandFailed or DeadlineExceeded instead of returning another status than 0.
-        ``on_output(stream, data)`` is called, in this thread, with each piece of output as it comes. ``options`` and errors are those of :meth:`create` and :meth:`Container.start`; a container that could not be started is removed.
+        ``on_output(stream, data)`` is called, in this thread, with each piece of output as it comes. ``options`` and errors are
+        those of :meth:`create` and :meth:`Container.start`; a container that could not be started is removed.
         """
         if input is not None:
             if not isinstance(input, bytes | bytearray | memoryview):

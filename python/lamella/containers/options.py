@@ -43,7 +43,8 @@ _ULIMITS = frozenset(
 
 Environment = Mapping[str, str | None] | Sequence[str]
 Ports = Mapping[Any, Any] | Sequence[str | int]
-SpecPatch = Callable[[dict[str, Any]], dict[str, Any] | None]
+SpecPatch = Callable[[dict[str, Any]], dict[str, Any] | None] | Mapping[str, Any]
+"""A function that changes the runtime spec or returns another, or a JSON merge patch (RFC 7386) for it."""
 
 
 class Options(Limits, frozen=True, kw_only=True):
@@ -80,6 +81,8 @@ class Options(Limits, frozen=True, kw_only=True):
     no_new_privileges: bool = False
     seccomp: Any = None
     privileged: bool = False
+    masked_paths: Sequence[str] | None = None
+    readonly_paths: Sequence[str] | None = None
     labels: Mapping[str, str] | None = None
     annotations: Mapping[str, str] | None = None
     stdin: bool = False
@@ -128,6 +131,8 @@ class CreateOptions(LimitOptions, total=False):
     no_new_privileges: bool
     seccomp: Any
     privileged: bool
+    masked_paths: Sequence[str] | None
+    readonly_paths: Sequence[str] | None
     labels: Mapping[str, str] | None
     annotations: Mapping[str, str] | None
     stdin: bool

@@ -6,6 +6,7 @@ The result is a plain document: the launcher takes it, and so does any OCI runti
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -104,8 +105,8 @@ def build_spec(
             seccomp=seccomp_section(
                 options.seccomp, capabilities=capabilities, privileged=options.privileged
             ),
-            masked_paths=[] if options.privileged else defaults.MASKED_PATHS,
-            readonly_paths=[] if options.privileged else defaults.READONLY_PATHS,
+            masked_paths=_paths(options.masked_paths, "masked_paths", options, defaults.MASKED_PATHS),
+            readonly_paths=_paths(options.readonly_paths, "readonly_paths", options, defaults.READONLY_PATHS),
             sysctl=dict(options.sysctls or {}),
         ),
         annotations=dict(options.annotations or {}),
@@ -113,9 +114,36 @@ def build_spec(
     document = _encode(spec)
     if options.spec is not None:
         patched: dict[str, Any] = msgspec.json.decode(document)
-        returned = options.spec(patched)
-        document = _encode(patched if returned is None else returned)
+        if isinstance(options.spec, Mapping):
+            document = _encode(merge(patched, options.spec))
+        else:
+            returned = options.spec(patched)
+            document = _encode(patched if returned is None else returned)
     return document
+
+
+def merge(document: Any, patch: Any) -> Any:
+    """Apply a JSON merge patch: objects are merged, None removes a member, everything else (lists, too) replaces. RFC 7386."""
+    if not isinstance(patch, Mapping):
+        return patch
+    result = dict(document) if isinstance(document, Mapping) else {}
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = merge(result.get(name), value)
+    return result
+
+
+def _paths(given: Sequence[str] | None, what: str, options: Options, usual: list[str]) -> list[str]:
+    """Give what was asked for, else the usual ones; none in a privileged container."""
+    if given is None:
+        return [] if options.privileged else usual
+    paths = several(given)
+    for path in paths:
+        if not path.startswith("/") or "\0" in path:
+            raise InvalidArgument(f"{what}: {path!r} is not an absolute path")
+    return paths
 
 
 def _encode(spec: Spec | dict[str, Any]) -> bytes:
