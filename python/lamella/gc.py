@@ -510,7 +510,7 @@ class _Collection:
     def _sweep_locks(self) -> None:
         """Remove the lock files that killed processes left: taking and releasing one removes it."""
         for path in _entries(self._root / "locks"):
-            if path.name.startswith(("layer-", "image-")):
+            if path.name.startswith(("layer-", "image-", "pool-")):
                 lock = FileLock(path, what=path.name, transient=True)
                 if lock.try_acquire():
                     lock.release()

@@ -27,6 +27,7 @@ from lamella.errors import AlreadyExists, FailedPrecondition, InvalidArgument, N
 from lamella.filters import Fields, compile_filters
 from lamella.images import Image
 from lamella.labels import check_labels
+from lamella.locks import is_locked
 from lamella.logs import Log
 from lamella.metadata import Transaction, timestamp
 from lamella.tracing import span
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from lamella.containers.branches import Branch
     from lamella.containers.monitor import OnOutput
     from lamella.containers.options import CreateOptions
+    from lamella.containers.pool import Pool
     from lamella.containers.runtime_spec import Mount
     from lamella.oci import RunConfig
 
@@ -102,16 +104,16 @@ class Containers:
             raise TypeError(str(error).replace("Options.", "containers.create() ")) from None
 
     def _create(
-        self, image: str | Image | Branch, options: Options, *, auto_remove: bool = False
+        self, image: str | Image | Branch, options: Options, *, auto_remove: bool = False, pool: str = ""
     ) -> Container:
         name = _name(image)
         with span("lamella.container.create", image=name):
             try:
-                container = self._create_once(image, options, auto_remove=auto_remove)
+                container = self._create_once(image, options, auto_remove=auto_remove, pool=pool)
             except Unverified as error:
                 _log.warning("%(reason)s; unpacking them anew", image=name, reason=str(error))
                 self._client.images.unpack(name)
-                container = self._create_once(image, options, auto_remove=auto_remove)
+                container = self._create_once(image, options, auto_remove=auto_remove, pool=pool)
         _log.debug(
             "created the container %(container_name)s from %(image)s",
             container=container.id,
@@ -120,7 +122,9 @@ class Containers:
         )
         return container
 
-    def _create_once(self, source: str | Image | Branch, options: Options, *, auto_remove: bool) -> Container:
+    def _create_once(
+        self, source: str | Image | Branch, options: Options, *, auto_remove: bool, pool: str
+    ) -> Container:
         client = self._client
         namespace = client.config.namespace
         if isinstance(source, str):
@@ -192,6 +196,7 @@ class Containers:
                     stop_signal=stop_signal,
                     stop_timeout=options.stop_timeout,
                     auto_remove=auto_remove,
+                    pool=pool,
                     manifest=image.manifest_descriptor.digest,
                     log=log,
                     volumes=volumes,
@@ -203,6 +208,31 @@ class Containers:
             )
             insert(db, namespace, record)
         return Container(client, record)
+
+    def pool(
+        self,
+        image: str | Image | Branch,
+        *,
+        size: int,
+        **options: Unpack[CreateOptions],
+    ) -> Pool:
+        """Keep ``size`` containers ready, so that a start takes little more than the start of their program.
+
+        ``options`` and errors are those of :meth:`create`, without a name; the program comes with
+        :meth:`lamella.containers.pool.Pool.take` and ``run``. Close the pool, or use it as a context manager; what a killed
+        process leaves waiting is removed when somebody next looks at containers.
+        """
+        from lamella.containers.pool import Pool
+
+        self.remove_ended()
+        if isinstance(image, str):
+            image = self._client.images.get(image)
+        return Pool(self._client, image, self._options(None, options), size)
+
+    def create_held(self, image: Image | Branch, options: Options, pool: str) -> Container:
+        """Make a container that is to wait in a pool, for a program that is not known yet."""
+        options = msgspec.structs.replace(options, command=["-"], entrypoint=[])
+        return self._create(image, options, pool=pool)
 
     def get(self, container: str) -> Container:
         """Return a container by name, identifier, or a prefix of it that fits no other. NotFound, InvalidArgument."""
@@ -281,8 +311,12 @@ class Containers:
         There is no daemon that would do it at their end, so that it is done when somebody next looks.
         """
         count = 0
-        for container in self._all():
-            if container.record.extra.auto_remove and container.status in ("stopped", "unknown"):
+        for container in self._all(pooled=True):
+            if pool := container.record.extra.pool:
+                if not is_locked(self._client.config.root / "locks" / f"pool-{pool}"):  # its pool is gone
+                    container.remove(force=True, volumes=True)
+                    count += 1
+            elif container.record.extra.auto_remove and container.status in ("stopped", "unknown"):
                 with suppress(FailedPrecondition):  # it was started again, or others stand on its snapshot
                     container.remove(volumes=True)
                     count += 1
@@ -294,13 +328,15 @@ class Containers:
             if container.status == "unknown":
                 container.task.put_right()
 
-    def _all(self) -> Iterator[Container]:
+    def _all(self, *, pooled: bool = False) -> Iterator[Container]:
+        """Give all containers, with ``pooled`` also those that wait in a pool."""
         with self._client.database.read() as db:
             rows = db.execute(
                 f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? ORDER BY created_at, id",  # noqa: S608
                 (self._client.config.namespace,),
             ).fetchall()
-        return map(self._container, rows)
+        containers = map(self._container, rows)
+        return (container for container in containers if pooled or not container.record.extra.pool)
 
     @overload
     def run(

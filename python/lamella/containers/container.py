@@ -78,6 +78,8 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop_signal: str | None = None
     stop_timeout: float | None = None
     auto_remove: bool = False
+    pool: str = ""
+    """The pool in which it waits for its program."""
     manifest: str = ""
     """The digest of its image's manifest, for what stands on the container; empty in records of older releases."""
     log: LogConfig = LogConfig()
@@ -228,18 +230,29 @@ class Container:
         with _START(
             self._client.database.metrics, container=record.id, container_name=record.name, image=record.image
         ):
-            started, attached = self.task.start(
-                lambda: connect(self._client, self.record),
-                self._mounts(),
-                attach=attach,
-                stdin=record.extra.stdin,
-                log=record.extra.log,
-                restart=record.extra.restart,
-                init=record.extra.init,
-                is_kept=not self.is_transient,
-                confirm=self._read_again,
-                before_reset=self._forget_past_run,
-            )
+            return self._launch(attach=attach)
+
+    def hold(self) -> Attached:
+        """Make everything ready for its program, which waits for :meth:`lamella.containers.task.Task.release`."""
+        attached = self._launch(attach=True, hold=True)
+        assert attached is not None
+        return attached
+
+    def _launch(self, *, attach: bool, hold: bool = False) -> Attached | None:
+        record = self.record
+        started, attached = self.task.start(
+            lambda: connect(self._client, self.record),
+            self._mounts(),
+            attach=attach,
+            stdin=record.extra.stdin,
+            log=record.extra.log,
+            restart=record.extra.restart,
+            init=record.extra.init,
+            is_kept=not self.is_transient,
+            hold=hold,
+            confirm=self._read_again,
+            before_reset=self._forget_past_run,
+        )
         spool.drain_if_large(self._client.database, self._client.config)
         for warning in started.warnings:
             _log.warning(

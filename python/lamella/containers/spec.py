@@ -63,7 +63,7 @@ def build_spec(
     /etc/group of the image. Errors: InvalidArgument for a malformed option, NotFound for a missing device, Unsupported for what
     there is not.
     """
-    args = _arguments(image, options)
+    args = arguments(image, options)
     user_text = str(options.user) if options.user is not None else image.user
     user = resolve_user(user_text, read_file)
     hostname = _hostname(options, container_id, network_path)
@@ -192,7 +192,7 @@ def exec_process(
     return process
 
 
-def _arguments(image: oci.RunConfig, options: Options) -> list[str]:
+def arguments(image: oci.RunConfig, options: Options) -> list[str]:
     """Combine entrypoint and command: an entrypoint that is given hides the image's command, as in docker."""
     entrypoint = image.entrypoint or []
     command = image.cmd or []

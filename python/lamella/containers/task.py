@@ -85,6 +85,7 @@ class Task:
         restart: RestartPolicy,
         init: bool,
         is_kept: bool,
+        hold: bool = False,
         confirm: Callable[[], object],
         before_reset: Callable[[], None],
     ) -> tuple[Started, Attached | None]:
@@ -93,7 +94,8 @@ class Task:
         ``connect`` plugs the container into its network, and is called when nothing of its last run is left. ``confirm`` raises
         NotFound when the container was removed; it is called when nobody can do that any more. ``before_reset`` is called
         before the records of the last run go. ``is_kept`` says that the exit record is to outlive the machine.
-        Errors: FailedPrecondition when it runs already, those of ``connect``,
+        With ``hold`` its program waits for :meth:`release`. Errors: FailedPrecondition when it runs already, those of
+        ``connect``,
         CommandNotFound and CommandNotExecutable for the program, and what else the launcher reports; after one nothing of the
         task is left.
         """
@@ -118,6 +120,7 @@ class Task:
                         restart=restart,
                         init=init,
                         is_kept=is_kept,
+                        hold=hold,
                     )
                 except BaseException:
                     self._unplug()
@@ -159,6 +162,7 @@ class Task:
         restart: RestartPolicy,
         init: bool,
         is_kept: bool,
+        hold: bool,
     ) -> tuple[Started, Attached | None]:
         request = msgspec.json.encode(
             {
@@ -170,7 +174,8 @@ class Task:
                 else {"path": str(self.log_path), "max_size": log.max_size, "max_file": log.max_file},
                 "attach": attach,
                 "stdin": stdin,
-                "hold": False,
+                "hold": hold,
+                "program_at_start": hold,
                 "events": self._events,
                 "restart": restart.for_monitor(),
                 "init": init,
@@ -478,6 +483,17 @@ class Task:
             ):  # it was killed meanwhile
                 connection.request({"op": "release"})
                 connection.reply()
+
+    def release(self, spec: dict[str, Any]) -> None:
+        """Run the program of a container that was started with ``hold``: the one in ``spec``, its config.json from now on.
+
+        Errors: CommandNotFound, CommandNotExecutable, NotFound when the task has ended.
+        """
+        fresh = self.folder / "config.json.new"
+        _write(fresh, msgspec.json.encode(spec), 0o600)
+        fresh.replace(self.folder / "config.json")
+        program = {name: spec["process"][name] for name in ("args", "env")}
+        self._request({"op": "start", "program": program}).close()
 
     def attach(self, *, stdin: bool) -> Attached:
         """Join the streams from now on. NotFound when the task has ended."""

@@ -19,8 +19,8 @@ use crate::error::{Failure, Kind, Step};
 pub enum Message {
     /// To the process: its user namespace's mappings are written.
     Mapped,
-    /// To the process: run the program.
-    Go,
+    /// To the process: run the program, or the one that the file names (a JSON document) where that was left open.
+    Go(Option<OwnedFd>),
     /// From the process: something could not be had, which does not stop it.
     Warning(String),
     /// From the process: the monitor's end of its terminal.
@@ -66,7 +66,7 @@ impl Channel {
     pub fn send(&self, message: &Message) -> Result<(), Failure> {
         let (mark, text) = match message {
             Message::Mapped => (b'M', String::new()),
-            Message::Go => (b'G', String::new()),
+            Message::Go(_) => (b'G', String::new()),
             Message::Ready => (b'R', String::new()),
             Message::Running => (b'X', String::new()),
             Message::Pid(pid) => (b'P', pid.to_string()),
@@ -83,8 +83,8 @@ impl Channel {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let descriptors;
-        if let Message::Terminal(terminal) = message {
-            descriptors = [terminal.as_fd()];
+        if let Message::Terminal(carried) | Message::Go(Some(carried)) = message {
+            descriptors = [carried.as_fd()];
             ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
         }
         sendmsg(&self.0, &slices, &mut ancillary, SendFlags::NOSIGNAL)
@@ -115,7 +115,7 @@ impl Channel {
         let text = String::from_utf8_lossy(text).into_owned();
         Ok(Some(match (mark, received) {
             (b'M', _) => Message::Mapped,
-            (b'G', _) => Message::Go,
+            (b'G', program) => Message::Go(program),
             (b'R', _) => Message::Ready,
             (b'X', _) => Message::Running,
             (b'P', _) => Message::Pid(text.parse().unwrap_or(0)),

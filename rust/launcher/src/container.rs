@@ -9,6 +9,7 @@ use crate::channel::{Channel, Message};
 use crate::error::{Failure, Kind, Step};
 use crate::namespaces::Namespaces;
 use crate::process;
+use crate::request::Program;
 use crate::rootfs::{Console, Root, RootfsPlan, empty_input};
 use crate::spec::Size;
 use crate::sys;
@@ -134,20 +135,24 @@ pub fn run(process: &process::Plan, channel: &Channel, hold: bool) -> Failure {
         let _ = channel.send(&Message::Warning(text));
     };
     let mut before_exec = || {
+        let mut program = None;
         if hold {
             channel.send(&Message::Ready)?;
-            expect(channel, |message| matches!(message, Message::Go))?;
+            program = match expect(channel, |message| matches!(message, Message::Go(_)))? {
+                Message::Go(Some(file)) => Some(Program::from_file(file)?),
+                _ => None,
+            };
         }
         // A filter may forbid it already; then it is seen from whether the process lives.
         let _ = channel.send(&Message::Running);
-        Ok(())
+        Ok(program)
     };
     process.apply(channel.as_fd(), &mut warn, &mut before_exec)
 }
 
-fn expect(channel: &Channel, wanted: impl Fn(&Message) -> bool) -> Result<(), Failure> {
+fn expect(channel: &Channel, wanted: impl Fn(&Message) -> bool) -> Result<Message, Failure> {
     match channel.receive()? {
-        Some(message) if wanted(&message) => Ok(()),
+        Some(message) if wanted(&message) => Ok(message),
         Some(_) => Err(Failure::new(Kind::Internal, "the monitor spoke out of turn")),
         // The monitor is gone: nobody listens, and nothing may run without it.
         None => sys::exit_now(1),

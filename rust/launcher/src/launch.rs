@@ -244,7 +244,7 @@ fn follow(
             Some(Message::Failed(failure)) => return Err(failure),
             Some(Message::Ready) => return Ok(terminal),
             Some(Message::Running) => running = true,
-            Some(Message::Mapped | Message::Go | Message::Pid(_)) => {}
+            Some(Message::Mapped | Message::Go(_) | Message::Pid(_)) => {}
             None if running || is_alive(pid) => return Ok(terminal),
             None => {
                 return Err(Failure::new(

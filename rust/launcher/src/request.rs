@@ -2,12 +2,16 @@
 //!
 //! The request comes as a JSON document on descriptor 3; the reply leaves on descriptor 4.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
-use crate::error::Failure;
+use crate::error::{Failure, Kind, Step};
 use crate::spec;
 
 /// The version of the protocol that this launcher speaks.
@@ -58,6 +62,9 @@ pub struct Request {
     /// Set everything up and wait for the `start` operation before the program is run.
     #[serde(default)]
     pub hold: bool,
+    /// The program of a held container comes with the `start` operation: the spec's is not looked for.
+    #[serde(default)]
+    pub program_at_start: bool,
 }
 
 /// When a container that has ended is run again, but for one that was ended from outside.
@@ -75,6 +82,35 @@ pub enum RestartPolicy {
     },
     /// However it ended.
     Always,
+}
+
+/// The program that a held container is to run, in place of the spec's.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// Its arguments, the name first.
+    pub args: Vec<String>,
+    /// Its whole environment, as `NAME=value`.
+    pub env: Vec<String>,
+}
+
+impl Program {
+    /// Write it to a file in memory: arguments may be longer than a message.
+    pub fn into_file(self) -> Result<OwnedFd, Failure> {
+        let step = || "write down the program";
+        let file = rustix::fs::memfd_create("lamella-program", MemfdFlags::CLOEXEC).step(step)?;
+        let mut file = File::from(file);
+        file.write_all(&serde_json::to_vec(&self).unwrap_or_default()).step(step)?;
+        file.seek(SeekFrom::Start(0)).step(step)?;
+        Ok(file.into())
+    }
+
+    /// Read what [`Program::into_file`] wrote.
+    pub fn from_file(file: OwnedFd) -> Result<Self, Failure> {
+        let mut text = Vec::new();
+        File::from(file).read_to_end(&mut text).step(|| "read the program")?;
+        serde_json::from_slice(&text).map_err(|error| Failure::new(Kind::Internal, format!("the program: {error}")))
+    }
 }
 
 /// The files that output is recorded in.
@@ -140,6 +176,9 @@ impl Request {
             return Err(Failure::unsupported(format!("request version {}", request.version))
                 .with_hint("the launcher and the library come from different releases; install lamella again"));
         }
+        if request.program_at_start && !request.hold {
+            return Err(Failure::invalid("program_at_start", "is for a container that is held"));
+        }
         if !request.bundle.starts_with('/') {
             return Err(Failure::invalid("bundle", format!("{:?} is not absolute", request.bundle)));
         }
@@ -202,10 +241,18 @@ mod tests {
     }
 
     #[test]
+    fn a_program_is_the_same_after_its_file() {
+        let program = Program { args: vec!["a\n\"b".into(), "x".repeat(100_000)], env: vec!["A=\u{e9}".into()] };
+        let read = Program::from_file(program.clone().into_file().expect("written")).expect("read");
+        assert_eq!((read.args, read.env), (program.args, program.env));
+    }
+
+    #[test]
     fn another_version_or_an_unknown_field_is_refused() {
         for document in [r#"{"version":3,"bundle":"/b"}"#, r#"{"version":2,"bundle":"/b","x":1}"#] {
             assert_eq!(Request::parse(document).expect_err(document).kind, crate::error::Kind::Unsupported);
         }
+        Request::parse(r#"{"version":2,"bundle":"/b","program_at_start":true}"#).expect_err("not held");
         Request::parse(r#"{"version":2,"bundle":"b"}"#).expect_err("relative");
         let events = r#"{"version":2,"bundle":"/b","events":{"spool":"s","namespace":"n","container":"c"}}"#;
         Request::parse(events).expect_err("relative");

@@ -69,6 +69,7 @@ impl Run {
             filter: process.filter().cloned(),
             personality: spec.linux.personality.take(),
         };
+        process.told_late = request.program_at_start;
         let plan = Plan {
             namespaces,
             rootfs,

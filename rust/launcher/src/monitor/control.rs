@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::{INIT, Monitor, events};
 use crate::channel::Message;
 use crate::error::{Failure, Kind, Step};
+use crate::request::Program;
 use crate::rootfs;
 use crate::spec::{self, Resources, Size};
 use crate::sys;
@@ -17,8 +18,11 @@ const LAST_SIGNAL: i32 = 64;
 enum Operation {
     /// How the container is.
     State,
-    /// Run the program of a held container.
-    Start,
+    /// Run the program of a held container; the given one where the request left it open.
+    Start {
+        #[serde(default)]
+        program: Option<Program>,
+    },
     /// Tell how the container ended, when it has.
     Wait,
     /// Send a signal to the first process, or to all. With `stop` it is to end, and not to be run again.
@@ -83,8 +87,8 @@ impl Monitor {
     fn operate(&mut self, client: u32, operation: Operation) -> Result<Option<Value>, Failure> {
         match operation {
             Operation::State => return Ok(Some(self.describe())),
-            Operation::Start => {
-                self.start(client)?;
+            Operation::Start { program } => {
+                self.start(client, program)?;
                 return Ok(None);
             }
             Operation::Wait => return Ok(self.wait(client)),
@@ -139,13 +143,17 @@ impl Monitor {
         state
     }
 
-    fn start(&mut self, client: u32) -> Result<(), Failure> {
+    fn start(&mut self, client: u32, program: Option<Program>) -> Result<(), Failure> {
         self.running()?;
+        if program.is_some() != self.restarts.request.program_at_start {
+            let message = "a program is given where the request left it open, and only there";
+            return Err(Failure::new(Kind::InvalidArgument, message));
+        }
         let init = self.processes.get_mut(&INIT).filter(|init| init.starter.is_none());
         let Some((channel, starter)) = init.and_then(|init| Some((init.channel.as_ref()?, &mut init.starter))) else {
             return Err(Failure::new(Kind::FailedPrecondition, "the container has been started"));
         };
-        channel.send(&Message::Go)?;
+        channel.send(&Message::Go(program.map(|program| program.into_file()).transpose()?))?;
         *starter = Some(client);
         Ok(())
     }

@@ -197,7 +197,7 @@ impl Monitor {
     /// Make a run; how its first process fares is heard later ([`Monitor::listen`]).
     fn run_again(&mut self) -> Result<(), Failure> {
         let Run { mut plan, cgroup, shared, mut warnings } = Run::read(&self.restarts.request, self.bundle.as_fd())?;
-        plan.hold = false;
+        (plan.hold, plan.process.told_late) = (false, false);
         self.cgroup = cgroup.create(self.restarts.request.cgroup_root(), &mut warnings)?;
         let begun = run::begin(&plan, self.restarts.request.stdin, &self.cgroup, &mut warnings)?;
         (self.own_pids, self.shared) = (plan.namespaces.own_pids, shared);

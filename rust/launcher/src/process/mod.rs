@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::error::{Failure, Kind, Step, describe};
 use crate::init;
+use crate::request::Program;
 use crate::spec;
 use crate::sys;
 use capabilities::Sets;
@@ -46,6 +47,27 @@ pub struct Plan {
     pub oom_score_adjustment: Option<i32>,
     /// The init that is to run the program.
     pub init: Option<OwnedFd>,
+    /// The program is told at the very end; what is here stands for it.
+    pub told_late: bool,
+}
+
+fn strings(field: &str, texts: &[String]) -> Result<Vec<CString>, Failure> {
+    texts
+        .iter()
+        .map(|text| CString::new(text.as_str()).map_err(|_| Failure::invalid(field, "contains a NUL byte")))
+        .collect()
+}
+
+fn become_init(init: &OwnedFd, channel: BorrowedFd<'_>, arguments: &[CString], environment: &[CString]) -> Failure {
+    let arguments: Vec<CString> =
+        [CString::from(c"lamella-init"), c"--".into()].into_iter().chain(arguments.iter().cloned()).collect();
+    // The channel's number may be the one that the init has.
+    let init = rustix::io::fcntl_dupfd_cloexec(init, init::CHANNEL + 1).map_err(io::Error::from);
+    let error = match init.and_then(|init| sys::hand_down(channel, init::CHANNEL).map(|()| init)) {
+        Ok(init) => sys::execute_file(init.as_fd(), &arguments, environment),
+        Err(error) => error,
+    };
+    Failure::system("run the container's init", &error)
 }
 
 impl Plan {
@@ -55,12 +77,6 @@ impl Plan {
         filter: Option<Filter>,
         personality: Option<&spec::Personality>,
     ) -> Result<Self, Failure> {
-        let strings = |field: &str, texts: &[String]| {
-            texts
-                .iter()
-                .map(|text| CString::new(text.as_str()).map_err(|_| Failure::invalid(field, "contains a NUL byte")))
-                .collect::<Result<Vec<_>, _>>()
-        };
         Ok(Self {
             arguments: strings("process.args", &process.args)?,
             environment: strings("process.env", &process.env)?,
@@ -76,6 +92,7 @@ impl Plan {
             personality: personality.map(|it| if it.domain == "LINUX32" { PER_LINUX32 } else { 0 }),
             oom_score_adjustment: process.oom_score_adj,
             init: None,
+            told_late: false,
         })
     }
 
@@ -91,19 +108,20 @@ impl Plan {
 
     /// Become the process: called inside the container's root, with no descriptor open but the standard ones, the init's,
     /// and `channel`, which exec closes unless an init needs it. Returns only when something failed. `warn` is told what
-    /// could not be had; `before_exec` is called when all is done but exec itself, with the resolved program.
+    /// could not be had; `before_exec` is called when all is done but exec itself, and may tell another program.
     pub fn apply(
         &self,
         channel: BorrowedFd<'_>,
         warn: &mut dyn FnMut(String),
-        before_exec: &mut dyn FnMut() -> Result<(), Failure>,
+        before_exec: &mut dyn FnMut() -> Result<Option<Program>, Failure>,
     ) -> Failure {
         match self.prepare(warn) {
             Err(failure) => failure,
             Ok(program) => {
-                if let Err(failure) = before_exec() {
-                    return failure;
-                }
+                let (program, arguments, environment) = match before_exec().and_then(|told| self.told(told, program)) {
+                    Ok(told) => told,
+                    Err(failure) => return failure,
+                };
                 // As late as can be, so that the profile need not allow what happened until here.
                 if self.no_new_privileges
                     && let Err(failure) = self.install_filter()
@@ -111,26 +129,32 @@ impl Plan {
                     return failure;
                 }
                 match &self.init {
-                    Some(init) => self.become_init(init, channel),
-                    None => exec::failure(&program, &sys::execute(&program, &self.arguments, &self.environment)),
+                    Some(init) => become_init(init, channel, &arguments, &environment),
+                    None => exec::failure(&program, &sys::execute(&program, &arguments, &environment)),
                 }
             }
         }
     }
 
-    fn become_init(&self, init: &OwnedFd, channel: BorrowedFd<'_>) -> Failure {
-        let arguments: Vec<CString> =
-            [CString::from(c"lamella-init"), c"--".into()].into_iter().chain(self.arguments.iter().cloned()).collect();
-        // The channel's number may be the one that the init has.
-        let init = rustix::io::fcntl_dupfd_cloexec(init, init::CHANNEL + 1).map_err(io::Error::from);
-        let error = match init.and_then(|init| sys::hand_down(channel, init::CHANNEL).map(|()| init)) {
-            Ok(init) => sys::execute_file(init.as_fd(), &arguments, &self.environment),
-            Err(error) => error,
+    /// Give the program that was found, its arguments and environment: those that were told at the end, or its own.
+    fn told(
+        &self,
+        told: Option<Program>,
+        found: Option<CString>,
+    ) -> Result<(CString, Vec<CString>, Vec<CString>), Failure> {
+        let (arguments, environment) = match told {
+            Some(program) => (strings("program.args", &program.args)?, strings("program.env", &program.env)?),
+            None => (self.arguments.clone(), self.environment.clone()),
         };
-        Failure::system("run the container's init", &error)
+        let Some(name) = arguments.first() else {
+            return Err(Failure::invalid("program.args", "is empty"));
+        };
+        let program = found.map_or_else(|| exec::resolve(name, &environment), Ok)?;
+        Ok((program, arguments, environment))
     }
 
-    fn prepare(&self, warn: &mut dyn FnMut(String)) -> Result<CString, Failure> {
+    /// Give the program, where it is known already.
+    fn prepare(&self, warn: &mut dyn FnMut(String)) -> Result<Option<CString>, Failure> {
         if let Err(error) = sys::join_session_keyring() {
             // Without keyrings in the kernel there is nothing to hide; a full quota must not stop a container.
             if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
@@ -165,7 +189,7 @@ impl Plan {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             .step(|| "set the parent death signal")?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.umask));
-        let program = exec::resolve(&self.arguments[0], &self.environment)?;
+        let program = if self.told_late { None } else { Some(exec::resolve(&self.arguments[0], &self.environment)?) };
         sys::reset_all();
         Ok(program)
     }
