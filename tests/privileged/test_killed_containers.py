@@ -214,3 +214,21 @@ def test_a_freeze(tmp_path, reference):
         box.remove()
         client.branches.remove((branches or [again])[0].name, recursive=True)
         assert client.branches.list() == []
+
+
+def test_a_pool(tmp_path, reference):
+    """What waited is gone at the next look, whoever was killed; what was taken is a container as any other."""
+
+    def run(client):
+        with client.containers.pool(reference, size=2) as pool:
+            pool.run(["/bin/true"])
+
+    for client, _ in each(tmp_path, reference, lambda _: None, run, points=14, everyone=False):
+        client.containers.list()
+        for box in client.containers.list(all=True):
+            box.remove(force=True)
+        with client.database.read() as db:
+            assert db.execute("SELECT count(*) FROM containers").fetchone() == (0,)
+        run(client)
+        client.gc()
+        assert [path.name for path in client.config.root.glob("locks/pool-*")] == []

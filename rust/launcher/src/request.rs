@@ -62,7 +62,8 @@ pub struct Request {
     /// Set everything up and wait for the `start` operation before the program is run.
     #[serde(default)]
     pub hold: bool,
-    /// The program of a held container comes with the `start` operation: the spec's is not looked for.
+    /// The program of a held container comes with the `start` operation: the spec's is not looked for. When the first
+    /// attached client hangs up before, the container ends.
     #[serde(default)]
     pub program_at_start: bool,
 }

@@ -7,7 +7,7 @@ use rustix::net::SocketFlags;
 
 use super::clients::{self, Client, Gone, LOW_WATER};
 use super::frames::{FrameKind, Malformed};
-use super::{Monitor, Source, control, stdio};
+use super::{INIT, Monitor, Source, control, stdio};
 
 impl Monitor {
     pub(super) fn accept(&mut self) {
@@ -132,6 +132,15 @@ impl Monitor {
             let _ = epoll::delete(&self.epoll, client.socket());
         }
         let Some(process) = client.attached else { return };
+        if process == INIT
+            && self.restarts.request.program_at_start
+            && !self.restarts.is_further_run()
+            && let Some(init) = self.processes.get(&INIT)
+            && let (Some(pid), true, None) = (init.pid, init.channel.is_some(), init.starter)
+        {
+            // Whoever was to tell the program is gone.
+            let _ = self.send_signal(pid, libc::SIGKILL);
+        }
         if self.input_ends_with == Some(id)
             && let Some(input) = self.processes.get_mut(&process).and_then(|it| it.stdio.input.as_mut())
         {
