@@ -233,6 +233,7 @@ def test_every_command_that_transfers_has_the_option() -> None:
         "images convert",
         "run",
         "containers create",
+        "create",
         "fsck",
     }
 
