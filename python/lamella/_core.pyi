@@ -12,6 +12,7 @@ __all__ = [
     "Changes",
     "Counters",
     "Deferred",
+    "Files",
     "Packed",
     "Pipeline",
     "Unpacked",
@@ -122,6 +123,36 @@ class Counters:
     @property
     def shared(self) -> bool:
         """Whether other processes see what is added."""
+
+@final
+class Files:
+    """The files beneath a root folder, walked as a process does that has it as its root, whoever changes them meanwhile.
+
+    ``root`` is the caller's path: its own symlinks are followed. With ``symlinks=False`` a path with one in it is refused
+    (FailedPrecondition).
+    """
+
+    def __new__(cls, root: str, *, symlinks: bool = True) -> Files: ...
+    def close(self) -> None:
+        """Let go of the root, so that what is mounted there can be unmounted. Harmless twice."""
+    def stat(self, path: str, *, follow: bool = False) -> tuple[int, int, int, int, int, int, bytes, bytes]:
+        """Return mode, uid, gid, size, nanoseconds of the last change, device, target of a symlink, and the place in the root.
+
+        ``follow``: of what a symlink at the end leads to. NotFound, and what else the kernel says.
+        """
+    def pack(self, path: str, descriptor: int, *, name: str, follow: bool = False) -> list[str]:
+        """Write a file or a tree as a tar archive to a descriptor, under ``name`` ("": what is in it alone), names in order.
+
+        Gives notes of what was left out: sockets. A file that becomes shorter meanwhile is filled up with zeros.
+        """
+    def unpack(
+        self, folder: str, descriptor: int, *, owner: tuple[int, int] | None = None, devices: bool = True
+    ) -> list[str]:
+        """Take a tar archive from a descriptor, to its end, into a folder that is there.
+
+        Everything becomes ``owner``'s (uid, gid), or whose the archive says; with ``devices=False`` device nodes are left out.
+        Gives notes of what was. FailedPrecondition for a folder where the archive has something else, or the reverse.
+        """
 
 @final
 class Changes:

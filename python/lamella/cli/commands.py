@@ -52,6 +52,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         (
             Entry("run", "Run a command in a new container.", "run", "RUN"),
             Entry("ps", "List containers.", "containers", "PS"),
+            Entry("cp", "Copy files into a container, or out of it.", "cp", "CP"),
             Entry("logs", "Show what a container wrote.", "logs", "LOGS"),
             Entry("stats", "Show what running containers use.", "stats", "STATS"),
             Entry("top", "Show the processes of a running container.", "top", "TOP"),

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import EXIT_TIMEOUT, output
+from lamella.cli.cp import CP, EXPORT
 from lamella.cli.exec import ATTACH, EXEC
 from lamella.cli.logs import LOGS
 from lamella.cli.options import USAGE, add_container_options, command, container_options, reference
@@ -441,6 +442,7 @@ CONTAINERS = Group(
             examples=[("go on", "lamella containers resume web")],
         ),
         LOGS,
+        CP,
         STATS,
         TOP,
         UPDATE,
@@ -475,6 +477,7 @@ CONTAINERS = Group(
                 ),
             ],
         ),
+        EXPORT,
         Command(
             "branch",
             "Make containers like one, each on what that has written.",

@@ -30,11 +30,13 @@ from lamella.reserve import frees_space
 from lamella.tracing import span
 
 if TYPE_CHECKING:
+    import os
     from pathlib import Path
 
     from lamella.client import Client
     from lamella.containers.branches import Branch
     from lamella.containers.cgroups import Cgroup
+    from lamella.containers.files import Archive, ArchiveData, PathStat
     from lamella.containers.limits import LimitOptions
     from lamella.containers.logs import Moment
     from lamella.containers.processes import ProcessInfo
@@ -665,6 +667,73 @@ class Container:
         They are not started; see :meth:`lamella.containers.branches.Branch.branch`.
         """
         return self.commit(pause=pause).branch(count)
+
+    def get_archive(self, path: str, *, follow_link: bool = False) -> tuple[Archive, PathStat]:
+        """Return a file or a tree of it as a tar archive, which is made while it is read, and what is known of the path.
+
+        The archive is an iterator over bytes and a context. Its names begin with the last part of the path; ``/.`` at the end of
+        that means what is in the folder. With ``follow_link`` a symlink at the path's end is followed, never out of the
+        container. Sockets are left out. It may run, be paused or not run. Errors: NotFound.
+        """
+        from lamella.containers.files import get_archive
+
+        return get_archive(self, path, follow_link=follow_link)
+
+    def put_archive(self, path: str, data: ArchiveData, *, owner: tuple[int, int] | None = None) -> None:
+        """Take a tar archive (bytes, a binary file, or an iterable of bytes) into a folder of it, which has to be there.
+
+        Owners are those of the archive; with ``owner`` (uid, gid) everything is theirs. What is there is replaced, but a folder
+        by a folder only, whose other content stays. Nothing leads out of the container, whatever it does meanwhile. Errors:
+        NotFound, FailedPrecondition (a folder in the way, something read-only), DataLoss and InvalidArgument for the archive;
+        what was made before an error stays. Twice is harmless.
+        """
+        from lamella.containers.files import put_archive
+
+        put_archive(self, path, data, owner=owner)
+
+    def copy_in(
+        self,
+        source: str | os.PathLike[str],
+        target: str,
+        *,
+        archive: bool = False,
+        follow_link: bool = False,
+    ) -> None:
+        """Copy a file or folder of this machine into it, by the rules of ``docker cp``.
+
+        A folder that is there gets the source by its name in it (what is in the source, where that ends with ``/.``); one that is
+        not becomes a copy of it. Everything belongs to root, or with ``archive`` to whom it belonged. ``follow_link`` follows a
+        symlink that is the source. Errors as :meth:`put_archive`. Twice is harmless.
+        """
+        from lamella.containers.files import copy_in
+
+        copy_in(self, source, target, archive=archive, follow_link=follow_link)
+
+    def copy_out(
+        self,
+        source: str,
+        target: str | os.PathLike[str],
+        *,
+        archive: bool = False,
+        follow_link: bool = False,
+    ) -> None:
+        """Copy a file or folder of it to this machine, by the same rules.
+
+        Everything belongs to the caller, or with ``archive`` to whom it belonged. Device nodes are left out. Errors: NotFound,
+        FailedPrecondition for a folder where a file is, or the reverse. Twice is harmless.
+        """
+        from lamella.containers.files import copy_out
+
+        copy_out(self, source, target, archive=archive, follow_link=follow_link)
+
+    def export(self) -> Archive:
+        """Return its root as a tar archive, without what is mounted there, as ``docker export`` does; names in order.
+
+        While it runs, files that it writes may be half there.
+        """
+        from lamella.containers.files import export
+
+        return export(self)
 
     def logs(
         self,

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,9 +99,8 @@ class Task:
         CommandNotFound and CommandNotExecutable for the program, and what else the launcher reports; after one nothing of the
         task is left.
         """
-        self._make_folders()
         try:
-            with self._exclusive():
+            with self._made_and_held(confirm):
                 try:
                     confirm()
                 except NotFound:
@@ -222,6 +221,22 @@ class Task:
             (self.folder / "pid").touch()
 
     @contextmanager
+    def _made_and_held(self, confirm: Callable[[], object]) -> Iterator[None]:
+        """Make the folders, and hold the bundle's.
+
+        Who waited for it may find it gone: with the container (``confirm`` raises NotFound), or as one without use.
+        """
+        with ExitStack() as stack:
+            while True:
+                self._make_folders()
+                try:
+                    stack.enter_context(self._exclusive())
+                    break
+                except FileNotFoundError:
+                    confirm()
+            yield
+
+    @contextmanager
     def _exclusive(self) -> Iterator[None]:
         """Hold the bundle's folder, against other starts and removals. FileNotFoundError when it is gone, also by then."""
         lock = FolderLock(self.folder, what="the container's task")
@@ -240,9 +255,8 @@ class Task:
 
         ``confirm`` as for :meth:`start`: NotFound. Nothing has its root mounted meanwhile.
         """
-        self._make_folders()
         try:
-            with self._exclusive():
+            with self._made_and_held(confirm):
                 try:
                     confirm()
                     resting = not self._settled()
@@ -259,9 +273,8 @@ class Task:
     @contextmanager
     def held(self, confirm: Callable[[], object]) -> Iterator[None]:
         """Keep starts and removals away for the length of a block, whether it runs or not. ``confirm`` as for :meth:`at_rest`."""
-        self._make_folders()
         try:
-            with self._exclusive():
+            with self._made_and_held(confirm):
                 try:
                     try:
                         confirm()

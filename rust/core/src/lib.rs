@@ -14,9 +14,10 @@
 //! | `tar` | reads an archive that is not trusted |
 //! | `layer` | makes a layer folder of it, completes it with what lies beneath, looks things up in a stack of layers |
 //! | `pipeline` | all of that at once, in one pass over the blob |
+//! | `files` | a container's files from outside: out of it as an archive, and in from one |
 //! | `blob` | the way back: a layer's blob is written, or turned into another form |
 //!
-//! The last six rows belong to the feature `unpack` (on by default).
+//! The last seven rows belong to the feature `unpack` (on by default).
 
 pub mod counters;
 pub mod error;
@@ -36,6 +37,8 @@ pub mod compression;
 pub mod cores;
 #[cfg(feature = "unpack")]
 pub mod digest;
+#[cfg(feature = "unpack")]
+pub mod files;
 #[cfg(feature = "unpack")]
 pub mod inflate;
 #[cfg(feature = "unpack")]

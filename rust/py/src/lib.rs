@@ -2,6 +2,7 @@
 
 mod counters;
 mod diff;
+mod files;
 mod functions;
 mod gate;
 mod pipeline;
@@ -19,6 +20,8 @@ mod _core {
     use super::counters::Counters;
     #[pymodule_export]
     use super::diff::{Changes, Packed, diff_trees, diff_upper, recompress};
+    #[pymodule_export]
+    use super::files::Files;
     #[pymodule_export]
     use super::functions::{
         check_mount_options, copy_tree, default_seccomp, disk_usage, launch, mount, pin_network, read_file,

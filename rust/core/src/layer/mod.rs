@@ -29,6 +29,8 @@ mod whiteout;
 use std::str::FromStr;
 
 pub use apply::Applier;
+pub(crate) use attributes::{Attributes, Target, mode_bits, read_xattrs, set_attributes, set_times};
+pub(crate) use copy::set_attributes_at;
 pub use copy_tree::copy_tree;
 pub use merged::{Follow, Found, Merged, read_file};
 pub use resolve::resolve;

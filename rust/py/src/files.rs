@@ -1,0 +1,98 @@
+//! Files of a container.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lamella_core::files::{self, Input, Links, Output, Packing, Root, Unpacking};
+use lamella_core::{Error, Kind, Result, sys};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::gate::through;
+
+/// A root folder in which paths are walked as a process does that has it as its root.
+#[pyclass(frozen, module = "lamella._core")]
+pub struct Files {
+    root: Mutex<Option<Arc<Root>>>,
+}
+
+impl Files {
+    fn root(&self) -> Result<Arc<Root>> {
+        let root = self.root.lock().unwrap_or_else(PoisonError::into_inner);
+        root.clone().ok_or_else(|| Error::new(Kind::FailedPrecondition, "the files are closed"))
+    }
+}
+
+/// Mode, uid, gid, size, nanoseconds of the last change, device, target of a symlink, place.
+type Status<'py> = (u32, u32, u32, u64, i128, u64, Bound<'py, PyBytes>, Bound<'py, PyBytes>);
+
+#[pymethods]
+impl Files {
+    #[new]
+    #[pyo3(signature = (root, *, symlinks=true))]
+    fn new(py: Python<'_>, root: PathBuf, symlinks: bool) -> PyResult<Self> {
+        let links = if symlinks { Links::InRoot } else { Links::None };
+        let root = through(py, |_| Root::open(&root, links))?;
+        Ok(Self { root: Mutex::new(Some(Arc::new(root))) })
+    }
+
+    /// Let go of the root, so that what is mounted there can be unmounted. Harmless twice.
+    fn close(&self) {
+        drop(self.root.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Describe what is at a path.
+    #[pyo3(signature = (path, *, follow=false))]
+    fn stat<'py>(&self, py: Python<'py>, path: OsString, follow: bool) -> PyResult<Status<'py>> {
+        let (stat, target, place) = through(py, |_| self.root()?.stat(path.as_bytes(), follow))?;
+        Ok((
+            stat.st_mode,
+            stat.st_uid,
+            stat.st_gid,
+            u64::try_from(stat.st_size).unwrap_or(0),
+            i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec),
+            stat.st_dev,
+            PyBytes::new(py, &target),
+            PyBytes::new(py, &place),
+        ))
+    }
+
+    /// Write a file or a tree as an archive to a descriptor.
+    #[pyo3(signature = (path, descriptor, *, name, follow=false))]
+    fn pack(
+        &self,
+        py: Python<'_>,
+        path: OsString,
+        descriptor: i32,
+        name: OsString,
+        follow: bool,
+    ) -> PyResult<Vec<String>> {
+        through(py, |check| {
+            let output = Output::new(duplicate(descriptor)?, check);
+            files::pack(&*self.root()?, path.as_bytes(), Packing { name: name.as_bytes(), follow }, output)
+        })
+    }
+
+    /// Take an archive from a descriptor into a folder.
+    #[pyo3(signature = (folder, descriptor, *, owner=None, devices=true))]
+    fn unpack(
+        &self,
+        py: Python<'_>,
+        folder: OsString,
+        descriptor: i32,
+        owner: Option<(u32, u32)>,
+        devices: bool,
+    ) -> PyResult<Vec<String>> {
+        through(py, |check| {
+            let input = Input::new(duplicate(descriptor)?, check);
+            files::unpack(&*self.root()?, folder.as_bytes(), Unpacking { owner, devices }, input)
+        })
+    }
+}
+
+fn duplicate(number: i32) -> Result<OwnedFd> {
+    sys::duplicate(number).map_err(|error| Error::system(format!("descriptor {number}"), error))
+}
