@@ -5,8 +5,8 @@ is left of a start is to tell it the program.
 
 A container of a pool is in the store, marked with the pool (``Extra.pool``), and nobody else's listing shows it. The pool holds
 ``<root>/locks/pool-<id>`` while it lives. Of one that was killed, what waits ends with its connections, and the next who looks at
-containers, or collects garbage, removes it (:meth:`Containers.remove_ended`). The mark goes once the program runs; from then on it
-is a container as any other. What waits has no descriptor but its standard streams and the way to its monitor.
+containers, or collects garbage, removes it (:meth:`Containers.remove_ended`). The mark goes once the program runs; from then on
+it is a container as any other. What waits has no descriptor but its standard streams and the way to its monitor.
 """
 
 from __future__ import annotations
