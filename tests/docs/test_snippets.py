@@ -69,6 +69,8 @@ def store(nginx, tmp_path, monkeypatch):
     monkeypatch.setenv("LAMELLA_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # for files that a page writes
 
 
 def run(page):
