@@ -24,7 +24,7 @@ from lamella.containers.monitor import Attached, Connection, Exit, _Failure, rai
 from lamella.containers.networks import Connection as NetworkConnection
 from lamella.containers.networks import record_path
 from lamella.containers.restart_policy import RestartPolicy, Restarts
-from lamella.disk import make_private_folder, make_state_folder, storage_error
+from lamella.disk import make_private_folder, make_state_folder, names_in, storage_error
 from lamella.errors import FailedPrecondition, LamellaError, NotFound, PermissionDenied, ResourceExhausted
 from lamella.events.spool import spool_path
 from lamella.locks import FolderLock
@@ -205,13 +205,17 @@ class Task:
         except OSError as error:
             raise _disk_error(error, self.folder) from error
         try:
-            lost = not self.folder.exists() and self.log_folder.exists()
+            lost = not self.folder.exists() and self._has_run()
             for folder in (self.folder, self.log_folder, self.folder / "rootfs"):
                 make_private_folder(folder)
             if lost:
                 self._restore()
         except OSError as error:
             raise _disk_error(error, self.folder) from error
+
+    def _has_run(self) -> bool:
+        """Say whether it was ever started: then its files of /etc are there."""
+        return bool(names_in(self.log_folder))
 
     def _restore(self) -> None:
         """Put the record of the last run back after a restart of the machine; without one it ran when that came."""
@@ -224,7 +228,7 @@ class Task:
     def _made_and_held(self, confirm: Callable[[], object]) -> Iterator[None]:
         """Make the folders, and hold the bundle's.
 
-        Who waited for it may find it gone: with the container (``confirm`` raises NotFound), or as one without use.
+        Who waited for it may find it gone, with the container: ``confirm`` raises NotFound.
         """
         with ExitStack() as stack:
             while True:
@@ -259,12 +263,13 @@ class Task:
             with self._made_and_held(confirm):
                 try:
                     confirm()
-                    resting = not self._settled()
-                    if resting:
-                        self._await_monitor()
-                        yield True
-                finally:
-                    self._forget_unused()
+                except NotFound:
+                    self._remove_folders()
+                    raise
+                resting = not self._settled()
+                if resting:
+                    self._await_monitor()
+                    yield True
         except FileNotFoundError:
             raise NotFound("the container was removed") from None
         if not resting:
@@ -276,26 +281,13 @@ class Task:
         try:
             with self._made_and_held(confirm):
                 try:
-                    try:
-                        confirm()
-                    except NotFound:
-                        self._remove_folders()
-                        raise
-                    yield
-                finally:
-                    self._forget_unused()
+                    confirm()
+                except NotFound:
+                    self._remove_folders()
+                    raise
+                yield
         except FileNotFoundError:
             raise NotFound("the container was removed") from None
-
-    def _forget_unused(self) -> None:
-        """Take the folder away again if there is no bundle.
-
-        It never ran then, or the machine was restarted, and a folder would say something else.
-        """
-        if not (self.folder / "config.json").exists():
-            _core.remove_tree(str(self.folder))
-            with suppress(OSError):
-                self.log_folder.rmdir()
 
     def update(self, resources: dict[str, Any]) -> list[str]:
         """Change limits (sections of the spec's resources) of what runs and of the bundle, from which the monitor runs it again.
@@ -386,7 +378,7 @@ class Task:
         # A monitor writes the pid when the program runs, and takes it away at the end: a start that is under way, or has
         # failed a moment ago, has a monitor and no pid.
         if not monitored and not self.folder.exists():
-            return "unknown" if self.log_folder.exists() else "created"  # the machine was restarted
+            return "unknown" if self._has_run() else "created"  # the machine was restarted
         begun = (self.folder / "pid").exists()
         waits = not begun and (self.folder / "restart.json").exists()
         if self.exit() is not None:
