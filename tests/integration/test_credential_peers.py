@@ -69,12 +69,9 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "app",
         "app",
     ),
-    "of another namespace": (
-        {"auths": {"ADDRESS/tea": auth("tea"), "ADDRESS/teams": auth("teams")}},
-        "",
-        "tea",  # docker knows no namespaces: such a key is the registry's
-        "",
-    ),
+    # docker knows no namespaces: such a key is the registry's
+    "of a shorter namespace": ({"auths": {"ADDRESS/tea": auth("tea")}}, "", "tea", ""),
+    "of a longer namespace": ({"auths": {"ADDRESS/teams": auth("teams")}}, "", "teams", ""),
     "a helper for all": ({"credsStore": "some"}, "helped", "helped", ""),
     "a helper for all beside an entry": (
         {"credsStore": "some", "auths": {"ADDRESS": auth("ann")}},
