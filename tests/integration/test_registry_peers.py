@@ -165,7 +165,9 @@ def test_skopeo_gets_a_token() -> None:
 
 @pytest.mark.needs_program("skopeo", "docker-registry")
 def test_the_client_pulls_from_docker_registry(docker_registry: str, layout: Path) -> None:
-    skopeo_copy(f"oci:{layout}:latest", f"docker://{docker_registry}/registry-peers/app:v1")
+    # Other tests have pushed the same layers there in other forms, which skopeo remembers and would take instead.
+    target = f"docker://{docker_registry}/registry-peers/app:v1"
+    skopeo_copy(f"oci:{layout}:latest", target, "--preserve-digests")
     reference = Reference.parse(f"{docker_registry}/registry-peers/app:v1")
     with RegistryClient(RegistryConfig(credentials={})) as client:
         check_pull(client, reference, layout)
