@@ -302,7 +302,7 @@ class Container:
         try:
             return self.task.attach(stdin=stdin)
         except NotFound:
-            raise FailedPrecondition(f"container {self.name} is not running") from None
+            raise self._not_running() from None
 
     def exec(
         self,
@@ -382,7 +382,7 @@ class Container:
             except NotFound as error:
                 if isinstance(error, CommandNotFound):
                     raise
-                raise FailedPrecondition(f"container {self.name} is not running") from None
+                raise self._not_running() from None
         spool.drain_if_large(self._client.database, self._client.config)
         return attached
 
@@ -411,7 +411,7 @@ class Container:
         try:
             self.task.ask(self._kill_request(number, stop=number == self._stop_signal) | {"all": all})
         except NotFound:
-            raise FailedPrecondition(f"container {self.name} is not running") from None
+            raise self._not_running() from None
 
     def stop(self, timeout: float | None = None) -> int | None:
         """Ask it to end (its stop signal, SIGTERM by default), after ``timeout`` seconds kill it; return the exit status.
@@ -473,7 +473,7 @@ class Container:
         try:
             self.task.ask({"op": operation})
         except NotFound:
-            raise FailedPrecondition(f"container {self.name} is not running") from None
+            raise self._not_running() from None
 
     def rename(self, name: str) -> None:
         """Give it another name, also while it runs. Its snapshot keeps its key, and it its host name. Harmless twice.
@@ -562,12 +562,15 @@ class Container:
         from lamella.containers.cgroups import Cgroup
 
         if not self.task.running():
-            raise FailedPrecondition(f"container {self.name} is not running")
+            raise self._not_running()
         return Cgroup(self._cgroups_path)
+
+    def _not_running(self) -> FailedPrecondition:
+        return FailedPrecondition(f"container {self.name} is not running")
 
     def _uncounted(self) -> FailedPrecondition:
         if not self.task.running():
-            return FailedPrecondition(f"container {self.name} is not running")
+            return self._not_running()
         return FailedPrecondition(
             f"container {self.name} has no cgroup that would count what it uses",
             hint="That takes a machine with cgroups, and the right to make some.",

@@ -99,33 +99,25 @@ class Task:
         CommandNotFound and CommandNotExecutable for the program, and what else the launcher reports; after one nothing of the
         task is left.
         """
-        try:
-            with self._made_and_held(confirm):
-                try:
-                    confirm()
-                except NotFound:
-                    self._remove_folders()
-                    raise
-                self._reset(before_reset)
-                network = connect()
-                try:
-                    self._write_bundle(network)
-                    return self._launch(
-                        rootfs,
-                        network.record,
-                        attach=attach,
-                        stdin=stdin,
-                        log=log,
-                        restart=restart,
-                        init=init,
-                        is_kept=is_kept,
-                        hold=hold,
-                    )
-                except BaseException:
-                    self._unplug()
-                    raise
-        except FileNotFoundError:
-            raise NotFound("the container was removed") from None
+        with self.held(confirm):
+            self._reset(before_reset)
+            network = connect()
+            try:
+                self._write_bundle(network)
+                return self._launch(
+                    rootfs,
+                    network.record,
+                    attach=attach,
+                    stdin=stdin,
+                    log=log,
+                    restart=restart,
+                    init=init,
+                    is_kept=is_kept,
+                    hold=hold,
+                )
+            except BaseException:
+                self._unplug()
+                raise
 
     def _reset(self, before_reset: Callable[[], None]) -> None:
         """Take away what is left of the last run; its records go."""
@@ -225,22 +217,6 @@ class Task:
             (self.folder / "pid").touch()
 
     @contextmanager
-    def _made_and_held(self, confirm: Callable[[], object]) -> Iterator[None]:
-        """Make the folders, and hold the bundle's.
-
-        Who waited for it may find it gone, with the container: ``confirm`` raises NotFound.
-        """
-        with ExitStack() as stack:
-            while True:
-                self._make_folders()
-                try:
-                    stack.enter_context(self._exclusive())
-                    break
-                except FileNotFoundError:
-                    confirm()
-            yield
-
-    @contextmanager
     def _exclusive(self) -> Iterator[None]:
         """Hold the bundle's folder, against other starts and removals. FileNotFoundError when it is gone, also by then."""
         lock = FolderLock(self.folder, what="the container's task")
@@ -254,32 +230,21 @@ class Task:
             lock.release()
 
     @contextmanager
-    def at_rest(self, confirm: Callable[[], object]) -> Iterator[bool]:
-        """Keep a container that does not run from being started, for the length of a block; give False when it runs.
+    def held(self, confirm: Callable[[], object]) -> Iterator[None]:
+        """Keep starts and removals away for the length of a block, whether it runs or not.
 
-        ``confirm`` as for :meth:`start`: NotFound. Nothing has its root mounted meanwhile.
+        ``confirm`` raises NotFound when the container was removed; it is called when nobody can do that any more. Who waited for
+        the folder may find it gone, with the container.
         """
         try:
-            with self._made_and_held(confirm):
-                try:
-                    confirm()
-                except NotFound:
-                    self._remove_folders()
-                    raise
-                resting = not self._settled()
-                if resting:
-                    self._await_monitor()
-                    yield True
-        except FileNotFoundError:
-            raise NotFound("the container was removed") from None
-        if not resting:
-            yield False
-
-    @contextmanager
-    def held(self, confirm: Callable[[], object]) -> Iterator[None]:
-        """Keep starts and removals away for the length of a block, whether it runs or not. ``confirm`` as for :meth:`at_rest`."""
-        try:
-            with self._made_and_held(confirm):
+            with ExitStack() as stack:
+                while True:
+                    self._make_folders()
+                    try:
+                        stack.enter_context(self._exclusive())
+                        break
+                    except FileNotFoundError:
+                        confirm()
                 try:
                     confirm()
                 except NotFound:
@@ -288,6 +253,20 @@ class Task:
                 yield
         except FileNotFoundError:
             raise NotFound("the container was removed") from None
+
+    @contextmanager
+    def at_rest(self, confirm: Callable[[], object]) -> Iterator[bool]:
+        """Keep a container that does not run from being started, for the length of a block; give False when it runs.
+
+        ``confirm`` as for :meth:`held`: NotFound. Nothing has its root mounted meanwhile.
+        """
+        with self.held(confirm):
+            resting = not self._settled()
+            if resting:
+                self._await_monitor()
+                yield True
+        if not resting:
+            yield False
 
     def update(self, resources: dict[str, Any]) -> list[str]:
         """Change limits (sections of the spec's resources) of what runs and of the bundle, from which the monitor runs it again.
