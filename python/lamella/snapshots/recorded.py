@@ -183,7 +183,7 @@ class RecordedSnapshotter(ABC):
     def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         """Create a view and return its mounts."""
         with _VIEW(self._database.metrics, snapshot=key, parent=parent):
-            text = encode_labels(check_labels({**self._default_labels, **(labels or {})}))
+            text = self._labels(labels)
             return self._create("view", key, parent, text, None)
 
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
@@ -193,23 +193,33 @@ class RecordedSnapshotter(ABC):
 
     def _commit(self, name: str, key: str, labels: Mapping[str, str] | None) -> None:
         _check_key(name)
-        text = encode_labels(check_labels({**self._default_labels, **(labels or {})}))
+        text = self._labels(labels)
         with self._database.read() as db:
             layer = self._committable(db, name, key)
         size, inodes = _core.disk_usage(self._folders.fs(layer))  # outside the lock: it may take a while
         with self._database.write() as db:
             layer = self._committable(db, name, key)
-            db.execute(
-                "UPDATE layers SET disk_bytes = ?, inodes = ?, boot_id = ?, synced = 0 WHERE id = ?",
-                (size, inodes, boot_id(), layer),
-            )
-            db.execute(
-                """
-                UPDATE snapshots SET name = ?, kind = 'committed', labels = ?, updated_at = ?
-                WHERE namespace = ? AND snapshotter = ? AND name = ?
-                """,
-                (name, text, timestamp(), *self._scope, key),
-            )
+            self._make_committed(db, name, key, layer, labels=text, usage=(size, inodes))
+
+    def _labels(self, labels: Mapping[str, str] | None) -> str:
+        """Check the labels of a new snapshot, and encode them with those that all get."""
+        return encode_labels(check_labels({**self._default_labels, **(labels or {})}))
+
+    def _make_committed(
+        self, db: Transaction, name: str, key: str, layer: str, *, labels: str, usage: tuple[int, int]
+    ) -> None:
+        """Turn the active snapshot ``key`` into the committed one ``name``; ``usage``: bytes on disk and inodes."""
+        db.execute(
+            "UPDATE layers SET disk_bytes = ?, inodes = ?, boot_id = ?, synced = 0 WHERE id = ?",
+            (*usage, boot_id(), layer),
+        )
+        db.execute(
+            """
+            UPDATE snapshots SET name = ?, kind = 'committed', labels = ?, updated_at = ?
+            WHERE namespace = ? AND snapshotter = ? AND name = ?
+            """,
+            (name, labels, timestamp(), *self._scope, key),
+        )
 
     def freeze(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
         """Commit the active snapshot ``key`` as ``name``, and prepare ``key`` anew on top of it, in one transaction.
@@ -219,7 +229,7 @@ class RecordedSnapshotter(ABC):
         lower folder that changes. Errors: those of :meth:`commit` and :meth:`prepare`; after one nothing has changed.
         """
         with _FREEZE(self._database.metrics, snapshot=key, committed=name):
-            text = encode_labels(check_labels({**self._default_labels, **(labels or {})}))
+            text = self._labels(labels)
             with self._database.read() as db:
                 layer = self._committable(db, name, key)
             with (
@@ -232,18 +242,8 @@ class RecordedSnapshotter(ABC):
                     (*self._scope, key),
                 ).fetchone()
                 # Where snapshots are copies both were measured when they were made, or are as the copy is now.
-                size, inodes = copy.usage if copy is not None else _UNMEASURED
-                db.execute(
-                    "UPDATE layers SET disk_bytes = ?, inodes = ?, boot_id = ?, synced = 0 WHERE id = ?",
-                    (size, inodes, boot_id(), layer),
-                )
-                db.execute(
-                    """
-                    UPDATE snapshots SET name = ?, kind = 'committed', labels = ?, updated_at = ?
-                    WHERE namespace = ? AND snapshotter = ? AND name = ?
-                    """,
-                    (_check_key(name), text, timestamp(), *self._scope, key),
-                )
+                usage = copy.usage if copy is not None else _UNMEASURED
+                self._make_committed(db, _check_key(name), key, layer, labels=text, usage=usage)
                 self._create("active", key, name, own, copy)
 
     def copy(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
@@ -253,7 +253,7 @@ class RecordedSnapshotter(ABC):
         file system shares blocks (btrfs, XFS); sockets are left out. Errors: those of :meth:`commit`.
         """
         with _FREEZE(self._database.metrics, snapshot=key, committed=name):
-            text = encode_labels(check_labels({**self._default_labels, **(labels or {})}))
+            text = self._labels(labels)
             with self._database.read() as db:
                 layer = self._committable(db, name, key)
             with self._copied(layer) as copy, self._database.write() as db:
