@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
+from lamella.cli.changes import add_commit_options, add_compression_option
 from lamella.cli.parser import Command, Group, Parser, add_filter
 
 if TYPE_CHECKING:
@@ -99,25 +100,8 @@ def _rm(arguments: argparse.Namespace, session: Session) -> int:
 
 def _commit_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add(
-        "-m", "--message", default="", metavar="TEXT", help="What was done; it goes into the image's history."
-    )
-    add("-a", "--author", default="", metavar="NAME", help="Who did it.")
-    add(
-        "-c",
-        "--change",
-        dest="changes",
-        action="append",
-        default=[],
-        metavar="INSTRUCTION",
-        help="Change the config by an instruction of a Dockerfile, such as CMD or ENV. Repeat it for several.",
-    )
-    add(
-        "--compression",
-        choices=("gzip", "zstd", "none"),
-        default="gzip",
-        help="Of the layers (default: gzip).",
-    )
+    add_commit_options(parser, instructions=", such as CMD or ENV")
+    add_compression_option(parser, what="the layers")
     add("--squash", action="store_true", help="Make one layer of all that is above the image.")
     add("branch", metavar="BRANCH", help="Its name.")
     add("reference", metavar="IMAGE", help="The new image's name.")

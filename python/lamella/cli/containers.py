@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import EXIT_TIMEOUT, output
+from lamella.cli.changes import add_commit_options, add_compression_option, show_changes
 from lamella.cli.cp import CP, EXPORT
 from lamella.cli.exec import ATTACH, EXEC
 from lamella.cli.logs import LOGS
@@ -260,38 +261,21 @@ _LS_EXAMPLES = [
 
 
 def _diff(arguments: argparse.Namespace, session: Session) -> int:
-    from lamella.cli.changes import show_changes
-
     return show_changes(session, session.client.containers.get(arguments.container).changes())
 
 
 def _commit_arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add(
-        "-m", "--message", default="", metavar="TEXT", help="What was done; it goes into the image's history."
-    )
-    add("-a", "--author", default="", metavar="NAME", help="Who did it.")
-    add(
-        "-c",
-        "--change",
-        dest="changes",
-        action="append",
-        default=[],
-        metavar="INSTRUCTION",
-        help="Change the config by an instruction of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, "
-        "VOLUME or WORKDIR. Repeat it for several.",
+    add_commit_options(
+        parser,
+        instructions=": CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or WORKDIR",
     )
     add(
         "--no-pause",
         action="store_true",
         help="Let it run meanwhile; files that it writes may be half there.",
     )
-    add(
-        "--compression",
-        choices=("gzip", "zstd", "none"),
-        default="gzip",
-        help="Of the layer (default: gzip).",
-    )
+    add_compression_option(parser, what="the layer")
     add("--squash", action="store_true", help="Give the image one layer of all that is above its image.")
     add("--branch", metavar="NAME", help="The branch's name (default: made from the container's).")
     add(

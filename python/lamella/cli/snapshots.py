@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
+from lamella.cli.changes import add_compression_option, show_changes
 from lamella.cli.parser import Command, Group, Parser, add_filter
 from lamella.cli.values import argument, parse_labels, parse_pair
 
@@ -205,20 +206,13 @@ def _usage(arguments: argparse.Namespace, session: Session) -> int:
 def _diff_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("-o", "--output", metavar="FILE", help="Write the changes to this file, as a layer.")
-    add(
-        "--compression",
-        choices=("gzip", "zstd", "none"),
-        default="gzip",
-        help="Of the layer (default: gzip).",
-    )
+    add_compression_option(parser, what="the layer")
     add("key", metavar="KEY", help="The snapshot.")
     add("base", metavar="BASE", nargs="?", help="What to compare it with; its parent without this.")
 
 
 def _diff(arguments: argparse.Namespace, session: Session) -> int:
     if arguments.output is None:
-        from lamella.cli.changes import show_changes
-
         return show_changes(session, session.client.snapshots.changes(arguments.key, arguments.base))
     with session.client.snapshots.diff(arguments.key, arguments.base) as changes:
         packed = changes.pack(
