@@ -102,7 +102,7 @@ impl Pack<'_> {
                 let folder = reopen(found.as_fd(), OFlags::DIRECTORY).map_err(failed)?;
                 let attributes = Attributes::read(&stat, read_xattrs(&Target::Descriptor(folder.as_fd()))?);
                 let name = [if path.is_empty() { b"." } else { &path[..] }, b"/"].concat();
-                self.archive.entry(&entry(name, EntryKind::Directory, attributes))?;
+                self.archive.entry(&attributes.entry(name, EntryKind::Directory))?;
                 return Ok(Some(folder));
             }
             FileType::RegularFile => {
@@ -122,23 +122,22 @@ impl Pack<'_> {
         };
         // By its name, where it may be something else by now: then these are that one's attributes.
         let xattrs = at.map(|(folder, name)| read_xattrs(&Target::Name(folder, name)).unwrap_or_default());
-        self.archive.entry(&entry(path, kind, Attributes::read(&stat, xattrs.unwrap_or_default())))?;
+        self.archive.entry(&Attributes::read(&stat, xattrs.unwrap_or_default()).entry(path, kind))?;
         Ok(None)
     }
 
     fn file(&mut self, found: &OwnedFd, stat: &Stat, path: Vec<u8>) -> Result<()> {
         if stat.st_nlink > 1 {
             if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
-                let mut link = entry(path, EntryKind::HardLink(first.clone()), Attributes::read(stat, Vec::new()));
-                link.size = 0;
-                return self.archive.entry(&link);
+                let link = EntryKind::HardLink(first.clone());
+                return self.archive.entry(&Attributes::read(stat, Vec::new()).entry(path, link));
             }
             self.links.insert((stat.st_dev, stat.st_ino), path.clone());
         }
         let content = reopen(found.as_fd(), OFlags::empty()).map_err(|error| read_error(&path, error))?;
         let attributes = Attributes::read(stat, read_xattrs(&Target::Descriptor(content.as_fd()))?);
         let size = u64::try_from(stat.st_size).unwrap_or(0);
-        self.archive.entry(&Entry { size, ..entry(path.clone(), EntryKind::File, attributes) })?;
+        self.archive.entry(&Entry { size, ..attributes.entry(path.clone(), EntryKind::File) })?;
         let (mut left, mut ended) = (size, false);
         while left > 0 {
             let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE);
@@ -187,19 +186,4 @@ fn descent_path(descent: &Descent) -> impl Iterator<Item = &CStr> {
 
 fn read_error(path: &[u8], error: Errno) -> Error {
     Error::system(format!("cannot read '{}'", show(path)), error)
-}
-
-fn entry(path: Vec<u8>, kind: EntryKind, attributes: Attributes) -> Entry {
-    Entry {
-        path,
-        kind,
-        mode: attributes.mode,
-        uid: attributes.uid,
-        gid: attributes.gid,
-        mtime: attributes.mtime,
-        atime: None,
-        size: 0,
-        sparse: false,
-        xattrs: attributes.xattrs,
-    }
 }

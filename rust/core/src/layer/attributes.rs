@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::whiteout::is_overlay_xattr;
 use crate::error::{Error, Result, show};
-use crate::tar::{Entry, Timestamp};
+use crate::tar::{Entry, EntryKind, Timestamp};
 
 /// Extended attributes: names and values.
 pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
@@ -35,6 +35,22 @@ impl Attributes {
             mtime: entry.mtime,
             atime: entry.atime.unwrap_or(entry.mtime),
             xattrs: entry.xattrs.clone(),
+        }
+    }
+
+    /// The entry that they make, of no size; the way back from [`Self::of`] but for the access time, which archives leave out.
+    pub fn entry(self, path: Vec<u8>, kind: EntryKind) -> Entry {
+        Entry {
+            path,
+            kind,
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            mtime: self.mtime,
+            atime: None,
+            size: 0,
+            sparse: false,
+            xattrs: self.xattrs,
         }
     }
 

@@ -43,7 +43,7 @@ struct Pack<'a, W> {
 impl<W: Write> Pack<'_, W> {
     /// A whiteout or an opaque marker.
     fn mark(&mut self, path: &[u8]) -> Result<()> {
-        self.archive.entry(&entry(path.to_vec(), EntryKind::File, &Attributes::default()))
+        self.archive.entry(&Attributes::default().entry(path.to_vec(), EntryKind::File))
     }
 
     fn node(&mut self, path: &[u8], node: &Node) -> Result<()> {
@@ -60,7 +60,7 @@ impl<W: Write> Pack<'_, W> {
         if kind == EntryKind::Directory {
             name.push(b'/');
         }
-        let mut written = entry(name, kind, &node.attributes);
+        let mut written = node.attributes.clone().entry(name, kind);
         if matches!(written.kind, EntryKind::HardLink(_)) {
             written.xattrs.clear(); // the first name has them
         }
@@ -72,7 +72,7 @@ impl<W: Write> Pack<'_, W> {
     }
 
     fn file(&mut self, path: &[u8], node: &Node, size: u64, holes: bool) -> Result<()> {
-        let file = Entry { size, ..entry(path.to_vec(), EntryKind::File, &node.attributes) };
+        let file = Entry { size, ..node.attributes.clone().entry(path.to_vec(), EntryKind::File) };
         let content = self.open(path, size)?;
         let whole = [Segment { offset: 0, length: size }];
         if !holes {
@@ -164,21 +164,6 @@ fn failed(path: &[u8], error: Errno) -> Error {
 fn changed(path: &[u8]) -> Error {
     Error::new(Kind::Unavailable, format!("'{}' changed while it was read", show(path)))
         .hint("Somebody writes to the tree; pause the container, or stop it.")
-}
-
-fn entry(path: Vec<u8>, kind: EntryKind, attributes: &Attributes) -> Entry {
-    Entry {
-        path,
-        kind,
-        mode: attributes.mode,
-        uid: attributes.uid,
-        gid: attributes.gid,
-        mtime: attributes.mtime,
-        atime: None,
-        size: 0,
-        sparse: false,
-        xattrs: attributes.xattrs.clone(),
-    }
 }
 
 fn device(number: u64) -> Device {
