@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from registries import scripted
 from serving import serve
 
 from traces import spans
@@ -16,7 +17,7 @@ from traces import spans
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["lamella", "pulled", "serve", "spans"]
+__all__ = ["lamella", "pulled", "scripted", "serve", "spans"]
 
 
 class Pulled(NamedTuple):

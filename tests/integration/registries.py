@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+
 from lamella import oci
 from lamella.registry.server import Access
 
@@ -133,6 +135,20 @@ class ScriptedServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., ScriptedServer]]:
+    """Start servers that answer by a script; they end with the test."""
+    opened: list[ScriptedServer] = []
+
+    def start(script: Callable[[Asked], Reply], **options: Any) -> ScriptedServer:
+        opened.append(ScriptedServer(script, **options))
+        return opened[-1]
+
+    yield start
+    for server in opened:
+        server.__exit__()
 
 
 class RawServer:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from registries import Asked, Reply, ScriptedServer, docker_registry_process, hosts_folder, read_all
+from registries import Asked, Reply, docker_registry_process, hosts_folder, read_all
 from test_registry_auth import internet  # noqa: F401 (a fixture)
 
 import lamella
@@ -50,19 +50,6 @@ def server() -> Iterator[Any]:
 def other_client(tmp_path: Path) -> Iterator[Any]:
     with lamella.Client(tmp_path / "other-root", tmp_path / "other-state") as opened:
         yield opened
-
-
-@pytest.fixture
-def scripted() -> Iterator[Callable[..., ScriptedServer]]:
-    opened: list[ScriptedServer] = []
-
-    def start(script: Callable[[Asked], Reply], **options: Any) -> ScriptedServer:
-        opened.append(ScriptedServer(script, **options))
-        return opened[-1]
-
-    yield start
-    for server in opened:
-        server.__exit__()
 
 
 def image(*urls: str, media_type: str = oci.OCI_NONDISTRIBUTABLE_GZIP, compression: str = "gzip") -> Built:

@@ -51,19 +51,6 @@ def client() -> Iterator[RegistryClient]:
         yield opened
 
 
-@pytest.fixture
-def scripted() -> Iterator[Callable[..., ScriptedServer]]:
-    opened: list[ScriptedServer] = []
-
-    def start(script: Callable[[Asked], Reply], **options: Any) -> ScriptedServer:
-        opened.append(ScriptedServer(script, **options))
-        return opened[-1]
-
-    yield start
-    for server in opened:
-        server.__exit__()
-
-
 def repository(server: Any, path: str = "team/app") -> Reference:
     return Reference.parse(f"{server.address}/{path}")
 

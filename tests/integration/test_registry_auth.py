@@ -51,19 +51,6 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def scripted() -> Iterator[Callable[..., ScriptedServer]]:
-    opened: list[ScriptedServer] = []
-
-    def start(script: Callable[[Asked], Reply], **options: Any) -> ScriptedServer:
-        opened.append(ScriptedServer(script, **options))
-        return opened[-1]
-
-    yield start
-    for server in opened:
-        server.__exit__()
-
-
-@pytest.fixture
 def tokens() -> Iterator[TokenServer]:
     with TokenServer({"ann": SECRET}) as server:
         yield server

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from registries import Asked, Reply, ScriptedServer, push_image, read_all
+from registries import Asked, Reply, push_image, read_all
 from urllib3.connection import HTTPConnection
 
 from lamella import oci
@@ -55,19 +55,6 @@ def registry() -> Iterator[RegistryServer]:
 def client() -> Iterator[RegistryClient]:
     with RegistryClient(RegistryConfig(credentials={}, backoff=0.001, timeouts=Timeouts(5, 5))) as opened:
         yield opened
-
-
-@pytest.fixture
-def scripted() -> Iterator[Callable[..., ScriptedServer]]:
-    opened: list[ScriptedServer] = []
-
-    def start(script: Callable[[Asked], Reply], **options: Any) -> ScriptedServer:
-        opened.append(ScriptedServer(script, **options))
-        return opened[-1]
-
-    yield start
-    for server in opened:
-        server.__exit__()
 
 
 def reference(server: Any, rest: str = "team/app") -> Reference:

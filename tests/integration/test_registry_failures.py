@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registries import Asked, RawServer, Reply, ScriptedServer, over_tls, read_all, read_head, reset
+from registries import Asked, RawServer, Reply, over_tls, read_all, read_head, reset
 
 from lamella import oci
 from lamella.digest import digest_of
@@ -43,19 +43,6 @@ def impatient(**changes: Any) -> RegistryClient:
 
 def reference(address: str) -> Reference:
     return Reference.parse(f"{address}/team/app")
-
-
-@pytest.fixture
-def scripted() -> Iterator[Callable[..., ScriptedServer]]:
-    opened: list[ScriptedServer] = []
-
-    def start(script: Callable[[Asked], Reply], **options: Any) -> ScriptedServer:
-        opened.append(ScriptedServer(script, **options))
-        return opened[-1]
-
-    yield start
-    for server in opened:
-        server.__exit__()
 
 
 # Before and in the headers. Each breaks the first answer; the second is good.

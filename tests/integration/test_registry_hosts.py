@@ -87,19 +87,6 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Outages, "_recent", {})
 
 
-@pytest.fixture
-def scripted() -> Iterator[Callable[..., ScriptedServer]]:
-    opened: list[ScriptedServer] = []
-
-    def start(script: Callable[[Asked], Reply], **options: Any) -> ScriptedServer:
-        opened.append(ScriptedServer(script, **options))
-        return opened[-1]
-
-    yield start
-    for server in opened:
-        server.__exit__()
-
-
 def place(asked: Asked) -> str:
     """Say what of team/app was asked for, without the query."""
     return asked.path.partition("?")[0].removeprefix("/v2/team/app/")

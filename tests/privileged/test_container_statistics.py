@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from lamella.errors import FailedPrecondition, InvalidArgument
+from waiting import until
 
 pytestmark = pytest.mark.privileged
 MEBIBYTE = 1 << 20
@@ -28,18 +27,9 @@ def start(client, small_image):
         box.remove(force=True)
 
 
-def wait_for(condition):
-    """Wait until something holds, and give it."""
-    deadline = time.monotonic() + 60
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
-
-
 def test_a_reading_says_what_a_container_uses(start):
     box = start("while :; do :; done", memory="64m", pids_limit=7, network="none")
-    wait_for(lambda: box.stats().cpu.usage > 10_000_000)
+    until(lambda: box.stats().cpu.usage > 10_000_000)
     found = box.stats()
     assert (found.id, found.name) == (box.id, box.name)
     assert 0 < found.memory.usage < 64 * MEBIBYTE
@@ -73,7 +63,7 @@ def test_an_interval_has_to_be_a_time(start, interval):
 def test_file_cache_that_can_be_given_back_is_not_counted_as_use(start):
     script = 'x=$(printf %1048576s x); for i in 1 2 3 4 5 6 7 8; do echo $x$x$x$x >>/file; echo "$x$x" >>/file; done; read x'
     box = start(script, stdin=True)
-    found = wait_for(lambda: found if (found := box.stats().memory).cache >= 8 * MEBIBYTE else None)
+    found = until(lambda: found if (found := box.stats().memory).cache >= 8 * MEBIBYTE else None)
     assert found.peak >= found.cache
     assert found.usage < found.peak
 
@@ -81,7 +71,7 @@ def test_file_cache_that_can_be_given_back_is_not_counted_as_use(start):
 def test_processes_have_their_numbers_on_both_sides_their_users_and_commands(client, start):
     box = start("sleep 1000 & sleep 1001 & wait", user="nobody")
     with box.start_exec(["/bin/sleep", "1002"], user="0"):
-        found = wait_for(lambda: sorted(box.top(), key=lambda p: p.pid) if len(box.top()) == 4 else None)
+        found = until(lambda: sorted(box.top(), key=lambda p: p.pid) if len(box.top()) == 4 else None)
         assert found[0].pid == 1
         assert found[0].host_pid == box.pid
         assert {process.user for process in found[:3]} == {"nobody"}

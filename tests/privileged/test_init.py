@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from launcher_box import PYTHON, Box
 
 from lamella.errors import CommandNotExecutable, CommandNotFound
+from waiting import until
 
 pytestmark = pytest.mark.privileged
 
@@ -49,13 +49,6 @@ def box(tmp_path: Path):
     box = Box(tmp_path)
     yield box
     box.end()
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.005)
 
 
 def output(box) -> str:

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 
 import lamella
 from lamella.errors import FailedPrecondition
+from waiting import until
 
 pytestmark = pytest.mark.privileged
 NIGHTLY = os.environ.get("LAMELLA_NIGHTLY") == "1"
@@ -42,13 +43,6 @@ def start(client, image):
     yield call
     for box in boxes:
         box.remove(force=True)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.005)
 
 
 def text(pieces: Iterator[tuple[str, bytes]], stream: str | None = None) -> str:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ import pytest
 import lamella
 from lamella.containers.cgroups import _hierarchies
 from lamella.errors import FailedPrecondition
+from waiting import until
 
 pytestmark = pytest.mark.privileged
 ANSWER = "echo up; read line; echo got $line; exit 9"
@@ -33,13 +33,6 @@ def cleared(client):
     yield
     for box in client.containers.list(all=True):
         box.remove(force=True)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.005)
 
 
 def starter(client, image, end: str) -> list[str]:

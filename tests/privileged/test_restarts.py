@@ -7,7 +7,6 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import lamella
 from lamella.containers.cgroups import _hierarchies
 from lamella.errors import CommandNotFound, FailedPrecondition, InvalidArgument
+from waiting import until
 
 pytestmark = pytest.mark.privileged
 NIGHTLY = os.environ.get("LAMELLA_NIGHTLY") == "1"
@@ -37,13 +37,6 @@ def create(client, image):
     yield call
     for box in boxes:
         box.remove(force=True)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.005)
 
 
 def monitor_of(box) -> int:
