@@ -160,3 +160,12 @@ def test_after_a_restart_of_the_machine_addresses_are_given_back(
     assert not list((tmp_path / "leases/web").glob("10.*"))
     box.start()
     box.remove(force=True)
+
+
+def test_a_record_that_was_never_finished_goes_with_the_next_collection(client):
+    unfinished = client.config.root / "networks" / "attached" / f"default.{'a' * 64}.new"
+    unfinished.parent.mkdir(parents=True, mode=0o700)
+    unfinished.write_bytes(b'{"container":')
+    assert client.gc(dry_run=True).orphans == 1
+    client.gc()
+    assert pins(client.config) == []

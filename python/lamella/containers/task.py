@@ -22,7 +22,7 @@ from lamella.config import Config
 from lamella.containers.log_config import LogConfig
 from lamella.containers.monitor import Attached, Connection, Exit, _Failure, raise_failure
 from lamella.containers.networks import Connection as NetworkConnection
-from lamella.containers.networks import record_path
+from lamella.containers.networks import is_recorded, record_path
 from lamella.containers.restart_policy import RestartPolicy, Restarts
 from lamella.disk import make_private_folder, make_state_folder, names_in, storage_error
 from lamella.errors import FailedPrecondition, LamellaError, NotFound, PermissionDenied, ResourceExhausted
@@ -561,7 +561,7 @@ class Task:
 
     def _unplug(self) -> None:
         """Take the network away of a run that is over, or was not to be; as a rule its monitor has. Harmless twice."""
-        if self._network_record.exists():
+        if is_recorded(self._network_record):
             from lamella.containers.networks.attachment import release
 
             release(self._config, self._network_record)
@@ -572,14 +572,14 @@ class Task:
         False when there is none, it runs, or somebody is at it. Errors are those of
         :func:`lamella.containers.networks.attachment.release`.
         """
-        if not self._network_record.exists() or self.monitored():
+        if not is_recorded(self._network_record) or self.monitored():
             return False
         self._make_folders()
         lock = FolderLock(self.folder, what="the container's task")
         if not lock.try_acquire():
             return False
         try:
-            if not self._network_record.exists() or self.monitored():
+            if not is_recorded(self._network_record) or self.monitored():
                 return False
             self._unplug()
             return True

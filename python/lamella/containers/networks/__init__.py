@@ -199,3 +199,13 @@ def published(config: Config, record: ContainerRecord) -> dict[str, list[dict[st
 def record_path(config: Config, container: str) -> Path:
     """Say where the record of a container's network is while it is plugged in."""
     return config.root / "networks" / "attached" / f"{config.namespace}.{container}.json"
+
+
+def unfinished_path(record: Path) -> Path:
+    """Say where a record is written before it takes its place; a killed process may leave it there."""
+    return record.with_suffix(".new")
+
+
+def is_recorded(record: Path) -> bool:
+    """Tell whether there is anything to take away: a record, or what a killed process has written of one."""
+    return record.exists() or unfinished_path(record).exists()

@@ -18,7 +18,7 @@ import msgspec
 
 from lamella import _core
 from lamella.config import Config
-from lamella.containers.networks import record_path
+from lamella.containers.networks import record_path, unfinished_path
 from lamella.containers.networks.execution import ID_VARIABLE, Program, run_program
 from lamella.containers.networks.ports import Port
 from lamella.disk import make_private_folder, make_state_folder, names_in, translated
@@ -58,7 +58,7 @@ class Attachment(msgspec.Struct, kw_only=True, omit_defaults=True):
     def write(self, config: Config) -> Path:
         """Put it on disk, whole or not at all."""
         path = record_path(config, self.container)
-        fresh = path.with_suffix(".new")
+        fresh = unfinished_path(path)
         with translated(f"write {path}"):
             make_private_folder(path.parent)
             descriptor = os.open(
@@ -108,12 +108,12 @@ def read(path: Path) -> Attachment | None:
 
 
 def attached(config: Config) -> Iterator[tuple[str, str, Path]]:
-    """Give namespace, container and path of every record of the store."""
+    """Give namespace, container and path of every record of the store, also of one that was never finished."""
     folder = config.root / "networks" / "attached"
-    for name in sorted(names_in(folder)):
-        namespace, dot, container = name.removesuffix(_SUFFIX).rpartition(".")
-        if dot and name.endswith(_SUFFIX):
-            yield namespace, container, folder / name
+    for stem in sorted({Path(name).stem for name in names_in(folder)}):
+        namespace, dot, container = stem.rpartition(".")
+        if dot:
+            yield namespace, container, folder / f"{stem}{_SUFFIX}"
 
 
 def release(config: Config, path: Path) -> None:
@@ -123,8 +123,7 @@ def release(config: Config, path: Path) -> None:
     """
     attachment = read(path)
     if attachment is None:
-        with suppress(FileNotFoundError):
-            path.unlink()
+        _remove(path)
         return
     _await_strays(attachment.container)
     failure: LamellaError | None = None
@@ -149,8 +148,13 @@ def release(config: Config, path: Path) -> None:
             os.close(companion)
     with suppress(OSError):
         Path(f"{namespace}.pid").unlink()  # of a pasta whose start was killed
-    with translated(f"remove {path}"), suppress(FileNotFoundError):
-        path.unlink()
+    _remove(path)
+
+
+def _remove(path: Path) -> None:
+    with translated(f"remove {path}"):
+        unfinished_path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _is_namespace(path: str) -> bool:
