@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from lamella import oci
+from lamella.containers import defaults
 from lamella.containers.options import Options, parse_mounts
 from lamella.containers.spec import build_spec, merge
 from lamella.errors import InvalidArgument, NotFound
@@ -210,3 +211,12 @@ def test_paths_of_proc_and_sys_are_masked_unless_others_are_given():
     assert (changed["maskedPaths"], changed["readonlyPaths"]) == (["/secret"], ["/proc/sys"])
     with pytest.raises(InvalidArgument, match="masked_paths"):
         spec(masked_paths=["secret"])
+
+
+def test_how_hot_processors_get_is_masked_where_the_machine_counts_it(tmp_path):
+    """GHSA-6fw5-f8r9-fgfm: the counts told a container what others compute."""
+    for name in ("cpu0/thermal_throttle", "cpu0/topology", "cpu1/topology"):
+        (tmp_path / name).mkdir(parents=True)
+    found = defaults.masked_paths(str(tmp_path))
+    assert found == [*defaults.MASKED_PATHS, f"{tmp_path}/cpu0/thermal_throttle"]
+    assert spec()["linux"]["maskedPaths"] == defaults.masked_paths()

@@ -59,6 +59,18 @@ def test_an_unknown_or_overflowing_user_is_refused(user):
         resolve_user(user, read)
 
 
+@pytest.mark.parametrize(
+    "user",
+    ["4294967296", "2147483648", "-1", "+0", "+1000", " 1000", "0 ", "\u0660", "²", "9" * 30, "00000000000"],
+)
+@pytest.mark.parametrize("field", ["passwd", "group"])
+def test_what_looks_like_a_number_is_no_name_that_an_image_may_give_to_root(user, field):
+    """CVE-2026-46680: a number that did not fit was looked up as a name, and an image could list that with uid 0."""
+    lines = {"etc/passwd": f"{user}:x:0:0::/:\n".encode(), "etc/group": f"{user}:x:0:\n".encode()}
+    with pytest.raises(InvalidArgument):
+        resolve_user(user if field == "passwd" else f"1000:{user}", lambda path, limit: lines[path])
+
+
 def test_an_id_out_of_range_in_passwd_names_nobody():
     with pytest.raises(InvalidArgument):
         resolve_user("big", read)

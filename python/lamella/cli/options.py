@@ -414,7 +414,7 @@ def _security(options: list[str]) -> dict[str, Any]:
                 hint="Use no-new-privileges, seccomp=unconfined, seccomp=FILE, systempaths=unconfined or mask=PATH:PATH.",
             )
     if masked:
-        from lamella.containers.defaults import MASKED_PATHS
+        from lamella.containers.defaults import masked_paths
 
-        found["masked_paths"] = [*found.get("masked_paths", MASKED_PATHS), *masked]
+        found["masked_paths"] = [*found.get("masked_paths", masked_paths()), *masked]
     return found

@@ -6,6 +6,9 @@ paths are those that Docker, containerd and podman agree on.
 
 from __future__ import annotations
 
+import os
+from functools import cache
+
 from lamella.containers.runtime_spec import DeviceRule, Mount
 
 OCI_VERSION = "1.2.0"
@@ -74,6 +77,18 @@ MASKED_PATHS = [
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ]
+
+
+
+@cache
+def masked_paths(cpus: str = "/sys/devices/system/cpu") -> list[str]:
+    """Give MASKED_PATHS, and for each processor that counts how often it was too hot the folder of those counts.
+
+    They tell a container what others compute (GHSA-6fw5-f8r9-fgfm). Which processors have them is looked at once a process.
+    """
+    folders = (f"{cpus}/cpu{number}/thermal_throttle" for number in range(os.sysconf("SC_NPROCESSORS_CONF")))
+    return [*MASKED_PATHS, *filter(os.path.isdir, folders)]
+
 
 READONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 

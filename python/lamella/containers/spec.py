@@ -105,7 +105,7 @@ def build_spec(
             seccomp=seccomp_section(
                 options.seccomp, capabilities=capabilities, privileged=options.privileged
             ),
-            masked_paths=_paths(options.masked_paths, "masked_paths", options, defaults.MASKED_PATHS),
+            masked_paths=_paths(options.masked_paths, "masked_paths", options, defaults.masked_paths()),
             readonly_paths=_paths(options.readonly_paths, "readonly_paths", options, defaults.READONLY_PATHS),
             sysctl=dict(options.sysctls or {}),
         ),

@@ -1,8 +1,9 @@
 """USER resolution: from ``name``, ``uid``, ``name:group`` or ``uid:gid`` to numbers, by the image's /etc/passwd and /etc/group.
 
 The files come from whoever made the image. They are read without mounting anything, with a cap, never through a symlink out
-of the image, and numbers beyond 2**31 - 1 are refused instead of wrapping round to root (CVE-2024-40635). Supplementary
-groups are those that /etc/group lists for the user (CVE-2023-25173).
+of the image (CVE-2024-9676; the cap: CVE-2026-47262), and numbers beyond 2**31 - 1 are refused instead of wrapping round to
+root (CVE-2024-40635). What looks like a number is never a name: an image could list it with uid 0 (CVE-2026-46680).
+Supplementary groups are those that /etc/group lists for the user (CVE-2023-25173).
 Source: passwd(5), group(5); OCI image spec, config.md, "User".
 """
 
@@ -75,9 +76,9 @@ def login_names(read_file: ReadFile) -> dict[int, str]:
 
 def _number(text: str, user: str) -> int | None:
     """Return the number, None for a name. ASCII digits only: int() would take ``1_000`` and other scripts' digits."""
-    if not (text.isascii() and text.isdigit()):
+    if not text.strip().lstrip("+-").isdigit():
         return None
-    if len(text) > 10 or int(text) > ID_MAX:
+    if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > ID_MAX:
         raise InvalidArgument(f"user {user!r}: {text[:20]} is not between 0 and {ID_MAX}")
     return int(text)
 

@@ -2,6 +2,12 @@
 //!
 //! `default_syscalls.json` holds the rules for a container with Docker's default capabilities;
 //! `by_capability.json` what a further capability opens.
+//!
+//! Families of sockets are listed, not excluded: the kernel looks at the lower half of the argument alone, so that a rule
+//! "not 40" lets 2^32 + 40 through. AF_ALG (CVE-2026-31431), AF_VSOCK and what no kernel has any more are not in the list;
+//! masks take neighbours together.
+//! socketcall(2) of 32-bit programs, whose family lies in memory that no filter sees, looks absent: direct calls are
+//! there since Linux 4.3. (Docker leaves it to AppArmor, which not every machine has.)
 
 use std::collections::BTreeMap;
 
