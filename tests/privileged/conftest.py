@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from crashes import alone, server
+from probes import bait, compiled
 
-__all__ = ["alone", "server"]
+__all__ = ["alone", "bait", "compiled", "server"]

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 from launcher_box import DOCKER_CAPABILITIES, PRELUDE, PYTHON, Box
 
+from lamella.containers import defaults
+from probes import NET_RAW, reached
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 pytestmark = [pytest.mark.privileged]
 X86_64 = platform.machine() == "x86_64"
@@ -343,6 +346,35 @@ print(json.dumps(seen))
 """
     assert box.python(code) == []
     assert secret.read_text() == "untouched"
+
+
+def test_the_root_of_a_user_namespace_reaches_nothing_of_the_host(
+    box: Box, tmp_path: Path, compiled: Callable[[str], Path], bait: list[str]
+) -> None:
+    """reach.c has what is tried; tests/security/test_reach.py the same for containers of the library."""
+    box.linux["namespaces"].append({"type": "user"})
+    for key in ("uidMappings", "gidMappings"):
+        box.linux[key] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    box.linux["maskedPaths"], box.linux["readonlyPaths"] = defaults.MASKED_PATHS, defaults.READONLY_PATHS
+    box.spec["mounts"] = [one for one in box.spec["mounts"] if not one["source"].startswith("/root")]
+    probe = {
+        "destination": "/probe",
+        "type": "bind",
+        "source": str(compiled("reach")),
+        "options": ["rbind", "ro"],
+    }
+    box.spec["mounts"].append(probe)
+    for folder in (
+        compiled("reach"),
+        *compiled("reach").parents[:2],
+        box.folder,
+        tmp_path,
+        *tmp_path.parents[:2],
+    ):
+        folder.chmod(0o755)
+    for name in ("upper", "work"):
+        os.chown(box.folder / name, 100000, 100000)
+    assert reached(box.run("/probe/reach", *bait).stdout) == NET_RAW
 
 
 def test_kernel_logs_and_memory_are_out_of_reach(box: Box) -> None:

@@ -79,7 +79,6 @@ MASKED_PATHS = [
 ]
 
 
-
 @cache
 def masked_paths(cpus: str = "/sys/devices/system/cpu") -> list[str]:
     """Give MASKED_PATHS, and for each processor that counts how often it was too hot the folder of those counts.
