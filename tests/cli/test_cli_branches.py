@@ -50,5 +50,5 @@ def test_what_is_for_an_image_is_refused_for_a_branch_and_the_reverse(pulled: tu
     assert lamella("containers", "commit", "--squash", "box").status == 2
     assert lamella("containers", "commit", "--branch", "x", "box", "image:1").status == 2
     missing = lamella("run", "--branch", "absent", "true")
-    assert missing.status == 1
+    assert missing.status == 125
     assert "branches ls" in missing.err

@@ -67,14 +67,14 @@ def test_exec_of_what_cannot_run_gives_the_status_of_a_shell(box: Program, progr
 
 
 def test_exec_without_a_command_is_wrong_usage(box: Program) -> None:
-    assert box("containers", "exec", "box").status == 2
+    assert box("containers", "exec", "box").status == 125
 
 
 def test_exec_needs_a_running_container(box: Program) -> None:
     box("containers", "kill", "box").ok()
     box("containers", "wait", "box").ok()
     done = box("containers", "exec", "box", "true")
-    assert done.status == 1
+    assert done.status == 125
     assert "is not running" in done.err
 
 

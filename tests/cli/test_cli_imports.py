@@ -49,6 +49,7 @@ def test_a_command_imports_no_other_commands(modules_after: Callable[..., set[st
         f"lamella.cli.{name}"
         for name in (
             "commands",
+            "create",
             "options",
             "output",
             "parser",

@@ -88,5 +88,5 @@ def test_options_of_run_say_what_is_kept(pulled: tuple[Program, str]) -> None:
     assert (done.status, done.out) == (1, "")
     assert "keeps no log" in done.err
     done = lamella("run", "--rm", "--log-opt", "mode=blocking", reference, "true")
-    assert done.status == 1
+    assert done.status == 125
     assert "mode" in done.err

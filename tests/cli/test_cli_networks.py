@@ -80,6 +80,6 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(
 ) -> None:
     lamella, reference = pulled
     done = lamella("run", "--rm", *words, reference, "true")
-    assert done.status == 1
+    assert done.status == 125
     assert message in done.err
     assert lamella("--json", "ps", "-a").ok().document == []

@@ -60,7 +60,7 @@ def test_run_fetches_an_image_that_is_not_here(lamella: Program, small_image: st
 
 def test_run_never_fetches_when_told_so(lamella: Program, small_image: str) -> None:
     done = lamella("run", "--rm", "--pull", "never", small_image, "echo", "hi")
-    assert (done.status, done.out) == (1, "")
+    assert (done.status, done.out) == (125, "")
     assert "is not in namespace default" in done.err
 
 
@@ -116,7 +116,7 @@ def test_a_name_that_is_taken_is_an_error_and_harms_nobody(pulled: tuple[Program
     lamella, reference = pulled
     lamella("run", "--name", "box", reference, "true").ok()
     done = lamella("run", "--rm", "--name", "box", reference, "true")
-    assert done.status == 1
+    assert done.status == 125
     assert "box" in done.err
     assert containers(lamella) == ["box"]
 
@@ -333,7 +333,7 @@ def test_start_without_a_names_what_it_started(pulled: tuple[Program, str]) -> N
     assert lamella("containers", "start", "box").ok().out == "box\n"
     assert lamella("containers", "wait", "--timeout", "20s", "box").ok().out == "0\n"
     missing = lamella("containers", "start", "nowhere")
-    assert (missing.status, "nowhere" in missing.err) == (1, True)
+    assert (missing.status, "nowhere" in missing.err) == (125, True)
     lamella("containers", "rm", "box").ok()
 
 
@@ -385,7 +385,7 @@ def _read_until(descriptor: int, text: bytes) -> bytes:
 def test_a_terminal_is_refused_where_stdin_is_none(pulled: tuple[Program, str]) -> None:
     lamella, reference = pulled
     done = lamella.process("run", "--rm", "-it", reference, "true")
-    assert done.returncode == 2
+    assert done.returncode == 125
     assert done.stderr.startswith(b"lamella run: -t needs a terminal")
 
 
@@ -403,3 +403,44 @@ def test_ctrl_c_during_a_pull_gives_130(lamella: Program) -> None:
                 assert pulling.wait(timeout=20) == 130
                 assert pulling.stderr is not None
                 assert b"Traceback" not in pulling.stderr.read()
+
+
+def test_the_id_goes_to_a_file_that_must_not_be_there(pulled: tuple[Program, str], tmp_path: Path) -> None:
+    lamella, reference = pulled
+    file = tmp_path / "id"
+    lamella("run", "--cidfile", str(file), reference, "true").ok()
+    (row,) = lamella("--json", "ps", "-a").ok().document
+    assert file.read_text() == row["id"]
+    for words in (("run", "--rm"), ("create",)):
+        done = lamella(*words, "--cidfile", str(file), reference, "true")
+        assert (done.status, str(file) in done.err) == (125, True)
+    assert file.read_text() == row["id"]
+    other = tmp_path / "other"
+    assert lamella("create", "--cidfile", str(other), "--name", "x", "-m", "1", reference).status == 125
+    assert not other.exists()
+
+
+def test_labels_and_variables_come_from_files(pulled: tuple[Program, str], tmp_path: Path) -> None:
+    lamella, reference = pulled
+    (tmp_path / "env").write_text("A=file\nB=file\n")
+    (tmp_path / "labels").write_text("# remark\nstage=test\nmore=0\n")
+    words = ("--env-file", str(tmp_path / "env"), "-e", "B=own", "--label-file", str(tmp_path / "labels"))
+    done = lamella(
+        "run", "--name", "box", *words, "--label", "more=1", reference, "sh", "-c", "echo $A $B"
+    ).ok()
+    assert done.out == "file own\n"
+    labels = lamella("containers", "inspect", "box").ok().document["labels"]
+    assert labels.items() >= {"stage": "test", "more": "1"}.items()
+    done = lamella("run", "--env-file", str(tmp_path / "none"), reference, "true")
+    assert (done.status, "there is no file" in done.err) == (125, True)
+
+
+def test_a_wrong_command_line_of_run_is_told_from_the_status_of_a_program(
+    pulled: tuple[Program, str],
+) -> None:
+    lamella, reference = pulled
+    assert lamella("run", "--no-such-option", reference, "true").status == 125
+    assert lamella("--json", "exec", "box", "true").status == 125
+    assert lamella("ps", "--no-such-option").status == 2
+    assert lamella("run", "--rm", reference, "sh", "-c", "exit 2").status == 2
+    assert lamella("start", "nobody", "nothing").status == 125

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from lamella.errors import AlreadyExists, InvalidArgument, NotFound
+from lamella.errors import AlreadyExists, CommandNotFound, InvalidArgument, NotFound
+from waiting import until
 
 pytestmark = pytest.mark.privileged
 
@@ -127,3 +128,33 @@ def test_a_time_out_ends_sessions_orphans_and_stopped_processes_of_the_exec_and_
             assert time.monotonic() < deadline, found
             time.sleep(0.02)
         assert [process.command for process in found] == [["sleep", "1000"], ["sleep", "1006"]]
+
+
+# Execs that nobody waits for, and containers that remove themselves
+
+
+def test_an_exec_that_is_left_goes_on_unheard(box):
+    left = box.exec(
+        ["sh", "-c", "echo heard by nobody; echo $WORD > /tmp/left; sleep 100"],
+        environment=["WORD=x"],
+        detach=True,
+    )
+    assert left is None
+    until(lambda: box.exec(["cat", "/tmp/left"]).stdout == b"x\n")
+    with pytest.raises(CommandNotFound):
+        box.exec("nonsense", detach=True)
+    for option in ({"timeout": 1}, {"check": True}, {"input": b""}, {"on_output": print}):
+        with pytest.raises(InvalidArgument, match="waited for"):
+            box.exec("true", detach=True, **option)
+
+
+def test_a_container_that_removes_itself_is_gone_at_the_next_look_after_its_end(client, image):
+    box = client.containers.create(image, ["true"], name="once", auto_remove=True)
+    assert client.containers.list(all=True) == [box]
+    box.start()
+    assert box.wait(30) == 0
+    assert client.containers.list(all=True) == []
+    assert client.containers.run(image, ["true"], auto_remove=True).exit_code == 0
+    assert client.containers.list(all=True) == []
+    with pytest.raises(InvalidArgument, match="removed at its end"):
+        client.containers.create(image, ["true"], auto_remove=True, restart_policy="always")

@@ -5,9 +5,11 @@ what every command needs (the global options, the client, where output goes); on
 each with its arguments, help, examples and handler. Handlers call the library and print; they decide nothing that a
 caller of the library would miss.
 
-Exit status: the container's own from ``run`` and ``containers start -a`` (128 + n when signal n ended it), 0 for
-success, 1 for an error, 2 for a wrong command line, 124 when a time-out passed, 126 for a program that cannot be run,
-127 for one that is not there, 130 after Ctrl-C, 141 when the reader of the output went away.
+Exit status: 0 for success, 1 for an error, 2 for a wrong command line, 124 when a time-out passed, 130 after Ctrl-C, 141
+when the reader of the output went away. ``run``, ``start -a``, ``exec`` and ``attach`` give that of the program in the
+container (128 + n when signal n ended it), 126 for one that cannot be run and 127 for one that is not there; so that these
+can be told apart, what goes wrong with such a command itself, and with ``create``, is 125, a wrong command line too: as in
+docker and podman.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_TIMEOUT = 124
+EXIT_OURS = 125
+"""An error of a command whose exit status is that of a container's program otherwise."""
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 GARBAGE = 100_000
@@ -46,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             invocation = parse([_text(word) for word in (sys.argv[1:] if argv is None else argv)])
-            session = Session(invocation.settings, invocation.arguments)
+            session = Session(
+                invocation.settings, invocation.arguments, error_status=invocation.command.error_status
+            )
             status = _call(invocation, session)
         except HelpRequested as request:
             session = session or Session()
@@ -54,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = 0
         except UsageError as error:
             report(str(error), error.hint, program="")  # it names the command
-            status = EXIT_USAGE
+            status = error.status
         if session is not None:
             session.flush()
     except OutputClosed as closed:
@@ -90,9 +96,12 @@ def _call(invocation: Invocation, session: Session) -> int:
         return invocation.command.run(invocation.arguments, session)
     except (LamellaError, OSError) as error:
         session.fail(error)
-        return int(getattr(error, "exit_code", EXIT_ERROR))
-    except (UsageError, OutputClosed):
+        return session.status_of(error)
+    except UsageError as error:
+        error.status = invocation.command.usage_status
+        raise
+    except OutputClosed:
         raise
     except Exception as error:
         session.fail(error)
-        return EXIT_ERROR
+        return session.error_status

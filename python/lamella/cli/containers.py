@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 from lamella.cli import EXIT_TIMEOUT, output
 from lamella.cli.changes import add_commit_options, add_compression_option, show_changes
 from lamella.cli.cp import CP, EXPORT
+from lamella.cli.create import create_container
 from lamella.cli.exec import ATTACH, EXEC
 from lamella.cli.logs import LOGS
-from lamella.cli.options import USAGE, add_container_options, command, container_options, reference
+from lamella.cli.options import (
+    USAGE,
+    add_container_options,
+    add_terminal_options,
+)
 from lamella.cli.parser import Command, Group, Parser, UsageError, add_filter
-from lamella.cli.pull import add_pull_options, find_source, show_image
+from lamella.cli.pull import add_pull_options, show_image
 from lamella.cli.stats import STATS
 from lamella.cli.top import TOP
 from lamella.cli.update import UPDATE
@@ -83,9 +88,7 @@ def _create_arguments(parser: Parser) -> None:
 
 
 def _create(arguments: argparse.Namespace, session: Session) -> int:
-    options = container_options(arguments)
-    image = find_source(session, reference(arguments), arguments)
-    container = session.client.containers.create(image, command(arguments) or None, **options)
+    container = create_container(session, arguments)
     if session.json:
         session.document(_document(container))
     else:
@@ -97,6 +100,7 @@ def _start_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("-a", "--attach", action="store_true", help="Stay until its end; the exit status is the container's.")
     add("-i", "--interactive", action="store_true", help="Connect stdin, if the container was made with -i.")
+    add_terminal_options(parser)
     add("containers", metavar="CONTAINER", nargs="+", help="Names or ids.")
 
 
@@ -114,14 +118,16 @@ def _start(arguments: argparse.Namespace, session: Session) -> int:
         attached = container.start(attach=True)
         assert attached is not None
         with attached:
-            return follow(
+            status = follow(
                 session,
                 container,
                 attached,
                 signals,
                 stdin=arguments.interactive,
-                tty=container.spec["process"].get("terminal", False),
+                tty=container.record.extra.tty,
+                detach_keys=arguments.detach_keys,
             )
+    return status or 0
 
 
 def _names_arguments(parser: Parser) -> None:
@@ -359,6 +365,7 @@ CONTAINERS = Group(
             _create,
             _create_arguments,
             usage=USAGE,
+            runs_program=True,
             description="Makes the record and the active snapshot. Everything behind REF belongs to the command.",
             examples=[
                 ("one with a name", "lamella containers create --name nginx-container-abc123 nginx:latest"),
@@ -370,6 +377,7 @@ CONTAINERS = Group(
             "Start containers.",
             _start,
             _start_arguments,
+            runs_program=True,
             examples=[
                 ("in the background", "lamella containers start web"),
                 ("and see what it writes", "lamella containers start -a web"),

@@ -13,11 +13,13 @@ from typing import Any
 
 from lamella.cli.parser import REST, Parser, UsageError
 from lamella.cli.values import (
+    DETACH_KEYS,
     Suggestions,
     argument,
+    parse_boolean,
     parse_cpus,
+    parse_detach_keys,
     parse_duration,
-    parse_environment_file,
     parse_labels,
     parse_limit,
     parse_pair,
@@ -98,6 +100,8 @@ def add_container_options(parser: Parser) -> None:
     """Add every option that shapes a container, and REF with the command behind it."""
     add = parser.add_argument
     add("--name", metavar="NAME", help="Give the container a name.")
+    add("--cidfile", metavar="FILE", help="Write its id to this file, which must not be there.")
+    add("--rm", action="store_true", help="Remove it at its end, and its anonymous volumes.")
     add("--branch", action="store_true", help="REF is a branch (lamella branches ls), not an image.")
     add_process_options(parser)
     add("--hostname", metavar="NAME", help="Set the host name.")
@@ -110,6 +114,7 @@ def add_container_options(parser: Parser) -> None:
         help="none: loopback alone (default); host, container:NAME, pasta, or a CNI network such as bridge.",
     )
     add("--label", metavar="KEY=VALUE", type=argument(parse_pair), action="append", help="Attach a label.")
+    add("--label-file", metavar="FILE", action="append", default=[], help="Read labels from a file.")
     add(
         "--annotation",
         metavar="KEY=VALUE",
@@ -285,9 +290,7 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Give the keyword arguments of ``client.containers.create`` but for image and command. UsageError for a bad value."""
     options: dict[str, Any] = {
         "name": arguments.name,
-        "environment": environment(arguments),
-        "working_dir": arguments.workdir,
-        "user": arguments.user,
+        **process_options(arguments),
         "hostname": arguments.hostname,
         "network": arguments.network,
         "ports": arguments.publish,
@@ -306,6 +309,7 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "cap_drop": arguments.cap_drop,
         "devices": arguments.device,
         "privileged": arguments.privileged,
+        "auto_remove": arguments.rm,
         "annotations": parse_labels(arguments.annotation),
         "spec": _spec(arguments),
         "stop_signal": arguments.stop_signal,
@@ -322,8 +326,8 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "oom_score_adj": arguments.oom_score_adj,
         "sysctls": parse_labels(arguments.sysctl),
         "labels": parse_labels(arguments.label),
+        "label_file": arguments.label_file,
         "stdin": arguments.interactive,
-        "tty": arguments.tty,
         "ulimits": arguments.ulimit,
         **_security(arguments.security_opt),
     }
@@ -353,19 +357,39 @@ def _words(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
-def environment(arguments: argparse.Namespace) -> dict[str, str | None]:
-    """Give the variables of ``--env-file`` and ``-e``."""
-    variables: dict[str, str | None] = {}
-    for path in arguments.env_file:
-        try:
-            with Path(path).open(encoding="utf-8", errors="surrogateescape") as lines:
-                variables.update(parse_environment_file(lines))
-        except ValueError as error:
-            raise UsageError(f"lamella: {path}: {error}") from None
-    for text in arguments.env:
-        key, equals, value = text.partition("=")
-        variables[key] = value if equals else None
-    return variables
+def process_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Give the keyword arguments for what :func:`add_process_options` has added, as containers and execs take them."""
+    return {
+        "environment": arguments.env,
+        "env_file": arguments.env_file or None,
+        "working_dir": arguments.workdir,
+        "user": arguments.user,
+        "tty": arguments.tty,
+    }
+
+
+def add_terminal_options(parser: Parser) -> None:
+    """Add the options of what stays with a container's streams."""
+    parser.add_argument(
+        "--detach-keys",
+        metavar="KEYS",
+        type=argument(parse_detach_keys),
+        default=DETACH_KEYS,
+        help="Leave its terminal by these keys; it goes on (default: ctrl-p,ctrl-q; '' for none).",
+    )
+
+
+def add_signal_option(parser: Parser) -> None:
+    """Add the option that keeps signals to us from the container."""
+    parser.add_argument(
+        "--sig-proxy",
+        metavar="BOOL",
+        type=argument(parse_boolean),
+        nargs="?",
+        const=True,
+        default=True,
+        help="Pass signals on (default); with false they end lamella, and the container goes on.",
+    )
 
 
 def _log_config(arguments: argparse.Namespace) -> dict[str, Any] | None:

@@ -15,6 +15,8 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from lamella.cli import EXIT_ERROR, EXIT_OURS, EXIT_USAGE
+
 if TYPE_CHECKING:
     from lamella.cli.session import Session
 
@@ -27,7 +29,9 @@ _HELP_COLUMN = 28
 
 
 class UsageError(Exception):
-    """The command line is wrong; exit status 2."""
+    """The command line is wrong; ``status`` is the exit status."""
+
+    status = EXIT_USAGE
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -164,7 +168,10 @@ def _no_arguments(parser: Parser) -> None:
 
 
 class Command(NamedTuple):
-    """One command: ``run`` gets the parsed arguments and the session and returns the exit status."""
+    """One command: ``run`` gets the parsed arguments and the session and returns the exit status.
+
+    ``runs_program``: that is, or will be, the status of a program in a container, from which errors of ours are told apart.
+    """
 
     name: str
     summary: str
@@ -175,6 +182,17 @@ class Command(NamedTuple):
     examples: Sequence[tuple[str, str]] = ()
     aliases: tuple[str, ...] = ()
     json: bool = True
+    runs_program: bool = False
+
+    @property
+    def error_status(self) -> int:
+        """The exit status of an error."""
+        return EXIT_OURS if self.runs_program else EXIT_ERROR
+
+    @property
+    def usage_status(self) -> int:
+        """The exit status of a wrong command line."""
+        return EXIT_OURS if self.runs_program else EXIT_USAGE
 
     def parser(self, prog: str) -> Parser:
         """Build the parser of this command."""
@@ -310,11 +328,17 @@ def parse(argv: Sequence[str]) -> Invocation:
             raise unknown(words[0], verbs, prog)
         noun, rest = verbs[words[0]], words[1:]
         prog += f" {noun.name}"
-    arguments = noun.parser(prog).read(rest)
+    try:
+        arguments = noun.parser(prog).read(rest)
+    except UsageError as error:
+        error.status = noun.usage_status
+        raise
     settings.json |= getattr(arguments, "json", False)
     settings.quiet |= getattr(arguments, "quiet", False)
     if settings.json and not noun.json:
-        raise UsageError(f"{prog}: --json has no meaning here", hint=f"See '{prog} --help'.")
+        wrong = UsageError(f"{prog}: --json has no meaning here", hint=f"See '{prog} --help'.")
+        wrong.status = noun.usage_status
+        raise wrong
     return Invocation(noun, arguments, settings)
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lamella.cli.options import USAGE, add_container_options, command, container_options, reference
+from lamella.cli.create import create_container
+from lamella.cli.options import USAGE, add_container_options, add_signal_option, add_terminal_options
 from lamella.cli.parser import Command, Parser, UsageError
-from lamella.cli.pull import add_pull_options, find_source
+from lamella.cli.pull import add_pull_options
 from lamella.cli.values import argument, parse_duration
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
+    from lamella.containers.container import Container
 
 
 def _arguments(parser: Parser) -> None:
     add = parser.add_argument
-    add("--rm", action="store_true", help="Remove the container at its end, and its anonymous volumes.")
     add("-d", "--detach", action="store_true", help="Leave it running and print its id.")
     add(
         "--timeout",
@@ -25,6 +28,8 @@ def _arguments(parser: Parser) -> None:
         type=argument(parse_duration),
         help="Kill it after this time (exit status 124).",
     )
+    add_signal_option(parser)
+    add_terminal_options(parser)
     add_pull_options(parser, when=True)
     add_container_options(parser)
 
@@ -34,17 +39,10 @@ def _run(arguments: argparse.Namespace, session: Session) -> int:
         raise UsageError("lamella run: --timeout needs a container in the foreground", hint="Leave -d out.")
     if arguments.interactive and arguments.tty and not arguments.detach and not sys.stdin.isatty():
         raise UsageError("lamella run: -t needs a terminal, and stdin is none", hint="Leave -t out.")
-    if arguments.rm and arguments.restart not in (None, "no"):
-        raise UsageError(
-            "lamella run: a container that is run again cannot be removed at its end", hint="Leave --rm out."
-        )
-    options = container_options(arguments)
-    image = find_source(session, reference(arguments), arguments)
-    containers = session.client.containers
+    container = create_container(session, arguments)
     if arguments.detach:
-        container = containers.run(
-            image, command(arguments) or None, detach=True, remove=arguments.rm, **options
-        )
+        with _removed_unless_started(container):
+            container.start()
         if session.json:
             session.document({"id": container.id, "name": container.name})
         else:
@@ -53,17 +51,14 @@ def _run(arguments: argparse.Namespace, session: Session) -> int:
 
     from lamella.cli.streams import Signals, follow
 
-    with Signals() as signals:
-        container = containers.create(image, command(arguments) or None, **options)
-        try:
+    with Signals(proxy=arguments.sig_proxy) as signals:
+        with _removed_unless_started(container):
             attached = container.start(attach=True)
-            assert attached is not None
-        except BaseException:
-            container.remove(force=True, volumes=True)
-            raise
+        assert attached is not None
+        goes_on = False
         try:
             with attached:
-                return follow(
+                status = follow(
                     session,
                     container,
                     attached,
@@ -71,10 +66,25 @@ def _run(arguments: argparse.Namespace, session: Session) -> int:
                     stdin=arguments.interactive,
                     tty=arguments.tty,
                     timeout=arguments.timeout,
+                    detach_keys=arguments.detach_keys if arguments.timeout is None else b"",
                 )
+            goes_on = status is None
+            return status or 0
+        except KeyboardInterrupt:  # which comes here with --sig-proxy=false alone
+            goes_on = True
+            raise
         finally:
-            if arguments.rm:
+            if arguments.rm and not goes_on:
                 container.remove(force=True, volumes=True)
+
+
+@contextmanager
+def _removed_unless_started(container: Container) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        container.remove(force=True, volumes=True)
+        raise
 
 
 RUN = Command(
@@ -83,10 +93,13 @@ RUN = Command(
     _run,
     _arguments,
     usage=USAGE,
+    runs_program=True,
     description="Fetches the image if it is not here, makes a container on it, and stays until its end. Output and "
     "signals pass through; stdin with -i. Everything behind REF belongs to the command.\n\n"
     "The exit status is the command's own, 128 + n when signal n ended it, 127 when the program is not in the image, "
-    "126 when it cannot be run, 124 after --timeout. A container that ignores three Ctrl-C is killed.",
+    "126 when it cannot be run, 125 for an error of lamella itself, 124 after --timeout. A container that ignores three "
+    "Ctrl-C is killed.\n\n"
+    "Ctrl-P Ctrl-Q on its terminal (-it) leaves it running, with exit status 0; `lamella attach` comes back. Not with --timeout.",
     examples=[
         ("one command, and nothing left afterwards", "lamella run --rm nginx:latest nginx -v"),
         ("a shell", "lamella run --rm -it debian:12 bash"),

@@ -48,8 +48,13 @@ class Session:
     """One run of the command."""
 
     def __init__(
-        self, settings: argparse.Namespace | None = None, arguments: argparse.Namespace | None = None
+        self,
+        settings: argparse.Namespace | None = None,
+        arguments: argparse.Namespace | None = None,
+        *,
+        error_status: int = EXIT_ERROR,
     ) -> None:
+        self.error_status = error_status
         self.settings = settings or argparse.Namespace()
         self._arguments = arguments or argparse.Namespace()
         self.json = bool(getattr(settings, "json", False))
@@ -98,21 +103,27 @@ class Session:
     def each(self, names: Sequence[str], action: Callable[[str], object]) -> int:
         """Do something to each name and print those that it worked for; an error doesn't keep from the others.
 
-        Returns the exit status.
+        Returns the exit status: that of the error where only one thing was asked for.
         """
         done = []
+        status = 0
         for name in names:
             try:
                 action(name)
             except LamellaError as error:
                 self.fail(error)
+                status = self.status_of(error) if len(names) == 1 else self.error_status
                 continue
             done.append(name)
             if not self.json:
                 self.line(name)
         if self.json:
             self.document(done)
-        return 0 if len(done) == len(names) else EXIT_ERROR
+        return status
+
+    def status_of(self, error: Exception) -> int:
+        """Give the exit status of an error: a program's own where it says so."""
+        return int(getattr(error, "exit_code", self.error_status))
 
     def write(self, text: str) -> None:
         """Write text to stdout."""

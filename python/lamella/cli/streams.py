@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lamella.cli import EXIT_TIMEOUT
 from lamella.cli.session import OutputClosed, report
+from lamella.containers.detach_keys import DetachKeys
 from lamella.errors import LamellaError
 
 if TYPE_CHECKING:
@@ -55,13 +56,14 @@ def follow(
     stdin: bool,
     tty: bool,
     timeout: float | None = None,
-) -> int:
+    detach_keys: bytes = b"",
+) -> int | None:
     """Stay with a container until its end and return the exit status for the command.
 
-    When the reader of our output goes away the container is killed, as SIGPIPE would end a program in its place, and
-    OutputClosed is raised.
+    None when ``detach_keys`` were typed on its terminal: it goes on then. When the reader of our output goes away the container
+    is killed, as SIGPIPE would end a program in its place, and OutputClosed is raised.
     """
-    foreground = _Foreground(container, attached)
+    foreground = _Foreground(container, attached, DetachKeys(detach_keys if tty and stdin else b""))
     with _raw_terminal(enabled=tty and stdin):
         signals.deliver(foreground.on_signal)
         if tty:
@@ -69,6 +71,9 @@ def follow(
         if stdin:
             threading.Thread(target=foreground.pass_stdin, daemon=True).start()
         timed_out = foreground.pass_output(session, timeout)
+    if foreground.is_left:
+        session.note(f"lamella: left {container.name}, which goes on")
+        return None
     if timed_out:
         report(f"container {container.name} ran longer than {timeout:g} s and was killed")
         return EXIT_TIMEOUT
@@ -82,9 +87,11 @@ def follow(
 class _Foreground:
     """One attached container."""
 
-    def __init__(self, container: Target, attached: Attached) -> None:
+    def __init__(self, container: Target, attached: Attached, detach_keys: DetachKeys) -> None:
         self._container = container
         self._attached = attached
+        self._detach_keys = detach_keys
+        self.is_left = False
         self._writing = threading.Lock()
         self._endings = 0
 
@@ -119,8 +126,13 @@ class _Foreground:
             # Not through sys.stdin: at exit the interpreter would wait for the lock that a blocked read holds.
             descriptor = sys.stdin.fileno()
             while data := os.read(descriptor, _PIECE):
+                data, left = self._detach_keys.pass_on(data)
                 with self._writing:
                     self._attached.write_stdin(data)
+                if left:
+                    self.is_left = True
+                    self._attached.leave()
+                    return
         except (OSError, ValueError, AttributeError):
             pass  # no stdin, or the container has ended
         try:
@@ -164,8 +176,12 @@ class _Foreground:
 class Signals:
     """Collects signals from its start on, and hands them to ``deliver``'s function in a thread of its own.
 
-    A signal that comes earlier waits. Outside the main thread, where Python takes no signals, it does nothing.
+    A signal that comes earlier waits. Outside the main thread, where Python takes no signals, it does nothing. Without
+    ``proxy`` only the terminal's new size is handed over, and the others do to us what they do to any program.
     """
+
+    def __init__(self, *, proxy: bool = True) -> None:
+        self._numbers = (*FORWARDED, signal.SIGWINCH) if proxy else (signal.SIGWINCH,)
 
     def __enter__(self) -> Signals:
         self._thread: threading.Thread | None = None
@@ -175,9 +191,7 @@ class Signals:
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._writer, False)
         self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._previous = {
-            number: signal.signal(number, lambda *_: None) for number in (*FORWARDED, signal.SIGWINCH)
-        }
+        self._previous = {number: signal.signal(number, lambda *_: None) for number in self._numbers}
         return self
 
     def deliver(self, receive: Callable[[int], None]) -> None:

@@ -13,6 +13,9 @@ from typing import TypeVar
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", re.IGNORECASE)
 
+DETACH_KEYS = b"\x10\x11"
+"""docker's: ctrl-p,ctrl-q."""
+
 T = TypeVar("T")
 
 
@@ -127,18 +130,21 @@ def parse_signal(text: str) -> str:
     return name
 
 
-def parse_environment_file(lines: Iterable[str]) -> dict[str, str | None]:
-    """Parse docker's env-file form: ``KEY=VALUE``, or ``KEY`` for the caller's own value (None here), ``#`` comments."""
-    variables: dict[str, str | None] = {}
-    for number, line in enumerate(lines, 1):
-        text = line.rstrip("\r\n")
-        if not text.strip() or text.lstrip().startswith("#"):
-            continue
-        key, equals, value = text.lstrip().partition("=")
-        if not key or any(char.isspace() for char in key):
-            raise ValueError(f"line {number}: {text[:80]!r} is not KEY=VALUE")
-        variables[key] = value if equals else None
-    return variables
+def parse_boolean(text: str) -> bool:
+    """Give the truth of ``true`` or ``false``, and of the other words that docker takes for them."""
+    word = text.strip().lower()
+    if word in ("1", "t", "true"):
+        return True
+    if word in ("0", "f", "false"):
+        return False
+    raise ValueError(f"{text!r} is neither true nor false")
+
+
+def parse_detach_keys(text: str) -> bytes:
+    """Give the bytes that a terminal sends for ``ctrl-p,ctrl-q``."""
+    from lamella.containers.detach_keys import parse_detach_keys as parse
+
+    return parse(text)
 
 
 def parse_labels(pairs: Iterable[tuple[str, str]] | None) -> dict[str, str]:

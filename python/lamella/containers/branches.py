@@ -391,6 +391,7 @@ def _like(client: Client, origin: Container, parent: str) -> Container:
         spec=renamed(old.spec),
         extra=msgspec.structs.replace(
             old.extra,
+            auto_remove=False,
             hostname=renamed(old.extra.hostname),
             network_settings=_without_own(old.extra.network_settings),
         ),

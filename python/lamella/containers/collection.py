@@ -17,7 +17,7 @@ from lamella.config import check_identifier
 from lamella.containers.container import Container, ContainerRecord, Extra, signal_number
 from lamella.containers.log_config import parse_log_config
 from lamella.containers.networks import namespace_path, settle
-from lamella.containers.options import Options, VolumeMount, parse_mounts
+from lamella.containers.options import Options, VolumeMount, labels_of, parse_mounts
 from lamella.containers.orphans import release_stale_networks
 from lamella.containers.restart_policy import parse_restart_policy
 from lamella.containers.result import RunResult, await_result
@@ -74,9 +74,9 @@ class Containers:
     ) -> Container:
         """Make a container: its active snapshot on the image, or on a branch, and its record. Nothing runs yet.
 
-        Keyword options (docker's names and meanings): name, entrypoint, environment (mapping or ``K=V`` list),
-        working_dir, user (``name``, ``uid:gid``), hostname,
-        network (``none``, ``host``, ``container:NAME``, ``pasta``, or the name of a CNI network;
+        Keyword options (docker's names and meanings): name, entrypoint, environment (mapping or ``K=V`` list), env_file (one or
+        several, docker's: ``K=V`` lines, ``K`` alone for the caller's value), working_dir, user (``name``, ``uid:gid``),
+        hostname, network (``none``, ``host``, ``container:NAME``, ``pasta``, or the name of a CNI network;
         :mod:`lamella.containers.networks`), ports (``{"80/tcp": 8080}``, ``["8080:80"]``), dns, dns_search, dns_options,
         extra_hosts (``{"db": "10.0.0.5"}``), ip, mac_address, network_aliases, memory and memory_swap (bytes
         or ``"512m"``), memory_reservation, cpus or cpu_quota and cpu_period, cpu_shares, cpuset, cpuset_mems, pids_limit,
@@ -85,7 +85,8 @@ class Containers:
         (``"type=bind,source=/a,target=/b,readonly"``), volumes (``"/a:/b:ro"``, or a volume by its name: ``"data:/b"``, which
         is made if it is not there; ``"/b"``: a fresh one, as for what the image declares), shm_size, cap_add, cap_drop, devices
         (``"/dev/fuse:/dev/fuse:rwm"``), no_new_privileges, seccomp (None: the default profile; ``"unconfined"``, a path, an
-        object), privileged, labels, annotations, stdin (keep it open), tty, ulimits (``"nofile=1024:2048"``),
+        object), privileged, labels, label_file, annotations, auto_remove (when the store is
+        next looked at after its end), stdin (keep it open), tty, ulimits (``"nofile=1024:2048"``),
         oom_score_adj, sysctls, stop_signal, stop_timeout (seconds), log_config (docker-py's:
         ``{"type": "json-file", "config": {"max-size": "10m", "max-file": 5}}``, which is the default; ``{"type": "none"}`` keeps
         no log), restart_policy (``"on-failure:5"``, ``"always"``, or docker-py's mapping), init (run the command beneath an init
@@ -103,17 +104,15 @@ class Containers:
         except TypeError as error:
             raise TypeError(str(error).replace("Options.", "containers.create() ")) from None
 
-    def _create(
-        self, image: str | Image | Branch, options: Options, *, auto_remove: bool = False, pool: str = ""
-    ) -> Container:
+    def _create(self, image: str | Image | Branch, options: Options, *, pool: str = "") -> Container:
         name = _name(image)
         with span("lamella.container.create", image=name):
             try:
-                container = self._create_once(image, options, auto_remove=auto_remove, pool=pool)
+                container = self._create_once(image, options, pool=pool)
             except Unverified as error:
                 _log.warning("%(reason)s; unpacking them anew", image=name, reason=str(error))
                 self._client.images.unpack(name)
-                container = self._create_once(image, options, auto_remove=auto_remove, pool=pool)
+                container = self._create_once(image, options, pool=pool)
         _log.debug(
             "created the container %(container_name)s from %(image)s",
             container=container.id,
@@ -122,9 +121,7 @@ class Containers:
         )
         return container
 
-    def _create_once(
-        self, source: str | Image | Branch, options: Options, *, auto_remove: bool, pool: str
-    ) -> Container:
+    def _create_once(self, source: str | Image | Branch, options: Options, *, pool: str) -> Container:
         client = self._client
         namespace = client.config.namespace
         if isinstance(source, str):
@@ -149,7 +146,9 @@ class Containers:
         settled = settle(client, options)
         mounts = _mounts(options, run_config)
         restart = parse_restart_policy(options.restart_policy)
-        labels = check_labels({**(run_config.labels or {}), **(options.labels or {})})
+        if restart and options.auto_remove:
+            raise _removed_and_restarted()
+        labels = check_labels({**(run_config.labels or {}), **labels_of(options)})
         key = name if options.name is not None else container_id
         with ExitStack() as stack:
             with client.database.read() as db:
@@ -195,7 +194,7 @@ class Containers:
                     tty=options.tty,
                     stop_signal=stop_signal,
                     stop_timeout=options.stop_timeout,
-                    auto_remove=auto_remove,
+                    auto_remove=options.auto_remove,
                     pool=pool,
                     manifest=image.manifest_descriptor.digest,
                     log=log,
@@ -306,7 +305,7 @@ class Containers:
         return removed
 
     def remove_ended(self) -> int:
-        """Remove the detached containers that have ended and were to be removed then; return their number.
+        """Remove the containers that have ended and were to be removed then; return their number.
 
         There is no daemon that would do it at their end, so that it is done when somebody next looks.
         """
@@ -393,12 +392,11 @@ class Containers:
             options["stdin"] = True
         with span("lamella.container.run", image=_name(image)):
             parsed = self._options(command, options)
+            remove |= parsed.auto_remove
             if remove and parse_restart_policy(parsed.restart_policy):
-                raise InvalidArgument(
-                    "a container that is run again cannot be removed at its end",
-                    hint="Leave out either remove or the restart policy.",
-                )
-            container = self._create(image, parsed, auto_remove=remove and detach)
+                raise _removed_and_restarted()
+            parsed = msgspec.structs.replace(parsed, auto_remove=remove and detach)
+            container = self._create(image, parsed)
             container.is_transient = remove
             try:
                 attached = container.start(attach=not detach)
@@ -499,6 +497,13 @@ def _unpacked(image: Image | Branch, client: Client) -> Iterator[None]:
             f"image {image.name} is not unpacked for the {client.config.snapshotter} snapshotter",
             hint=f"Unpack it: lamella pull {image.name}",
         ) from None
+
+
+def _removed_and_restarted() -> InvalidArgument:
+    return InvalidArgument(
+        "a container that is run again cannot be removed at its end",
+        hint="Leave out either remove or the restart policy.",
+    )
 
 
 def _name(image: str | Image | Branch) -> str:

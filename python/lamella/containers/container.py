@@ -14,7 +14,7 @@ from lamella import _core
 from lamella.containers.log_config import LogConfig
 from lamella.containers.monitor import Attached, Exit, OnOutput, Stream
 from lamella.containers.networks import Settings, connect, describe, published
-from lamella.containers.options import Environment, parse_command
+from lamella.containers.options import Environment, FileNames, parse_command
 from lamella.containers.restart_policy import RestartPolicy
 from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import exec_process
@@ -304,35 +304,86 @@ class Container:
         except NotFound:
             raise self._not_running() from None
 
+    @overload
     def exec(
         self,
         command: str | Sequence[str],
         *,
+        detach: Literal[True],
         environment: Environment | None = None,
+        env_file: FileNames | None = None,
         working_dir: str | None = None,
         user: str | int | None = None,
+        privileged: bool = False,
+    ) -> None: ...
+
+    @overload
+    def exec(
+        self,
+        command: str | Sequence[str],
+        *,
+        detach: Literal[False] = False,
+        environment: Environment | None = None,
+        env_file: FileNames | None = None,
+        working_dir: str | None = None,
+        user: str | int | None = None,
+        privileged: bool = False,
         input: bytes | None = None,
         timeout: float | None = None,
         check: bool = False,
         on_output: OnOutput | None = None,
-    ) -> RunResult:
-        """Run one more command in the running container and wait for it.
+    ) -> RunResult: ...
+
+    def exec(
+        self,
+        command: str | Sequence[str],
+        *,
+        detach: bool = False,
+        environment: Environment | None = None,
+        env_file: FileNames | None = None,
+        working_dir: str | None = None,
+        user: str | int | None = None,
+        privileged: bool = False,
+        input: bytes | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+        on_output: OnOutput | None = None,
+    ) -> RunResult | None:
+        """Run one more command in the running container and wait for it, or with ``detach`` leave it running, unheard.
 
         Environment, folder and user are the container's own where nothing else is said; its capabilities and seccomp profile
-        hold. ``timeout`` seconds after its start the command is killed with everything that it started, and the result says
-        ``timed_out``; the container goes on. ``check`` raises CommandFailed or DeadlineExceeded. ``on_output(stream, data)`` is
-        called, in this thread, with each piece of output as it comes; the result has all of it nevertheless.
+        hold. ``env_file`` is docker's; ``privileged`` gives the command all capabilities. ``timeout`` seconds after its start the
+        command is killed with everything that it started, and the result says ``timed_out``; the container goes on. ``check``
+        raises CommandFailed or DeadlineExceeded. ``on_output(stream, data)`` is called, in this thread, with each piece of output
+        as it comes; the result has all of it nevertheless.
         Errors: FailedPrecondition when the container does not run, CommandNotFound, CommandNotExecutable.
         """
         arguments = parse_command(command)
+        if detach:
+            if input is not None or timeout is not None or check or on_output is not None:
+                raise InvalidArgument(
+                    "input, timeout, check and on_output are for a command that is waited for",
+                    hint="Leave detach out.",
+                )
+            self.start_exec(
+                arguments,
+                environment=environment,
+                env_file=env_file,
+                working_dir=working_dir,
+                user=user,
+                privileged=privileged,
+            ).close()
+            return None
         began = time.monotonic()
         with (
             span("lamella.exec", container=self.id, container_name=self.name, program=_program(arguments)),
             self.start_exec(
                 arguments,
                 environment=environment,
+                env_file=env_file,
                 working_dir=working_dir,
                 user=user,
+                privileged=privileged,
                 stdin=input is not None,
             ) as attached,
         ):
@@ -352,8 +403,10 @@ class Container:
         command: str | Sequence[str],
         *,
         environment: Environment | None = None,
+        env_file: FileNames | None = None,
         working_dir: str | None = None,
         user: str | int | None = None,
+        privileged: bool = False,
         stdin: bool = False,
         tty: bool = False,
     ) -> Attached:
@@ -372,9 +425,11 @@ class Container:
                 self.record.spec.encode(),
                 arguments,
                 environment=environment,
+                env_file=env_file,
                 working_dir=working_dir,
                 user=user,
                 tty=tty,
+                privileged=privileged,
                 read_file=self._read_file,
             )
             try:

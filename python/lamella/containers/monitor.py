@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from select import POLLIN, POLLOUT, poll
 from types import TracebackType
@@ -113,6 +114,11 @@ class Connection:
         """Hang up. Harmless twice."""
         self._socket.close()
 
+    def shut(self) -> None:
+        """Hang up also while another thread waits for a frame: it finds the end of the connection. Harmless twice."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def fileno(self) -> int:
         """Give the descriptor, for polling."""
         return self._socket.fileno()
@@ -193,6 +199,7 @@ class Attached:
     def __init__(self, connection: Connection, *, deadline: float | None = None) -> None:
         self._connection = connection
         self._deadline = deadline
+        self._left = False
         self.exit: Exit | None = None
 
     def __enter__(self) -> Attached:
@@ -207,6 +214,11 @@ class Attached:
         """Detach; the container goes on. Harmless twice."""
         self._connection.close()
 
+    def leave(self) -> None:
+        """Detach while another thread iterates, which ends then with no ``exit``; the container goes on. Harmless twice."""
+        self._left = True
+        self._connection.shut()
+
     def fileno(self) -> int:
         """Give the descriptor, for polling."""
         return self._connection.fileno()
@@ -219,7 +231,7 @@ class Attached:
                 yield piece
             if self.exit is not None:
                 return
-        if self.exit is None:
+        if self.exit is None and not self._left:
             raise FailedPrecondition("the container's monitor ended without an exit status")
 
     def _take(self, kind: int, payload: bytes) -> tuple[Stream, bytes] | None:

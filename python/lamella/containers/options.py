@@ -42,6 +42,7 @@ _ULIMITS = frozenset(
 )
 
 Environment = Mapping[str, str | None] | Sequence[str]
+FileNames = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 Ports = Mapping[Any, Any] | Sequence[str | int]
 SpecPatch = Callable[[dict[str, Any]], dict[str, Any] | None] | Mapping[str, Any]
 """A function that changes the runtime spec or returns another, or a JSON merge patch (RFC 7386) for it."""
@@ -54,6 +55,7 @@ class Options(Limits, frozen=True, kw_only=True):
     entrypoint: str | Sequence[str] | None = None
     name: str | None = None
     environment: Environment | None = None
+    env_file: FileNames | None = None
     working_dir: str | None = None
     user: str | int | None = None
     hostname: str | None = None
@@ -84,7 +86,9 @@ class Options(Limits, frozen=True, kw_only=True):
     masked_paths: Sequence[str] | None = None
     readonly_paths: Sequence[str] | None = None
     labels: Mapping[str, str] | None = None
+    label_file: FileNames | None = None
     annotations: Mapping[str, str] | None = None
+    auto_remove: bool = False
     stdin: bool = False
     tty: bool = False
     ulimits: Sequence[str] | None = None
@@ -104,6 +108,7 @@ class CreateOptions(LimitOptions, total=False):
     entrypoint: str | Sequence[str] | None
     name: str | None
     environment: Environment | None
+    env_file: FileNames | None
     working_dir: str | None
     user: str | int | None
     hostname: str | None
@@ -134,7 +139,9 @@ class CreateOptions(LimitOptions, total=False):
     masked_paths: Sequence[str] | None
     readonly_paths: Sequence[str] | None
     labels: Mapping[str, str] | None
+    label_file: FileNames | None
     annotations: Mapping[str, str] | None
+    auto_remove: bool
     stdin: bool
     tty: bool
     ulimits: Sequence[str] | None
@@ -184,6 +191,25 @@ def parse_environment(value: Environment | None) -> dict[str, str]:
         if resolved is not None:
             result[key] = resolved
     return result
+
+
+def variables_of(environment: Environment | None, env_file: FileNames | None) -> dict[str, str]:
+    """Return the variables of files and, over them, those that are given one by one. Errors: those of both."""
+    if env_file is None:
+        return parse_environment(environment)
+    from lamella.containers.option_files import read_env_files
+
+    return parse_environment(read_env_files(env_file)) | parse_environment(environment)
+
+
+def labels_of(options: Options) -> dict[str, str]:
+    """Return the labels of files and, over them, those that are given one by one. Errors as for reading the files."""
+    given = dict(options.labels or {})
+    if options.label_file is None:
+        return given
+    from lamella.containers.option_files import read_label_files
+
+    return read_label_files(options.label_file) | given
 
 
 def several(value: Iterable[str] | None) -> list[str]:

@@ -13,17 +13,19 @@ import msgspec
 
 from lamella import oci
 from lamella.containers import defaults
+from lamella.containers.defaults import ALL_CAPABILITIES
 from lamella.containers.limits import cpu_limits, io_limits, memory_limits, parse_size, pids_limits
 from lamella.containers.options import (
     Environment,
+    FileNames,
     Options,
     device_node,
     parse_capabilities,
     parse_command,
     parse_device,
-    parse_environment,
     parse_ulimit,
     several,
+    variables_of,
 )
 from lamella.containers.runtime_spec import (
     Capabilities,
@@ -77,7 +79,7 @@ def build_spec(
             env=_environment(image, options, hostname=hostname, home=user.home),
             user=User(uid=user.uid, gid=user.gid, additional_gids=user.additional_gids),
             terminal=options.tty,
-            capabilities=Capabilities(bounding=capabilities, effective=capabilities, permitted=capabilities),
+            capabilities=_capability_sets(capabilities),
             rlimits=[parse_ulimit(text) for text in several(options.ulimits)],
             no_new_privileges=options.no_new_privileges,
             oom_score_adj=options.oom_score_adj,
@@ -135,6 +137,12 @@ def merge(document: Any, patch: Any) -> Any:
     return result
 
 
+def _capability_sets(names: Sequence[str]) -> Capabilities:
+    """Give the sets of a process that has these; neither inheritable nor ambient ones (CVE-2022-24769)."""
+    held = list(names)
+    return Capabilities(bounding=held, effective=held, permitted=held)
+
+
 def _paths(given: Sequence[str] | None, what: str, options: Options, usual: list[str]) -> list[str]:
     """Give what was asked for, else the usual ones; none in a privileged container."""
     if given is None:
@@ -161,14 +169,17 @@ def exec_process(
     args: list[str],
     *,
     environment: Environment | None,
+    env_file: FileNames | None = None,
     working_dir: str | None,
     user: str | int | None,
     tty: bool,
+    privileged: bool = False,
     read_file: ReadFile,
 ) -> dict[str, Any]:
     """Return the process object of an exec: the container's own, with what was asked for changed.
 
-    ``spec`` is the container's config.json. Errors: InvalidArgument for a malformed option.
+    ``spec`` is the container's config.json. Of what ``privileged`` gives a container, an exec gets the capabilities: devices and
+    seccomp are the container's, as in docker. Errors: InvalidArgument for a malformed option, NotFound for an ``env_file``.
     """
     process: dict[str, Any] = msgspec.json.decode(spec)["process"]
     if not args or not args[0]:
@@ -184,7 +195,9 @@ def exec_process(
         variables["HOME"] = resolved.home
     if tty:
         variables.setdefault("TERM", "xterm")
-    variables.update(parse_environment(environment))
+    variables.update(variables_of(environment, env_file))
+    if privileged:
+        process["capabilities"] = msgspec.to_builtins(_capability_sets(ALL_CAPABILITIES))
     if working_dir is not None:
         process["cwd"] = _absolute_folder(working_dir)
     process.update(args=args, terminal=tty, env=[f"{key}={value}" for key, value in variables.items()])
@@ -214,7 +227,7 @@ def _environment(image: oci.RunConfig, options: Options, *, hostname: str, home:
         key, equals, value = item.partition("=")
         if key and equals:  # a program would not find anything else; docker lets it pass, too
             variables[key] = value
-    variables.update(parse_environment(options.environment))
+    variables.update(variables_of(options.environment, options.env_file))
     variables.setdefault("HOME", home)
     return [f"{key}={value}" for key, value in variables.items()]
 
