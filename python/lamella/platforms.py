@@ -88,13 +88,14 @@ def normalize(platform: Platform) -> Platform:
 
 def default_platform() -> Platform:
     """Give the platform of this machine; its variant says what the processor can do."""
-    platform = _own_architecture()
+    platform = own_platform()
     if platform.architecture != "amd64":
         return platform
     return normalize(Platform(platform.os, platform.architecture, f"v{amd64_level()}"))
 
 
-def _own_architecture() -> Platform:
+def own_platform() -> Platform:
+    """Give the platform of this machine, whatever its processor can do beyond others of its kind."""
     return normalize(Platform(os="linux", architecture=os.uname().machine))
 
 
@@ -131,7 +132,7 @@ def parse_platform(text: str) -> Platform:
         raise InvalidArgument(
             f"{text[:100]!r} is not a platform", hint="A platform reads linux/arm64 or linux/arm/v7."
         )
-    here = _own_architecture()  # what runs on every processor of its kind
+    here = own_platform()  # what runs on every processor of its kind
     if len(words) > 1:
         variant = words[2] if len(words) > 2 else None
         return normalize(Platform(words[0], words[1], variant, version, features))

@@ -6,7 +6,9 @@ import time
 
 import pytest
 
-from lamella.errors import AlreadyExists, CommandNotFound, InvalidArgument, NotFound
+from lamella.errors import AlreadyExists, CommandNotFound, InvalidArgument, NotFound, Unsupported
+from lamella.registry.server import RegistryServer
+from layers import Built, file, tar
 from waiting import until
 
 pytestmark = pytest.mark.privileged
@@ -158,3 +160,46 @@ def test_a_container_that_removes_itself_is_gone_at_the_next_look_after_its_end(
     assert client.containers.list(all=True) == []
     with pytest.raises(InvalidArgument, match="removed at its end"):
         client.containers.create(image, ["true"], auto_remove=True, restart_policy="always")
+
+
+# Which image, and where its root is kept
+
+
+def test_an_image_for_another_architecture_is_refused_before_anything_is_made(client, tmp_path):
+    made = Built(tar(file("x")))
+    made.platform = {"os": "linux", "architecture": "sparc64"}
+    with RegistryServer() as server:
+        name = client.images.pull(made.push(server), platform="linux/sparc64").name
+    for image, options in ((name, {}), (name, {"platform": "linux/sparc64"}), (client.images.get(name), {})):
+        with pytest.raises(Unsupported, match="sparc64"):
+            client.containers.create(image, ["/x"], **options)
+    with pytest.raises(NotFound, match="is for linux/sparc64, not for linux/s390x"):
+        client.containers.create(name, ["/x"], platform="linux/s390x")
+    assert client.containers.list(all=True) == []
+
+
+def test_a_platform_chooses_from_an_index(client, small_image):
+    image = client.images.pull(small_image)
+    box = client.containers.create(small_image, ["true"], platform=str(image.platform))
+    assert box.record.extra.manifest == image.manifest_descriptor.digest
+    box.remove()
+
+
+def test_a_container_can_have_another_snapshotter_than_its_client(client, image):
+    with pytest.raises(NotFound, match="not unpacked for the native snapshotter"):
+        client.containers.create(image, ["true"], snapshotter="native")
+    client.using("native").images.unpack(image.name)
+    box = client.containers.create(image, ["sh", "-c", "echo x > /x; exit 3"], snapshotter="native")
+    assert box.inspect()["snapshotter"] == "native"
+    box.start()
+    assert box.wait(30) == 3
+    again = client.containers.get(box.id)
+    assert [str(change) for change in again.changes() if change.path == "/x"] == ["A /x"]
+    branch = again.commit()
+    with pytest.raises(InvalidArgument, match="belongs to the native snapshotter"):
+        client.containers.create(branch, ["true"], snapshotter="overlayfs")
+    with pytest.raises(InvalidArgument, match="platform"):
+        client.containers.create(branch, ["true"], platform="linux/amd64")
+    again.remove()
+    with pytest.raises(Unsupported, match="zfs"):
+        client.containers.create(image, ["true"], snapshotter="zfs")

@@ -21,6 +21,8 @@ def create_container(session: Session, arguments: argparse.Namespace) -> Contain
     Errors: AlreadyExists when that file is there, and those of fetching and making.
     """
     options = container_options(arguments)
+    if arguments.snapshotter is not None:
+        session.settings.snapshotter = arguments.snapshotter  # the image is to be unpacked for it
     if arguments.cidfile is None:
         return _create(session, arguments, options)
     path = Path(arguments.cidfile)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lamella.cli.parser import REST, Parser, UsageError
+from lamella.cli.parser import REST, SNAPSHOTTERS, Parser, UsageError
 from lamella.cli.values import (
     DETACH_KEYS,
     Suggestions,
@@ -138,6 +138,12 @@ def add_container_options(parser: Parser) -> None:
         "--restart",
         metavar="POLICY",
         help="When it has ended: no (default), on-failure[:N], always; unless-stopped is the same as always.",
+    )
+    add(
+        "--snapshotter",
+        metavar="NAME",
+        choices=SNAPSHOTTERS,
+        help="Keep its root by this snapshotter: overlayfs or native (default: as before the command, or overlayfs).",
     )
     add(
         "--init",
@@ -317,6 +323,7 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "log_config": _log_config(arguments),
         "restart_policy": arguments.restart,
         "init": arguments.init,
+        "snapshotter": arguments.snapshotter,
         **limits(arguments),
         "device_read_bps": arguments.device_read_bps,
         "device_write_bps": arguments.device_write_bps,

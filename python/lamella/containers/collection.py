@@ -15,6 +15,7 @@ import msgspec
 from lamella import _core
 from lamella.config import check_identifier
 from lamella.containers.container import Container, ContainerRecord, Extra, signal_number
+from lamella.containers.emulation import check_runnable
 from lamella.containers.log_config import parse_log_config
 from lamella.containers.networks import namespace_path, settle
 from lamella.containers.options import Options, VolumeMount, labels_of, parse_mounts
@@ -90,10 +91,12 @@ class Containers:
         oom_score_adj, sysctls, stop_signal, stop_timeout (seconds), log_config (docker-py's:
         ``{"type": "json-file", "config": {"max-size": "10m", "max-file": 5}}``, which is the default; ``{"type": "none"}`` keeps
         no log), restart_policy (``"on-failure:5"``, ``"always"``, or docker-py's mapping), init (run the command beneath an init
-        that passes signals on and reaps), masked_paths and readonly_paths (instead of the usual ones of /proc and /sys; ``[]``
+        that passes signals on and reaps), platform (``"linux/arm64"``, of an index), snapshotter (by name,
+        instead of the client's), masked_paths and readonly_paths (instead of the usual ones of /proc and /sys; ``[]``
         for none), and spec: a callable that gets the runtime spec as a dict and changes it, or a JSON merge patch (RFC 7386).
 
-        Errors: NotFound (image, its snapshot, a bind source), AlreadyExists (the name), InvalidArgument (an option).
+        Errors: NotFound (image, its snapshot, a bind source), AlreadyExists (the name), InvalidArgument (an option), Unsupported
+        (an image for another architecture, for which binfmt_misc has no emulator).
         """
         return self._create(image, self._options(command, options))
 
@@ -111,7 +114,7 @@ class Containers:
                 container = self._create_once(image, options, pool=pool)
             except Unverified as error:
                 _log.warning("%(reason)s; unpacking them anew", image=name, reason=str(error))
-                self._client.images.unpack(name)
+                self._client.using(options.snapshotter or self._client.config.snapshotter).images.unpack(name)
                 container = self._create_once(image, options, pool=pool)
         _log.debug(
             "created the container %(container_name)s from %(image)s",
@@ -122,14 +125,23 @@ class Containers:
         return container
 
     def _create_once(self, source: str | Image | Branch, options: Options, *, pool: str) -> Container:
-        client = self._client
+        client = self._client.using(options.snapshotter or self._client.config.snapshotter)
         namespace = client.config.namespace
-        if isinstance(source, str):
+        if options.platform is not None:
+            source = _for_platform(source, client, options.platform)
+        elif isinstance(source, str):
             source = client.images.get(source)
         if isinstance(source, Image):
             image, parent = source, str(source.chain_id)
         else:
-            image, parent, client = source.image, source.name, client.using(source.snapshotter)
+            image, parent = source.image, source.name
+            if options.snapshotter not in (None, source.snapshotter):
+                raise InvalidArgument(
+                    f"the branch {source.name} belongs to the {source.snapshotter} snapshotter",
+                    hint="Leave the snapshotter out: what stands on a branch has its own.",
+                )
+            client = client.using(source.snapshotter)
+        check_runnable(image.platform)
         run_config = image.config.run
         container_id = os.urandom(32).hex()
         name = (
@@ -495,7 +507,7 @@ def _unpacked(image: Image | Branch, client: Client) -> Iterator[None]:
             raise
         raise NotFound(
             f"image {image.name} is not unpacked for the {client.config.snapshotter} snapshotter",
-            hint=f"Unpack it: lamella pull {image.name}",
+            hint=f"Unpack it: lamella --snapshotter {client.config.snapshotter} pull {image.name}",
         ) from None
 
 
@@ -504,6 +516,23 @@ def _removed_and_restarted() -> InvalidArgument:
         "a container that is run again cannot be removed at its end",
         hint="Leave out either remove or the restart policy.",
     )
+
+
+def _for_platform(source: str | Image | Branch, client: Client, platform: str) -> Image:
+    """Give the image for a platform, of an index or alone. NotFound; InvalidArgument for a branch: its image was chosen."""
+    from lamella.platforms import acceptable, normalize, parse_platform
+
+    if not isinstance(source, str | Image):
+        raise InvalidArgument(
+            f"the branch {source.name} stands on an image for one platform", hint="Leave the platform out."
+        )
+    image = client.images.get(_name(source), platform=platform)
+    if str(normalize(image.platform)) not in map(str, acceptable(parse_platform(platform))):
+        raise NotFound(
+            f"image {image.name} is for {image.platform}, not for {platform}",
+            hint=f"Fetch the other one, if there is one: lamella pull --platform {platform} {image.name}",
+        )
+    return image
 
 
 def _name(image: str | Image | Branch) -> str:

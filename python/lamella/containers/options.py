@@ -99,6 +99,8 @@ class Options(Limits, frozen=True, kw_only=True):
     log_config: LogConfig | Mapping[str, Any] | None = None
     restart_policy: RestartPolicy | str | Mapping[str, Any] | None = None
     init: bool = False
+    platform: str | None = None
+    snapshotter: str | None = None
     spec: SpecPatch | None = None
 
 
@@ -152,6 +154,8 @@ class CreateOptions(LimitOptions, total=False):
     log_config: LogConfig | Mapping[str, Any] | None
     restart_policy: RestartPolicy | str | Mapping[str, Any] | None
     init: bool
+    platform: str | None
+    snapshotter: str | None
     spec: SpecPatch | None
 
 
