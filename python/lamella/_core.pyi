@@ -135,6 +135,8 @@ class Files:
     def __new__(cls, root: str, *, symlinks: bool = True) -> Files: ...
     def close(self) -> None:
         """Let go of the root, so that what is mounted there can be unmounted. Harmless twice."""
+    def beneath(self, path: str) -> Files:
+        """Return a folder beneath the root as a root of its own; symlinks that lead out are refused. NotFound."""
     def stat(self, path: str, *, follow: bool = False) -> tuple[int, int, int, int, int, int, bytes, bytes]:
         """Return mode, uid, gid, size, nanoseconds of the last change, device, target of a symlink, and the place in the root.
 

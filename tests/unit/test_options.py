@@ -5,16 +5,12 @@ from lamella.containers.limits import memory_limits, parse_cpus, parse_size
 from lamella.containers.options import (
     CreateOptions,
     Options,
-    VolumeMount,
     parse_capabilities,
     parse_command,
-    parse_device,
     parse_environment,
-    parse_mounts,
     parse_ulimit,
-    volume_bind,
 )
-from lamella.errors import InvalidArgument, NotFound
+from lamella.errors import InvalidArgument
 
 
 @pytest.mark.parametrize(
@@ -71,29 +67,8 @@ def test_a_fraction_of_a_byte_is_refused():
         parse_size(1.5, "memory")
 
 
-def test_one_string_is_one_item_of_an_option_that_takes_several(tmp_path):
-    mounts = parse_mounts(Options(volumes=f"{tmp_path}:/a", tmpfs="/run:size=1m"))
-    assert [mount.destination for mount in mounts] == ["/a", "/run"]
+def test_one_string_is_one_item_of_an_option_that_takes_several():
     assert parse_capabilities("NET_ADMIN", "ALL", privileged=False) == ["CAP_NET_ADMIN"]
-
-
-def test_volumes_by_mapping_take_any_path(tmp_path):
-    source = tmp_path / "a:b"
-    source.mkdir()
-    volumes = {str(source): {"bind": "/x", "mode": "ro"}, str(tmp_path): "/y"}
-    first, second = parse_mounts(Options(volumes=volumes))
-    assert (first.source, first.destination) == (str(source), "/x")
-    assert "rro" in first.options
-    assert (second.source, second.destination) == (str(tmp_path), "/y")
-    for entry in (5, {"mode": "ro"}, {"bind": "/x", "mode": None}):
-        with pytest.raises(InvalidArgument, match="malformed"):
-            parse_mounts(Options(volumes={str(tmp_path): entry}))
-
-
-def test_a_volume_of_a_path_with_a_colon_says_what_takes_it():
-    with pytest.raises(InvalidArgument) as caught:
-        parse_mounts(Options(volumes=["/tmp/a:b:/x"]))
-    assert "type=bind" in str(caught.value.hint)
 
 
 def test_capabilities_are_dockers_by_default():
@@ -155,92 +130,6 @@ def test_memory_alone_allows_no_swap_beyond_it():
     for bad in (Options(memory="1m"), Options(memory_swap="1g"), Options(memory="64m", memory_swap="32m")):
         with pytest.raises(InvalidArgument):
             memory_limits(bad)
-
-
-def test_volumes_become_recursive_private_binds(tmp_path):
-    [plain, readonly] = parse_mounts(Options(volumes=[f"{tmp_path}:/data", f"{tmp_path}:/ro:ro"]))
-    assert (plain.destination, plain.source, plain.options) == (
-        "/data",
-        str(tmp_path),
-        ["rbind", "rnodev", "rprivate"],
-    )
-    assert readonly.options == ["rbind", "rro", "rnodev", "rprivate"]
-    [mapped] = parse_mounts(Options(volumes={str(tmp_path): {"bind": "/x", "mode": "ro"}}))
-    assert (mapped.destination, mapped.options) == ("/x", ["rbind", "rro", "rnodev", "rprivate"])
-
-
-def test_mount_strings_read_as_docker_writes_them(tmp_path):
-    [bind] = parse_mounts(Options(mounts=[f"type=bind,source={tmp_path},target=/x,readonly"]))
-    assert (bind.type, bind.destination, bind.options) == (
-        "bind",
-        "/x",
-        ["rbind", "rro", "rnodev", "rprivate"],
-    )
-    [tmpfs] = parse_mounts(Options(mounts=["type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=1777"]))
-    assert tmpfs.options == ["nosuid", "nodev", "noexec", "size=1048576", "mode=1777"]
-
-
-def test_tmpfs_targets_take_options():
-    [mount] = parse_mounts(Options(tmpfs=["/run:size=1m,exec"]))
-    assert (mount.type, mount.destination) == ("tmpfs", "/run")
-    assert "noexec" not in mount.options
-    assert "size=1m" in mount.options
-
-
-@pytest.mark.parametrize(
-    "volume", ["x", "", ":", "/a:", "/tmp:relative", "/tmp:/", "/tmp:/a/..", "/tmp:/x:fast", "/tmp:/a:ro:x"]
-)
-def test_a_malformed_volume_is_refused(volume):
-    with pytest.raises(InvalidArgument):
-        parse_mounts(Options(volumes=[volume]))
-
-
-def test_a_missing_source_is_an_error_and_nothing_is_made(tmp_path):
-    with pytest.raises(NotFound):
-        parse_mounts(Options(volumes=[f"{tmp_path}/absent:/x"]))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_source_that_is_no_path_is_the_name_of_a_volume(tmp_path):
-    for options in (
-        Options(volumes=["data:/x:ro,nocopy"]),
-        Options(volumes={"data": {"bind": "/x", "mode": "ro,nocopy"}}),
-        Options(mounts=["type=volume,source=data,target=/x,readonly,volume-nocopy"]),
-    ):
-        [mount] = parse_mounts(options)
-        assert mount == VolumeMount(name="data", destination="/x", options=["ro"], copy=False)
-    assert volume_bind(mount, str(tmp_path)).options == ["rbind", "rro", "rnodev", "rprivate"]
-    for options in (Options(volumes=["/x"]), Options(mounts=["type=volume,target=/x"])):
-        assert parse_mounts(options) == [VolumeMount(name="", destination="/x", options=[])]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"volumes": ["../data:/x"]},
-        {"volumes": ["a/b:/x"]},
-        {"volumes": ["data:x"]},
-        {"volumes": ["data:/"]},
-        {"volumes": ["/tmp:/x:nocopy"]},
-        {"mounts": ["type=bind,source=data,target=/x"]},
-        {"mounts": ["type=volume,source=../..,target=/x"]},
-        {"mounts": ["type=volume,source=data,target=/x,volume-driver=nfs"]},
-        {"mounts": ["type=bind,source=/tmp,target=/x,volume-nocopy"]},
-    ],
-)
-def test_a_malformed_volume_name_or_option_is_refused(options):
-    with pytest.raises(InvalidArgument):
-        parse_mounts(Options(**options))
-
-
-def test_a_device_is_described_by_its_node():
-    device, access = parse_device("/dev/null:/dev/nothing:rw")
-    assert (device.type, device.path, device.major, device.minor, access) == ("c", "/dev/nothing", 1, 3, "rw")
-    with pytest.raises(NotFound):
-        parse_device("/dev/absent")
-    for bad in ("/dev/null:/x:q", "/dev/null:/x:rw:y", "/etc/passwd", "/dev/null:x"):
-        with pytest.raises(InvalidArgument):
-            parse_device(bad)
 
 
 def test_the_typed_keywords_are_the_fields_of_options():

@@ -5,7 +5,8 @@ import pytest
 
 from lamella import oci
 from lamella.containers import defaults
-from lamella.containers.options import Options, parse_mounts
+from lamella.containers.mounts import parse_mounts
+from lamella.containers.options import Options
 from lamella.containers.spec import build_spec, merge
 from lamella.errors import InvalidArgument, NotFound
 

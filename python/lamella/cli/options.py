@@ -96,6 +96,51 @@ def limits(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _add_file_options(add: Callable[..., object]) -> None:
+    add(
+        "-v",
+        "--volume",
+        metavar="[SRC:]DST[:OPTIONS]",
+        action="append",
+        default=[],
+        help="Bind a file or folder of the host that is there, or mount a volume by its name; DST alone: a fresh volume. "
+        "Options: ro, nocopy, noexec, nosuid, rslave...",
+    )
+    add(
+        "--mount",
+        metavar="FIELDS",
+        action="append",
+        default=[],
+        help="Mount type=bind,source=SRC,target=DST (readonly, bind-propagation=rslave, bind-nonrecursive), "
+        "type=volume,source=NAME,target=DST (volume-nocopy, volume-subpath=PATH), type=image,source=REF,target=DST "
+        "(image-subpath=PATH; always read-only) or type=tmpfs,target=DST (tmpfs-size=64m, tmpfs-mode=1777, tmpfs-uid=UID); "
+        "what stands in brackets is optional, with commas between.",
+    )
+    add(
+        "--tmpfs",
+        metavar="DIR[:OPTIONS]",
+        action="append",
+        default=[],
+        help="Mount an empty folder in memory; options: size=64m, mode=700, uid=, gid=, nr_inodes=, exec, ro.",
+    )
+    add("--read-only", action="store_true", help="Make the root filesystem read-only.")
+    add(
+        "--device",
+        metavar="DEVICE[:PATH[:rwm]]",
+        action="append",
+        default=[],
+        help="Add a device of the host, or all of a folder such as /dev/dri.",
+    )
+    add(
+        "--device-cgroup-rule",
+        metavar="RULE",
+        action="append",
+        default=[],
+        help="Let it use what is bound from /dev: 'c 189:* rw' (type, major:minor, of r, w, m).",
+    )
+    add("--gpus", metavar="REQUEST", type=_gpus, help=argparse.SUPPRESS)
+
+
 def add_container_options(parser: Parser) -> None:
     """Add every option that shapes a container, and REF with the command behind it."""
     add = parser.add_argument
@@ -187,38 +232,7 @@ def add_container_options(parser: Parser) -> None:
     add("--mac-address", metavar="MAC", help="Take this MAC address.")
     add("--network-alias", metavar="NAME", action="append", default=[], help="Add a name in the network.")
 
-    add = parser.add_argument_group("Files").add_argument
-    add(
-        "-v",
-        "--volume",
-        metavar="[SRC:]DST[:ro]",
-        action="append",
-        default=[],
-        help="Bind a file or folder of the host, or mount a volume by its name; DST alone: a fresh volume.",
-    )
-    add(
-        "--mount",
-        metavar="FIELDS",
-        action="append",
-        default=[],
-        help="Mount type=bind,source=SRC,target=DST[,readonly], type=volume,source=NAME,target=DST[,volume-nocopy] or "
-        "type=tmpfs,target=DST[,tmpfs-size=64m].",
-    )
-    add(
-        "--tmpfs",
-        metavar="DIR[:OPTIONS]",
-        action="append",
-        default=[],
-        help="Mount an empty folder in memory.",
-    )
-    add("--read-only", action="store_true", help="Make the root filesystem read-only.")
-    add(
-        "--device",
-        metavar="DEVICE[:PATH[:rwm]]",
-        action="append",
-        default=[],
-        help="Add a device of the host.",
-    )
+    _add_file_options(parser.add_argument_group("Files").add_argument)
 
     add = parser.add_argument_group("Limits").add_argument
     add_limits(add)
@@ -292,6 +306,13 @@ def add_container_options(parser: Parser) -> None:
     )
 
 
+def _gpus(text: str) -> None:
+    raise UsageError(
+        "lamella: --gpus is not there: it takes a vendor's hook",
+        hint="Give the device nodes (--device /dev/dri, --device /dev/nvidia0 ...) and bind the driver's libraries (-v).",
+    )
+
+
 def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Give the keyword arguments of ``client.containers.create`` but for image and command. UsageError for a bad value."""
     options: dict[str, Any] = {
@@ -314,6 +335,7 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "cap_add": arguments.cap_add,
         "cap_drop": arguments.cap_drop,
         "devices": arguments.device,
+        "device_cgroup_rules": arguments.device_cgroup_rule,
         "privileged": arguments.privileged,
         "auto_remove": arguments.rm,
         "annotations": parse_labels(arguments.annotation),

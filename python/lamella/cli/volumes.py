@@ -18,6 +18,7 @@ _FIELDS = "name, labels, anonymous and dangling (no container has it)"
 def _ls_arguments(parser: Parser) -> None:
     add_filter(parser, _FIELDS)
     parser.add_argument("-q", "--quiet", dest="names_only", action="store_true", help="Print names alone.")
+    parser.add_argument("-s", "--size", action="store_true", help="Measure what they take on disk.")
 
 
 def _ls(arguments: argparse.Namespace, session: Session) -> int:
@@ -32,15 +33,23 @@ def _ls(arguments: argparse.Namespace, session: Session) -> int:
         else:
             session.write("".join(f"{name}\n" for name in names))
     elif session.json:
-        session.document([inspect(volume, volumes.users(volume.name)) for volume in found])
+        session.document(
+            [
+                inspect(volume, volumes.users(volume.name))
+                | ({"size": volume.size} if arguments.size else {})
+                for volume in found
+            ]
+        )
     else:
+        sizes = ("SIZE",) if arguments.size else ()
         session.table(
-            ("NAME", "CONTAINERS", "CREATED", "LABELS"),
+            ("NAME", "CONTAINERS", "CREATED", *sizes, "LABELS"),
             (
                 (
                     volume.name[:12] if volume.anonymous else volume.name,
                     " ".join(volumes.users(volume.name)),
                     output.age(volume.created_at) if volume.created_at else "",
+                    *((output.size(volume.size),) if arguments.size else ()),
                     output.pairs(volume.labels),
                 )
                 for volume in found
@@ -53,13 +62,20 @@ def _create_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--label", metavar="KEY=VALUE", type=argument(parse_pair), action="append", help="Attach a label."
     )
+    parser.add_argument("-d", "--driver", metavar="DRIVER", help="local is the only one.")
+    parser.add_argument("-o", "--opt", metavar="KEY=VALUE", action="append", help=argparse.SUPPRESS)
     parser.add_argument("name", metavar="NAME", nargs="?", help="Its name; without one it is anonymous.")
 
 
 def _create(arguments: argparse.Namespace, session: Session) -> int:
     from lamella.containers.volumes import inspect
 
-    volume = session.client.volumes.create(arguments.name, labels=parse_labels(arguments.label))
+    volume = session.client.volumes.create(
+        arguments.name,
+        labels=parse_labels(arguments.label),
+        driver=arguments.driver,
+        driver_opts=dict(text.partition("=")[::2] for text in arguments.opt or ()),
+    )
     if session.json:
         session.document(inspect(volume, session.client.volumes.users(volume.name)))
     else:
@@ -68,11 +84,14 @@ def _create(arguments: argparse.Namespace, session: Session) -> int:
 
 
 def _rm_arguments(parser: Parser) -> None:
+    parser.add_argument("-f", "--force", action="store_true", help="Do not mind one that is not there.")
     parser.add_argument("names", metavar="NAME", nargs="+", help="The volumes.")
 
 
 def _rm(arguments: argparse.Namespace, session: Session) -> int:
-    return session.each(arguments.names, session.client.volumes.remove)
+    return session.each(
+        arguments.names, lambda name: session.client.volumes.remove(name, missing_ok=arguments.force)
+    )
 
 
 def _inspect_arguments(parser: Parser) -> None:

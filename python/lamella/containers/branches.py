@@ -400,5 +400,12 @@ def _like(client: Client, origin: Container, parent: str) -> Container:
     )
     with client.snapshots.preparing(new_id, parent) as prepare, client.database.write() as db:
         prepare()
+        if old.extra.sources:
+            from lamella.containers.mount_sources import copy_views
+
+            sources = copy_views(client, old.extra.sources, new_id)
+            record = msgspec.structs.replace(
+                record, extra=msgspec.structs.replace(record.extra, sources=sources)
+            )
         insert(db, client.config.namespace, record)
     return Container(client, record)

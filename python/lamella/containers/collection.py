@@ -18,7 +18,7 @@ from lamella.containers.container import Container, ContainerRecord, Extra, sign
 from lamella.containers.emulation import check_runnable
 from lamella.containers.log_config import parse_log_config
 from lamella.containers.networks import namespace_path, settle
-from lamella.containers.options import Options, VolumeMount, labels_of, parse_mounts
+from lamella.containers.options import Options, labels_of
 from lamella.containers.orphans import release_stale_networks
 from lamella.containers.restart_policy import parse_restart_policy
 from lamella.containers.result import RunResult, await_result
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from lamella.config import Config
     from lamella.containers.branches import Branch
     from lamella.containers.monitor import OnOutput
+    from lamella.containers.mount_sources import Attached
+    from lamella.containers.mounts import AnyMount
     from lamella.containers.options import CreateOptions
     from lamella.containers.pool import Pool
-    from lamella.containers.runtime_spec import Mount
     from lamella.oci import RunConfig
 
 _FIELDS = ContainerRecord.__struct_fields__
@@ -82,10 +83,13 @@ class Containers:
         extra_hosts (``{"db": "10.0.0.5"}``), ip, mac_address, network_aliases, memory and memory_swap (bytes
         or ``"512m"``), memory_reservation, cpus or cpu_quota and cpu_period, cpu_shares, cpuset, cpuset_mems, pids_limit,
         blkio_weight, device_read_bps, device_write_bps, device_read_iops and device_write_iops (``{"/dev/sda": "10m"}``),
-        read_only, tmpfs (``"/run"``, ``"/tmp:size=1m"``), mounts
-        (``"type=bind,source=/a,target=/b,readonly"``), volumes (``"/a:/b:ro"``, or a volume by its name: ``"data:/b"``, which
+        read_only, tmpfs (``"/run"``, ``"/tmp:size=1m,mode=700,uid=5"``), mounts
+        (``"type=bind,source=/a,target=/b,readonly"``, ``"type=image,source=tools:1,target=/tools"``: an image's files, read-only,
+        or a mapping of those fields, or docker-py's ``types.Mount``; :mod:`lamella.containers.mounts`), volumes
+        (``"/a:/b:ro"``, or a volume by its name: ``"data:/b"``, which
         is made if it is not there; ``"/b"``: a fresh one, as for what the image declares), shm_size, cap_add, cap_drop, devices
-        (``"/dev/fuse:/dev/fuse:rwm"``), no_new_privileges, seccomp (None: the default profile; ``"unconfined"``, a path, an
+        (``"/dev/fuse:/dev/fuse:rwm"``, ``"/dev/dri"`` for all in a folder), device_cgroup_rules (``"c 189:* rw"``),
+        no_new_privileges, seccomp (None: the default profile; ``"unconfined"``, a path, an
         object), privileged, labels, label_file, annotations, auto_remove (when the store is
         next looked at after its end), stdin (keep it open), tty, ulimits (``"nofile=1024:2048"``),
         oom_score_adj, sysctls, stop_signal, stop_timeout (seconds), log_config (docker-py's:
@@ -167,14 +171,14 @@ class Containers:
                 _check_free(db, namespace, name)
                 if options.name is not None and _has_snapshot(db, client.config, key):
                     key = container_id  # of a container that was renamed
-            with _unpacked(source, client):
+            with _unpacked(source, parent, client):
                 prepare = stack.enter_context(client.snapshots.preparing(key, parent))
-                attach = _attaching(stack, client, parent, mounts)
+                attach = _attaching(stack, client, parent, container_id, mounts)
             db = stack.enter_context(client.database.write())
             _check_free(db, namespace, name)
-            with _unpacked(source, client):
+            with _unpacked(source, parent, client):
                 prepare()
-            own_mounts, volumes = attach()
+            attached = attach()
             layers = [str(path) for path in client.snapshots.layer_paths(key)]
             spec = build_spec(
                 run_config,
@@ -185,7 +189,7 @@ class Containers:
                     client.config.root / "containers" / namespace / (settled.shared or container_id)
                 ),
                 network_path=namespace_path(settled.network),
-                mounts=own_mounts,
+                mounts=attached.mounts if attached else [],
                 read_file=partial(_core.read_file, layers, whiteouts=client.snapshots.whiteouts),
             )
             now = timestamp()
@@ -210,7 +214,8 @@ class Containers:
                     pool=pool,
                     manifest=image.manifest_descriptor.digest,
                     log=log,
-                    volumes=volumes,
+                    volumes=attached.volumes if attached else [],
+                    sources=attached.sources if attached else [],
                     restart=restart,
                     init=options.init,
                 ),
@@ -444,9 +449,13 @@ class Containers:
         return Container(self._client, ContainerRecord(**fields))
 
 
-def _mounts(options: Options, image: RunConfig) -> list[Mount | VolumeMount]:
+def _mounts(options: Options, image: RunConfig) -> list[AnyMount]:
     """Give the mounts that the options name, and the volumes that the image asks for."""
-    mounts = parse_mounts(options)
+    mounts: list[AnyMount] = []
+    if options.volumes or options.mounts or options.tmpfs:
+        from lamella.containers.mounts import parse_mounts
+
+        mounts = parse_mounts(options)
     if image.volumes:
         from lamella.containers.volumes import image_volumes
 
@@ -455,15 +464,14 @@ def _mounts(options: Options, image: RunConfig) -> list[Mount | VolumeMount]:
 
 
 def _attaching(
-    stack: ExitStack, client: Client, parent: str, mounts: list[Mount | VolumeMount]
-) -> Callable[[], tuple[list[Mount], list[str]]]:
-    """Begin to give a container its volumes; the result, to be called in its transaction, gives mounts and volumes' names."""
-    plain = [mount for mount in mounts if not isinstance(mount, VolumeMount)]
-    if len(plain) == len(mounts):
-        return lambda: (plain, [])
-    from lamella.containers.volumes import attaching
+    stack: ExitStack, client: Client, parent: str, container_id: str, mounts: list[AnyMount]
+) -> Callable[[], Attached | None]:
+    """Begin to give a container what it mounts; the result, to be called in its transaction, gives that, None for nothing."""
+    if not mounts:
+        return lambda: None
+    from lamella.containers.mount_sources import attaching
 
-    return stack.enter_context(attaching(client, parent, mounts))
+    return stack.enter_context(attaching(client, parent, container_id, mounts))
 
 
 def insert(db: Transaction, namespace: str, record: ContainerRecord) -> None:
@@ -498,12 +506,17 @@ def _has_snapshot(db: Transaction, config: Config, key: str) -> bool:
 
 
 @contextmanager
-def _unpacked(image: Image | Branch, client: Client) -> Iterator[None]:
+def _unpacked(image: Image | Branch, parent: str, client: Client) -> Iterator[None]:
     """Say of a parent that is missing what that means for an image."""
     try:
         yield
     except NotFound:
         if not isinstance(image, Image):
+            raise
+        with suppress(NotFound):
+            client.snapshots.stat(parent)
+            parent = ""
+        if not parent:  # it is something else that is missing
             raise
         raise NotFound(
             f"image {image.name} is not unpacked for the {client.config.snapshotter} snapshotter",

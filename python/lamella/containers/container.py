@@ -69,6 +69,15 @@ _EXEC = Operation(
 )
 
 
+class Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one ``sources/N`` of the spec is: an image's view, by its key, or a volume; ``subpath``: the part that is shown."""
+
+    image: str = ""
+    snapshot: str = ""
+    volume: str = ""
+    subpath: str = ""
+
+
 class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the record keeps beyond the runtime spec."""
 
@@ -86,6 +95,7 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The digest of its image's manifest, for what stands on the container; empty in records of older releases."""
     log: LogConfig = LogConfig()
     volumes: list[str] = []
+    sources: list[Source] = []
     restart: RestartPolicy = RestartPolicy()
     init: bool = False
 
@@ -187,6 +197,13 @@ class Container:
         return arguments
 
     @property
+    def mounts(self) -> list[dict[str, Any]]:
+        """What is mounted in it beyond what every container has; see :func:`lamella.containers.mount_sources.describe`."""
+        from lamella.containers.mount_sources import describe
+
+        return describe(self.spec["mounts"], self.record.extra.sources, self._client.config)
+
+    @property
     def status(self) -> Status:
         """``created``, ``running``, ``restarting``, ``stopped`` or ``unknown``.
 
@@ -245,6 +262,7 @@ class Container:
         started, attached = self.task.start(
             lambda: connect(self._client, self.record),
             self._mounts(),
+            self._sources(),
             attach=attach,
             stdin=record.extra.stdin,
             log=record.extra.log,
@@ -296,6 +314,14 @@ class Container:
             _log.warning("%(reason)s; unpacking them anew", image=record.image, reason=str(error))
             self._client.images.unpack(record.image)
             return self._client.snapshots.mounts(record.snapshot_key)
+
+    def _sources(self) -> list[dict[str, Any]]:
+        """Give what the launcher is to make of the images, and the parts of volumes, that it mounts."""
+        if not self.record.extra.sources:
+            return []
+        from lamella.containers.mount_sources import for_launcher
+
+        return for_launcher(self._client, self.record.extra.sources)
 
     def attach(self, *, stdin: bool = False) -> Attached:
         """Join its streams from now on. FailedPrecondition when it does not run."""
@@ -863,6 +889,10 @@ class Container:
             db.execute("DELETE FROM containers WHERE namespace = ? AND id = ?", key)
             with suppress(NotFound):
                 self._client.snapshots.remove(record.snapshot_key)
+            if record.extra.sources:
+                from lamella.containers.mount_sources import remove_views
+
+                remove_views(self._client, record.extra.sources)
             if trash is not None and record.extra.volumes:
                 from lamella.containers.volumes import discard_anonymous
 
@@ -892,6 +922,7 @@ class Container:
             "runtime": record.runtime,
             "labels": record.labels,
             "network": describe(self._client.config, record),
+            "mounts": self.mounts,
             "volumes": record.extra.volumes,
             "log_path": str(self.task.log_path),
             "created_at": record.created_at,

@@ -131,9 +131,16 @@ class _Place(msgspec.Struct, frozen=True):
 class _Tree:
     """The files of a container."""
 
-    def __init__(self, files: _core.Files, mounts: list[dict[str, object]]) -> None:
+    def __init__(
+        self,
+        files: _core.Files,
+        mounts: list[dict[str, object]],
+        sources: Callable[[int], tuple[_core.Files, str]] | None = None,
+    ) -> None:
+        """``sources`` opens what the spec calls ``sources/N``: the files, and which part of them is mounted."""
         self._files = files
         self._mounts = sorted(mounts, key=lambda mount: -len(str(mount["destination"])))
+        self._sources = sources
 
     def find(self, path: str, *, follow: bool = True) -> _Place:
         """Say where a path is; it need not be there itself."""
@@ -161,8 +168,7 @@ class _Tree:
                     return rest
                 path, rest, follow = head, f"/{last}{rest}", True
 
-    @staticmethod
-    def _mounted(mount: dict[str, object], path: str, inside: str) -> _Place:
+    def _mounted(self, mount: dict[str, object], path: str, inside: str) -> _Place:
         options = mount.get("options") or []
         assert isinstance(options, list)
         if mount.get("type") != "bind" and "bind" not in options and "rbind" not in options:
@@ -171,11 +177,19 @@ class _Tree:
                 hint="Start it first.",
             )
         refused = f"{mount['destination']} is mounted read-only" if {"ro", "rro"} & set(options) else ""
-        source = Path(str(mount["source"]))
+        name, file_refused = (
+            str(mount["source"]),
+            refused or f"{mount['destination']} is a file that is mounted; it cannot be replaced",
+        )
+        if self._sources is not None and name.startswith("sources/"):
+            files, subpath = self._sources(int(name.partition("/")[2]))
+            if not subpath or _describe(files, subpath, follow=True)[0].is_dir:
+                return _Place(files.beneath(subpath) if subpath else files, inside or "/", refused)
+            return _Place(files, subpath, file_refused)
+        source = Path(name)
         if source.is_dir():
             return _Place(_core.Files(str(source)), inside or "/", refused)
-        refused = refused or f"{mount['destination']} is a file that is mounted; it cannot be replaced"
-        return _Place(_core.Files(str(source.parent)), source.name, refused)
+        return _Place(_core.Files(str(source.parent)), source.name, file_refused)
 
 
 @contextmanager
@@ -203,11 +217,23 @@ def _tree(container: Container, *, write: bool) -> Iterator[_Tree]:
 
 @contextmanager
 def _snapshot(container: Container, *, read_only: bool) -> Iterator[_Tree]:
-    client, key = container._client, container.record.snapshot_key
-    with mounted(client.snapshots, client.config, key, read_only=read_only) as point:
-        files = _core.Files(str(point))
-        with closing(files):  # before it is unmounted
-            yield _Tree(files, container.spec.get("mounts", []))
+    client, record = container._client, container.record
+    with ExitStack() as stack:
+
+        def look(key: str, *, read_only: bool = True) -> _core.Files:
+            point = stack.enter_context(mounted(client.snapshots, client.config, key, read_only=read_only))
+            return stack.enter_context(closing(_core.Files(str(point))))  # before it is unmounted
+
+        def source(number: int) -> tuple[_core.Files, str]:
+            found = record.extra.sources[number]
+            files = (
+                look(found.snapshot)
+                if found.snapshot
+                else _core.Files(str(client.volumes.get(found.volume).path))
+            )
+            return files, found.subpath
+
+        yield _Tree(look(record.snapshot_key, read_only=read_only), container.spec.get("mounts", []), source)
 
 
 def _root_of(container: Container) -> _core.Files | None:

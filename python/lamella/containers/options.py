@@ -1,24 +1,20 @@
-"""The options of a container, parsed at the edge: sizes, environments, volumes, limits, as docker writes them.
+"""The options of a container, as docker writes them, and how the short ones are parsed: environments, capabilities, ulimits.
 
-Nothing here touches the disk but to see that the source of a bind mount exists.
+What takes more has a module of its own: limits, networks, mounts, devices, log_config, restart_policy.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from lamella.config import check_identifier
 from lamella.containers.defaults import ALL_CAPABILITIES, CAPABILITIES, SHM_SIZE
-from lamella.containers.limits import LimitOptions, Limits, Rates, parse_size
+from lamella.containers.limits import LimitOptions, Limits, Rates
 from lamella.containers.log_config import LogConfig
 from lamella.containers.restart_policy import RestartPolicy
-from lamella.containers.runtime_spec import Device, Mount, Rlimit
-from lamella.errors import InvalidArgument, NotFound, PermissionDenied, Unsupported
+from lamella.containers.runtime_spec import Mount, Rlimit
+from lamella.errors import InvalidArgument
 
 _ULIMITS = frozenset(
     {
@@ -80,6 +76,7 @@ class Options(Limits, frozen=True, kw_only=True):
     cap_add: Sequence[str] | None = None
     cap_drop: Sequence[str] | None = None
     devices: Sequence[str] | None = None
+    device_cgroup_rules: Sequence[str] | None = None
     no_new_privileges: bool = False
     seccomp: Any = None
     privileged: bool = False
@@ -135,6 +132,7 @@ class CreateOptions(LimitOptions, total=False):
     cap_add: Sequence[str] | None
     cap_drop: Sequence[str] | None
     devices: Sequence[str] | None
+    device_cgroup_rules: Sequence[str] | None
     no_new_privileges: bool
     seccomp: Any
     privileged: bool
@@ -262,257 +260,3 @@ def parse_ulimit(value: str) -> Rlimit:
     if name.lower() not in _ULIMITS:
         raise InvalidArgument(f"there is no ulimit {name!r}", hint=f"Known: {', '.join(sorted(_ULIMITS))}.")
     return Rlimit(type=f"RLIMIT_{name.upper()}", soft=numbers[0], hard=numbers[1])
-
-
-class VolumeMount(msgspec.Struct, frozen=True, kw_only=True):
-    """A volume of the store (``""``: a fresh, anonymous one) in a container. ``copy``: it may take the image's content there."""
-
-    name: str
-    destination: str
-    options: list[str]
-    copy: bool = True
-
-
-def parse_mounts(options: Options) -> list[Mount | VolumeMount]:
-    """Parse volumes, mounts and tmpfs, in this order."""
-    result = _volumes(options.volumes)
-    result += [_mount(item) for item in options.mounts or ()]
-    tmpfs = options.tmpfs
-    pairs = (
-        tmpfs.items() if isinstance(tmpfs, Mapping) else (item.partition(":")[::2] for item in several(tmpfs))
-    )
-    for destination, text in pairs:
-        extra = [option for option in text.split(",") if option]
-        result.append(
-            Mount(
-                destination=_absolute(destination, "tmpfs"),
-                type="tmpfs",
-                source="tmpfs",
-                options=["nosuid", "nodev", *([] if "exec" in extra else ["noexec"]), *extra],
-            )
-        )
-    return result
-
-
-def _volumes(volumes: Sequence[str] | Mapping[str, Any] | None) -> list[Mount | VolumeMount]:
-    if not isinstance(volumes, Mapping):
-        return [_volume(text) for text in several(volumes)]
-    result: list[Mount | VolumeMount] = []
-    for source, entry in volumes.items():
-        if isinstance(entry, Mapping) and "bind" in entry:
-            target, mode = entry["bind"], entry.get("mode", "rw")
-        else:
-            target, mode = entry, "rw"
-        if not all(isinstance(value, str) for value in (source, target, mode)):
-            raise InvalidArgument(
-                f"volume {source!r}: {entry!r} is malformed",
-                hint="Write {SOURCE: {'bind': TARGET, 'mode': 'ro'}}.",
-            )
-        result.append(_from_source(source, target, _volume_options(f"{source}:{target}:{mode}", mode)))
-    return result
-
-
-def _volume(text: str) -> Mount | VolumeMount:
-    parts = text.split(":")
-    if len(parts) == 1 and text.startswith("/"):
-        return _named("", text, [])
-    if len(parts) == 2 and all(parts):
-        return _from_source(parts[0], parts[1], [])
-    if len(parts) == 3 and all(parts) and not parts[2].startswith("/"):
-        return _from_source(parts[0], parts[1], _volume_options(text, parts[2]))
-    raise InvalidArgument(
-        f"volume {text!r} is malformed",
-        hint="Write SOURCE:TARGET[:ro]; for a path with ':' use a mount: type=bind,source=SOURCE,target=TARGET.",
-    )
-
-
-def _from_source(source: str, destination: str, options: list[str]) -> Mount | VolumeMount:
-    """Give what docker understands by a volume: a bind mount of a path, else the volume of that name."""
-    if not source.startswith("/"):
-        return _named(source, destination, options)
-    if "nocopy" in options:
-        raise InvalidArgument(f"volume source {source} is bound: nothing is copied", hint="Leave nocopy out.")
-    return _bind(source, destination, options)
-
-
-def _named(name: str, destination: str, options: list[str]) -> VolumeMount:
-    if name:
-        check_identifier(name, "volume name")
-    return VolumeMount(
-        name=name,
-        destination=_absolute(destination, "volume"),
-        options=[option for option in options if option != "nocopy"],
-        copy="nocopy" not in options,
-    )
-
-
-def volume_bind(mount: VolumeMount, source: str) -> Mount:
-    """Give the bind mount that shows a volume's folder ``source``."""
-    return _bind_mount(source, mount.destination, mount.options)
-
-
-def _volume_options(text: str, words: str) -> list[str]:
-    options = words.split(",")
-    known = {
-        "ro",
-        "rw",
-        "rro",
-        "nosuid",
-        "dev",
-        "nodev",
-        "nocopy",
-        "noexec",
-        "private",
-        "rprivate",
-        "slave",
-        "rslave",
-        "shared",
-        "rshared",
-    }
-    for option in options:
-        if option not in known:
-            raise InvalidArgument(
-                f"volume {text!r} has the unknown option {option!r}",
-                hint=f"Known: {', '.join(sorted(known))}.",
-            )
-    return options
-
-
-def _mount(value: str | Mapping[str, Any] | Mount) -> Mount | VolumeMount:
-    if isinstance(value, Mount):
-        return value
-    if isinstance(value, str):
-        fields = dict(part.partition("=")[::2] for part in value.split(","))
-    else:
-        fields = {
-            key: str(entry) if entry is not True else "" for key, entry in value.items() if entry is not False
-        }
-    kind = fields.pop("type", "bind")
-    destination = _pop_first(fields, "target", "destination", "dst")
-    source = _pop_first(fields, "source", "src")
-    options = ["ro" for name in ("readonly", "ro") if _pop_flag(fields, name)]
-    if propagation := fields.pop("bind-propagation", None):
-        options.append(propagation)
-    if kind == "tmpfs":
-        options += _tmpfs_options(fields)
-    if kind == "volume" and _pop_flag(fields, "volume-nocopy"):
-        options.append("nocopy")
-    if fields:
-        raise InvalidArgument(f"mount {value!r} has the unknown field {next(iter(fields))!r}")
-    if destination is None:
-        raise InvalidArgument(f"mount {value!r} has no target")
-    return _mount_of(kind, source, destination, options)
-
-
-def _mount_of(kind: str, source: str | None, destination: str, options: list[str]) -> Mount | VolumeMount:
-    if kind == "tmpfs":
-        return Mount(
-            destination=_absolute(destination, "tmpfs"),
-            type="tmpfs",
-            source="tmpfs",
-            options=["nosuid", "nodev", "noexec", *options],
-        )
-    if kind == "volume":
-        return _named(source or "", destination, options)
-    if kind != "bind":
-        raise Unsupported(f"mount type {kind!r} is not one of bind, tmpfs, volume")
-    if source is None:
-        raise InvalidArgument(f"the bind mount at {destination} has no source")
-    return _bind(source, destination, options)
-
-
-def _pop_flag(fields: dict[str, str], name: str) -> bool:
-    return fields.pop(name, "false").lower() in ("", "true", "1")
-
-
-def _pop_first(fields: dict[str, str], *names: str) -> str | None:
-    return next((fields.pop(name) for name in names if name in fields), None)
-
-
-def _tmpfs_options(fields: dict[str, str]) -> list[str]:
-    options = []
-    if "tmpfs-size" in fields:
-        options.append(f"size={parse_size(fields.pop('tmpfs-size'), 'tmpfs-size')}")
-    if "tmpfs-mode" in fields:
-        options.append(f"mode={fields.pop('tmpfs-mode')}")
-    return options
-
-
-def _bind(source: str, destination: str, options: list[str]) -> Mount:
-    if not source.startswith("/"):
-        raise InvalidArgument(
-            f"the source {source!r} of a bind mount is not an absolute path",
-            hint="Give the path of a folder or file of this machine; for a volume by name: type=volume.",
-        )
-    try:
-        exists = Path(source).exists()
-    except PermissionError:
-        raise PermissionDenied(f"volume source {source} cannot be reached") from None
-    if not exists:
-        raise NotFound(f"volume source {source} is not there", hint="Create it first.")
-    return _bind_mount(source, destination, options)
-
-
-def _bind_mount(source: str, destination: str, options: list[str]) -> Mount:
-    # Read-only means what is mounted beneath the source, too; plain "ro" would leave that writable.
-    options = ["rro" if option == "ro" else option for option in options]
-    if not {"dev", "nodev"} & set(options) and not _holds_devices(source):
-        # A node that the container's root makes there opens nothing, with or without a devices controller.
-        options.append("rnodev")
-    propagation = (
-        [] if any("private" in o or "slave" in o or "shared" in o for o in options) else ["rprivate"]
-    )
-    return Mount(
-        destination=_absolute(destination, "volume"),
-        type="bind",
-        source=source,
-        options=["rbind", *options, *propagation],
-    )
-
-
-def _holds_devices(source: str) -> bool:
-    """Tell whether a bind mount is there for its device nodes: /dev, what lies in it, or a node elsewhere."""
-    import stat
-
-    mode = os.stat(source).st_mode  # noqa: PTH116 (as in the rest of the way to a container's start)
-    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or f"{os.path.realpath(source)}/".startswith("/dev/")
-
-
-def _absolute(path: str, what: str) -> str:
-    if not path.startswith("/") or "\0" in path:
-        raise InvalidArgument(f"{what} target {path!r} is not an absolute path")
-    if os.path.normpath(path) == "/":
-        raise InvalidArgument(f"{what} target {path!r} would hide the root filesystem")
-    return path
-
-
-def parse_device(text: str) -> tuple[Device, str]:
-    """Parse ``HOST[:CONTAINER[:PERMISSIONS]]``; return the node and its permissions (``rwm`` by default)."""
-    parts = text.split(":")
-    path = parts[1] if len(parts) > 1 and parts[1] else parts[0]
-    access = parts[2] if len(parts) > 2 else "rwm"
-    if len(parts) > 3 or not access or not set(access) <= set("rwm") or not path.startswith("/"):
-        raise InvalidArgument(f"device {text!r} is malformed", hint="Write HOST[:CONTAINER[:rwm]].")
-    return device_node(parts[0], path), access
-
-
-def device_node(source: str, path: str) -> Device:
-    """Describe the device node ``source`` of this machine, to appear as ``path``."""
-    import stat
-
-    try:
-        found = Path(source).stat()
-    except FileNotFoundError:
-        raise NotFound(f"device {source} is not there") from None
-    kind = "c" if stat.S_ISCHR(found.st_mode) else "b" if stat.S_ISBLK(found.st_mode) else None
-    if kind is None:
-        raise InvalidArgument(f"{source} is not a device node")
-    return Device(
-        type=kind,
-        path=path,
-        major=os.major(found.st_rdev),
-        minor=os.minor(found.st_rdev),
-        file_mode=stat.S_IMODE(found.st_mode),
-        uid=found.st_uid,
-        gid=found.st_gid,
-    )

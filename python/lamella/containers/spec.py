@@ -19,10 +19,8 @@ from lamella.containers.options import (
     Environment,
     FileNames,
     Options,
-    device_node,
     parse_capabilities,
     parse_command,
-    parse_device,
     parse_ulimit,
     several,
     variables_of,
@@ -110,6 +108,7 @@ def build_spec(
             masked_paths=_paths(options.masked_paths, "masked_paths", options, defaults.masked_paths()),
             readonly_paths=_paths(options.readonly_paths, "readonly_paths", options, defaults.READONLY_PATHS),
             sysctl=dict(options.sysctls or {}),
+            rootfs_propagation=_propagation(mounts),
         ),
         annotations=dict(options.annotations or {}),
     )
@@ -284,29 +283,17 @@ def _mounts(options: Options, own: list[Mount], files_folder: str) -> list[Mount
     return [*kept, *sorted(own, key=lambda mount: os.path.normpath(mount.destination).count("/"))]
 
 
+def _propagation(own: list[Mount]) -> str | None:
+    if not own:
+        return None
+    from lamella.containers.mounts import rootfs_propagation
+
+    return rootfs_propagation(own)
+
+
 def _devices(options: Options) -> tuple[list[Device], list[DeviceRule]]:
-    devices, rules = [], list(defaults.DEVICE_RULES)
-    if options.privileged:
-        devices = [device_node(path, path) for path in _host_devices()]
-        rules = [DeviceRule(allow=True, access="rwm")]
-    for text in several(options.devices):
-        device, access = parse_device(text)
-        devices.append(device)
-        rules.append(
-            DeviceRule(allow=True, type=device.type, major=device.major, minor=device.minor, access=access)
-        )
-    return devices, rules
+    if not (options.devices or options.device_cgroup_rules or options.privileged):
+        return [], list(defaults.DEVICE_RULES)
+    from lamella.containers.devices import devices_and_rules
 
-
-def _host_devices() -> list[str]:
-    """List the device nodes at the top of /dev, but for those that every container has of its own."""
-    import stat
-
-    own = {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "console"}
-    found = []
-    with os.scandir("/dev") as entries:
-        for entry in entries:
-            mode = entry.stat(follow_symlinks=False).st_mode
-            if entry.name not in own and (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
-                found.append(entry.path)
-    return sorted(found)
+    return devices_and_rules(options)

@@ -78,6 +78,7 @@ class Task:
         self,
         connect: Callable[[], NetworkConnection],
         rootfs: list[Mount],
+        sources: list[dict[str, Any]],
         *,
         attach: bool,
         stdin: bool,
@@ -91,6 +92,7 @@ class Task:
     ) -> tuple[Started, Attached | None]:
         """Write the bundle and launch it.
 
+        ``sources`` are what the spec's bind mounts of ``sources/N`` show (the launcher's request has them).
         ``connect`` plugs the container into its network, and is called when nothing of its last run is left. ``confirm`` raises
         NotFound when the container was removed; it is called when nobody can do that any more. ``before_reset`` is called
         before the records of the last run go. ``is_kept`` says that the exit record is to outlive the machine.
@@ -106,6 +108,7 @@ class Task:
                 self._write_bundle(network)
                 return self._launch(
                     rootfs,
+                    sources,
                     network.record,
                     attach=attach,
                     stdin=stdin,
@@ -145,6 +148,7 @@ class Task:
     def _launch(
         self,
         rootfs: list[Mount],
+        sources: list[dict[str, Any]],
         network: Path | None,
         *,
         attach: bool,
@@ -171,6 +175,7 @@ class Task:
                 "restart": restart.for_monitor(),
                 "init": init,
                 "exit_record": str(self._kept_exit) if is_kept else None,
+                "sources": sources,
                 **({"network": str(network)} if network is not None else {}),
             }
         )

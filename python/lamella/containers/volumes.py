@@ -35,8 +35,7 @@ import msgspec
 
 from lamella import _core
 from lamella.config import Config, check_identifier
-from lamella.containers.options import VolumeMount, volume_bind
-from lamella.containers.runtime_spec import Mount
+from lamella.containers.mounts import AnyMount, VolumeMount, check_driver
 from lamella.disk import TRASH, make_private_folder, names_in, translated
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound
 from lamella.filters import compile_filters
@@ -94,11 +93,20 @@ class Volumes:
         self._client = client
         self._folders = _Folders(client.config)
 
-    def create(self, name: str | None = None, *, labels: Mapping[str, str] | None = None) -> Volume:
+    def create(
+        self,
+        name: str | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        driver: str | None = None,
+        driver_opts: Mapping[str, str] | None = None,
+    ) -> Volume:
         """Make an empty volume and return it; one without a name is anonymous.
 
-        Twice is harmless: the volume of that name that is there is returned as it is. InvalidArgument for a malformed name.
+        Twice is harmless: the volume of that name that is there is returned as it is. InvalidArgument for a malformed name,
+        Unsupported for another driver than docker's ``local``, and for options of it.
         """
+        check_driver(driver, driver_opts)
         chosen = check_identifier(name, "volume name") if name is not None else os.urandom(32).hex()
         checked = check_labels(labels or {})
         with (
@@ -122,10 +130,15 @@ class Volumes:
             return _users(db, self._client.config.namespace, name)
 
     @frees_space
-    def remove(self, name: str) -> None:
-        """Remove a volume with all that is in it. NotFound; FailedPrecondition while a container has it, running or not."""
-        trash = self._discard(self.get(name).name)
+    def remove(self, name: str, *, missing_ok: bool = False) -> None:
+        """Remove a volume with all that is in it. FailedPrecondition while a container has it, running or not.
+
+        NotFound where it is not there, unless ``missing_ok``.
+        """
+        trash = self._discard(check_identifier(name, "volume name"))
         if trash is None:
+            if missing_ok:
+                return
             raise _missing(name, self._client.config.namespace)
         _core.remove_tree(str(trash))
         _log.info("removed the volume %(volume)s", volume=name)
@@ -290,34 +303,31 @@ def _renamed(source: Path, target: Path) -> bool:
 
 
 @contextmanager
-def attaching(
-    client: Client, parent: str, mounts: Sequence[Mount | VolumeMount]
-) -> Iterator[Callable[[], tuple[list[Mount], list[str]]]]:
+def filling(client: Client, parent: str, mounts: Sequence[VolumeMount]) -> Iterator[Callable[[], list[str]]]:
     """Give a container its volumes in two steps: what takes long before the block, the rest by the function it gets.
 
     ``parent`` is the image's committed snapshot. The function is to be called once, in the transaction that records the
-    container; it gives the mounts with the volumes in place, and the volumes' names. When the block fails anonymous volumes go
-    again; those with a name stay, as in docker.
+    container; it gives the volumes' names. When the block fails anonymous volumes go again; those with a name stay, as in docker.
     """
     folders = _Folders(client.config)
     namespace = client.config.namespace
     placed: list[str] = []
     with ExitStack() as drafts:
-        wanted = [
-            (mount, mount.name or os.urandom(32).hex()) for mount in mounts if isinstance(mount, VolumeMount)
-        ]
+        wanted = [(mount, mount.name or os.urandom(32).hex()) for mount in mounts]
         made: dict[int, _Draft] = {}
         with ExitStack() as mounted:
             image: Path | None = None
             for at, (mount, name) in enumerate(wanted):
                 if folders.is_filled(name):
                     continue
-                draft = made[at] = drafts.enter_context(folders.draft(name, anonymous=not mount.name))
+                labels = check_labels(mount.labels)
+                draft = drafts.enter_context(folders.draft(name, anonymous=not mount.name, labels=labels))
+                made[at] = draft
                 if mount.copy and parent:
                     image = image or mounted.enter_context(client.snapshots.mounted(parent))
                     _copy_up(image, mount.destination, draft)
 
-        def attach() -> tuple[list[Mount], list[str]]:
+        def place() -> list[str]:
             with client.database.write() as db:
                 _note_namespace(db, namespace)
                 for at, (mount, name) in enumerate(wanted):
@@ -327,15 +337,10 @@ def attaching(
                             raise NotFound(f"volume {name} was removed meanwhile", hint="Try again.")
                     elif folders.place(draft, name, fill=not _users(db, namespace, name)) and not mount.name:
                         placed.append(name)
-            names = [name for _, name in wanted]
-            each = iter(names)
-            return [
-                volume_bind(mount, str(folders.data(next(each)))) if isinstance(mount, VolumeMount) else mount
-                for mount in mounts
-            ], sorted(set(names))
+            return [name for _, name in wanted]
 
         try:
-            yield attach
+            yield place
         except BaseException:
             for name in placed:
                 if (trash := folders.discard(name)) is not None:
@@ -389,7 +394,7 @@ def path_in_image(root: Path, path: str) -> Path | None:
 
 
 def image_volumes(
-    declared: Iterable[str], mounts: Sequence[Mount | VolumeMount], defaults: Iterable[str]
+    declared: Iterable[str], mounts: Sequence[AnyMount], defaults: Iterable[str]
 ) -> list[VolumeMount]:
     """Give the anonymous volumes that an image's config asks for, but for where something else is mounted.
 

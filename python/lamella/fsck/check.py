@@ -191,10 +191,13 @@ class _Check:
         with self._database.read() as db:
             rows = db.execute(
                 """
-                SELECT namespace, name, snapshot_key FROM containers c
-                WHERE snapshot_key <> '' AND NOT EXISTS (
+                SELECT namespace, name, key FROM (
+                    SELECT namespace, name, snapshotter, snapshot_key AS key FROM containers
+                    UNION ALL SELECT k.namespace, k.name, k.snapshotter, json_extract(v.value, '$.snapshot')
+                        FROM containers k, json_each(k.extra, '$.sources') v
+                ) c WHERE key <> '' AND NOT EXISTS (
                     SELECT 1 FROM snapshots s WHERE s.namespace = c.namespace AND s.snapshotter = c.snapshotter
-                        AND s.name = c.snapshot_key)
+                        AND s.name = c.key)
                 """
             ).fetchall()
         for namespace, name, key in rows:

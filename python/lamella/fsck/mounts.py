@@ -35,7 +35,8 @@ def user_of_layer(database: Database, config: Config, layer_id: str) -> str | No
             )
             SELECT k.namespace, k.id, k.name FROM above CROSS JOIN snapshots s ON s.number = above.number
                 CROSS JOIN containers k ON k.namespace = s.namespace AND k.snapshotter = s.snapshotter
-                    AND k.snapshot_key = s.name
+                    AND (k.snapshot_key = s.name OR EXISTS (
+                        SELECT 1 FROM json_each(k.extra, '$.sources') v WHERE json_extract(v.value, '$.snapshot') = s.name))
             ORDER BY k.namespace, k.name
             """,
             (layer_id,),

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::error::{Failure, Kind, Step};
+use crate::rootfs::Source;
 use crate::spec;
 
 /// The version of the protocol that this launcher speaks.
@@ -29,6 +30,9 @@ pub struct Request {
     /// root is ready as it is.
     #[serde(default)]
     pub rootfs: Vec<SnapshotMount>,
+    /// What the spec's bind mounts of `sources/N` show, N counting from 0.
+    #[serde(default)]
+    pub sources: Vec<BindSource>,
     /// Where a copy of `exit.json` is to be, if anywhere: the bundle may lie in memory, and end with the machine.
     #[serde(default)]
     pub exit_record: Option<String>,
@@ -158,6 +162,23 @@ pub struct SnapshotMount {
     pub options: Vec<String>,
 }
 
+/// The source of a bind mount that is no path of the host.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BindSource {
+    /// What shows it.
+    pub mount: SnapshotMount,
+    /// A relative path in that; all of it when absent.
+    #[serde(default)]
+    pub subpath: String,
+}
+
+impl From<BindSource> for Source {
+    fn from(source: BindSource) -> Self {
+        Self { mount: source.mount.into(), subpath: source.subpath }
+    }
+}
+
 impl From<SnapshotMount> for lamella_core::mount::Mount {
     fn from(mount: SnapshotMount) -> Self {
         Self { kind: mount.kind, source: mount.source, options: mount.options }
@@ -182,6 +203,12 @@ impl Request {
         }
         if !request.bundle.starts_with('/') {
             return Err(Failure::invalid("bundle", format!("{:?} is not absolute", request.bundle)));
+        }
+        for (index, source) in request.sources.iter().enumerate() {
+            if source.subpath.starts_with('/') || source.subpath.split('/').any(|part| part == "..") {
+                let field = format!("sources[{index}].subpath");
+                return Err(Failure::invalid(field, format!("{:?} is not a path beneath", source.subpath)));
+            }
         }
         let spool = request.events.as_ref().map(|target| &target.spool);
         let log = request.log.as_ref().map(|target| &target.path);
@@ -255,6 +282,10 @@ mod tests {
         }
         Request::parse(r#"{"version":2,"bundle":"/b","program_at_start":true}"#).expect_err("not held");
         Request::parse(r#"{"version":2,"bundle":"b"}"#).expect_err("relative");
+        for path in ["/a", "..", "a/../../b"] {
+            let source = format!(r#"{{"mount":{{"type":"bind","source":"/s"}},"subpath":"{path}"}}"#);
+            Request::parse(&format!(r#"{{"version":2,"bundle":"/b","sources":[{source}]}}"#)).expect_err("leads out");
+        }
         let events = r#"{"version":2,"bundle":"/b","events":{"spool":"s","namespace":"n","container":"c"}}"#;
         Request::parse(events).expect_err("relative");
     }

@@ -56,7 +56,8 @@ impl Run {
         }
         let namespaces = Namespaces::new(&spec.linux)?;
         let snapshot = request.rootfs.iter().cloned().map(Into::into).collect();
-        let rootfs = RootfsPlan::new(&request.bundle, snapshot, &spec)?;
+        let sources = request.sources.iter().cloned().map(Into::into).collect();
+        let rootfs = RootfsPlan::new(&request.bundle, snapshot, sources, &spec)?;
         let mut warnings = Vec::new();
         if namespaces.mappings.is_none() {
             let missing = process.limit_capabilities()?;

@@ -44,6 +44,12 @@ impl Files {
         drop(self.root.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
+    /// Give a folder beneath the root as a root of its own.
+    fn beneath(&self, py: Python<'_>, path: OsString) -> PyResult<Self> {
+        let root = through(py, |_| self.root()?.beneath(path.as_bytes()))?;
+        Ok(Self { root: Mutex::new(Some(Arc::new(root))) })
+    }
+
     /// Describe what is at a path.
     #[pyo3(signature = (path, *, follow=false))]
     fn stat<'py>(&self, py: Python<'py>, path: OsString, follow: bool) -> PyResult<Status<'py>> {

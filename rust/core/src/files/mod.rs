@@ -62,6 +62,13 @@ impl Root {
         Ok(Self { descriptor, links })
     }
 
+    /// Make a folder the root, with all its paths: a relative path whose symlinks lead nowhere else (EXDEV).
+    pub fn beneath(&self, path: &[u8]) -> Result<Self> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let descriptor = self.resolve(path, OFlags::DIRECTORY, resolve).map_err(|error| not_found(path, error))?;
+        Ok(Self { descriptor, links: self.links })
+    }
+
     /// Open what is at a path, without touching it (`O_PATH`); with `follow` where a symlink at its end leads.
     pub fn find(&self, path: &[u8], follow: bool) -> Result<OwnedFd> {
         let flags = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
@@ -74,11 +81,15 @@ impl Root {
     }
 
     fn look_up(&self, path: &[u8], flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
-        let path = CString::new(path).map_err(|_| Errno::INVAL)?;
-        let path = if path.is_empty() { c"." } else { path.as_c_str() };
         let resolve = ResolveFlags::IN_ROOT
             | ResolveFlags::NO_MAGICLINKS
             | if self.links == Links::None { ResolveFlags::NO_SYMLINKS } else { ResolveFlags::empty() };
+        self.resolve(path, flags, resolve)
+    }
+
+    fn resolve(&self, path: &[u8], flags: OFlags, resolve: ResolveFlags) -> std::result::Result<OwnedFd, Errno> {
+        let path = CString::new(path).map_err(|_| Errno::INVAL)?;
+        let path = if path.is_empty() { c"." } else { path.as_c_str() };
         let mut attempts = 0;
         loop {
             let flags = flags | OFlags::PATH | OFlags::CLOEXEC;

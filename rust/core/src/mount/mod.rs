@@ -81,8 +81,20 @@ pub fn mount(mounts: &[Mount], target: &Path) -> Result<()> {
 pub fn mount_at(mount: &Mount, target: BorrowedFd<'_>) -> Result<()> {
     let options = Options::parse(&mount.options).map_err(|error| error.context(mount.describe()))?;
     let made = make(mount, &options)?;
-    attach::attach(made.as_fd(), target, &options)
+    place(made.as_fd(), target, &options)
         .map_err(|error| error.context(format!("cannot attach the {}", mount.describe())))
+}
+
+/// Put a mount that is attached nowhere on what a descriptor (of `O_PATH`) stands for.
+pub fn place(made: BorrowedFd<'_>, target: BorrowedFd<'_>, options: &Options) -> Result<()> {
+    attach::attach(made, target, options)
+}
+
+/// Give a mount that is attached nowhere the attributes and the map of ids that the options name, as [`make`] does.
+pub fn apply(made: BorrowedFd<'_>, options: &Options) -> Result<()> {
+    attach::set_attributes(made, options)?;
+    let Some(maps) = &options.id_maps else { return Ok(()) };
+    idmap::map(made, maps.namespace()?.as_fd(), options.recursive)
 }
 
 /// Make a mount that is attached nowhere.

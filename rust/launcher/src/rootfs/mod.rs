@@ -13,6 +13,7 @@ mod masks;
 mod mounts;
 mod path;
 mod snapshot;
+mod sources;
 mod sysctl;
 
 pub use console::{Console, set_size as set_terminal_size};
@@ -20,6 +21,7 @@ pub use devices::DevicePlan;
 pub use input::empty_input;
 pub use mounts::MountPlan;
 pub use path::Root;
+pub use sources::Source;
 
 use std::os::fd::AsFd;
 
@@ -38,6 +40,7 @@ pub struct RootfsPlan {
     root: String,
     readonly: bool,
     snapshot: Vec<Mount>,
+    sources: Vec<Source>,
     mounts: Vec<MountPlan>,
     devices: Vec<DevicePlan>,
     /// A bind mount on /dev brings its own nodes.
@@ -49,8 +52,8 @@ pub struct RootfsPlan {
 }
 
 impl RootfsPlan {
-    /// Prepare a checked spec.
-    pub fn new(bundle: &str, snapshot: Vec<Mount>, spec: &Spec) -> Result<Self, Failure> {
+    /// Prepare a checked spec. `sources` are what its bind mounts of `sources/N` show.
+    pub fn new(bundle: &str, snapshot: Vec<Mount>, sources: Vec<Source>, spec: &Spec) -> Result<Self, Failure> {
         let mounts = spec
             .mounts
             .iter()
@@ -65,6 +68,7 @@ impl RootfsPlan {
             root: path::from_bundle(bundle, &spec.root.path),
             readonly: spec.root.readonly,
             snapshot,
+            sources,
             mounts,
             devices: devices::plan(&spec.linux.devices),
             own_devices,
@@ -86,7 +90,7 @@ impl RootfsPlan {
         };
         let root = Root::new(root, &self.root);
         for mount in &self.mounts {
-            mount.make(&root, cgroup)?;
+            mount.make(&root, &self.sources, cgroup)?;
         }
         if self.own_devices {
             devices::make(&root, &self.devices)?;

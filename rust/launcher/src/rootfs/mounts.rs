@@ -1,11 +1,12 @@
 //! The spec's `mounts`: bind mounts and file systems.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use lamella_core::mount::{Options, mount_at};
-use rustix::fs::OFlags;
+use lamella_core::mount::{self, Options};
+use rustix::fs::{FileType, OFlags};
 
 use super::path::{self, Root, Target};
+use super::sources::{self, Source};
 use crate::cgroup::Cgroup;
 use crate::error::{Failure, Kind, Step};
 use crate::spec::Mount;
@@ -22,6 +23,8 @@ pub struct MountPlan {
     options: Options,
     destination: String,
     bind: bool,
+    /// Its place in the bundle is that of the request's source of this number.
+    source: Option<usize>,
 }
 
 impl MountPlan {
@@ -38,6 +41,7 @@ impl MountPlan {
         if bind && let Some((option, _)) = options.data.first() {
             return Err(Failure::invalid(field(), format!("a bind mount has no option {option:?}")));
         }
+        let source = bind.then(|| sources::number(&mount.source)).flatten();
         Ok(Self {
             mount: lamella_core::mount::Mount {
                 kind: if bind { "bind".to_owned() } else { mount.kind.clone() },
@@ -47,6 +51,7 @@ impl MountPlan {
             options,
             destination: path::clean(&mount.destination),
             bind,
+            source,
         })
     }
 
@@ -55,32 +60,46 @@ impl MountPlan {
         !self.bind && (self.mount.kind == "cgroup" || self.mount.kind == "cgroup2")
     }
 
-    /// Make the mount in the root.
-    pub(super) fn make(&self, root: &Root, cgroup: &Cgroup) -> Result<(), Failure> {
+    /// Make the mount in the root. What is bound is looked up once: the mount point is of its kind, and it is what is mounted,
+    /// whatever has its path by then.
+    pub(super) fn make(&self, root: &Root, sources: &[Source], cgroup: &Cgroup) -> Result<(), Failure> {
         let what = format!("mount {} on {}", self.mount.kind, self.destination);
+        let failed = |error: lamella_core::Error| Failure::from(error.context(&what));
         if self.is_cgroup() {
             return super::cgroups::mount(root, &self.destination, &self.options, cgroup, &what);
         }
-        let kind = if self.bind { self.kind_of_source()? } else { Target::Folder };
-        let mut target = root.mount_point(&self.destination, kind)?;
-        if KERNEL_VIEWS.contains(&self.mount.kind.as_str()) {
-            target = root
-                .open_plain(&self.destination, OFlags::PATH | OFlags::DIRECTORY)
-                .step(|| format!("{what}: it must be a plain folder of the image"))?;
+        if !self.bind {
+            let mut target = root.mount_point(&self.destination, Target::Folder)?;
+            if KERNEL_VIEWS.contains(&self.mount.kind.as_str()) {
+                target = root
+                    .open_plain(&self.destination, OFlags::PATH | OFlags::DIRECTORY)
+                    .step(|| format!("{what}: it must be a plain folder of the image"))?;
+            }
+            return mount::mount_at(&self.mount, target.as_fd()).map_err(failed);
         }
-        mount_at(&self.mount, target.as_fd()).map_err(|error| Failure::from(error.context(what)))
+        let made = match self.source.and_then(|number| sources.get(number)) {
+            Some(source) => {
+                let made = source.make(root, &format!("bind a source on {}", self.destination))?;
+                mount::apply(made.as_fd(), &self.options).map_err(failed)?;
+                made
+            }
+            None => self.bound()?,
+        };
+        let status = rustix::fs::fstat(&made).step(|| &what)?;
+        let is_folder = FileType::from_raw_mode(status.st_mode) == FileType::Directory;
+        let target = root.mount_point(&self.destination, if is_folder { Target::Folder } else { Target::File })?;
+        mount::place(made.as_fd(), target.as_fd(), &self.options).map_err(failed)
     }
 
-    fn kind_of_source(&self) -> Result<Target, Failure> {
-        let source = &self.mount.source;
-        let folder = std::fs::metadata(source).map(|status| status.is_dir()).map_err(|error| {
-            let failure = Failure::system(format!("bind {source} on {}", self.destination), &error);
+    /// A copy of the mount of a path of the host.
+    fn bound(&self) -> Result<OwnedFd, Failure> {
+        mount::make(&self.mount, &self.options).map_err(|error| {
+            let failure = Failure::from(error.context(format!("bind {} on {}", self.mount.source, self.destination)));
             if failure.kind == Kind::NotFound {
                 return failure.with_hint("the source of a bind mount must exist on the host");
             }
             failure
-        })?;
-        Ok(if folder { Target::Folder } else { Target::File })
+        })
     }
 }
 

@@ -151,7 +151,12 @@ impl Root {
     }
 }
 
-fn open_beneath(folder: BorrowedFd<'_>, path: &str, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
+pub(super) fn open_beneath(
+    folder: BorrowedFd<'_>,
+    path: &str,
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
     let path = if path.is_empty() { "." } else { path };
     let mut attempts = 0;
     loop {

@@ -1,0 +1,71 @@
+//! Sources of bind mounts that are no paths of the host: views of images, and parts of volumes.
+//!
+//! The spec binds `sources/N` of the bundle, as it would any folder. What is to be there is the N-th source of the request:
+//! a mount, and a path in what it shows. It is made when the container starts, in its own mount namespace, so that nothing of
+//! it is ever seen on the host or left there.
+//!
+//! The path is looked up by one openat2(2) from a descriptor: symlinks are followed as long as they stay beneath the top, and
+//! what is mounted is what the descriptor stands for. So whoever changes the volume at the same moment gains nothing
+//! (CVE-2023-3676, CVE-2024-10220 and CVE-2021-25741 were subpaths of Kubernetes that were looked at first and mounted by
+//! their names afterwards).
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use lamella_core::mount::{Mount, Options, make};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+
+use super::detached::{attach, copy_of};
+use super::path::{Root, open_beneath};
+use crate::error::{Failure, Kind, Step};
+
+/// What a bind mount of the spec shows.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// A snapshot's mount, or a bind mount.
+    pub mount: Mount,
+    /// A relative path in what it shows; empty for all of it.
+    pub subpath: String,
+}
+
+/// The number of the source that a bind mount of the spec names, if it does.
+pub(super) fn number(path: &str) -> Option<usize> {
+    path.strip_prefix("sources/")?.parse().ok()
+}
+
+impl Source {
+    /// Make it, as a mount that is attached nowhere. `root` lends its place for a moment.
+    pub(super) fn make(&self, root: &Root, what: &str) -> Result<OwnedFd, Failure> {
+        let failed = |error: lamella_core::Error| Failure::from(error.context(what));
+        let options = Options::parse(&self.mount.options).map_err(failed)?;
+        if self.subpath.is_empty() {
+            return make(&self.mount, &options).map_err(failed);
+        }
+        if options.bind || self.mount.kind == "bind" {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            let top = rustix::fs::openat(CWD, self.mount.source.as_str(), flags, Mode::empty())
+                .step(|| format!("{what}: open {}", self.mount.source))?;
+            return self.part(&top, options.recursive, what);
+        }
+        // Parts of a mount that is attached nowhere can be copied since Linux 6.15 only.
+        let made = make(&self.mount, &options).map_err(failed)?;
+        attach(&made, root).step(|| what)?;
+        let part = self.part(&made, false, what);
+        let path = lamella_core::sys::descriptor_path(made.as_fd());
+        rustix::mount::unmount(path, UnmountFlags::DETACH).step(|| what)?;
+        part
+    }
+
+    /// Copy the mount of what is at the path beneath an open folder.
+    fn part(&self, top: &OwnedFd, recursive: bool, what: &str) -> Result<OwnedFd, Failure> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let found = open_beneath(top.as_fd(), &self.subpath, OFlags::PATH, resolve).map_err(|error| match error {
+            Errno::XDEV => {
+                Failure::new(Kind::FailedPrecondition, format!("{what}: the path {:?} leads out of it", self.subpath))
+            }
+            error => Failure::system(format!("{what}: the path {:?} in it", self.subpath), &error.into()),
+        })?;
+        copy_of(&found, recursive).step(|| what)
+    }
+}
