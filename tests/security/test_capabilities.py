@@ -122,7 +122,7 @@ def test_a_set_user_id_program_gains_what_the_bounding_set_has_unless_that_is_ru
 
 
 def test_a_program_with_inheritable_capabilities_gains_none(client, image, program):
-    """CVE-2022-24769: containers had Docker's set inheritable, so that such a file gave its capabilities to any user."""
+    """CVE-2022-24769, in an exec CVE-2022-29162: containers had them inheritable, so that such a file gave them to anybody."""
     effective = 0x02000001  # VFS_CAP_REVISION_2 with the effective bit
     inherited = struct.pack("<5I", effective, 0, 0xFFFFFFFF, 0, 0xFFFFFFFF)
     volumes = program(capabilities=inherited)

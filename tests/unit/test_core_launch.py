@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -28,6 +29,19 @@ def test_a_request_that_is_no_document_is_answered_with_an_error_and_leaves_no_c
     now = len(os.listdir("/proc/self/fd"))
     _core.launch(b"{}")
     assert len(os.listdir("/proc/self/fd")) == now
+
+
+@pytest.mark.needs_root
+def test_a_copy_of_the_launcher_that_somebody_took_mode_or_owner_from_is_made_anew() -> None:
+    """A container reaches it when its program is /proc/self/exe, and is root there as here."""
+    _core.launch(b"{}")
+    for change in (lambda file: file.chmod(0), lambda file: os.chown(file, 1, 1)):
+        (copy,) = [
+            path for path in Path("/proc/self/fd").iterdir() if "lamella-launcher" in os.path.realpath(path)
+        ]
+        with contextlib.suppress(PermissionError):  # since Linux 6.3 a seal forbids the first
+            change(copy)
+        assert json.loads(_core.launch(b"{}"))["error"]["kind"]
 
 
 def test_a_descriptor_that_is_not_open_is_named() -> None:

@@ -461,7 +461,7 @@ class Container:
             try:
                 attached = self.task.exec(process, stdin=stdin)
             except NotFound as error:
-                if isinstance(error, CommandNotFound):
+                if isinstance(error, CommandNotFound) or self.task.running():
                     raise
                 raise self._not_running() from None
         spool.drain_if_large(self._client.database, self._client.config)

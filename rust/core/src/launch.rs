@@ -1,7 +1,9 @@
 //! Starts the launcher: from a sealed copy in memory, as a program of its own, with a request and a reply.
 //!
 //! The copy is sealed, so that nothing that runs in a container can write to it (CVE-2019-5736), and no path has to be
-//! found. The launcher makes itself a daemon; its first process ends at once and is waited for here, so that no child
+//! found. A container whose program is `/proc/self/exe` runs the launcher, and reaches the copy by its process: what it
+//! could still do, as root, is to take its mode or owner away. The seal of modes (Linux 6.3) forbids the first, and a copy
+//! that is not any more as it was made is made anew. The launcher makes itself a daemon; its first process ends at once and is waited for here, so that no child
 //! remains. Descriptors in it: 0 to 2 /dev/null, 3 the request (a sealed memfd), 4 the pipe for the reply, from 5 on
 //! those that the caller passes; their number is its only argument.
 
@@ -23,8 +25,33 @@ const MAX_REPLY: usize = 1 << 20;
 /// Time between two looks whether to go on.
 const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// A sealed copy of a program, and the process that made it.
-static PROGRAM: Mutex<Option<OwnedFd>> = Mutex::new(None);
+/// F_SEAL_EXEC, since Linux 6.3.
+const SEAL_MODE: SealFlags = SealFlags::from_bits_retain(0x20);
+
+/// A sealed copy of a program, with the mode and owner that it was made with.
+struct Program {
+    file: OwnedFd,
+    made: (u32, u32, u32),
+}
+
+static PROGRAM: Mutex<Option<Program>> = Mutex::new(None);
+
+impl Program {
+    fn new(content: &[u8]) -> Result<Self> {
+        let file = sealed("lamella-launcher", content, true)?;
+        let made = Self::owner(&file)?;
+        Ok(Self { file, made })
+    }
+
+    fn is_as_made(&self) -> bool {
+        Self::owner(&self.file).is_ok_and(|now| now == self.made)
+    }
+
+    fn owner(file: &OwnedFd) -> Result<(u32, u32, u32)> {
+        let status = rustix::fs::fstat(file).map_err(|error| Error::system("cannot look at the launcher", error))?;
+        Ok((status.st_mode, status.st_uid, status.st_gid))
+    }
+}
 
 /// Start the launcher with a request document; return its reply document.
 ///
@@ -35,11 +62,11 @@ pub fn launch(program: &[u8], request: &[u8], descriptors: &[BorrowedFd<'_>], ch
     let lowest = i32::try_from(descriptors.len() + 5).map_err(|_| failed(Errno::MFILE))?;
     let executable = {
         let mut slot = PROGRAM.lock().unwrap_or_else(PoisonError::into_inner);
-        let program = match &mut *slot {
-            Some(program) => program,
-            none => none.insert(sealed("lamella-launcher", program, true)?),
+        let program = match slot.take().filter(Program::is_as_made) {
+            Some(program) => slot.insert(program),
+            None => slot.insert(Program::new(program)?),
         };
-        rustix::io::fcntl_dupfd_cloexec(program, lowest).map_err(failed)?
+        rustix::io::fcntl_dupfd_cloexec(&program.file, lowest).map_err(failed)?
     };
     let path = CString::new(format!("/proc/self/fd/{}", executable.as_raw_fd())).map_err(|_| failed(Errno::INVAL))?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
@@ -134,6 +161,7 @@ fn sealed(name: &str, content: &[u8], executable: bool) -> Result<OwnedFd> {
         }
     }
     rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0)).map_err(failed)?;
+    let _ = rustix::fs::fcntl_add_seals(&file, SEAL_MODE);
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     rustix::fs::fcntl_add_seals(&file, seals).map_err(failed)?;
     Ok(file)
