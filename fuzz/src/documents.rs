@@ -24,7 +24,7 @@ pub fn run(data: &[u8]) {
     assert!(spec.process.cwd.starts_with('/') && spec.process.args.first().is_some_and(|program| !program.is_empty()));
     assert!(spec.process.user.uid != u32::MAX && spec.process.user.gid != u32::MAX);
     assert!(spec.mounts.iter().all(|mount| mount.destination.starts_with('/')));
-    if let Err(failure) = RootfsPlan::new("/bundle", Vec::new(), &spec) {
+    if let Err(failure) = RootfsPlan::new("/bundle", Vec::new(), Vec::new(), &spec) {
         check(&failure);
     }
     let filter = match spec.linux.seccomp.as_ref().map(compile).transpose() {

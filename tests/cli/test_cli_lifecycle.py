@@ -60,3 +60,21 @@ def test_an_init_is_asked_for_by_its_option(pulled: tuple[Program, str]) -> None
     script = "read name < /proc/1/comm; echo $name"
     assert lamella("run", "--rm", "--init", reference, "sh", "-c", script).ok().out == "lamella-init\n"
     assert lamella("run", "--rm", reference, "sh", "-c", script).ok().out == "sh\n"
+
+
+def test_ps_takes_dockers_filters(pulled: tuple[Program, str]) -> None:
+    lamella, reference = pulled
+    lamella("run", "-d", "--name", "box", "--label", "job=7", reference, "sleep", "300").ok()
+    lamella("create", "--name", "other", "--label", "job=7", reference, "true").ok()
+    box = lamella("ps", "-q", "-f", "label=job=7").ok().out
+    assert lamella("ps", "-q", "--no-trunc", "--filter", "status=running").ok().out == box
+    assert "other" in lamella("ps", "--filter", "status=created").ok().out
+    assert lamella("ps", "--filter", "health=healthy").status == 1
+    lamella("pause", "box").ok()
+    assert "paused" in lamella("ps").ok().out
+    (row,) = lamella("--json", "ps", "-l").ok().document
+    assert row["name"] == "other"
+    assert len(lamella("ps", "-n", "2", "-q").ok().out.split()) == 2
+    assert box.strip() in lamella("ps", "--no-trunc").ok().out
+    lamella("update", "--restart", "on-failure:3", "box").ok()
+    assert lamella("containers", "inspect", "box").ok().document["restart_policy"] == "on-failure:3"

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 
-from lamella.errors import AlreadyExists, CommandNotFound, InvalidArgument, NotFound, Unsupported
+from lamella.errors import (
+    AlreadyExists,
+    CommandNotFound,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    Unsupported,
+)
 from lamella.registry.server import RegistryServer
 from layers import Built, file, tar
 from waiting import until
@@ -203,3 +211,42 @@ def test_a_container_can_have_another_snapshotter_than_its_client(client, image)
     again.remove()
     with pytest.raises(Unsupported, match="zfs"):
         client.containers.create(image, ["true"], snapshotter="zfs")
+
+
+# Waiting
+
+
+def test_the_next_exit_is_waited_for_also_of_one_that_does_not_run_yet(client, image):
+    box = client.containers.create(image, ["sh", "-c", "sleep 0.2; exit 3"], name="next")
+    with pytest.raises(DeadlineExceeded, match="did not end"):
+        box.wait(0.1, condition="next-exit")
+    starts = threading.Timer(0.2, lambda: client.containers.get("next").start())
+    starts.start()
+    assert box.wait(30, condition="next-exit") == 3
+    starts.join()
+    starts = threading.Timer(0.2, lambda: client.containers.get("next").start())
+    starts.start()
+    assert box.wait(30, condition="next-exit") == 3  # not the end that was there before
+    starts.join()
+    box.update(restart_policy="always")
+    box.start()
+    assert box.wait(30, condition="next-exit") == 3
+    assert box.status in ("running", "restarting")
+    box.remove(force=True)
+    with pytest.raises(NotFound):
+        box.wait(30, condition="next-exit")
+    with pytest.raises(InvalidArgument, match="condition"):
+        box.wait(1, condition="healthy")
+
+
+def test_a_removal_is_waited_for(client, image, box):
+    with pytest.raises(DeadlineExceeded, match="was not removed"):
+        box.wait(0.1, condition="removed")
+    removes = threading.Timer(0.2, lambda: client.containers.get("box").remove(force=True))
+    removes.start()
+    assert box.wait(30, condition="removed") == 137
+    removes.join()
+    once = client.containers.create(image, ["sh", "-c", "exit 4"], auto_remove=True)
+    once.start()
+    assert once.wait(30, condition="removed") == 4
+    assert client.containers.list(all=True) == []

@@ -165,6 +165,26 @@ def test_a_container_that_waits_says_so(client, waiting):
         waiting.remove()
 
 
+def test_the_next_run_waits_for_who_holds_a_container_between_two(waiting):
+    runs = output(waiting).count("run")
+    with waiting.task.frozen():
+        asks = threading.Thread(target=waiting.restart)
+        asks.start()
+        time.sleep(0.3)
+        assert (waiting.status, output(waiting).count("run")) == ("restarting", runs)
+    asks.join(30)
+    until(lambda: output(waiting).count("run") > runs)
+
+
+def test_one_that_waits_can_be_committed_and_goes_on(client, waiting):
+    images = [waiting.commit(), waiting.commit("kept:1"), waiting.commit(pause=False)]
+    for image in images:
+        assert client.containers.run(image, ["cat", "/n"], remove=True).stdout.strip().isdigit()
+    runs = output(waiting).count("run")
+    waiting.restart()
+    until(lambda: output(waiting).count("run") > runs)
+
+
 def test_stopping_one_that_waits_ends_it_as_its_last_run_did(waiting):
     assert waiting.stop() == 4
     assert (waiting.status, waiting.wait(1)) == ("stopped", 4)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lamella.errors import InvalidArgument, LamellaError, NotFound, ResourceExhausted
+from waiting import until
 
 pytestmark = pytest.mark.privileged
 MEBIBYTE = 1 << 20
@@ -117,3 +118,43 @@ def test_one_that_was_removed_is_not_found_and_nothing_is_left_of_it(client, box
         other.update(pids_limit=20)
     assert not Path(other.task.folder).exists()
     assert not Path(other.task.log_folder).exists()
+
+
+# Restart policy
+
+
+def test_a_policy_can_be_given_to_one_that_runs_and_taken_from_it(client, small_image):
+    client.images.pull(small_image)
+    box = client.containers.create(
+        small_image, ["sh", "-c", "while ! rm /end; do sleep 0.02; done; exit 3"], name="end"
+    )
+    stale = client.containers.get("end")
+    box.start()
+    box.update(restart_policy="always")
+    assert str(client.containers.get("end").record.extra.restart) == "always"
+    for count in (1, 2):
+        box.exec(["touch", "/end"], check=True)
+        until(lambda: box.restart_count == count and box.status == "running")  # noqa: B023
+    box.update(restart_policy={"Name": "no"})
+    box.exec(["touch", "/end"], check=True)
+    assert box.wait(30) == 3
+    assert box.status == "stopped"
+    box.update(restart_policy="always")
+    box.start()
+    assert stale.stop(0) == 137  # by an object that does not know of the policy yet
+    assert box.status == "stopped"
+    box.remove()
+
+
+def test_a_policy_is_changed_with_the_limits_or_not_at_all(client, box, monkeypatch):
+    box.start()
+    with pytest.raises(InvalidArgument):
+        box.update(restart_policy="sometimes", pids_limit=20)
+    with pytest.raises(InvalidArgument):
+        box.update(restart_policy="no", pids_limit=-7)
+    assert (str(box.record.extra.restart), box.stats().pids.limit) == ("always", 10)
+    once = client.containers.create(box.image, ["true"], auto_remove=True)
+    with pytest.raises(InvalidArgument, match="removed at its end"):
+        once.update(restart_policy="always")
+    once.update(restart_policy="no")
+    once.remove()

@@ -56,7 +56,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("logs", "Show what a container wrote.", "logs", "LOGS"),
             Entry("stats", "Show what running containers use.", "stats", "STATS"),
             Entry("top", "Show the processes of a running container.", "top", "TOP"),
-            Entry("update", "Change the limits of containers.", "update", "UPDATE"),
+            Entry("update", "Change the limits and restart policy of containers.", "update", "UPDATE"),
             Entry(
                 "containers",
                 "Create, start, watch and remove containers.",

@@ -16,7 +16,7 @@ from lamella.cli.options import (
     add_container_options,
     add_terminal_options,
 )
-from lamella.cli.parser import Command, Group, Parser, UsageError, add_filter
+from lamella.cli.parser import Command, Group, Parser, UsageError
 from lamella.cli.pull import add_pull_options, show_image
 from lamella.cli.stats import STATS
 from lamella.cli.top import TOP
@@ -28,15 +28,43 @@ if TYPE_CHECKING:
     from lamella.containers.container import Container
 
 
+_COMMAND_WIDTH = 30
+
+
+def add_container_filter(parser: Parser, *short: str) -> None:
+    """Add ``--filter``, in docker's words or containerd's."""
+    parser.add_argument(
+        *("--filter", *short),
+        metavar="FILTER",
+        dest="filters",
+        action="append",
+        default=[],
+        help="Only what matches: id, name, label, status, exited, ancestor, before, since, volume or network, as status=exited; "
+        "or in containerd's language, by id, name, image, status, snapshotter, runtime.name and labels.",
+    )
+
+
 def _ls_arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("-a", "--all", action="store_true", help="Also those that don't run.")
-    add_filter(parser, "id, name, image, status, snapshotter, runtime.name and labels")
+    add_container_filter(parser, "-f")
     add("-q", "--quiet", dest="ids_only", action="store_true", help="Print ids alone.")
+    add("--no-trunc", action="store_true", help="Print ids and commands whole.")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "-n", "--last", metavar="NUMBER", type=int, help="Only the newest ones, also those that don't run."
+    )
+    what.add_argument(
+        "-l", "--latest", dest="last", action="store_const", const=1, help="Only the newest one."
+    )
 
 
 def _ls(arguments: argparse.Namespace, session: Session) -> int:
-    containers = session.client.containers.list(all=arguments.all, filters=arguments.filters)
+    containers = session.client.containers.list(
+        all=arguments.all or arguments.last is not None, filters=arguments.filters
+    )
+    if arguments.last is not None:
+        containers = containers[-arguments.last :] if arguments.last > 0 else containers
     if arguments.ids_only:
         ids = [container.id for container in containers]
         if session.json:
@@ -50,10 +78,10 @@ def _ls(arguments: argparse.Namespace, session: Session) -> int:
             ("ID", "NAME", "IMAGE", "COMMAND", "STATUS", "CREATED"),
             (
                 (
-                    container.short_id,
+                    container.id if arguments.no_trunc else container.short_id,
                     container.name,
                     container.image,
-                    _shorten(" ".join(container.command)),
+                    _shorten(" ".join(container.command), None if arguments.no_trunc else _COMMAND_WIDTH),
                     _status(container),
                     output.age(container.created_at),
                 )
@@ -74,12 +102,14 @@ def _status(container: Container) -> str:
     status = container.status
     if status == "restarting" and (restarts := container.task.restarts()) is not None:
         return f"{status} ({restarts.exit.exit_code})"
+    if status == "running" and container.task.paused():
+        return "paused"
     code = container.exit_code
     return f"{status} ({code})" if status == "stopped" and code is not None else status
 
 
-def _shorten(text: str, width: int = 30) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."
+def _shorten(text: str, width: int | None) -> str:
+    return text if width is None or len(text) <= width else text[: width - 3] + "..."
 
 
 def _create_arguments(parser: Parser) -> None:
@@ -141,6 +171,12 @@ def _wait_arguments(parser: Parser) -> None:
         type=argument(parse_duration),
         help="Give up after this time (exit status 124).",
     )
+    parser.add_argument(
+        "--condition",
+        choices=("not-running", "next-exit", "removed"),
+        default="not-running",
+        help="Wait for its end (default), for the next end of a run, or for its removal.",
+    )
     _names_arguments(parser)
 
 
@@ -150,13 +186,13 @@ def _wait(arguments: argparse.Namespace, session: Session) -> int:
     codes = []
     for name in arguments.containers:
         try:
-            code = session.client.containers.get(name).wait(arguments.timeout)
+            code = session.client.containers.get(name).wait(arguments.timeout, condition=arguments.condition)
         except DeadlineExceeded as error:
             session.fail(error)
             return EXIT_TIMEOUT
         codes.append({"container": name, "exit_code": code})
         if not session.json:
-            session.line(str(code))
+            session.line("" if code is None else str(code))
             session.flush()
     if session.json:
         session.document(codes)
@@ -248,7 +284,8 @@ def _rename(arguments: argparse.Namespace, session: Session) -> int:
 
 def _prune_arguments(parser: Parser) -> None:
     parser.add_argument("-v", "--volumes", action="store_true", help="Also their anonymous volumes.")
-    add_filter(parser, "id, name, image, status, snapshotter, runtime.name and labels")
+    parser.add_argument("-f", "--force", action="store_true", help="Nothing: it never asks.")
+    add_container_filter(parser)
 
 
 def _prune(arguments: argparse.Namespace, session: Session) -> int:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lamella.containers.mounts import AnyMount
     from lamella.containers.options import CreateOptions
     from lamella.containers.pool import Pool
+    from lamella.containers.selection import Filters, Selection
     from lamella.oci import RunConfig
 
 _FIELDS = ContainerRecord.__struct_fields__
@@ -274,20 +275,32 @@ class Containers:
             raise NotFound(f"there is no container {container!r} in namespace {namespace}")
         return self._container(row)
 
-    def list(self, *, all: bool = False, filters: Sequence[str] = ()) -> list[Container]:
+    def list(self, *, all: bool = False, filters: Filters = ()) -> list[Container]:
         """Return the containers that run or are about to again, or all of them, oldest first; after :meth:`remove_ended`.
 
         Networks that killed monitors have left are let go of, too.
 
-        With ``filters`` those that match one of them (:mod:`lamella.filters`): by id, name, image, status, snapshotter,
-        runtime.name, labels.
+        With ``filters`` those that match: docker's, such as ``{"status": "exited", "label": ["job=7"]}`` or ``["name=box"]``
+        (:mod:`lamella.containers.selection`; a status or exit status asks for those that don't run, too), or containerd's, of
+        which one has to match (:mod:`lamella.filters`): by id, name, image, status, snapshotter, runtime.name, labels.
         """
-        match = compile_filters(filters)
+        everything, selected = self._selection(all, filters)
         self.remove_ended()
         release_stale_networks(self._client.config)
         shown = ("running", "restarting")
-        found = (container for container in self._all() if all or container.status in shown)
-        return [container for container in found if not filters or match(_fields(container))]
+        found = (container for container in self._all() if everything or container.status in shown)
+        return [container for container in found if selected(container)]
+
+    def _selection(self, all: bool, filters: Filters) -> tuple[bool, Selection]:
+        """Give whether all containers are meant, and which of them."""
+        if not filters:
+            return all, lambda container: True
+        from lamella.containers.selection import docker_filters, select, shows_all
+
+        if (words := docker_filters(filters)) is not None:
+            return all or shows_all(words), select(self._client, words)
+        match = compile_filters(list(filters) if not isinstance(filters, str) else [filters])
+        return all, lambda container: match(_fields(container))
 
     def rename(self, container_id: str, name: str) -> None:
         """Give the container of an identifier another name; see :meth:`Container.rename`."""
@@ -307,7 +320,7 @@ class Containers:
                 (name, timestamp(), namespace, container_id),
             )
 
-    def prune(self, *, filters: Sequence[str] = (), volumes: bool = False) -> builtins.list[str]:
+    def prune(self, *, filters: Filters = (), volumes: bool = False) -> builtins.list[str]:
         """Remove the containers that don't run, and return their names; with ``volumes`` their anonymous volumes, too.
 
         Filters are those of :meth:`list`. One that others stand on stays, and so does one that is started meanwhile. Twice is

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.containers.branches import Branch
     from lamella.containers.cgroups import Cgroup
+    from lamella.containers.conditions import Condition
     from lamella.containers.files import Archive, ArchiveData, PathStat
     from lamella.containers.limits import LimitOptions
     from lamella.containers.logs import Moment
@@ -270,7 +271,7 @@ class Container:
             init=record.extra.init,
             is_kept=not self.is_transient,
             hold=hold,
-            confirm=self._read_again,
+            confirm=self.refresh,
             before_reset=self._forget_past_run,
         )
         spool.drain_if_large(self._client.database, self._client.config)
@@ -283,8 +284,8 @@ class Container:
             )
         return attached
 
-    def _read_again(self) -> None:
-        """Take the record as it is now: its limits may have been changed. NotFound."""
+    def refresh(self) -> None:
+        """Read the record again: its name and its limits may have been changed by others. NotFound."""
         self.record = self._client.containers.get(self.record.id).record
 
     def _forget_past_run(self) -> None:
@@ -472,16 +473,37 @@ class Container:
         layers = [str(layer) for layer in snapshots.layer_paths(self.record.snapshot_key)]
         return _core.read_file(layers, path, limit, whiteouts=snapshots.whiteouts)
 
-    def wait(self, timeout: float | None = None) -> int:
+    @overload
+    def wait(
+        self, timeout: float | None = None, *, condition: Literal["not-running", "next-exit"] = "not-running"
+    ) -> int: ...
+
+    @overload
+    def wait(self, timeout: float | None = None, *, condition: Literal["removed"]) -> int | None: ...
+
+    def wait(self, timeout: float | None = None, *, condition: Condition = "not-running") -> int | None:
         """Wait for its end, the final one where it is run again, and return the exit status.
 
-        DeadlineExceeded after ``timeout`` seconds; it runs on then.
+        With the ``condition`` ``next-exit`` for the next end of a run, whoever starts it and also where it is run again, with
+        ``removed`` for its removal (the last exit status then, None if it never ran). DeadlineExceeded after ``timeout``
+        seconds; it runs on then. FailedPrecondition for one that never ran, or whose monitor was killed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            return self.task.wait(deadline).exit_code
+            if condition == "not-running":
+                return self.task.wait(deadline).exit_code
+            from lamella.containers import conditions
+
+            if condition == "next-exit":
+                return conditions.await_next_exit(self, deadline)
+            if condition == "removed":
+                return conditions.await_removal(self._client, self, deadline)
         except DeadlineExceeded:
-            raise DeadlineExceeded(f"container {self.name} did not end within {timeout} s") from None
+            what = "was not removed" if condition == "removed" else "did not end"
+            raise DeadlineExceeded(f"container {self.name} {what} within {timeout} s") from None
+        raise InvalidArgument(
+            f"there is no condition {condition!r}", hint=f"Known: {', '.join(conditions.CONDITIONS)}."
+        )
 
     def kill(self, signal: str | int = "SIGKILL", *, all: bool = False) -> None:
         """Send a signal to its first process, or to every process in it. FailedPrecondition when it does not run.
@@ -531,9 +553,7 @@ class Container:
         return signal_number(self.record.extra.stop_signal or "SIGTERM")
 
     def _kill_request(self, signal: int, *, stop: bool) -> dict[str, Any]:
-        request: dict[str, Any] = {"op": "kill", "signal": signal, "all": False}
-        # A monitor that an earlier release has started knows no policies, and not this word.
-        return request | {"stop": True} if stop and self.record.extra.restart else request
+        return {"op": "kill", "signal": signal, "all": False, "stop": stop}
 
     def _kill_now(self) -> int | None:
         try:
@@ -564,10 +584,17 @@ class Container:
         from lamella.config import check_identifier
 
         self._client.containers.rename(self.id, check_identifier(name, "container name"))
-        self._read_again()
+        self.refresh()
 
-    def update(self, **limits: Unpack[LimitOptions]) -> None:
+    def update(
+        self,
+        *,
+        restart_policy: RestartPolicy | str | Mapping[str, Any] | None = None,
+        **limits: Unpack[LimitOptions],
+    ) -> None:
         """Change its limits: at once if it runs, and for its further starts. All of them change, or none.
+
+        ``restart_policy`` changes what follows its next end, also of one that runs.
 
         ``memory``, ``memory_swap``, ``memory_reservation`` (bytes or ``"512m"``), ``cpus``, ``cpu_shares``, ``cpu_quota`` and
         ``cpu_period`` (microseconds), ``cpuset``, ``cpuset_mems``, ``pids_limit``, ``blkio_weight``; what is not named stays. A
@@ -575,16 +602,16 @@ class Container:
         Errors: NotFound when it was removed; InvalidArgument; Unavailable when it uses more memory than that; FailedPrecondition
         and Unsupported for what the machine has no controller or file for.
         """
-        from lamella.containers.update import update_limits
+        from lamella.containers.update import update_container
 
-        for warning in update_limits(self._client, self.task, self.id, limits):
+        for warning in update_container(self._client, self.task, self.id, limits, restart_policy):
             _log.warning(
                 "the container %(container_name)s: %(reason)s",
                 container=self.id,
                 container_name=self.name,
                 reason=warning,
             )
-        self._read_again()
+        self.refresh()
 
     @overload
     def stats(self, *, stream: Literal[False] = False, interval: float = 1.0) -> Statistics: ...
@@ -909,6 +936,7 @@ class Container:
             "name": record.name,
             "image": record.image,
             "status": status,
+            "paused": status == "running" and self.task.paused(),
             "pid": self.pid,
             "exit_code": ended.exit_code if ended else None,
             "exited_at": ended.exited_at if ended else None,

@@ -60,6 +60,7 @@ class _Reply(msgspec.Struct):
     """What a monitor says: an answer, a failure, or the exit."""
 
     ok: bool = False
+    status: str = ""
     error: _Failure | None = None
     exit: Exit | None = None
     warnings: list[str] = []

@@ -294,6 +294,11 @@ class Task:
             _replace(path, before)
             raise
 
+    def set_restart_policy(self, policy: RestartPolicy) -> None:
+        """Have the monitor follow another policy from the container's next end on. Harmless when nothing runs."""
+        with suppress(NotFound):
+            self.ask({"op": "update", "restart": policy.for_monitor()})
+
     def _change_limits(self, resources: dict[str, Any]) -> list[str]:
         request = dict(resources)
         if "memory" in request:  # v2 would kill where v1 refuses
@@ -447,6 +452,16 @@ class Task:
             raise _ended()
         self._request(document).close()
 
+    def paused(self) -> bool:
+        """Say whether it runs and is frozen, as its monitor knows."""
+        try:
+            with closing(Connection.open(self.folder)) as connection:
+                connection.request({"op": "state"})
+                reply = connection.reply()
+        except (NotFound, BrokenPipeError, ConnectionResetError):
+            return False
+        return reply is not None and reply.status == "paused"
+
     def restart(self, signal: int, timeout: float) -> None:
         """Have the monitor end the container, by SIGKILL after ``timeout`` seconds, and run it again; wait until it runs.
 
@@ -460,9 +475,16 @@ class Task:
     def frozen(self) -> Iterator[None]:
         """Freeze all processes for the length of a block, or until this process dies. NotFound when the task has ended.
 
-        What is paused already stays so.
+        What is paused already stays so. Between two runs by its restart policy the next one waits for the end of the block.
         """
-        connection = self._request({"op": "pause", "hold": True})
+        while True:
+            try:
+                connection = self._request({"op": "pause", "hold": True})
+                break
+            except FailedPrecondition:
+                if self.status() != "restarting":
+                    raise
+                time.sleep(0.002)  # the last run is being cleared away
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Changing the limits of a container: of its record, and at once of what runs. A change holds as a whole, or not at all.
+"""Changing the limits and the restart policy of a container: of its record, and at once of what runs. As a whole, or not at all.
 
 The bundle's folder is locked meanwhile, so that no start or removal comes between, and the record's row is written in one
 transaction with the monitor's word that the kernel took every limit. A process that is killed in between leaves limits that hold
@@ -7,13 +7,14 @@ until the container's next start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from lamella.containers.limits import Limits, changed
+from lamella.containers.restart_policy import RestartPolicy, parse_restart_policy
 from lamella.containers.runtime_spec import Resources
 from lamella.errors import InvalidArgument, LamellaError
 from lamella.metadata import timestamp
@@ -32,37 +33,58 @@ _NO_LIMITS: Sections = {
 """What undoes a section where there was none."""
 
 
-def update_limits(client: Client, task: Task, container_id: str, options: Mapping[str, Any]) -> list[str]:
+def update_container(
+    client: Client,
+    task: Task,
+    container_id: str,
+    options: Mapping[str, Any],
+    restart_policy: RestartPolicy | str | Mapping[str, Any] | None,
+) -> list[str]:
     """Change limits of a container's record, and of its processes if it runs; return what the kernel could not do.
 
-    Twice is harmless. Errors: NotFound, InvalidArgument, Unavailable when it uses more than the new limit, and what else the
-    monitor reports; after one all limits are as they were.
+    ``restart_policy`` holds from its next end on. Twice is harmless. Errors: NotFound, InvalidArgument, Unavailable when it uses
+    more than the new limit, and what else the monitor reports; after one all is as it was.
     """
     try:
         limits = Limits(**options)
     except TypeError as error:
         raise TypeError(str(error).replace("Limits.", "container.update() ")) from None
-    undo: Sections | None = None
+    policy = None if restart_policy is None else parse_restart_policy(restart_policy)
+    undo: list[Callable[[], object]] = []
     try:
         with task.held(lambda: client.containers.get(container_id)), client.database.write() as db:
             key = (client.config.namespace, container_id)
-            (text,) = db.execute("SELECT spec FROM containers WHERE namespace = ? AND id = ?", key).fetchone()
-            spec = msgspec.json.decode(text)
+            texts = db.execute(
+                "SELECT spec, extra FROM containers WHERE namespace = ? AND id = ?", key
+            ).fetchone()
+            spec, extra = map(msgspec.json.decode, texts)
             before = spec["linux"].get("resources") or {}
             sections = _sections(before, limits)
-            if not sections:
+            if not sections and policy is None:
                 raise InvalidArgument("there is nothing to change", hint="Give a limit, such as memory.")
             spec["linux"]["resources"] = before | sections
+            old_policy = msgspec.convert(extra.get("restart", {}), RestartPolicy)
+            if policy is not None:
+                if policy and extra.get("auto_remove"):
+                    raise InvalidArgument(
+                        "a container that is run again cannot be removed at its end",
+                        hint="It was created with auto_remove (--rm).",
+                    )
+                extra["restart"] = msgspec.to_builtins(policy)
             db.execute(
-                "UPDATE containers SET spec = ?, updated_at = ? WHERE namespace = ? AND id = ?",
-                (msgspec.json.encode(spec).decode(), timestamp(), *key),
+                "UPDATE containers SET spec = ?, extra = ?, updated_at = ? WHERE namespace = ? AND id = ?",
+                (*(msgspec.json.encode(value).decode() for value in (spec, extra)), timestamp(), *key),
             )
-            warnings = task.update(sections)
-            undo = {name: _NO_LIMITS[name] | before.get(name, {}) for name in sections}
+            warnings = task.update(sections) if sections else []
+            limits_before = {name: _NO_LIMITS[name] | before.get(name, {}) for name in sections}
+            undo.append(lambda: task.update(limits_before))
+            if policy is not None:
+                task.set_restart_policy(policy)
+                undo.append(lambda: task.set_restart_policy(old_policy))
     except BaseException:
-        if undo is not None:  # the kernel took it, and the disk did not
+        for step in undo:  # the kernel and the monitor took it, and the disk did not
             with suppress(LamellaError):
-                task.update(undo)
+                step()
         raise
     return warnings
 

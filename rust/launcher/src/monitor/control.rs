@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{INIT, Monitor, events};
 use crate::channel::Message;
 use crate::error::{Failure, Kind, Step};
-use crate::request::Program;
+use crate::request::{Program, RestartPolicy};
 use crate::rootfs;
 use crate::spec::{self, Resources, Size};
 use crate::sys;
@@ -42,7 +42,8 @@ enum Operation {
     },
     /// Change the terminal's size.
     Resize { rows: u16, cols: u16 },
-    /// Freeze all processes; with `hold` only until the client lets go or hangs up, however it ends.
+    /// Freeze all processes; with `hold` only until the client lets go or hangs up, however it ends, and between two runs the
+    /// next one waits for that.
     Pause {
         #[serde(default)]
         hold: bool,
@@ -57,8 +58,13 @@ enum Operation {
         #[serde(default)]
         stdin: bool,
     },
-    /// Change limits; only those that are given.
-    Update { resources: Box<Resources> },
+    /// Change limits, only those that are given, and whether it is run again: from its next end on.
+    Update {
+        #[serde(default)]
+        resources: Option<Box<Resources>>,
+        #[serde(default)]
+        restart: Option<RestartPolicy>,
+    },
 }
 
 /// Do what a client asks for and answer it. A document that is no operation is answered with an error.
@@ -107,11 +113,16 @@ impl Monitor {
             Operation::Pause { hold: true } => self.hold(client)?,
             Operation::Release => self.release(client),
             Operation::Resume => self.resume()?,
-            Operation::Update { resources } => {
-                self.running()?;
-                resources.validate()?;
+            Operation::Update { resources, restart } => {
                 let mut warnings = Vec::new();
-                self.cgroup.update(&resources, &mut warnings)?;
+                if let Some(resources) = resources {
+                    self.running()?;
+                    resources.validate()?;
+                    self.cgroup.update(&resources, &mut warnings)?;
+                }
+                if let Some(policy) = restart {
+                    self.restarts.request.restart = policy;
+                }
                 return Ok(Some(json!({"ok": true, "warnings": warnings})));
             }
         }
@@ -237,8 +248,13 @@ impl Monitor {
         Ok(())
     }
 
-    /// Freeze for as long as a client is there. What was paused without a hold stays so.
+    /// Freeze for as long as a client is there, or between two runs keep the next one back. What was paused without a hold
+    /// stays so.
     fn hold(&mut self, client: u32) -> Result<(), Failure> {
+        if self.is_between_runs() {
+            self.holders.insert(client);
+            return Ok(());
+        }
         let held = !self.paused || !self.holders.is_empty();
         self.freeze()?;
         if held {

@@ -176,7 +176,7 @@ pub struct Monitor {
     shared: Shared,
     started_at: Option<String>,
     paused: bool,
-    /// The clients without whom it would not be paused.
+    /// The clients without whom it would not be paused, or the next run would begin.
     holders: BTreeSet<u32>,
     log: Option<Log>,
     events: Events,
@@ -303,7 +303,12 @@ impl Monitor {
             }
             let stray = self.processes.values().any(Process::has_stray_output);
             let log = self.log.as_ref().and_then(Log::timeout);
-            let timeouts = [stray.then_some(STRAY_OUTPUT), self.memory.timeout(), log, self.restarts.timeout()];
+            let timeouts = [
+                stray.then_some(STRAY_OUTPUT),
+                self.memory.timeout(),
+                log,
+                self.restarts.timeout(!self.holders.is_empty()),
+            ];
             let timeout = timeouts.into_iter().flatten().min();
             let began = Instant::now();
             let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());

@@ -78,9 +78,9 @@ impl Restarts {
         self.last.is_some()
     }
 
-    /// How long the monitor may sleep.
-    pub(super) fn timeout(&self) -> Option<Duration> {
-        let next = if let Next::At(moment) = self.next { Some(moment) } else { None };
+    /// How long the monitor may sleep; the next run waits for as long as it is `held` back.
+    pub(super) fn timeout(&self, held: bool) -> Option<Duration> {
+        let next = if let (Next::At(moment), false) = (self.next, held) { Some(moment) } else { None };
         let moment = [next, self.kill_at].into_iter().flatten().min();
         moment.map(|moment| moment.saturating_duration_since(Instant::now()))
     }
@@ -130,6 +130,11 @@ impl Monitor {
         self.restarts.next != Next::Nothing
     }
 
+    /// Whether everything of a run is gone, and the next one has its moment.
+    pub(super) fn is_between_runs(&self) -> bool {
+        matches!(self.restarts.next, Next::At(_))
+    }
+
     /// A run has ended, or could not begin (`error` says why): what follows?
     pub(super) fn conclude(&mut self, record: ExitRecord, error: Option<String>) {
         let ran = if error.is_none() { self.restarts.began.elapsed() } else { Duration::ZERO };
@@ -161,7 +166,6 @@ impl Monitor {
         self.cgroup.remove();
         let _ = rustix::fs::unlinkat(&self.bundle, "pid", AtFlags::empty());
         (self.paused, self.started_at) = (false, None);
-        self.holders.clear();
         // What waited for room in the last run's input is for nobody.
         for client in self.clients.values_mut() {
             client.resumed |= std::mem::replace(&mut client.held_back, false);
@@ -180,6 +184,7 @@ impl Monitor {
         }
         if let Next::At(moment) = self.restarts.next
             && moment <= now
+            && self.holders.is_empty()
         {
             self.restarts.next = Next::Nothing;
             if let Err(failure) = self.run_again() {
