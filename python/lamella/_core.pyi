@@ -22,6 +22,7 @@ __all__ = [
     "default_seccomp",
     "diff_trees",
     "diff_upper",
+    "digest_of",
     "disk_usage",
     "launch",
     "mount",
@@ -264,6 +265,9 @@ def copy_tree(source: str, target: str) -> list[str]:
 
 def set_top_directory(path: str) -> bool:
     """Set FS_TOPDIR_FL (chattr +T): ext4 then spreads child folders over block groups. False where unsupported."""
+
+def digest_of(data: bytes, algorithm: str = "sha256") -> str:
+    """Hash bytes: ``algorithm:hex``. Unsupported for an algorithm that is not sha256, sha384 or sha512."""
 
 def default_seccomp(capabilities: Sequence[str]) -> str:
     """Return the default seccomp profile for a container with these capabilities, as JSON (``linux.seccomp``)."""

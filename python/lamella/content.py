@@ -20,7 +20,6 @@ again. One that is damaged loses its file; its rows stay, with the labels, until
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -31,7 +30,7 @@ from typing import BinaryIO
 import msgspec
 
 from lamella.config import Config
-from lamella.digest import Digest, parse_digest, split_digest
+from lamella.digest import Digest, digest_of, parse_digest, split_digest
 from lamella.disk import TRASH, make_private_folder, storage_error, translated
 from lamella.errors import (
     AlreadyExists,
@@ -474,10 +473,10 @@ class ContentStore:
         return self._blobs.joinpath(*split_digest(digest))
 
     def _folder(self, ref: str) -> Path:
-        return self._ingests / hashlib.sha256(f"{self._namespace}\0{ref}".encode()).hexdigest()
+        return self._ingests / _folder_name(f"{self._namespace}\0{ref}")
 
     def _shared_folder(self, digest: Digest) -> Path:
-        return self._ingests / hashlib.sha256(f"\0{digest}".encode()).hexdigest()
+        return self._ingests / _folder_name(f"\0{digest}")
 
     def _find_ingest(self, ref: str) -> tuple[Path, IngestRecord]:
         """Find an ingest of this namespace; its folder is named by the ref, or by a digest if it is shared. NotFound."""
@@ -536,7 +535,13 @@ def is_whole(database: Database, blobs: Path, digest: Digest) -> bool:
     return False
 
 
+def _folder_name(ref: str) -> str:
+    return split_digest(digest_of(ref.encode()))[1]
+
+
 def _hash(file: BufferedReader, like: Digest) -> Digest:
+    import hashlib
+
     algorithm, _ = split_digest(like)
     return Digest(f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}")
 

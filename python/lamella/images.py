@@ -45,10 +45,6 @@ class _Here(msgspec.Struct):
     here: list[str] = []
 
 
-_platform = msgspec.json.Decoder(oci.Platform)
-_here = msgspec.json.Decoder(_Here)
-
-
 class Image:
     """One image of one namespace, as it was when it was read. Its documents are read from the content store on demand."""
 
@@ -760,8 +756,8 @@ class Images:
             labels=decode_labels(labels),
             created_at=created_at,
             updated_at=updated_at,
-            platform=None if platform is None else _platform.decode(platform),
-            here=() if platform is None else _here.decode(platform).here,
+            platform=None if platform is None else msgspec.json.decode(platform, type=oci.Platform),
+            here=() if platform is None else msgspec.json.decode(platform, type=_Here).here,
             size=total_size,
             wanted=wanted,
         )

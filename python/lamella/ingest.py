@@ -14,11 +14,11 @@ ingests and turns their data into blobs.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -29,6 +29,9 @@ from lamella.errors import DataLoss, FailedPrecondition, InvalidArgument
 from lamella.labels import check_labels
 from lamella.locks import FileLock
 from lamella.metadata.clock import format_time
+
+if TYPE_CHECKING:
+    import hashlib
 
 """Bytes of a ref."""
 _CHUNK = 1024 * 1024
@@ -79,7 +82,7 @@ class Ingest:
             self.data_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
         self._offset = os.fstat(self._descriptor).st_size
-        self._hash = hashlib.sha256() if not self._offset else None
+        self._hash: hashlib._Hash | None = None
         self._algorithm = "sha256"
         if record.expected:
             self._expect(record.expected)
@@ -146,7 +149,7 @@ class Ingest:
             with translated(f"truncate the ingest {self.ref!r}"):
                 os.ftruncate(self._descriptor, size)
             self._offset = size
-            self._hash = None if size else hashlib.new(self._algorithm)
+            self._hash = None
 
     def commit(
         self,
@@ -211,11 +214,13 @@ class Ingest:
         algorithm, _ = split_digest(Digest(digest))
         if algorithm != self._algorithm:
             self._algorithm = algorithm
-            self._hash = None if self._offset else hashlib.new(algorithm)
+            self._hash = None
 
     def _hasher(self) -> hashlib._Hash:
         """Give the hash of what is there; read it back where it was not written by this object."""
         if self._hash is None:
+            import hashlib
+
             hasher = hashlib.new(self._algorithm)
             at = 0
             with translated(f"read the ingest {self.ref!r}"):

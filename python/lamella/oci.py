@@ -5,8 +5,6 @@ Source: OCI image spec 1.1 (descriptor, manifest, image-index, config), Docker i
 Sizes are bytes. Documents over DOCUMENT_MAX are refused before they are parsed.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import msgspec
@@ -165,11 +163,6 @@ class ImageConfig(msgspec.Struct, frozen=True, rename={"os_version": "os.version
         )
 
 
-_index = msgspec.json.Decoder(Index)
-_manifest = msgspec.json.Decoder(Manifest)
-_config = msgspec.json.Decoder(ImageConfig)
-
-
 def check_descriptor(descriptor: Descriptor) -> Descriptor:
     """Raise InvalidArgument for a negative size or a malformed digest; return the descriptor otherwise."""
     parse_digest(descriptor.digest)
@@ -180,7 +173,7 @@ def check_descriptor(descriptor: Descriptor) -> Descriptor:
 
 def parse_index(data: bytes) -> Index:
     """Parse an index; InvalidArgument if malformed, ResourceExhausted if over DOCUMENT_MAX or CHILDREN_MAX."""
-    index: Index = _parse(_index, data, "index", refuse=("layers", "config"))
+    index: Index = _parse(Index, data, "index", refuse=("layers", "config"))
     _check_breadth(index.manifests, "index")
     for descriptor in index.manifests:
         check_descriptor(descriptor)
@@ -189,7 +182,7 @@ def parse_index(data: bytes) -> Index:
 
 def parse_manifest(data: bytes) -> Manifest:
     """Parse a manifest; errors as :func:`parse_index`. One that is also an index is refused (CVE-2021-41190)."""
-    manifest: Manifest = _parse(_manifest, data, "manifest", refuse=("manifests", "fsLayers"))
+    manifest: Manifest = _parse(Manifest, data, "manifest", refuse=("manifests", "fsLayers"))
     _check_breadth(manifest.layers, "manifest")
     check_descriptor(manifest.config)
     for descriptor in manifest.layers:
@@ -199,7 +192,7 @@ def parse_manifest(data: bytes) -> Manifest:
 
 def parse_config(data: bytes) -> ImageConfig:
     """Parse an image config; errors as :func:`parse_index`."""
-    config: ImageConfig = _parse(_config, data, "image config", refuse=())
+    config: ImageConfig = _parse(ImageConfig, data, "image config", refuse=())
     for diff_id in config.rootfs.diff_ids:
         parse_digest(diff_id)
     return config
@@ -219,13 +212,13 @@ def references(data: bytes, media_type: str) -> list[tuple[str, Descriptor]]:
 
 def subject_of(data: bytes) -> Descriptor | None:
     """Give what an index or manifest refers to as its ``subject`` (OCI image spec, manifest.md); None for most."""
-    subject: Descriptor | None = _parse(_relation, data, "manifest document", refuse=()).subject
+    subject: Descriptor | None = _parse(_Relation, data, "manifest document", refuse=()).subject
     return subject and check_descriptor(subject)
 
 
 def describe_referrer(digest: Digest, data: bytes) -> Descriptor:
     """Describe a manifest as the list of referrers does (distribution spec, "Listing Referrers")."""
-    related: _Relation = _parse(_relation, data, "manifest document", refuse=())
+    related: _Relation = _parse(_Relation, data, "manifest document", refuse=())
     config_type = related.config.media_type if related.config else None
     return Descriptor(
         media_type=document_type(data, related.media_type),
@@ -282,9 +275,6 @@ class _Relation(msgspec.Struct, frozen=True, rename="camel"):
     annotations: dict[str, str] | None = None
 
 
-_relation = msgspec.json.Decoder(_Relation)
-
-
 class _Probe(msgspec.Struct, rename="camel"):
     schema_version: int | None = None
     media_type: str | None = None
@@ -302,10 +292,10 @@ def _check_breadth(children: list[Descriptor], what: str) -> None:
         raise ResourceExhausted(f"the {what} has {len(children)} entries, at most {CHILDREN_MAX} are taken")
 
 
-def _parse(decoder: Any, data: bytes, what: str, *, refuse: tuple[str, ...]) -> Any:
+def _parse(kind: Any, data: bytes, what: str, *, refuse: tuple[str, ...]) -> Any:
     _check_size(data, what)
     try:
-        value = decoder.decode(data)
+        value = msgspec.json.decode(data, type=kind)
         keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw]) if refuse else {}
     except MALFORMED as error:
         raise InvalidArgument(f"the {what} is malformed: {error}") from None

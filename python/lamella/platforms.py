@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -49,8 +48,8 @@ _KNOWN_SYSTEMS = frozenset({
 })  # fmt: skip
 INDEX_DEPTH_MAX = 8
 """How deep indexes may nest within indexes."""
-_COMPONENT = re.compile(r"[A-Za-z0-9_.-]+\Z")
-_SYSTEM = re.compile(r"([A-Za-z0-9_.-]+)\(([A-Za-z0-9_.-]*)((?:\+[A-Za-z0-9_.-]+)*)\)")
+_COMPONENT = r"[A-Za-z0-9_.-]+"
+_SYSTEM = r"([A-Za-z0-9_.-]+)\(([A-Za-z0-9_.-]*)((?:\+[A-Za-z0-9_.-]+)*)\)"
 _AMD64_LEVELS = (
     {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"},
     {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"},
@@ -123,12 +122,12 @@ def parse_platform(text: str) -> Platform:
     """
     parts = text.split("/")
     system, version, features = parts[0], None, None
-    matched = _SYSTEM.fullmatch(system)
+    matched = re.fullmatch(_SYSTEM, system)
     if matched:
         system, version = matched[1], matched[2] or None
         features = matched[3].split("+")[1:] or None
     words = [system, *parts[1:]]
-    if len(words) > 3 or not all(_COMPONENT.match(word) for word in words):
+    if len(words) > 3 or not all(re.fullmatch(_COMPONENT, word) for word in words):
         raise InvalidArgument(
             f"{text[:100]!r} is not a platform", hint="A platform reads linux/arm64 or linux/arm/v7."
         )
@@ -203,7 +202,9 @@ def choose(manifests: Iterable[Descriptor], platform: Platform) -> Descriptor:
             return entry
     present = list(dict.fromkeys(describe(normalize(entry.platform)) for entry in entries if entry.platform))
     shown = ", ".join(present[:20]) + (f" and {len(present) - 20} more" if len(present) > 20 else "")
-    hint = f"Ask for one of them, such as --platform {shlex.quote(present[0])}." if present else None
+    from shlex import quote
+
+    hint = f"Ask for one of them, such as --platform {quote(present[0])}." if present else None
     if not present and entries:
         hint = "Fetch all that it has: --all-platforms --no-unpack."
     raise NotFound(

@@ -31,12 +31,11 @@ TAG_MAX = 128
 _LEGACY_DEFAULT_DOMAIN = "index.docker.io"
 _OFFICIAL = "library/"
 
-# \Z and not $: the latter also matches before a final newline.
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
-_DOMAIN = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?\Z")
-_PATH = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*\Z")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
-_BARE_ID = re.compile(r"[a-f0-9]{64}\Z")
+_DOMAIN = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
+_PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+_BARE_ID = r"[a-f0-9]{64}"
 
 
 class Reference(msgspec.Struct, frozen=True):
@@ -56,7 +55,7 @@ class Reference(msgspec.Struct, frozen=True):
         """Read a reference as docker would; InvalidArgument says what is wrong with a malformed one."""
         if not text:
             raise InvalidArgument("the image reference is empty", hint="Name an image, such as nginx:latest.")
-        if _BARE_ID.match(text):
+        if re.fullmatch(_BARE_ID, text):
             raise InvalidArgument(
                 f"{text!r} is an image ID, not an image reference",
                 hint=f"To pull by digest write NAME@sha256:{text}.",
@@ -65,13 +64,13 @@ class Reference(msgspec.Struct, frozen=True):
         digest = _parse_digest(text, digest_text) if at else None
         domain, rest = _split_domain(rest)
         path, colon, tag = rest.partition(":")
-        if not _DOMAIN.match(domain):
+        if domain != DEFAULT_DOMAIN and not re.fullmatch(_DOMAIN, domain):
             raise _malformed(
                 text, f"{_short(domain)} is not a host name", "A host reads example.com, [::1] or host:5000."
             )
         _check_port(text, domain)
         _check_path(text, path)
-        if colon and not _TAG.match(tag):
+        if colon and not re.fullmatch(_TAG, tag):
             raise _malformed(
                 text,
                 f"{_short(tag)} is not a tag",
@@ -161,8 +160,8 @@ def _check_port(text: str, domain: str) -> None:
 
 
 def _check_path(text: str, path: str) -> None:
-    if not _PATH.match(path):
-        if _PATH.match(path.lower()):
+    if not re.fullmatch(_PATH, path):
+        if re.fullmatch(_PATH, path.lower()):
             raise _malformed(text, f"{_short(path)} has upper-case letters", f"Write {_short(path.lower())}.")
         raise _malformed(
             text,

@@ -90,6 +90,16 @@ def test_running_a_container_needs_no_network_no_logs_no_traces_and_no_scrape(
     loaded = modules_after(*lamella.options, "run", "--rm", image, "true")
     assert "lamella.containers.container" in loaded
     assert not loaded & {
+        "_hashlib",
+        "inspect",
+        "locale",
+        "selectors",
+        "shlex",
+        "socket",
+        "ssl",
+        "subprocess",
+        "tempfile",
+        "typing_extensions",
         "requests",
         "urllib3",
         "rich",

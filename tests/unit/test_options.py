@@ -133,4 +133,5 @@ def test_memory_alone_allows_no_swap_beyond_it():
 
 
 def test_the_typed_keywords_are_the_fields_of_options():
-    assert set(CreateOptions.__annotations__) == set(Options.__struct_fields__) - {"command"}
+    typed = {name for each in CreateOptions.__mro__ for name in getattr(each, "__annotations__", ())}
+    assert typed == set(Options.__struct_fields__) - {"command"}

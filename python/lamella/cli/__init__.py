@@ -17,7 +17,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from lamella.cli.parser import Invocation
@@ -34,18 +35,38 @@ GARBAGE = 100_000
 """Objects after which a command looks for garbage: what it imports is none, and looking takes a twentieth of a short command."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (by default that of this process) and return its exit status."""
+def command() -> NoReturn:
+    """Run the command line of this process, which ends with it."""
     import gc  # of which there is a module of ours, too
 
+    gc.set_threshold(GARBAGE)
+    _end_process(main())
+
+
+def _end_process(status: int) -> NoReturn:
+    """End the process without taking the interpreter apart, object by object: 4 ms of a short command.
+
+    What others have registered for the end is done, and threads that are no daemons are waited for.
+    """
+    import atexit
+
+    if "threading" in sys.modules:
+        sys.modules["threading"]._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # what there was to say about it was said
+            stream.flush()
+    os._exit(status)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (by default that of this process) and return its exit status."""
     from lamella.cli.parser import HelpRequested, UsageError, parse
     from lamella.cli.session import OutputClosed, Session, report
 
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
-    if argv is None:
-        gc.set_threshold(GARBAGE)
     session = None
     try:
         try:
@@ -71,8 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if session is not None:
             session.close()
-        if argv is None:
-            gc.freeze()  # the interpreter would look through all of it as it ends, a sixth of a short command
     return status
 
 

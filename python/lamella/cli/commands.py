@@ -6,19 +6,18 @@ Looking a name up imports that one module; ``lamella --help`` imports none.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import NamedTuple
 
 from lamella.cli.parser import Command, Group, unknown
 
 
-class Entry(NamedTuple):
+class Entry:
     """One row: ``module`` is below ``lamella.cli``, ``attribute`` the Command or Group in it, or GROUP.VERB for a verb."""
 
-    name: str
-    summary: str
-    module: str
-    attribute: str
-    aliases: tuple[str, ...] = ()
+    def __init__(
+        self, name: str, summary: str, module: str, attribute: str, aliases: tuple[str, ...] = ()
+    ) -> None:
+        self.name, self.summary, self.module = name, summary, module
+        self.attribute, self.aliases = attribute, aliases
 
     def load(self) -> Command | Group:
         """Import the module and return the command."""

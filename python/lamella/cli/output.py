@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lamella.sizes import format_size
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 _SPANS = (
     (365 * 86400, "year"),
     (30 * 86400, "month"),
@@ -25,7 +25,7 @@ def clean(text: str) -> str:
     r"""Make control characters and characters that turn the writing direction visible (``\x1b``)."""
     if text.isprintable():  # a list of 100,000 rows has half a million cells
         return text
-    return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+    return re.sub(_CONTROL, lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def one_line(text: str) -> str:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", re.IGNORECASE)
+_DURATION = r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?"
 
 DETACH_KEYS = b"\x10\x11"
 """docker's: ctrl-p,ctrl-q."""
@@ -74,7 +74,7 @@ def parse_duration(text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
-        match = _DURATION.fullmatch(text.strip())
+        match = re.fullmatch(_DURATION, text.strip(), re.IGNORECASE)
         if not match or not match.group():
             raise ValueError(f"{text!r} is not a duration such as 10, 30s, 5m or 1h30m") from None
         days, hours, minutes, rest = (float(part or 0) for part in match.groups())

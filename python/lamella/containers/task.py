@@ -6,9 +6,9 @@ ended. Neither lock nor exit record: the monitor was killed or the machine resta
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -179,7 +179,7 @@ class Task:
                 **({"network": str(network)} if network is not None else {}),
             }
         )
-        ours, theirs = socket.socketpair() if attach else (None, None)
+        ours, theirs = _socket.socketpair() if attach else (None, None)
         try:
             reply = _core.launch(request, [theirs.fileno()] if theirs is not None else [])
             started = msgspec.json.decode(reply, type=Started)

@@ -44,7 +44,7 @@ STOPPED_SECONDS = 10.0
 _FOLDER = "events"
 _SPOOL = "spool"
 _TAKEN = "taken-"
-_NAME = re.compile(r"taken-\d{20}-[0-9a-f]{16}")
+_NAME = r"taken-\d{20}-[0-9a-f]{16}"
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -52,9 +52,6 @@ class _Line(msgspec.Struct, frozen=True):
     namespace: str
     topic: str
     event: dict[str, Any]
-
-
-_decoder = msgspec.json.Decoder(_Line)
 
 
 def spool_path(root: Path) -> Path:
@@ -98,7 +95,7 @@ def take(root: Path) -> list[Path]:
                 (folder / _SPOOL).rename(folder / name)
             names = os.listdir(folder)  # noqa: PTH208
         found = []
-        for name in sorted(name for name in names if _NAME.fullmatch(name)):
+        for name in sorted(name for name in names if re.fullmatch(_NAME, name)):
             if not _is_complete(folder / name):
                 break  # the later ones wait with it, for the order
             found.append(folder / name)
@@ -160,7 +157,7 @@ def _insert(db: Transaction, text: bytes) -> None:
         if not piece:
             continue
         try:
-            line = _decoder.decode(piece)
+            line = msgspec.json.decode(piece, type=_Line)
             key = line.namespace, str(line.event["container_id"])
             at = f"{line.at:%Y-%m-%dT%H:%M:%S}.{line.at.microsecond:06d}Z"
         except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, ValueError):

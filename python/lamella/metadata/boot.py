@@ -10,6 +10,6 @@ from pathlib import Path
 def boot_id() -> str:
     """Give the kernel's random identifier of this boot; empty where /proc does not tell."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return ""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from itertools import product
 
 from lamella import errors
+from lamella.digest import digest_of, split_digest
 
 NANO = 1_000_000_000
 
@@ -231,10 +232,8 @@ SIZE = _place()
 
 def layout() -> str:
     """Give a short name for what the cells mean: another table, another name."""
-    from hashlib import sha256
-
     rows = [(row.name, row.labels, row.values, getattr(row, "bounds", ())) for row in TABLE]
-    return sha256(repr(rows).encode()).hexdigest()[:16]
+    return split_digest(digest_of(repr(rows).encode()))[1][:16]
 
 
 def kind_of(error: BaseException) -> str:

@@ -49,7 +49,7 @@ def needs_user_attributes() -> bool:
     if os.geteuid() != 0:
         return True
     try:
-        inside, outside, count = Path("/proc/self/uid_map").read_text(encoding="ascii").split()[:3]
+        inside, outside, count = Path("/proc/self/uid_map").read_text(encoding="utf-8").split()[:3]
     except (OSError, ValueError):
         return False
     return (inside, outside, count) != ("0", "0", "4294967295")

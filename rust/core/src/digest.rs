@@ -38,6 +38,20 @@ impl Algorithm {
     }
 }
 
+impl FromStr for Algorithm {
+    type Err = Error;
+
+    /// `Unsupported` for what is not one of the three.
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.name() == name).ok_or_else(|| {
+            Error::new(
+                Kind::Unsupported,
+                format!("digest algorithm '{}' is not one of sha256, sha384, sha512", show(name.as_bytes())),
+            )
+        })
+    }
+}
+
 /// A digest that was checked for form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Digest {
@@ -46,6 +60,14 @@ pub struct Digest {
 }
 
 impl Digest {
+    /// The digest of bytes that are all there.
+    #[must_use]
+    pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Self {
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(bytes);
+        hasher.finish()
+    }
+
     /// The algorithm.
     #[must_use]
     pub fn algorithm(&self) -> Algorithm {
@@ -64,12 +86,7 @@ impl FromStr for Digest {
                 Error::invalid(format!("'{shown}' is not a digest")).hint("A digest reads sha256:<64 hex digits>.")
             );
         };
-        let Some(algorithm) = Algorithm::ALL.into_iter().find(|algorithm| algorithm.name() == name) else {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!("digest algorithm '{}' is not one of sha256, sha384, sha512", show(name.as_bytes())),
-            ));
-        };
+        let algorithm: Algorithm = name.parse()?;
         let digits = hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
         if hex.len() != algorithm.hex_length() || !digits {
             return Err(Error::invalid(format!("'{shown}' is not a digest"))

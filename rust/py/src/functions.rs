@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use lamella_core::digest::Digest;
 use lamella_core::layer::WhiteoutFormat;
 use lamella_core::{Error, Result, layer, mount as mounts, sys, tree};
 use pyo3::prelude::*;
@@ -16,6 +17,13 @@ use crate::unpacked::Deferred;
 
 /// The executable that build.rs built.
 static LAUNCHER: &[u8] = include_bytes!(env!("LAMELLA_LAUNCHER"));
+
+/// Hash bytes: `algorithm:hex`.
+#[pyfunction]
+#[pyo3(signature = (data, algorithm="sha256"))]
+pub fn digest_of(py: Python<'_>, data: &[u8], algorithm: &str) -> PyResult<String> {
+    through(py, |_| Ok(Digest::of(algorithm.parse()?, data).to_string()))
+}
 
 /// Finish a layer with what lies beneath it (folders of the lower layers, nearest first).
 #[pyfunction]

@@ -27,7 +27,9 @@ This module is what every start needs; it imports the rest where a network needs
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from lamella.containers.networks.files import Names, host_files, isolated_files
 from lamella.containers.networks.ports import Port
@@ -51,7 +53,7 @@ class Settings(Names, frozen=True, kw_only=True, omit_defaults=True):
     aliases: tuple[str, ...] = ()
 
 
-class Settled(NamedTuple):
+class Settled(msgspec.Struct, frozen=True):
     """The network of a container that is to be made, parsed and checked."""
 
     network: str
@@ -64,7 +66,7 @@ class Settled(NamedTuple):
     """What was asked for, or that container's."""
 
 
-class Connection(NamedTuple):
+class Connection(msgspec.Struct, frozen=True):
     """What a start needs of its network: config.json, the files of /etc, and the record if there is one."""
 
     spec: bytes
