@@ -17,6 +17,7 @@ __all__ = [
     "Pipeline",
     "Unpacked",
     "__version__",
+    "become_launcher",
     "check_mount_options",
     "copy_tree",
     "default_seccomp",
@@ -271,6 +272,12 @@ def digest_of(data: bytes, algorithm: str = "sha256") -> str:
 
 def default_seccomp(capabilities: Sequence[str]) -> str:
     """Return the default seccomp profile for a container with these capabilities, as JSON (``linux.seccomp``)."""
+
+def become_launcher(arguments: Sequence[str]) -> None:
+    """Become the launcher (from a sealed memfd), which takes its role from its name, the first argument.
+
+    Standard streams, open files and environment stay. Returns only by raising.
+    """
 
 def launch(request: bytes, descriptors: Sequence[int] = ...) -> bytes:
     """Start the launcher (from a sealed memfd) with a request document; return its reply document.

@@ -7,8 +7,10 @@
 //! remains. Descriptors in it: 0 to 2 /dev/null, 3 the request (a sealed memfd), 4 the pipe for the reply, from 5 on
 //! those that the caller passes; their number is its only argument.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -100,6 +102,20 @@ pub fn launch(program: &[u8], request: &[u8], descriptors: &[BorrowedFd<'_>], ch
         return Err(silent(status));
     }
     Ok(document)
+}
+
+/// Become a program, from a sealed copy in memory, with these arguments, the name first, and everything else as it is.
+/// Returns only when that fails.
+pub fn become_program(program: &[u8], arguments: &[OsString]) -> Error {
+    let failed = |error: std::io::Error| Error::system("cannot become the launcher", error);
+    let Some((name, rest)) = arguments.split_first() else { return Error::invalid("there is no name to go by") };
+    match sealed("lamella-launcher", program, true) {
+        Ok(program) => {
+            let path = format!("/proc/self/fd/{}", program.as_raw_fd());
+            failed(Command::new(path).arg0(name).args(rest).exec())
+        }
+        Err(error) => error,
+    }
 }
 
 fn read_reply(reply: &OwnedFd, check: Check<'_>) -> Result<Vec<u8>> {

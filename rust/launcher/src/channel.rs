@@ -25,6 +25,10 @@ pub enum Message {
     Warning(String),
     /// From the process: the monitor's end of its terminal.
     Terminal(OwnedFd),
+    /// From the process: its namespaces and mounts are made, it waits for `Proceed`.
+    Made,
+    /// To the process: it may go on.
+    Proceed,
     /// From the process: all is set up, it waits for `Go`.
     Ready,
     /// From a helper: the process that it made, as the monitor sees it.
@@ -54,6 +58,12 @@ impl From<OwnedFd> for Channel {
     }
 }
 
+impl From<Channel> for OwnedFd {
+    fn from(channel: Channel) -> Self {
+        channel.0
+    }
+}
+
 impl Channel {
     /// Make both ends.
     pub fn pair() -> Result<(Self, Self), Failure> {
@@ -67,6 +77,8 @@ impl Channel {
         let (mark, text) = match message {
             Message::Mapped => (b'M', String::new()),
             Message::Go(_) => (b'G', String::new()),
+            Message::Made => (b'N', String::new()),
+            Message::Proceed => (b'C', String::new()),
             Message::Ready => (b'R', String::new()),
             Message::Running => (b'X', String::new()),
             Message::Pid(pid) => (b'P', pid.to_string()),
@@ -116,6 +128,8 @@ impl Channel {
         Ok(Some(match (mark, received) {
             (b'M', _) => Message::Mapped,
             (b'G', program) => Message::Go(program),
+            (b'N', _) => Message::Made,
+            (b'C', _) => Message::Proceed,
             (b'R', _) => Message::Ready,
             (b'X', _) => Message::Running,
             (b'P', _) => Message::Pid(text.parse().unwrap_or(0)),

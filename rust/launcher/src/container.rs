@@ -1,5 +1,6 @@
 //! The container's first process, from clone to exec.
 
+use std::cell::OnceCell;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::process::DumpableBehavior;
@@ -7,6 +8,7 @@ use rustix::process::DumpableBehavior;
 use crate::cgroup::Cgroup;
 use crate::channel::{Channel, Message};
 use crate::error::{Failure, Kind, Step};
+use crate::hooks;
 use crate::namespaces::Namespaces;
 use crate::process;
 use crate::request::Program;
@@ -29,8 +31,21 @@ pub struct Plan {
     pub domainname: String,
     /// The program gets a terminal, of this size if one is given.
     pub terminal: Option<Option<Size>>,
-    /// Wait before the program is run.
-    pub hold: bool,
+    /// What the program waits for once all is set up.
+    pub wait: Wait,
+    /// Programs to run on the way.
+    pub hooks: hooks::Plan,
+}
+
+/// What is waited for before a container's program is run.
+#[derive(Debug)]
+pub enum Wait {
+    /// Nothing.
+    Nothing,
+    /// `Go` from the monitor.
+    Monitor,
+    /// `Go` on this datagram socket, with the way to whoever sends it, who is told how the start went.
+    Starter(OwnedFd),
 }
 
 /// The program's ends of its standard streams; none with a terminal.
@@ -46,12 +61,17 @@ pub struct Streams {
 
 /// Become the container's program, in the process that clone made. Says what failed and ends the process otherwise.
 pub fn become_container(plan: &Plan, channel: &Channel, cgroup: &Cgroup, streams: Option<Streams>) -> ! {
-    let failure = match set_up(plan, channel, cgroup, streams) {
-        Ok(()) => run(&plan.process, channel, plan.hold),
-        Err(failure) => failure,
-    };
+    if let Err(failure) = set_up(plan, channel, cgroup, streams) {
+        fail(failure, channel);
+    }
+    run(&plan.process, channel, &plan.wait, Some(&plan.hooks))
+}
+
+/// Say what failed, and end.
+pub fn fail(failure: Failure, channel: &Channel) -> ! {
+    let code = failure.exit_code.unwrap_or(1);
     let _ = channel.send(&Message::Failed(failure));
-    sys::exit_now(1)
+    sys::exit_now(code)
 }
 
 fn set_up(plan: &Plan, channel: &Channel, cgroup: &Cgroup, streams: Option<Streams>) -> Result<(), Failure> {
@@ -98,6 +118,11 @@ fn set_up(plan: &Plan, channel: &Channel, cgroup: &Cgroup, streams: Option<Strea
         }
         (None, streams) => streams,
     };
+    if plan.hooks.any_at_creation() {
+        channel.send(&Message::Made)?;
+        expect(channel, |message| matches!(message, Message::Proceed))?;
+        plan.hooks.in_container()?;
+    }
     plan.rootfs.enter(&root)?;
     if let Some(streams) = streams {
         take_streams(streams, &root)?;
@@ -126,28 +151,58 @@ pub fn take_streams(streams: Streams, root: &Root) -> Result<(), Failure> {
     rustix::stdio::dup2_stderr(&streams.error).step(step)
 }
 
-/// Apply the process and become its program; returns what failed.
-pub fn run(process: &process::Plan, channel: &Channel, hold: bool) -> Failure {
+/// Apply the process and become its program. Says what failed and ends the process otherwise.
+pub fn run(process: &process::Plan, channel: &Channel, wait: &Wait, hooks: Option<&hooks::Plan>) -> ! {
+    let starter = match wait {
+        Wait::Starter(socket) => Some(socket.as_fd()),
+        Wait::Nothing | Wait::Monitor => None,
+    };
     // Everything that was open for the set-up goes now: a descriptor of a host folder would be a way out
     // (CVE-2024-21626). The owners of those descriptors live in our caller and are never dropped.
-    sys::close_all_but(&[Some(channel.as_fd()), process.init.as_ref().map(AsFd::as_fd)]);
+    let init = process.init.as_ref().map(AsFd::as_fd);
+    let kept = [Some(channel.as_fd()), init, starter];
+    sys::close_all_but(kept.into_iter().chain(process.preserved.iter().map(|file| Some(file.as_fd()))));
+    // Whoever starts the program takes the place of whoever set it up.
+    let starting = OnceCell::new();
     let mut warn = |text| {
         let _ = channel.send(&Message::Warning(text));
     };
     let mut before_exec = || {
         let mut program = None;
-        if hold {
-            channel.send(&Message::Ready)?;
-            program = match expect(channel, |message| matches!(message, Message::Go(_)))? {
-                Message::Go(Some(file)) => Some(Program::from_file(file)?),
-                _ => None,
-            };
+        match wait {
+            Wait::Nothing => {}
+            Wait::Monitor => {
+                channel.send(&Message::Ready)?;
+                if let Message::Go(Some(file)) = expect(channel, |message| matches!(message, Message::Go(_)))? {
+                    program = Some(Program::from_file(file)?);
+                }
+            }
+            Wait::Starter(socket) => {
+                // A first process of a PID namespace heeds no signal that it has no handler for.
+                sys::end_on_signals();
+                channel.send(&Message::Ready)?;
+                let _ = starting.set(await_starter(socket)?);
+            }
+        }
+        if let Some(hooks) = hooks {
+            hooks.before_program()?;
         }
         // A filter may forbid it already; then it is seen from whether the process lives.
-        let _ = channel.send(&Message::Running);
+        let _ = starting.get().unwrap_or(channel).send(&Message::Running);
         Ok(program)
     };
-    process.apply(channel.as_fd(), &mut warn, &mut before_exec)
+    let failure = process.apply(channel.as_fd(), &mut warn, &mut before_exec);
+    fail(failure, starting.get().unwrap_or(channel))
+}
+
+/// Wait until the program is to be started. What else arrives at the socket means nothing.
+fn await_starter(socket: &OwnedFd) -> Result<Channel, Failure> {
+    let socket = Channel::from(socket.try_clone().step(|| "wait for the start")?);
+    loop {
+        if let Some(Message::Go(Some(way))) = socket.receive()? {
+            return Ok(Channel::from(way));
+        }
+    }
 }
 
 fn expect(channel: &Channel, wanted: impl Fn(&Message) -> bool) -> Result<Message, Failure> {

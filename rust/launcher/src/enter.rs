@@ -10,7 +10,7 @@ use rustix::process::{DumpableBehavior, Pid, PidfdFlags};
 
 use crate::cgroup::{Cgroup, Group};
 use crate::channel::{Channel, Message};
-use crate::container::{Streams, run, take_streams, take_terminal};
+use crate::container::{Streams, Wait, fail, run, take_streams, take_terminal};
 use crate::error::{Failure, Step};
 use crate::process;
 use crate::rootfs::{Console, Root};
@@ -42,15 +42,11 @@ pub fn enter(
     let target = group.and_then(Group::clone_target).or_else(|| cgroup.clone_target());
     match sys::clone_process(0, target).step(|| "start a helper to enter the container")? {
         Forked::Parent(helper) => Ok(helper),
-        Forked::Child => {
-            let failure = match join(init.as_fd(), namespaces, cgroup, group, theirs) {
-                Ok(Forked::Parent(_)) => sys::exit_now(0),
-                Ok(Forked::Child) => become_process(entry, theirs, streams),
-                Err(failure) => failure,
-            };
-            let _ = theirs.send(&Message::Failed(failure));
-            sys::exit_now(1)
-        }
+        Forked::Child => match join(init.as_fd(), namespaces, cgroup, group, theirs) {
+            Ok(Forked::Parent(_)) => sys::exit_now(0),
+            Ok(Forked::Child) => become_process(entry, theirs, streams),
+            Err(failure) => fail(failure, theirs),
+        },
     }
 }
 
@@ -75,11 +71,11 @@ fn join(
     Ok(forked)
 }
 
-/// In the process itself: become the program; returns what failed.
-fn become_process(entry: &Entry, channel: &Channel, streams: Option<Streams>) -> Failure {
+/// In the process itself: become the program.
+fn become_process(entry: &Entry, channel: &Channel, streams: Option<Streams>) -> ! {
     match set_up(entry, channel, streams) {
-        Ok(()) => run(&entry.process, channel, false),
-        Err(failure) => failure,
+        Ok(()) => run(&entry.process, channel, &Wait::Nothing, None),
+        Err(failure) => fail(failure, channel),
     }
 }
 

@@ -17,8 +17,9 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use crate::cgroup::Cgroup;
 use crate::channel::{Channel, Message};
-use crate::container::Plan;
+use crate::container::{Plan, Wait};
 use crate::error::{Failure, Kind, Step};
+use crate::hooks;
 use crate::monitor::{self, Monitor, Start, Stdio};
 use crate::network::Network;
 use crate::request::{Reply, Request};
@@ -142,7 +143,7 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .step(|| "become the reaper of the container's orphans")?;
     }
-    let hold = plan.hold;
+    let hold = matches!(plan.wait, Wait::Monitor);
     let begun = match begin(&plan, &request, &cgroup, reply.as_fd(), &mut warnings) {
         Ok(begun) => begun,
         Err(failure) => {
@@ -212,7 +213,7 @@ fn begin(
     warnings: &mut Vec<String>,
 ) -> Result<run::Begun, Failure> {
     let mut begun = run::begin(plan, request.stdin, cgroup, warnings)?;
-    let terminal = follow(begun.pid, &begun.channel, reply, warnings);
+    let terminal = follow(begun.pid, &begun.channel, &plan.hooks, reply, warnings);
     let taken = terminal.and_then(|terminal| {
         if let Some(master) = terminal {
             begun.stdio = Stdio::of_terminal(master)?;
@@ -232,6 +233,7 @@ fn begin(
 fn follow(
     pid: i32,
     channel: &Channel,
+    hooks: &hooks::Plan,
     reply: BorrowedFd<'_>,
     warnings: &mut Vec<String>,
 ) -> Result<Option<OwnedFd>, Failure> {
@@ -241,10 +243,14 @@ fn follow(
         match channel.receive()? {
             Some(Message::Warning(text)) => warnings.push(text),
             Some(Message::Terminal(master)) => terminal = Some(master),
+            Some(Message::Made) => {
+                hooks.at_creation(pid)?;
+                channel.send(&Message::Proceed)?;
+            }
             Some(Message::Failed(failure)) => return Err(failure),
             Some(Message::Ready) => return Ok(terminal),
             Some(Message::Running) => running = true,
-            Some(Message::Mapped | Message::Go(_) | Message::Pid(_)) => {}
+            Some(Message::Mapped | Message::Proceed | Message::Go(_) | Message::Pid(_)) => {}
             None if running || is_alive(pid) => return Ok(terminal),
             None => {
                 return Err(Failure::new(

@@ -52,6 +52,11 @@ fn flag(kind: &str) -> i32 {
     }
 }
 
+/// `CLONE_NEW*` flags of all that a (checked) container does not share with the host: what a further process enters.
+pub fn entered(linux: &Linux) -> i32 {
+    linux.namespaces.iter().fold(0, |flags, namespace| flags | flag(&namespace.kind))
+}
+
 impl Namespaces {
     /// Prepare the (checked) namespaces of a spec. A path that is not a namespace is refused.
     pub fn new(linux: &Linux) -> Result<Self, Failure> {
@@ -79,7 +84,7 @@ impl Namespaces {
             new_network: linux.makes_namespace("network"),
             mappings: linux.makes_namespace("user").then(|| (linux.uid_mappings.clone(), linux.gid_mappings.clone())),
             own_pids: linux.has_namespace("pid"),
-            entered: linux.namespaces.iter().fold(0, |flags, namespace| flags | flag(&namespace.kind)),
+            entered: entered(linux),
             joined,
         })
     }

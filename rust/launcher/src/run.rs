@@ -9,8 +9,9 @@ use rustix::process::{Pid, WaitOptions};
 
 use crate::cgroup::{Cgroup, CgroupPlan};
 use crate::channel::{Channel, Message};
-use crate::container::{Plan, become_container};
+use crate::container::{Plan, Streams, Wait, become_container};
 use crate::error::{Failure, Step};
+use crate::hooks;
 use crate::init;
 use crate::monitor::{Shared, Stdio};
 use crate::namespaces::{self, Namespaces};
@@ -48,16 +49,29 @@ impl Run {
             .take(LONGEST_DOCUMENT)
             .read_to_string(&mut text)
             .step(|| format!("read {}/{CONFIG}", request.bundle))?;
-        let mut spec = Spec::parse(&text)?;
-        let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
-        let mut process = process::Plan::new(&spec.process, filter, spec.linux.personality.as_ref())?;
-        if request.init {
-            process.init = Some(init::sealed_copy()?);
+        let spec = Spec::parse(&text)?;
+        if let Some((point, _)) = spec.hooks.all().find(|(_, hooks)| !hooks.is_empty()) {
+            return Err(Failure::unsupported(format!("hooks.{point}")));
         }
-        let namespaces = Namespaces::new(&spec.linux)?;
         let snapshot = request.rootfs.iter().cloned().map(Into::into).collect();
         let sources = request.sources.iter().cloned().map(Into::into).collect();
         let rootfs = RootfsPlan::new(&request.bundle, snapshot, sources, &spec)?;
+        let mut run = Self::new(spec, rootfs, &request.bundle, request.container())?;
+        if request.init {
+            run.plan.process.init = Some(init::sealed_copy()?);
+        }
+        run.plan.process.told_late = request.program_at_start;
+        if request.hold {
+            run.plan.wait = Wait::Monitor;
+        }
+        Ok(run)
+    }
+
+    /// Prepare a checked spec; nothing is made. `container` is the identifier that hooks are told.
+    pub fn new(mut spec: Spec, rootfs: RootfsPlan, bundle: &str, container: &str) -> Result<Self, Failure> {
+        let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+        let mut process = process::Plan::new(&spec.process, filter, spec.linux.personality.as_ref())?;
+        let namespaces = Namespaces::new(&spec.linux)?;
         let mut warnings = Vec::new();
         if namespaces.mappings.is_none() {
             let missing = process.limit_capabilities()?;
@@ -70,7 +84,6 @@ impl Run {
             filter: process.filter().cloned(),
             personality: spec.linux.personality.take(),
         };
-        process.told_late = request.program_at_start;
         let plan = Plan {
             namespaces,
             rootfs,
@@ -78,7 +91,8 @@ impl Run {
             hostname: spec.hostname.take().unwrap_or_default(),
             domainname: spec.domainname.take().unwrap_or_default(),
             terminal: spec.process.terminal.then_some(spec.process.console_size),
-            hold: request.hold,
+            wait: Wait::Nothing,
+            hooks: hooks::Plan::new(&mut spec, bundle, container),
         };
         let cgroup = CgroupPlan::new(&mut spec);
         Ok(Self { plan, cgroup, shared, warnings })
@@ -98,14 +112,25 @@ pub struct Begun {
 
 /// Make the container's first process, and give it what it cannot give itself. It says on the channel how it fares.
 pub fn begin(plan: &Plan, stdin: bool, cgroup: &Cgroup, warnings: &mut Vec<String>) -> Result<Begun, Failure> {
-    plan.namespaces.join_pids()?;
-    let (ours, theirs) = Channel::pair()?;
     let (stdio, streams) = if plan.terminal.is_some() {
         (Stdio::default(), None)
     } else {
         let (stdio, streams) = Stdio::pipes(stdin)?;
         (stdio, Some(streams))
     };
+    let (pid, channel) = make_first_process(plan, streams, cgroup, warnings)?;
+    Ok(Begun { pid, channel, stdio })
+}
+
+/// As [`begin`], with standard streams that are there; without any it has those of this process.
+pub fn make_first_process(
+    plan: &Plan,
+    streams: Option<Streams>,
+    cgroup: &Cgroup,
+    warnings: &mut Vec<String>,
+) -> Result<(i32, Channel), Failure> {
+    plan.namespaces.join_pids()?;
+    let (ours, theirs) = Channel::pair()?;
     let flags = plan.namespaces.made_by_clone as u64;
     let pid = match sys::clone_process(flags, cgroup.clone_target()).step(|| "make the container's namespaces")? {
         Forked::Parent(pid) => pid,
@@ -115,7 +140,6 @@ pub fn begin(plan: &Plan, stdin: bool, cgroup: &Cgroup, warnings: &mut Vec<Strin
         }
     };
     drop((theirs, streams));
-    let begun = Begun { pid, channel: ours, stdio };
     if let Some(score) = plan.process.oom_score_adjustment {
         // Lowering it below the present one takes CAP_SYS_RESOURCE.
         if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
@@ -123,13 +147,13 @@ pub fn begin(plan: &Plan, stdin: bool, cgroup: &Cgroup, warnings: &mut Vec<Strin
         }
     }
     if let Some((uids, gids)) = &plan.namespaces.mappings {
-        let mapped = namespaces::write_mappings(pid, uids, gids).and_then(|()| begun.channel.send(&Message::Mapped));
+        let mapped = namespaces::write_mappings(pid, uids, gids).and_then(|()| ours.send(&Message::Mapped));
         if let Err(failure) = mapped {
             end(pid);
             return Err(failure);
         }
     }
-    Ok(begun)
+    Ok((pid, ours))
 }
 
 /// End a process that is of no use, and reap it.

@@ -128,6 +128,12 @@ pub fn launch<'py>(py: Python<'py>, request: &[u8], descriptors: Vec<i32>) -> Py
     Ok(PyBytes::new(py, &reply))
 }
 
+/// Become the launcher (from a sealed memfd), which takes its role from its name, the first argument.
+#[pyfunction]
+pub fn become_launcher(py: Python<'_>, arguments: Vec<OsString>) -> PyResult<()> {
+    through(py, |_| Err(lamella_core::launch::become_program(LAUNCHER, &arguments)))
+}
+
 fn duplicate(number: i32) -> Result<OwnedFd> {
     sys::duplicate(number).map_err(|error| Error::system(format!("descriptor {number}"), error))
 }

@@ -24,8 +24,8 @@ mod _core {
     use super::files::Files;
     #[pymodule_export]
     use super::functions::{
-        check_mount_options, copy_tree, default_seccomp, digest_of, disk_usage, launch, mount, pin_network, read_file,
-        remove_tree, resolve, set_top_directory, unmount, unpin_network,
+        become_launcher, check_mount_options, copy_tree, default_seccomp, digest_of, disk_usage, launch, mount,
+        pin_network, read_file, remove_tree, resolve, set_top_directory, unmount, unpin_network,
     };
     #[pymodule_export]
     use super::pipeline::Pipeline;

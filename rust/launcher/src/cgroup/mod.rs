@@ -94,6 +94,18 @@ impl CgroupPlan {
         }
         Ok(cgroup)
     }
+
+    /// Find what [`CgroupPlan::create`] made, as far as it is still there.
+    pub fn open(&self, root: &Path) -> Cgroup {
+        let mut cgroup = Cgroup { root: root.to_owned(), ..Cgroup::default() };
+        let Some(path) = &self.path else { return cgroup };
+        if is_unified(root) {
+            v2::open(&mut cgroup, path);
+        } else {
+            v1::open(&mut cgroup, path);
+        }
+        cgroup
+    }
 }
 
 /// Whether `root` is a v2 hierarchy; a faked tree is one when it has `cgroup.controllers`.
@@ -198,6 +210,19 @@ impl Cgroup {
     /// Stop (or let go on) every process; returns when the kernel says so.
     pub fn set_frozen(&self, frozen: bool) -> Result<(), Failure> {
         if self.unified.is_some() { self.freeze_unified(frozen) } else { self.freeze_legacy(frozen) }
+    }
+
+    /// Whether its processes are stopped.
+    pub fn is_frozen(&self) -> bool {
+        let read = |file: &str| {
+            self.folder("freezer")
+                .and_then(|folder| std::fs::read_to_string(folder.join(file)).ok())
+                .unwrap_or_default()
+        };
+        match &self.unified {
+            Some(_) => read("cgroup.events").lines().any(|line| line == "frozen 1"),
+            None => read("freezer.state").starts_with("FR"),
+        }
     }
 
     /// Remove the folders, those that the container made in them, and parents that are empty then. Harmless twice.

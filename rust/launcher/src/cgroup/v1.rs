@@ -54,6 +54,19 @@ pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> R
     Ok(())
 }
 
+/// Find the folders that [`create`] made, whichever controllers it needed.
+pub(super) fn open(cgroup: &mut Cgroup, path: &str) {
+    for entry in std::fs::read_dir(&cgroup.root).into_iter().flatten().flatten() {
+        let hierarchy = entry.file_name().to_string_lossy().into_owned();
+        // Links stand for hierarchies that are there; these two are systemd's, without a controller.
+        let ours = entry.file_type().is_ok_and(|kind| kind.is_dir()) && !["unified", "systemd"].contains(&&*hierarchy);
+        let leaf = entry.path().join(path);
+        if ours && let Ok(tasks) = OpenOptions::new().write(true).open(leaf.join("tasks")) {
+            cgroup.folders.push(Folder { hierarchy, path: leaf, joining: OwnedFd::from(tasks) });
+        }
+    }
+}
+
 /// A new cpuset is empty, and nothing can join it then.
 fn inherit_cpuset(folder: &Path) -> Result<(), Failure> {
     for file in ["cpuset.cpus", "cpuset.mems"] {

@@ -42,6 +42,15 @@ pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> R
     }
 }
 
+/// Find the folder that [`create`] made.
+pub(super) fn open(cgroup: &mut Cgroup, path: &str) {
+    let leaf = cgroup.root.join(path);
+    if let Ok(joining) = rustix::fs::openat(CWD, &leaf, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        cgroup.folders.push(Folder { hierarchy: String::new(), path: leaf.clone(), joining });
+        cgroup.unified = Some(leaf);
+    }
+}
+
 /// The controllers that settings need; FailedPrecondition for one that the machine lacks.
 fn needed<'a>(root: &Path, settings: &'a [Setting]) -> Result<BTreeSet<&'a str>, Failure> {
     let available = controllers(root, "cgroup.controllers");

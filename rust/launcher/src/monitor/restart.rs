@@ -15,6 +15,7 @@ use super::control::check_signal;
 use super::memory::Memory;
 use super::record::{ExitRecord, RestartRecord};
 use super::{INIT, Monitor, Process, ended, events};
+use crate::container::Wait;
 use crate::error::{Failure, Kind};
 use crate::request::{Request, RestartPolicy};
 use crate::run::{self, Run};
@@ -202,7 +203,7 @@ impl Monitor {
     /// Make a run; how its first process fares is heard later ([`Monitor::listen`]).
     fn run_again(&mut self) -> Result<(), Failure> {
         let Run { mut plan, cgroup, shared, mut warnings } = Run::read(&self.restarts.request, self.bundle.as_fd())?;
-        (plan.hold, plan.process.told_late) = (false, false);
+        (plan.wait, plan.process.told_late) = (Wait::Nothing, false);
         self.cgroup = cgroup.create(self.restarts.request.cgroup_root(), &mut warnings)?;
         let begun = run::begin(&plan, self.restarts.request.stdin, &self.cgroup, &mut warnings)?;
         (self.own_pids, self.shared) = (plan.namespaces.own_pids, shared);

@@ -6,7 +6,7 @@ use crate::error::{Failure, Step};
 use crate::spec::Capabilities;
 
 /// Names by number.
-const NAMES: [&str; 41] = [
+pub const NAMES: [&str; 41] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_DAC_READ_SEARCH",

@@ -11,7 +11,7 @@ mod user;
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::error::{Failure, Kind, Step, describe};
 use crate::init;
@@ -49,6 +49,12 @@ pub struct Plan {
     pub init: Option<OwnedFd>,
     /// The program is told at the very end; what is here stands for it.
     pub told_late: bool,
+    /// It goes on when the process that made it ends.
+    pub outlives_parent: bool,
+    /// It has its maker's session keyring.
+    pub shares_keyring: bool,
+    /// What the program finds open besides its standard streams, under these very numbers.
+    pub preserved: Vec<OwnedFd>,
 }
 
 fn strings(field: &str, texts: &[String]) -> Result<Vec<CString>, Failure> {
@@ -93,6 +99,9 @@ impl Plan {
             oom_score_adjustment: process.oom_score_adj,
             init: None,
             told_late: false,
+            outlives_parent: false,
+            shares_keyring: false,
+            preserved: Vec::new(),
         })
     }
 
@@ -128,6 +137,11 @@ impl Plan {
                 {
                     return failure;
                 }
+                for file in &self.preserved {
+                    if let Err(error) = sys::hand_down(file.as_fd(), file.as_raw_fd()) {
+                        return Failure::system("hand down an open file", &error);
+                    }
+                }
                 match &self.init {
                     Some(init) => become_init(init, channel, &arguments, &environment),
                     None => exec::failure(&program, &sys::execute(&program, &arguments, &environment)),
@@ -155,7 +169,9 @@ impl Plan {
 
     /// Give the program, where it is known already.
     fn prepare(&self, warn: &mut dyn FnMut(String)) -> Result<Option<CString>, Failure> {
-        if let Err(error) = sys::join_session_keyring() {
+        if !self.shares_keyring
+            && let Err(error) = sys::join_session_keyring()
+        {
             // Without keyrings in the kernel there is nothing to hide; a full quota must not stop a container.
             if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
                 warn(format!("the session keyring is shared: {}", describe(&error)));
@@ -186,8 +202,8 @@ impl Plan {
             self.enter_folder().map_err(|_| failure)?;
         }
         // A change of identity clears it, so not earlier: without the monitor nothing may run on unobserved.
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-            .step(|| "set the parent death signal")?;
+        let at_parents_death = (!self.outlives_parent).then_some(rustix::process::Signal::KILL);
+        rustix::process::set_parent_process_death_signal(at_parents_death).step(|| "set the parent death signal")?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.umask));
         let program = if self.told_late { None } else { Some(exec::resolve(&self.arguments[0], &self.environment)?) };
         sys::reset_all();

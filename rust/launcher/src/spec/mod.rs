@@ -4,6 +4,7 @@
 //! silently lacks a limit is worse than one that does not start. Annotations are free, as the spec says.
 //! <https://github.com/opencontainers/runtime-spec/blob/main/config.md>
 
+mod hooks;
 mod linux;
 mod mount;
 mod path;
@@ -14,14 +15,18 @@ mod validate;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
+pub use hooks::{Hook, Hooks};
 pub use linux::{Device, IdMapping, Linux, Namespace, Personality, Seccomp, SeccompArgument, SeccompRule};
 pub use mount::Mount;
 pub use process::{Capabilities, Process, Rlimit, Size, User};
 pub use resources::{BlockIo, Cpu, DeviceRule, HugepageLimit, Memory, Pids, Resources, ThrottleDevice, WeightDevice};
+pub use validate::NAMESPACES;
 
 use crate::error::Failure;
+
+/// The newest version whose documents are read.
+pub const VERSION: &str = "1.2.0";
 
 /// A container, as `config.json` describes it.
 #[derive(Debug, Deserialize)]
@@ -40,11 +45,12 @@ pub struct Spec {
     /// Mounts beyond the root, in order.
     #[serde(default)]
     pub mounts: Vec<Mount>,
-    /// Programs to run at points of the container's life; only an empty object is taken.
-    hooks: Option<BTreeMap<String, Vec<IgnoredAny>>>,
-    /// Free for all; not read.
-    #[serde(rename = "annotations")]
-    _annotations: Option<BTreeMap<String, IgnoredAny>>,
+    /// Programs to run at points of the container's life.
+    #[serde(default)]
+    pub hooks: Hooks,
+    /// Free for all; hooks are told them.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
     /// What is particular to Linux.
     #[serde(default)]
     pub linux: Linux,
@@ -119,10 +125,17 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn hooks_are_refused_unless_there_are_none() {
-        Spec::parse(&MINIMAL.replacen('{', r#"{"hooks":{"prestart":[]},"#, 1)).expect("valid");
-        let failure = refused(&MINIMAL.replacen('{', r#"{"hooks":{"poststop":[{"path":"/x"}]},"#, 1));
-        assert!(failure.message.contains("hooks.poststop"), "{}", failure.message);
+    fn a_hook_that_breaks_a_rule_is_refused_with_its_path() {
+        Spec::parse(&MINIMAL.replacen('{', r#"{"hooks":{"prestart":[{"path":"/x","timeout":1}]},"#, 1)).expect("valid");
+        for (hook, path) in [
+            (r#"{"path":"x"}"#, "hooks.poststop[0].path"),
+            (r#"{"path":"/x","timeout":0}"#, "hooks.poststop[0].timeout"),
+            (r#"{"path":"/x","env":["x"]}"#, "hooks.poststop[0].env"),
+            (r#"{"path":"/x","colour":1}"#, "hooks.poststop[0].colour"),
+        ] {
+            let failure = refused(&MINIMAL.replacen('{', &format!(r#"{{"hooks":{{"poststop":[{hook}]}},"#), 1));
+            assert!(failure.message.contains(path), "{}", failure.message);
+        }
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Rules that a document must keep beyond its shape. Whatever later steps would trip over is refused here, before
 //! anything is done.
 
-use super::{Linux, Mount, Process, Resources, Spec};
+use super::{Hook, Linux, Mount, Process, Resources, Spec};
 use crate::error::Failure;
 
-const NAMESPACES: [&str; 7] = ["mount", "pid", "uts", "ipc", "network", "cgroup", "user"];
+/// The kinds of namespaces that a container may have.
+pub const NAMESPACES: [&str; 7] = ["mount", "pid", "uts", "ipc", "network", "cgroup", "user"];
 /// What `chmod` understands, set-id and sticky bits included.
 const MODE_BITS: u32 = 0o7777;
 
@@ -13,8 +14,10 @@ impl Spec {
         if !self.oci_version.starts_with("1.") {
             return Err(Failure::unsupported(format!("ociVersion {:?}", self.oci_version)));
         }
-        if let Some((name, _)) = self.hooks.iter().flatten().find(|(_, programs)| !programs.is_empty()) {
-            return Err(Failure::unsupported(format!("hooks.{name}")));
+        for (point, hooks) in self.hooks.all() {
+            for (index, hook) in hooks.iter().enumerate() {
+                hook.validate(&format!("hooks.{point}[{index}]"))?;
+            }
         }
         check_text("root.path", &self.root.path)?;
         if self.root.path.is_empty() {
@@ -51,13 +54,7 @@ impl Process {
         for argument in &self.args {
             check_text(&format!("{field}.args"), argument)?;
         }
-        for variable in &self.env {
-            check_text(&format!("{field}.env"), variable)?;
-            if variable.find('=').is_none_or(|position| position == 0) {
-                let name = variable.split('=').next().unwrap_or_default();
-                return Err(Failure::invalid(format!("{field}.env"), format!("{name:?} is not NAME=value")));
-            }
-        }
+        check_environment(&format!("{field}.env"), &self.env)?;
         check_absolute(&format!("{field}.cwd"), &self.cwd)?;
         for (name, value) in [("apparmorProfile", &self.apparmor_profile), ("selinuxLabel", &self.selinux_label)] {
             if value.as_ref().is_some_and(|value| !value.is_empty()) {
@@ -87,6 +84,20 @@ impl Process {
             if self.rlimits.iter().take(index).any(|earlier| earlier.kind == limit.kind) {
                 return Err(Failure::invalid(&field, format!("{} is given twice", limit.kind)));
             }
+        }
+        Ok(())
+    }
+}
+
+impl Hook {
+    fn validate(&self, field: &str) -> Result<(), Failure> {
+        check_absolute(&format!("{field}.path"), &self.path)?;
+        for argument in &self.args {
+            check_text(&format!("{field}.args"), argument)?;
+        }
+        check_environment(&format!("{field}.env"), &self.env)?;
+        if self.timeout == Some(0) {
+            return Err(Failure::invalid(format!("{field}.timeout"), "is not greater than zero"));
         }
         Ok(())
     }
@@ -182,7 +193,11 @@ impl Linux {
             return Err(Failure::unsupported("linux.mountLabel"));
         }
         if let Some(path) = &self.cgroups_path {
-            check_absolute("linux.cgroupsPath", path)?;
+            check_text("linux.cgroupsPath", path)?;
+            if !path.starts_with('/') && path.contains(':') {
+                return Err(Failure::unsupported(format!("linux.cgroupsPath {path:?}, a systemd unit,"))
+                    .with_hint("give a path; podman and containerd do with cgroup_manager = cgroupfs"));
+            }
             let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
             if parts.is_empty() || parts.iter().any(|part| *part == "." || *part == "..") {
                 return Err(Failure::invalid("linux.cgroupsPath", format!("{path:?} is not a plain path")));
@@ -262,6 +277,17 @@ impl Resources {
         }
         Ok(())
     }
+}
+
+fn check_environment(field: &str, variables: &[String]) -> Result<(), Failure> {
+    for variable in variables {
+        check_text(field, variable)?;
+        if variable.find('=').is_none_or(|position| position == 0) {
+            let name = variable.split('=').next().unwrap_or_default();
+            return Err(Failure::invalid(field, format!("{name:?} is not NAME=value")));
+        }
+    }
+    Ok(())
 }
 
 /// Nothing that reaches the kernel as a C string may hold a NUL byte: it would be cut there.

@@ -10,10 +10,11 @@ use std::io;
 
 pub use process::{
     Forked, child_groups_denied, clone_process, close_all_but, close_from, execute, execute_file, exit_now, fork,
-    fork_plainly, hand_down, inherited, join_session_keyring, kill, move_into, set_personality, set_rlimit, unshare,
+    fork_plainly, hand_down, inherited, join_session_keyring, kill, move_into, set_personality, set_rlimit,
+    signal_process, unshare,
 };
 pub use program::{SeccompInstruction, attach_device_program, install_seccomp};
-pub use signal::{block_all, read_signals, reset_all, signal_descriptor};
+pub use signal::{block_all, end_on_signals, read_signals, reset_all, signal_descriptor};
 
 /// Turn the result of a libc call into a Result.
 fn checked(result: libc::c_long) -> io::Result<libc::c_long> {

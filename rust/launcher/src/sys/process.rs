@@ -85,13 +85,13 @@ pub fn inherited(descriptor: RawFd) -> Option<OwnedFd> {
 }
 
 /// Close every descriptor above standard error but some. Whoever still owns another must not use or drop it.
-pub fn close_all_but(kept: &[Option<BorrowedFd<'_>>]) {
+pub fn close_all_but<'a>(kept: impl IntoIterator<Item = Option<BorrowedFd<'a>>>) {
     let close = |first: RawFd, last: u32| {
         // SAFETY: integers only. Values that own one of these descriptors are left dangling: the caller is about to become
         // another program, and touches none of them.
         unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     };
-    let mut kept: Vec<RawFd> = kept.iter().flatten().map(AsRawFd::as_raw_fd).collect();
+    let mut kept: Vec<RawFd> = kept.into_iter().flatten().map(|file| file.as_raw_fd()).collect();
     kept.sort_unstable();
     let mut next = 3;
     for descriptor in kept {
@@ -159,6 +159,14 @@ pub fn execute_file(program: BorrowedFd<'_>, arguments: &[CString], environment:
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: integers only.
     checked(unsafe { libc::kill(pid, signal) }.into())?;
+    Ok(())
+}
+
+/// Send a signal by number to the process that a pidfd stands for.
+pub fn signal_process(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let information = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: integers, and a null pointer, which asks for the information that kill(2) gives.
+    checked(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, information, 0) })?;
     Ok(())
 }
 

@@ -41,6 +41,18 @@ pub fn reset_all() {
     set_mask(&set);
 }
 
+/// End, with the exit status of a process that they killed, on those signals that would otherwise mean nothing to the first
+/// process of a PID namespace: it heeds none from inside or outside that it has no handler for. Exec resets it.
+pub fn end_on_signals() {
+    extern "C" fn end(signal: libc::c_int) {
+        super::exit_now(128 + signal);
+    }
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2] {
+        // SAFETY: the handler calls _exit alone, which is safe at any moment.
+        unsafe { libc::signal(signal, end as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+    }
+}
+
 fn set_mask(set: &libc::sigset_t) {
     // SAFETY: the set lives until the call returns, which only reads it; the old mask is not asked for.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, set, std::ptr::null_mut()) };

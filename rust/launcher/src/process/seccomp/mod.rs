@@ -44,7 +44,7 @@ const ARCHITECTURES: &[Architecture] =
     &[Architecture { name: "SCMP_ARCH_AARCH64", column: 3, audit: 0xc000_00b7, bit: 0 }];
 
 /// Names that a profile may list; those of other machines change nothing on this one.
-const KNOWN_ARCHITECTURES: &[&str] = &[
+pub const KNOWN_ARCHITECTURES: &[&str] = &[
     "SCMP_ARCH_NATIVE",
     "SCMP_ARCH_X86",
     "SCMP_ARCH_X86_64",
