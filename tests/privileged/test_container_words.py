@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
 import time
 
@@ -250,3 +252,50 @@ def test_a_removal_is_waited_for(client, image, box):
     once.start()
     assert once.wait(30, condition="removed") == 4
     assert client.containers.list(all=True) == []
+
+
+# The machine's namespaces, and more groups
+
+
+def namespaces(pid):
+    return {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("pid", "ipc", "uts", "cgroup")}  # noqa: PTH115
+
+
+def test_a_container_can_share_the_machines_namespaces(client, image, box):
+    options = {"pid_mode": "host", "ipc_mode": "host", "uts_mode": "host", "cgroupns": "host"}
+    shared = client.containers.run(image, ["sleep", "100"], detach=True, **options)
+    assert namespaces(shared.pid) == namespaces("self")
+    name = os.uname().nodename
+    assert shared.exec(["sh", "-c", "uname -n; echo $HOSTNAME"]).text.split() == [name, name]
+    assert shared.stop(0) in (137, 143)  # it is not the first process of a namespace
+    shared.remove()
+    assert not set(namespaces(box.pid).values()) & set(namespaces("self").values())
+
+
+def test_shared_memory_of_the_machine_is_seen_with_its_ipc_namespace(client, image):
+    with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="lamella-test-") as file:
+        show = ["sh", "-c", f"test -e {file.name} && echo seen"]
+        assert client.containers.run(image, show, remove=True, ipc_mode="host").text == "seen"
+        assert client.containers.run(image, show, remove=True).text == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"pid_mode": "container:x"}, Unsupported),
+        ({"ipc_mode": "shareable"}, Unsupported),
+        ({"userns": "auto"}, Unsupported),
+        ({"uts_mode": "host", "hostname": "other"}, InvalidArgument),
+        ({"group_add": ["nobody-here"]}, InvalidArgument),
+        ({"group_add": [-1]}, InvalidArgument),
+    ],
+)
+def test_modes_and_groups_that_there_are_not_are_refused(client, image, options, error):
+    with pytest.raises(error):
+        client.containers.create(image, ["true"], **options)
+
+
+def test_groups_are_added_by_number_and_by_name(client, image):
+    box = client.containers.create(image, ["true"], user="7:8", group_add=["root", 12, "34"], userns="host")
+    assert box.spec["process"]["user"]["additionalGids"] == [0, 8, 12, 34]
+    box.remove()

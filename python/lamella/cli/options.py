@@ -149,6 +149,7 @@ def add_container_options(parser: Parser) -> None:
     add("--rm", action="store_true", help="Remove it at its end, and its anonymous volumes.")
     add("--branch", action="store_true", help="REF is a branch (lamella branches ls), not an image.")
     add_process_options(parser)
+    add("--group-add", metavar="GROUP", action="append", default=[], help="Add a group, by name or number.")
     add("--hostname", metavar="NAME", help="Set the host name.")
     add("--entrypoint", metavar="PROGRAM", help="Replace the image's entrypoint; '' drops it.")
     add(
@@ -285,6 +286,19 @@ def add_container_options(parser: Parser) -> None:
         default=[],
         help="Add a capability, such as NET_ADMIN; ALL for all.",
     )
+    for name, what in (
+        ("pid", "processes"),
+        ("ipc", "System V's and POSIX's shared memory"),
+        ("uts", "host name"),
+        ("cgroupns", "view of cgroups"),
+    ):
+        add(
+            f"--{name}",
+            metavar="MODE",
+            choices=("private", "host"),
+            help=f"With host: share the machine's {what}.",
+        )
+    add("--userns", metavar="MODE", choices=("host",), help="Stay in the machine's user namespace (default).")
     add("--cap-drop", metavar="NAME", action="append", default=[], help="Drop a capability; ALL for all.")
     add("--privileged", action="store_true", help="All capabilities and devices, no seccomp, nothing masked.")
     add(
@@ -345,6 +359,12 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "log_config": _log_config(arguments),
         "restart_policy": arguments.restart,
         "init": arguments.init,
+        "group_add": arguments.group_add,
+        "pid_mode": arguments.pid,
+        "ipc_mode": arguments.ipc,
+        "uts_mode": arguments.uts,
+        "cgroupns": arguments.cgroupns,
+        "userns": arguments.userns,
         "snapshotter": arguments.snapshotter,
         **limits(arguments),
         "device_read_bps": arguments.device_read_bps,

@@ -342,6 +342,11 @@ def parse(argv: Sequence[str]) -> Invocation:
         arguments = noun.parser(prog).read(rest)
     except UsageError as error:
         error.status = noun.usage_status
+        if noun.runs_program and "unrecognized arguments" in str(error):
+            from lamella.containers.docker_words import explain_option
+
+            reasons = [reason for word in str(error).split() if (reason := explain_option(word))]
+            error.hint = "; ".join(reasons) or error.hint
         raise
     settings.json |= getattr(arguments, "json", False)
     settings.quiet |= getattr(arguments, "quiet", False)

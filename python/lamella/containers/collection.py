@@ -96,7 +96,8 @@ class Containers:
         oom_score_adj, sysctls, stop_signal, stop_timeout (seconds), log_config (docker-py's:
         ``{"type": "json-file", "config": {"max-size": "10m", "max-file": 5}}``, which is the default; ``{"type": "none"}`` keeps
         no log), restart_policy (``"on-failure:5"``, ``"always"``, or docker-py's mapping), init (run the command beneath an init
-        that passes signals on and reaps), platform (``"linux/arm64"``, of an index), snapshotter (by name,
+        that passes signals on and reaps), group_add (names or numbers), pid_mode, ipc_mode, uts_mode and
+        cgroupns (``"host"``: the machine's), platform (``"linux/arm64"``, of an index), snapshotter (by name,
         instead of the client's), masked_paths and readonly_paths (instead of the usual ones of /proc and /sys; ``[]``
         for none), and spec: a callable that gets the runtime spec as a dict and changes it, or a JSON merge patch (RFC 7386).
 
@@ -110,7 +111,11 @@ class Containers:
         try:
             return Options(command=command, **options)
         except TypeError as error:
-            raise TypeError(str(error).replace("Options.", "containers.create() ")) from None
+            from lamella.containers.docker_words import explain
+
+            reasons = [reason for word in options if (reason := explain(word))]
+            text = str(error).replace("Options.", "containers.create() ")
+            raise TypeError("; ".join([text, *reasons])) from None
 
     def _create(self, image: str | Image | Branch, options: Options, *, pool: str = "") -> Container:
         name = _name(image)

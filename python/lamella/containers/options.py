@@ -54,6 +54,7 @@ class Options(Limits, frozen=True, kw_only=True):
     env_file: FileNames | None = None
     working_dir: str | None = None
     user: str | int | None = None
+    group_add: Sequence[str | int] | None = None
     hostname: str | None = None
     network: str = "none"
     ports: Ports | None = None
@@ -96,6 +97,11 @@ class Options(Limits, frozen=True, kw_only=True):
     log_config: LogConfig | Mapping[str, Any] | None = None
     restart_policy: RestartPolicy | str | Mapping[str, Any] | None = None
     init: bool = False
+    pid_mode: str | None = None
+    ipc_mode: str | None = None
+    uts_mode: str | None = None
+    cgroupns: str | None = None
+    userns: str | None = None
     platform: str | None = None
     snapshotter: str | None = None
     spec: SpecPatch | None = None
@@ -110,6 +116,7 @@ class CreateOptions(LimitOptions, total=False):
     env_file: FileNames | None
     working_dir: str | None
     user: str | int | None
+    group_add: Sequence[str | int] | None
     hostname: str | None
     network: str
     ports: Ports | None
@@ -152,6 +159,11 @@ class CreateOptions(LimitOptions, total=False):
     log_config: LogConfig | Mapping[str, Any] | None
     restart_policy: RestartPolicy | str | Mapping[str, Any] | None
     init: bool
+    pid_mode: str | None
+    ipc_mode: str | None
+    uts_mode: str | None
+    cgroupns: str | None
+    userns: str | None
     platform: str | None
     snapshotter: str | None
     spec: SpecPatch | None

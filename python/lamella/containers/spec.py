@@ -39,8 +39,8 @@ from lamella.containers.runtime_spec import (
     User,
 )
 from lamella.containers.seccomp import seccomp_section
-from lamella.containers.user import ReadFile, resolve_user
-from lamella.errors import InvalidArgument
+from lamella.containers.user import ReadFile, resolve_groups, resolve_user
+from lamella.errors import InvalidArgument, Unsupported
 
 HOSTNAME_MAX = 64
 
@@ -66,7 +66,11 @@ def build_spec(
     args = arguments(image, options)
     user_text = str(options.user) if options.user is not None else image.user
     user = resolve_user(user_text, read_file)
-    hostname = _hostname(options, container_id, network_path)
+    groups = user.additional_gids
+    if options.group_add:
+        groups = sorted({*groups, *resolve_groups(options.group_add, read_file)})
+    shared = shared_namespaces(options)
+    hostname = _hostname(options, container_id, is_machines="uts" in shared or network_path == "host")
     capabilities = parse_capabilities(options.cap_add, options.cap_drop, privileged=options.privileged)
     devices, device_rules = _devices(options)
     spec = Spec(
@@ -75,7 +79,7 @@ def build_spec(
             args=args,
             cwd=_working_dir(image, options),
             env=_environment(image, options, hostname=hostname, home=user.home),
-            user=User(uid=user.uid, gid=user.gid, additional_gids=user.additional_gids),
+            user=User(uid=user.uid, gid=user.gid, additional_gids=groups),
             terminal=options.tty,
             capabilities=_capability_sets(capabilities),
             rlimits=[parse_ulimit(text) for text in several(options.ulimits)],
@@ -83,10 +87,10 @@ def build_spec(
             oom_score_adj=options.oom_score_adj,
         ),
         root=Root(path="rootfs", readonly=options.read_only),
-        hostname=hostname,
-        mounts=_mounts(options, mounts, files_folder),
+        hostname="" if "uts" in shared else hostname,
+        mounts=_mounts(options, mounts, files_folder, shared),
         linux=Linux(
-            namespaces=_namespaces(network_path),
+            namespaces=_namespaces(network_path, shared),
             cgroups_path=f"/lamella/{namespace}/{container_id}",
             resources=Resources(
                 devices=device_rules,
@@ -242,8 +246,8 @@ def _absolute_folder(path: str) -> str:
     return os.path.normpath(path)
 
 
-def _hostname(options: Options, container_id: str, network_path: str) -> str:
-    hostname = options.hostname or (os.uname().nodename if network_path == "host" else container_id[:12])
+def _hostname(options: Options, container_id: str, *, is_machines: bool) -> str:
+    hostname = options.hostname or (os.uname().nodename if is_machines else container_id[:12])
     if (
         len(hostname) > HOSTNAME_MAX
         or not hostname.isascii()
@@ -256,18 +260,56 @@ def _hostname(options: Options, container_id: str, network_path: str) -> str:
     return hostname
 
 
-def _namespaces(network_path: str) -> list[Namespace]:
-    namespaces = [Namespace(type=kind) for kind in ("mount", "pid", "uts", "ipc", "cgroup")]
+def shared_namespaces(options: Options) -> frozenset[str]:
+    """Return the kinds of namespaces that the container has none of its own of, but the machine's. InvalidArgument, Unsupported.
+
+    Of uts that is the host name, of ipc also /dev/shm.
+    """
+    modes = {
+        "pid_mode": ("pid", options.pid_mode),
+        "ipc_mode": ("ipc", options.ipc_mode),
+        "uts_mode": ("uts", options.uts_mode),
+        "cgroupns": ("cgroup", options.cgroupns),
+    }
+    found = set()
+    for option, (kind, mode) in modes.items():
+        if mode == "host":
+            found.add(kind)
+        elif mode not in (None, "", "private"):
+            raise Unsupported(
+                f"{option} {mode!r} is not supported",
+                hint=f"Use host or private; what else joins a namespace by its path: spec (linux.namespaces, {kind}).",
+            )
+    if options.userns not in (None, "", "host"):
+        raise Unsupported(
+            f"userns {options.userns!r} is not supported: containers are in the machine's user namespace",
+            hint="Leave it out, or say host.",
+        )
+    if "uts" in found and options.hostname is not None:
+        raise InvalidArgument("a container in the machine's UTS namespace has the machine's host name")
+    return frozenset(found)
+
+
+def _namespaces(network_path: str, shared: frozenset[str]) -> list[Namespace]:
+    kinds = ("mount", "pid", "uts", "ipc", "cgroup")
+    namespaces = [Namespace(type=kind) for kind in kinds if kind not in shared]
     if network_path != "host":
         namespaces.append(Namespace(type="network", path=network_path))
     return namespaces
 
 
-def _mounts(options: Options, own: list[Mount], files_folder: str) -> list[Mount]:
+def _mounts(
+    options: Options, own: list[Mount], files_folder: str, shared: frozenset[str] = frozenset()
+) -> list[Mount]:
     mounts = defaults.mounts(
         shm_size=parse_size(options.shm_size, "shm_size"),
         writable_sys=options.privileged,
     )
+    if "ipc" in shared:
+        for mount in mounts:
+            if mount.destination == "/dev/shm":  # noqa: S108 (POSIX's shared memory is files there)
+                mount.type, mount.source = "bind", mount.destination
+                mount.options = ["rbind", "rprivate", "nosuid", "nodev", "noexec"]
     taken = {os.path.normpath(mount.destination) for mount in own}
     for name in ("hosts", "hostname", "resolv.conf"):
         if f"/etc/{name}" not in taken:

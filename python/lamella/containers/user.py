@@ -9,7 +9,7 @@ Source: passwd(5), group(5); OCI image spec, config.md, "User".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -63,6 +63,20 @@ def resolve_user(user: str, read_file: ReadFile) -> ResolvedUser:
     elif login:
         additional = [known[1] for known in groups if login in known[2]]
     return ResolvedUser(uid=uid, gid=gid, additional_gids=sorted({gid, *additional}), home=home or "/")
+
+
+def resolve_groups(wanted: Iterable[str | int], read_file: ReadFile) -> list[int]:
+    """Return the numbers of groups that are named or numbered. InvalidArgument as for users."""
+    known = {name: gid for name, gid, _ in reversed(list(_groups(_read(read_file, "etc/group"))))}
+    found = []
+    for group in map(str, wanted):
+        number = _number(group, group) if group else None
+        if number is None and group not in known:
+            raise InvalidArgument(
+                f"group {group!r} is not in the image's /etc/group", hint="Give a numeric gid."
+            )
+        found.append(known[group] if number is None else number)
+    return found
 
 
 def login_names(read_file: ReadFile) -> dict[int, str]:
