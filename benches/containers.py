@@ -1,61 +1,89 @@
-#!/usr/bin/env python3
-"""What containers cost: starts, execs, pools, branches, idle ones, and whether cycles leave anything behind.
+"""What containers cost, beside other programs in the same run, and whether cycles leave anything behind.
 
-    sudo .venv/bin/python benches/containers.py --idle 1000 --cycles 10000
+    sudo .venv/bin/python benches/containers.py                                   # ten minutes on two cores
+    sudo .venv/bin/python benches/containers.py --rounds 1 --idle 1000 --cycles 10000 --no-peers
 
-Medians of single calls of the library in milliseconds, on a store of its own below --folder; bare runc on the same root beside
-them, where it is installed (benches/peers.py has ctr and podman). The image is examples/machine_image.py's. Needs root.
+Every system and every round has a fresh ext4 of its own (fresh_disk.py), and rounds go over all systems in turn; the table has
+medians over the rounds, of medians within a round, and what they are beside lamella's. All run /bin/true in the small image of
+examples/machine_image.py, without a network: lamella as a library and as a command, and the programs of starters.py, of which
+those that are not installed are left out (kern: pip install kern-sandbox). The library's exec is beside the others' commands.
+Needs root.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import contextlib
+import itertools
 import json
 import os
-import shutil
+import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import lamella
+from fresh_disk import fresh_disk
 from lamella.registry.server import RegistryServer
+from measure import CommandFailed, environment
+from starters import STARTERS, RuncStarter, Starter, is_realtime, quietly
+from systems import TRUE as TRUE_PATH
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import machine_image
+from inventory import memory, settled
 
 FILES, FILE_BYTES = 10_000, 20_000
 """What was installed in the container that is branched: 200 MB."""
-THREADS, STARTS = 8, 200
-TRUE = ["/bin/true"]
+THREADS = 8
+TRUE = [TRUE_PATH]
+RUN, STARTS_RATE, EXEC = "run /bin/true, ms", f"starts a second, {THREADS} threads", "exec /bin/true, ms"
+LIBRARY, COMMAND = "lamella, library", "lamella, command"
+Figures = dict[str, float]
 
 
-def median_ms(call: Callable[[], object], rounds: int, after: Callable[[Any], object] | None = None) -> float:
-    """Give the median time of a call; ``after`` gets its result, unmeasured."""
+def median_ms(call: Callable[[], object], times: int, after: Callable[[Any], object] | None = None) -> float:
+    """Give the median time of a call after two to warm up; ``after`` gets its result, unmeasured."""
     taken = []
-    for _ in range(rounds):
+    for _ in range(times + 2):
         began = time.perf_counter()
         result = call()
         taken.append((time.perf_counter() - began) * 1000)
         if after is not None:
             after(result)
-    return statistics.median(taken)
+    return statistics.median(taken[2:])
 
 
-def starts(client: lamella.Client, image: lamella.Image, rounds: int) -> dict[str, float]:
-    """Measure runs, execs, pools, and starts from several threads at once."""
+def rate(call: Callable[[int], object], count: int) -> float:
+    """Give how many calls a second several threads get done."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(call, range(THREADS)))
+        began = time.perf_counter()
+        list(threads.map(call, range(THREADS, THREADS + count)))
+        return count / (time.perf_counter() - began)
+
+
+def starts(client: lamella.Client, image: lamella.Image, times: int) -> Figures:
+    """Measure runs, starts from several threads at once, and execs."""
     containers = client.containers
-    found = {"run /bin/true": median_ms(lambda: containers.run(image, TRUE, remove=True), rounds)}
+    found = {RUN: median_ms(lambda: containers.run(image, TRUE, remove=True), times)}
+    found[STARTS_RATE] = rate(lambda _: containers.run(image, TRUE, remove=True), times * 4)
     box = containers.run(image, ["/bin/sleep", "1000"], detach=True)
-    found["exec /bin/true"] = median_ms(lambda: box.exec(TRUE), rounds)
+    found[EXEC] = median_ms(lambda: box.exec(TRUE), times)
     box.remove(force=True)
-    with containers.pool(image, size=rounds) as pool:
+    return found
+
+
+def pools(client: lamella.Client, image: lamella.Image, times: int) -> Figures:
+    """Measure starts from a pool that is full each time."""
+    with client.containers.pool(image, size=4) as pool:
         pool.wait()
 
         def refilled(taken: lamella.Container) -> None:
@@ -63,29 +91,53 @@ def starts(client: lamella.Client, image: lamella.Image, rounds: int) -> dict[st
             taken.remove()
             pool.wait()
 
-        found["start from a pool"] = median_ms(lambda: pool.take(TRUE), rounds, refilled)
-        found["run in a pool"] = median_ms(lambda: pool.run(TRUE), rounds, lambda _: pool.wait())
-    began = time.perf_counter()
-    with ThreadPoolExecutor(THREADS) as threads:
-        list(threads.map(lambda _: containers.run(image, TRUE, remove=True), range(STARTS)))
-    found[f"starts a second, {THREADS} threads"] = STARTS / (time.perf_counter() - began)
+        found = {"start from a pool, ms": median_ms(lambda: pool.take(TRUE), times, refilled)}
+        found["run in a pool, ms"] = median_ms(lambda: pool.run(TRUE), times, lambda _: pool.wait())
     return found
 
 
-def branches(client: lamella.Client, image: lamella.Image, rounds: int) -> dict[str, float]:
+def command(client: lamella.Client, image: lamella.Image, times: int) -> Figures:
+    """Measure ``lamella run --rm``, and Python's own start, beneath which no command in Python can be."""
+    program = str(Path(sys.executable).with_name("lamella"))
+    where = ["--root", str(client.config.root), "--state", str(client.config.state), "-n", "bench"]
+    line = [program, *where, "run", "--rm", image.name, *TRUE]
+    return {
+        RUN: median_ms(lambda: quietly(line, environment()), times),
+        STARTS_RATE: rate(lambda _: quietly(line, environment()), times),
+        "Python's own start, ms": median_ms(
+            lambda: quietly([sys.executable, "-I", "-c", "pass"], environment()), times
+        ),
+    }
+
+
+def beside(starter: Starter, times: int) -> Figures:
+    """Measure another program."""
+    numbers = itertools.count()
+    found = {RUN: median_ms(lambda: starter.run(f"run-{next(numbers)}"), times)}
+    found[STARTS_RATE] = rate(lambda number: starter.run(f"many-{number}"), times)
+    sleeping = starter.idle("idle")
+    try:
+        line: Callable[[], object] = lambda: quietly(starter.exec("idle"), starter.env)  # noqa: E731
+        found[EXEC] = median_ms(line, times)
+    finally:
+        starter.stop("idle", sleeping)
+    return found
+
+
+def branches(client: lamella.Client, image: lamella.Image, rounds: int) -> Figures:
     """Measure freezing a container with much in it, and what stands on that."""
     box = client.containers.create(image, TRUE)
     _fill(client, box)
     began = time.perf_counter()
     base = box.commit()
-    found = {"freeze, 200 MB in 10,000 files": (time.perf_counter() - began) * 1000}
-    found["branch"] = median_ms(base.branch, rounds, lambda made: made[0].remove())
-    found["run on a branch"] = median_ms(lambda: client.containers.run(base, TRUE, remove=True), rounds)
+    found = {"freeze 200 MB in 10,000 files, ms": (time.perf_counter() - began) * 1000}
+    found["branch, ms"] = median_ms(base.branch, rounds, lambda made: made[0].remove())
+    found["run on a branch, ms"] = median_ms(lambda: client.containers.run(base, TRUE, remove=True), rounds)
     running = client.containers.run(image, ["/bin/sleep", "1000"], detach=True)
     _fill(client, running)
     began = time.perf_counter()
     running.commit()
-    found["copy of a running one, the same"] = (time.perf_counter() - began) * 1000
+    found["commit of a running one, the same, ms"] = (time.perf_counter() - began) * 1000
     running.remove(force=True)
     return found
 
@@ -99,113 +151,155 @@ def _fill(client: lamella.Client, box: lamella.Container) -> None:
         (folder / str(number)).write_bytes(b"x" * FILE_BYTES)
 
 
-def idle(client: lamella.Client, image: lamella.Image, count: int) -> dict[str, float]:
-    """Start many that do nothing, and see what their monitors hold: proportional set size, KiB each."""
+def idle(client: lamella.Client, image: lamella.Image, count: int) -> Figures:
+    """Start many that do nothing, and see what each holds, in KiB.
+
+    Ours: the proportional set size of its monitor. Its memory cgroup: its program, and what the kernel keeps for it. The machine:
+    what is no longer available, all of these and what no cgroup is charged for; others on the machine disturb that.
+    """
+    before = _available()
     boxes = [client.containers.run(image, ["/bin/sleep", "10000"], detach=True) for _ in range(count)]
-    held = [_memory(_parent(box.pid or 0)) for box in boxes]
+    held = [memory(_parent(box.pid or 0)) for box in boxes]
+    charged = [box.stats().memory.usage / 1024 for box in boxes]
+    machine = (before - _available()) / count
     for box in boxes:
         box.remove(force=True)
-    return {f"KiB of ours for each of {count} idle": statistics.mean(held)}
+    return {
+        f"KiB of ours, each of {count} idle": statistics.mean(held),
+        f"KiB of its memory cgroup, each of {count} idle": statistics.mean(charged),
+        f"KiB of the machine, each of {count} idle": machine,
+    }
+
+
+def _available() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
 
 
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def _memory(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-
-
-def cycles(client: lamella.Client, image: lamella.Image, count: int) -> dict[str, float]:
+def cycles(client: lamella.Client, image: lamella.Image, count: int) -> Figures:
     """Start and remove many, one after the other; what there is more of afterwards. Others on the machine disturb it."""
     for _ in range(100):
         client.containers.run(image, TRUE, remove=True)
-    before = _inventory(client)
+    before = settled(client)
     for _ in range(count):
         client.containers.run(image, TRUE, remove=True)
-    after = _inventory(client)
+    after = settled(client)
     return {f"more {name} after {count} cycles": after[name] - before[name] for name in before}
 
 
-def _inventory(client: lamella.Client) -> dict[str, int]:
-    gc.collect()
-    state = str(client.config.state)
-    ours = [path for path in Path("/proc").glob("[0-9]*/cmdline") if state in _read(path)]
-    return {
-        "KiB": _memory(os.getpid()),
-        "descriptors": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 (names are enough)
-        "mounts": _read(Path("/proc/self/mountinfo")).count(str(client.config.root)),
-        "cgroups": sum(1 for _ in Path("/sys/fs/cgroup").glob("*/lamella/bench/*")),
-        "processes": len(ours),
-        "folders": sum(1 for _ in (client.config.root / "snapshots" / "overlayfs").iterdir()),
-    }
+def measure(
+    kind: str, image: lamella.Image, client: lamella.Client, arguments: argparse.Namespace, *, first: bool
+) -> Figures:
+    """Measure lamella, as a library or as a command."""
+    if kind == COMMAND:
+        return command(client, image, arguments.times)
+    found = starts(client, image, arguments.times) | pools(client, image, arguments.times)
+    found |= branches(client, image, arguments.times)
+    if first:  # these are sums and counts, which rounds do not mend
+        found |= idle(client, image, arguments.idle) | cycles(client, image, arguments.cycles)
+    return found
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+def rounds(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, list[float]]]:
+    """Give every figure of every system, one value a round."""
+    samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    others = [] if arguments.no_peers else _present()
+    with RegistryServer() as server:
+        machine_image.build().push(server.address, "machine", "latest")
+        reference = f"{server.address}/machine:latest"
+        for number in range(1, arguments.rounds + 1):
+            for kind in (LIBRARY, COMMAND):
+                _say(f"round {number}, load {os.getloadavg()[0]:.1f}: {kind}")
+                with (
+                    fresh_disk(folder) as disk,
+                    lamella.Client(root=disk / "root", state=disk / "state", namespace="bench") as client,
+                ):
+                    image = client.images.pull(reference)
+                    for name, value in measure(kind, image, client, arguments, first=number == 1).items():
+                        samples[kind][name].append(value)
+            for starter in others:
+                _say(f"round {number}, load {os.getloadavg()[0]:.1f}: {starter.name}")
+                try:
+                    with (
+                        fresh_disk(folder) as disk,
+                        _root(folder, reference) as root,
+                        starter(disk, reference, root) as running,
+                    ):
+                        for name, value in beside(running, arguments.times).items():
+                            samples[starter.name][name].append(value)
+                except CommandFailed as error:
+                    _say(f"FAILED: {starter.name}: {error}")
+    return samples
 
 
-def bare_runc(client: lamella.Client, image: lamella.Image, folder: Path, rounds: int) -> dict[str, float]:
-    """Measure runc itself: no snapshot, no log, nothing that outlives it."""
-    if shutil.which("runc") is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
-        print("left out: runc: it is not here, or cannot put real-time processes (chrt) into its cgroup")
-        return {}
-    bundle = folder / "bundle"
-    bundle.mkdir()
-    subprocess.run(["runc", "spec", "--bundle", bundle], check=True)
-    spec = json.loads((bundle / "config.json").read_text())
-    spec["process"] |= {"args": TRUE, "terminal": False}
-    (bundle / "config.json").write_text(json.dumps(spec))
-    client.snapshots.prepare("bare", parent=image.chain_id)
-    with client.snapshots.mounted("bare") as root:
-        (bundle / "rootfs").symlink_to(root)
-        spec["root"]["path"] = str(root)
-        (bundle / "config.json").write_text(json.dumps(spec))
-        command = ["runc", "--root", folder / "runc", "run", "--bundle", bundle, "bench"]
-        taken = median_ms(lambda: subprocess.run(command, check=True, stdin=subprocess.DEVNULL), rounds)
-    client.snapshots.remove("bare")
-    return {"runc run /bin/true, bare": taken}
+def _present() -> list[type[Starter]]:
+    found = []
+    for starter in STARTERS:
+        if missing := starter.missing():
+            _say(f"left out: {starter.name}: not installed: {', '.join(missing)}")
+        elif starter is RuncStarter and is_realtime():
+            _say(f"left out: {starter.name}: it cannot put real-time processes (chrt) into its cgroup")
+        else:
+            found.append(starter)
+    return found
+
+
+@contextlib.contextmanager
+def _root(folder: Path, reference: str) -> Iterator[Path]:
+    """Mount the image's root, writable, for those that have no images."""
+    with (
+        tempfile.TemporaryDirectory(prefix="root-", dir=folder) as name,
+        lamella.Client(root=Path(name, "root"), state=Path(name, "state")) as client,
+    ):
+        client.snapshots.prepare("root", parent=client.images.pull(reference).chain_id)
+        with client.snapshots.mounted("root") as root:
+            yield root
+
+
+def _print_table(samples: dict[str, dict[str, list[float]]]) -> None:
+    ours = samples[LIBRARY]
+    for name in dict.fromkeys(name for by in samples.values() for name in by):
+        print(f"\n{name}")
+        for system, by in samples.items():
+            if name not in by:
+                continue
+            value = statistics.median(by[name])
+            spread = f"({min(by[name]):.1f}-{max(by[name]):.1f})" if len(by[name]) > 1 else ""
+            ratio = (
+                f"{value / statistics.median(ours[name]):8.2f} x"
+                if name in ours and system != LIBRARY
+                else ""
+            )
+            print(f"  {system:22}{value:10.2f} {spread:16}{ratio}")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=50, help="calls of each kind (default: 50)")
-    parser.add_argument("--idle", type=int, default=100, help="idle containers at once (default: 100)")
-    parser.add_argument("--cycles", type=int, default=500, help="starts and removals (default: 500)")
-    parser.add_argument("--folder", default=tempfile.gettempdir(), help="where the store is made")
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (default: 3)")
+    parser.add_argument("--times", type=int, default=50, help="calls of each kind in a round (default: 50)")
+    parser.add_argument("--idle", type=int, default=1000, help="idle containers at once (default: 1000)")
+    parser.add_argument("--cycles", type=int, default=1000, help="starts and removals (default: 1000)")
+    parser.add_argument("--no-peers", action="store_true", help="lamella alone")
+    parser.add_argument("--folder", default=tempfile.gettempdir(), help="where the file systems are made")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
-        raise SystemExit("needs root")
-    with (
-        tempfile.TemporaryDirectory(prefix="lamella-bench-", dir=arguments.folder) as name,
-        RegistryServer() as server,
-    ):
-        folder = Path(name)
-        machine_image.build().push(server.address, "machine", "latest")
-        with lamella.Client(root=folder / "root", state=folder / "state", namespace="bench") as client:
-            image = client.images.pull(f"{server.address}/machine:latest")
-            found: dict[str, float] = {}
-            for figures in (
-                lambda: bare_runc(client, image, folder, arguments.rounds),
-                lambda: starts(client, image, arguments.rounds),
-                lambda: branches(client, image, arguments.rounds),
-                lambda: idle(client, image, arguments.idle),
-                lambda: cycles(client, image, arguments.cycles),
-            ):
-                fresh = figures()
-                found |= fresh
-                for what, value in fresh.items():
-                    print(f"{what:40} {value:10.2f}", flush=True)
-            for box in client.containers.list(all=True):
-                box.remove(force=True)
+        raise SystemExit("needs root: it makes file systems and mounts them")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="lamella-bench-", dir=arguments.folder) as name:
+        samples = rounds(arguments, Path(name))
+    _print_table(samples)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(found, indent=2))
+        Path(arguments.json).write_text(json.dumps(samples, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ class Containerd(System):
                 env=self._environment(),
             )
         deadline = time.monotonic() + 20
-        while subprocess.run(self._ctr("version"), capture_output=True, check=False).returncode:
+        while subprocess.run(self.ctr("version"), capture_output=True, check=False).returncode:
             if self._daemon.poll() is not None or time.monotonic() > deadline:
                 self.__exit__(None, None, None)
                 raise CommandFailed(
@@ -191,7 +191,7 @@ class Containerd(System):
     def pull(self) -> Cost:
         """Pull and unpack."""
         before = process_cpu(self._daemon.pid)
-        cost = run(self._ctr("images", "pull", "--plain-http", self.reference), env=self._environment())
+        cost = run(self.ctr("images", "pull", "--plain-http", self.reference), env=self._environment())
         return cost._replace(
             cpu=cost.cpu + process_cpu(self._daemon.pid) - before, peak=_peak(self._daemon.pid)
         )
@@ -201,10 +201,11 @@ class Containerd(System):
         costs = []
         for number in range(times + 2):
             options = ("--rm", "--fifo-dir", f"{self.disk}/fifo")
-            costs.append(run(self._ctr("run", *options, self.reference, f"bench-{number}", TRUE)).wall)
+            costs.append(run(self.ctr("run", *options, self.reference, f"bench-{number}", TRUE)).wall)
         return sorted(costs[2:])[times // 2]
 
-    def _ctr(self, *arguments: str) -> list[str]:
+    def ctr(self, *arguments: str) -> list[str]:
+        """Give the command line of its client."""
         return [self._program("ctr"), "--address", self._socket, *arguments]
 
     def _program(self, name: str) -> str:
@@ -278,8 +279,8 @@ class Podman(System):
         """Pull and unpack."""
         return run(self.command("pull", "--quiet", "--tls-verify=false", self.reference))
 
-    def run(self, times: int) -> float:
-        """Run /bin/true."""
+    def run_command(self, *arguments: str) -> list[str]:
+        """Give the command line that starts a container without a network, which is removed at its end."""
         # Its default limits cannot be raised everywhere, not even by root.
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         options = (
@@ -291,7 +292,11 @@ class Podman(System):
             "--ulimit",
             "nproc=1024:1024",
         )
-        return median_wall(self.command("run", *options, self.reference, TRUE), times)
+        return self.command("run", *options, *arguments)
+
+    def run(self, times: int) -> float:
+        """Run /bin/true."""
+        return median_wall(self.run_command(self.reference, TRUE), times)
 
 
 class Umoci(System):

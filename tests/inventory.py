@@ -1,0 +1,65 @@
+"""What this process and a store hold: what starting and removing containers, however often, must not have more of."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lamella import Client
+
+SETTLE_SECONDS = 20.0
+"""How long monitors may take to be gone after their containers: milliseconds, but for a machine with too much to do."""
+
+
+def settled(client: Client) -> dict[str, int]:
+    """Count when no process holds anything of the store any more; what still does after a while is counted as well."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while (found := inventory(client))["processes"] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+def inventory(client: Client) -> dict[str, int]:
+    """Count what there is now: memory of this process in KiB (proportional set size), and things."""
+    gc.collect()
+    root, state = client.config.root, client.config.state
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+    cgroups = Path("/sys/fs/cgroup")
+    namespace = f"lamella/{client.config.namespace}/*"
+    return {
+        "KiB": memory(os.getpid()),
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "threads": len(list(Path("/proc/self/task").iterdir())),
+        "mounts": mounts.count(str(root)) + mounts.count(str(state)),
+        "cgroups": sum(1 for pattern in (namespace, f"*/{namespace}") for _ in cgroups.glob(pattern)),
+        "processes": sum(1 for _ in _holders((str(root), str(state)))),
+        "folders": sum(
+            1
+            for folder in (root / "snapshots", root / "containers", state / "tasks")
+            for found in folder.glob("*/*")
+            if found.is_dir()
+        ),
+    }
+
+
+def memory(pid: int) -> int:
+    """Give the proportional set size of a process, in KiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def _holders(folders: tuple[str, ...]) -> Iterator[int]:
+    """Give the processes, but for this one, that have a file below one of the folders open, as monitors have their bundle."""
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) == os.getpid():
+            continue
+        with suppress(OSError):  # it has ended
+            if any(str(link.readlink()).startswith(folders) for link in (process / "fd").iterdir()):
+                yield int(process.name)
