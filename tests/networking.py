@@ -6,13 +6,22 @@ nobody else on the machine sees anything.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
+
+from lamella.errors import NotFound
+
+BUSYBOX = ["/bin/busybox:/bin/busybox:ro"]
+SERVE = ["/bin/busybox", "nc", "-ll", "-p", "80", "-e", "/bin/busybox", "echo", "hello"]
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -59,7 +68,7 @@ def pins(config) -> list[str]:
     found = []
     for folder in (config.state / "networks", config.root / "networks" / "attached"):
         if folder.is_dir():
-            found += [str(path) for path in folder.iterdir() if path.name != "leases"]
+            found += [str(path) for path in folder.iterdir() if path.name not in ("leases", "names")]
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     return found + [line for line in mounts if f"{config.state}/networks" in line]
 
@@ -126,3 +135,60 @@ class FakePlugins:
 
     def commands(self) -> list[tuple[object, object]]:
         return [(call["plugin"], call["command"]) for call in self.calls()]
+
+
+@pytest.fixture
+def machine(image):
+    machine = Machine()
+    machine.enter()
+    yield machine
+    machine.leave()
+
+
+@pytest.fixture
+def cni(machine):
+    for kind in ("bridge", "portmap", "host-local", "firewall"):
+        if not any(
+            Path(folder, kind).exists() for folder in ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+        ):
+            pytest.skip(f"needs the CNI plugin {kind}")
+    return machine
+
+
+@pytest.fixture
+def start(client, image):
+    started = []
+
+    def call(*command, **options):
+        container = client.containers.run(image, list(command), detach=True, volumes=BUSYBOX, **options)
+        started.append(container)
+        return container
+
+    yield call
+    for container in started:
+        with contextlib.suppress(NotFound):
+            container.remove(force=True)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch, machine):
+    return FakePlugins(tmp_path / "plugins", monkeypatch)
+
+
+def ask(host: str, port: int) -> bytes:
+    """Read what a server of a container says; it may not listen yet."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with socket.create_connection((host, port), 5) as sock:
+                answer = sock.recv(100)
+            if answer:
+                return answer
+        except (ConnectionRefusedError, ConnectionResetError):
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def inside(container, *command, check=True):
+    return container.exec(["/bin/busybox", *command], check=check).stdout.decode()

@@ -9,6 +9,7 @@ from typing import Final, Literal, final
 from typing_extensions import Buffer
 
 __all__ = [
+    "HOSTS_COMMENTS",
     "Changes",
     "Counters",
     "Deferred",
@@ -17,6 +18,7 @@ __all__ = [
     "Pipeline",
     "Unpacked",
     "__version__",
+    "await_strays",
     "become_launcher",
     "check_mount_options",
     "copy_tree",
@@ -30,9 +32,14 @@ __all__ = [
     "pin_network",
     "read_file",
     "recompress",
+    "release_network",
     "remove_tree",
     "resolve",
+    "route_socket",
+    "run_program",
+    "serves_network",
     "set_top_directory",
+    "tell_names",
     "unmount",
     "unpin_network",
 ]
@@ -251,6 +258,36 @@ def pin_network(path: str) -> None:
 
 def unpin_network(path: str) -> None:
     """Let go of such a namespace and remove the file: it ends with the last process in it. Harmless twice."""
+
+HOSTS_COMMENTS: Final[tuple[str, str]]
+"""The lines above and below what is kept up to date in a hosts file."""
+
+_Ended = tuple[int | None, bytes, bytes]
+"""Exit status (negative for a signal, None when it took too long and was killed), and the beginnings of output and errors."""
+
+def route_socket(namespace: str) -> int:
+    """Open a socket of netlink(7) for routes that acts in the network namespace kept on a file. Who calls closes it."""
+
+def run_program(args: Sequence[str], env: Sequence[str], input: str, patience: float) -> _Ended:
+    """Run a program to its end, ``patience`` seconds at most; what it started is killed with it then.
+
+    NotFound and PermissionDenied when it cannot be run. A signal for this process ends it, too.
+    """
+
+def release_network(record: str, patience: float) -> tuple[str, _Ended] | None:
+    """Let go of the network that a record describes, and remove the record; give the path of the program that failed and its end.
+
+    Each program may take ``patience`` seconds. Harmless twice. InvalidArgument for a record that is none.
+    """
+
+def serves_network(pid: int, namespace: str) -> bool:
+    """Tell whether a process lives and has the path of a namespace among its arguments."""
+
+def await_strays(container: str) -> None:
+    """Wait for the CNI plugins that run for a container without the process that had started them; kill them after 10 seconds."""
+
+def tell_names(path: str, text: str) -> None:
+    """Note in the file ``path`` what a container is called and where (JSON), and write the hosts files of its networks anew."""
 
 def disk_usage(path: str) -> tuple[int, int]:
     """Return bytes (512-byte blocks) and inodes of a tree; each hard-linked inode once. Never follows a symlink."""

@@ -146,7 +146,7 @@ class Client:
         if not dry_run:
             fill(self.config.root)
             collect_networks(self.config)
-        report.orphans += release_stale_networks(self.config, dry_run=dry_run)
+        report.orphans += release_stale_networks(self.database, self.config, dry_run=dry_run)
         report.orphans += remove_orphaned_tasks(self.database, self.config, dry_run=dry_run)
         report.orphans += remove_stale_mounts(self.database, self.config, dry_run=dry_run)
         if (self.config.root / "volumes").is_dir():

@@ -11,7 +11,7 @@ from msgspec.structs import astuple
 
 import lamella
 from lamella import _core
-from lamella.containers.networks.attachment import Attachment, Release
+from lamella.containers.networks.attachment import Record, Release
 from lamella.digest import digest_of
 from lamella.disk import TRASH
 from lamella.registry.server import RegistryServer
@@ -166,7 +166,7 @@ def test_a_network_that_nobody_let_go_of_is_let_go_of(pulled):
     client, image = pulled
     box = client.containers.create(image, ["/bin/true"])
     release = Release(namespace=str(client.config.state / "networks" / box.id))
-    left = Attachment(container=box.id, network="web", release=release).write(client.config)
+    left = Record(container=box.id, release=release).write(client.config)
     made_and_mended(client, "stale-network")
     assert not left.exists()
 

@@ -169,3 +169,82 @@ def test_a_record_that_was_never_finished_goes_with_the_next_collection(client):
     assert client.gc(dry_run=True).orphans == 1
     client.gc()
     assert pins(client.config) == []
+
+
+@pytest.mark.parametrize("verb", ["connect", "disconnect"])
+@pytest.mark.parametrize("everyone", [False, True], ids=["one", "all"])
+def test_a_running_container_that_is_being_connected_or_disconnected(
+    tmp_path, pulled, reference, machine, verb, everyone
+):
+    """Afterwards it is plugged into what its record says, and into nothing else, with the names that belong to that."""
+
+    def before(client):
+        client.images.import_(pulled)
+        make_web(client)
+        lab = client.networks.create("lab", internal=True)
+        client.containers.run(reference, ["/bin/forever"], network="web", name="mate", detach=True)
+        box = client.containers.run(reference, ["/bin/forever"], network="web", name="box", detach=True)
+        lab.connect("mate")
+        if verb == "disconnect":
+            lab.connect(box)
+
+    def change(client):
+        getattr(client.networks.get("lab"), verb)("box")
+
+    places = tmp_path / "places"
+    places.mkdir()
+    for client, outcome in each_kill(places, before, change, points=12, everyone=everyone):
+        assert outcome.status <= 0
+        client.containers.list()
+        box, mate = (client.containers.get(name) for name in ("box", "mate"))
+        wanted = ["web", *(endpoint.network for endpoint in box.record.extra.networks)]
+        if not outcome.prevented:
+            assert wanted == (["web", "lab"] if verb == "connect" else ["web"])
+        assert list(box.inspect()["network"]["networks"]) == wanted
+        assert len(leases(client.config, "lab")) == len(wanted)
+        inside = Path(f"/proc/{box.pid}/net/dev").read_text()
+        assert ("eth1" in inside) == (len(wanted) == 2)
+        for reader, name in ((box, "mate"), (mate, "box")):
+            assert hosts_of(client, reader, name) == len(wanted)
+        assert client.networks.check() == []
+        for each in (box, mate):
+            each.remove(force=True)
+        assert (pins(client.config), leases(client.config, "web"), leases(client.config, "lab")) == (
+            [],
+            [],
+            [],
+        )
+        client.networks.prune()
+    assert machine.links() == {"lo", "up0", "up1"}
+
+
+def hosts_of(client, box, name: str) -> int:
+    """Count the addresses of a name in a container's hosts file."""
+    text = (client.config.root / "containers" / "default" / box.id / "hosts").read_text()
+    return sum(name in line.split()[1:] for line in text.splitlines() if not line.startswith("#"))
+
+
+def test_what_a_restart_of_the_machine_leaves_of_several_networks_is_given_back(
+    client, pulled, reference, machine, tmp_path
+):
+    client.images.import_(pulled)
+    make_web(client)
+    lab = client.networks.create("lab", internal=True)
+    for network in (client.networks.get("web"), lab):
+        text = network.path.read_text()
+        network.path.write_text(text.replace(f"{client.config.state}/networks/leases", f"{tmp_path}/leases"))
+    box = client.containers.run(reference, ["/bin/forever"], networks=["web", "lab"], detach=True)
+    monitor = int(Path(f"/proc/{box.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(monitor, signal.SIGKILL)
+    while box.task.monitored():
+        time.sleep(0.01)
+    assert len(list((tmp_path / "leases").glob("*/10.*"))) == 2
+    _core.unpin_network(str(client.config.state / "networks" / box.id))
+    shutil.rmtree(client.config.state)
+    lab.disconnect(box)
+    assert {"web", "lab"} <= {network.name for network in client.networks.list()}
+    assert pins(client.config) == []
+    assert not list((tmp_path / "leases").glob("*/10.*"))
+    box.start()
+    assert list(box.inspect()["network"]["networks"]) == ["web"]
+    box.remove(force=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lamella.config import Config
 from lamella.containers.networks import Settings, kind_of
-from lamella.containers.networks.attachment import Attachment, Release, attached, read
+from lamella.containers.networks.attachment import Attachment, Record, Release, attached, read
 from lamella.containers.networks.cni import execution_document
 from lamella.containers.networks.collection import Networks, create
 from lamella.containers.networks.configuration import configurations, find, parse, plugin_path
@@ -22,6 +22,8 @@ from lamella.containers.networks.files import (
     connected_files,
     host_resolvers,
     isolated_files,
+    kept_lines,
+    own_lines,
     parse_resolv_conf,
     reachable,
     resolv_conf,
@@ -220,20 +222,21 @@ def test_each_kind_of_line_is_what_was_asked_for_else_the_networks_else_the_host
 
 def test_hosts_has_the_containers_own_addresses_and_what_was_asked_for():
     names = Names(extra_hosts=(("db", "10.0.0.5"), ("up", "host-gateway")))
-    files = connected_files(
-        "box", names, addresses=["10.0.0.2", "fd00::2"], aliases=["web"], gateway="10.0.0.1"
-    )
-    assert files["hosts"].decode().splitlines()[-4:] == [
-        "10.0.0.2\tbox web",
-        "fd00::2\tbox web",
+    own = kept_lines(own_lines(["10.0.0.2", "fd00::2"], "box", "example.com", ["web"]))
+    files = connected_files("box", names, own, gateway="10.0.0.1")
+    lines = files["hosts"].decode().splitlines()
+    assert [line for line in lines if not line.startswith("#")][-4:] == [
         "10.0.0.5\tdb",
         "10.0.0.1\tup",
+        "10.0.0.2\tbox.example.com box web",
+        "fd00::2\tbox.example.com box web",
     ]
+    assert (lines[-4][0], lines[-1][0]) == ("#", "#")
     assert files["hostname"] == b"box\n"
     with pytest.raises(InvalidArgument, match="host-gateway"):
-        connected_files("box", names, addresses=["10.0.0.2"])
-    assert b"127.0.1.1\tbox" in isolated_files("box", Names())["hosts"]
-    assert isolated_files("box", Names(dns=("192.0.2.3",)))["resolv.conf"] == b"nameserver 192.0.2.3\n"
+        connected_files("box", names, "")
+    assert b"127.0.1.1\tbox" in isolated_files("box", "", Names())["hosts"]
+    assert isolated_files("box", "", Names(dns=("192.0.2.3",)))["resolv.conf"] == b"nameserver 192.0.2.3\n"
 
 
 # CNI's files
@@ -412,16 +415,36 @@ def test_pasta_forwards_nothing_but_what_was_published_or_said():
 
 
 def test_a_record_is_read_as_it_was_written_and_a_damaged_one_is_none(config):
-    attachment = Attachment(
-        container="c" * 64, network="web", release=Release(namespace="/ns"), ports=[Port(80, 8080)]
+    plugged = Record(
+        container="c" * 64,
+        attachments=[Attachment(network="web", interface="eth0")],
+        release=Release(namespace="/ns"),
+        ports=[Port(80, 8080)],
     )
-    path = attachment.write(config)
+    path = plugged.write(config)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert read(path) == attachment
+    assert read(path) == plugged
     assert list(attached(config)) == [("default", "c" * 64, path)]
     path.write_bytes(b"{")
     assert read(path) is None
     assert read(path.with_name("none")) is None
+
+
+def test_a_record_of_one_network_alone_is_read_as_before(config):
+    path = Record(container="c" * 64, release=Release(namespace="/ns")).write(config)
+    path.write_text(
+        '{"container":"c","network":"web","interface":"eth0","addresses":["10.0.0.2/24"],"ports":'
+        '[{"container_port":80,"host_port":8080}],"release":{"namespace":"/ns","programs":[],"process":null}}'
+    )
+    plugged = read(path)
+    assert plugged.find("web") == Attachment(
+        network="web", interface="eth0", addresses=["10.0.0.2/24"], publishes=True
+    )
+    assert (plugged.container, plugged.release, plugged.ports) == (
+        "c",
+        Release(namespace="/ns"),
+        [Port(80, 8080)],
+    )
 
 
 def test_networks_of_a_client_show_themselves(config):

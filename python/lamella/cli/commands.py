@@ -63,7 +63,9 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
                 "CONTAINERS",
                 ("container",),
             ),
-            Entry("networks", "List, make and remove networks.", "networks", "NETWORKS", ("network",)),
+            Entry(
+                "networks", "List, make, connect and remove networks.", "networks", "NETWORKS", ("network",)
+            ),
             Entry("volumes", "List, make and remove volumes.", "volumes", "VOLUMES", ("volume",)),
             Entry(
                 "branches",
@@ -103,6 +105,7 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("pause", "Freeze all processes of containers.", "containers", "CONTAINERS.pause"),
             Entry("resume", "Let paused containers go on.", "containers", "CONTAINERS.resume", ("unpause",)),
             Entry("rename", "Give a container another name.", "containers", "CONTAINERS.rename"),
+            Entry("port", "Show where the ports of a container are published.", "port", "PORT"),
             Entry("rm", "Remove containers.", "containers", "CONTAINERS.rm"),
         ),
     ),

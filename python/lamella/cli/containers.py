@@ -17,6 +17,7 @@ from lamella.cli.options import (
     add_terminal_options,
 )
 from lamella.cli.parser import Command, Group, Parser, UsageError
+from lamella.cli.port import PORT
 from lamella.cli.pull import add_pull_options, show_image
 from lamella.cli.stats import STATS
 from lamella.cli.top import TOP
@@ -75,7 +76,7 @@ def _ls(arguments: argparse.Namespace, session: Session) -> int:
         session.document([_document(container) for container in containers])
     else:
         session.table(
-            ("ID", "NAME", "IMAGE", "COMMAND", "STATUS", "CREATED"),
+            ("ID", "NAME", "IMAGE", "COMMAND", "STATUS", "CREATED", "PORTS"),
             (
                 (
                     container.id if arguments.no_trunc else container.short_id,
@@ -84,6 +85,7 @@ def _ls(arguments: argparse.Namespace, session: Session) -> int:
                     _shorten(" ".join(container.command), None if arguments.no_trunc else _COMMAND_WIDTH),
                     _status(container),
                     output.age(container.created_at),
+                    ", ".join(container.shown_ports) or "-",
                 )
                 for container in containers
             ),
@@ -95,7 +97,7 @@ def _document(container: Container) -> dict[str, Any]:
     """Give what a list shows: everything but the runtime spec."""
     document = container.inspect()
     spec = document.pop("spec")
-    return document | {"command": spec["process"]["args"]}
+    return document | {"command": spec["process"]["args"], "ports": container.shown_ports}
 
 
 def _status(container: Container) -> str:
@@ -471,6 +473,7 @@ CONTAINERS = Group(
             examples=[("go on", "lamella containers resume web")],
         ),
         LOGS,
+        PORT,
         CP,
         STATS,
         TOP,

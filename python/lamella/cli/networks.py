@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from lamella.cli.parser import Command, Group, Parser
 
 if TYPE_CHECKING:
@@ -81,9 +83,63 @@ def _rm(arguments: argparse.Namespace, session: Session) -> int:
     return session.each(arguments.names, lambda name: session.client.networks.get(name).remove())
 
 
+def _connect_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--alias", metavar="NAME", action="append", default=[], help="Be found by this name, too.")
+    add("--ip", metavar="ADDRESS", help="Take this address.")
+    add("--ip6", metavar="ADDRESS", help="Take this IPv6 address.")
+    add("--mac-address", metavar="MAC", help="Take this MAC address.")
+    add("network", metavar="NETWORK", help="The network.")
+    add("container", metavar="CONTAINER", help="Name or id.")
+
+
+def _connect(arguments: argparse.Namespace, session: Session) -> int:
+    session.client.networks.get(arguments.network).connect(
+        arguments.container,
+        aliases=arguments.alias,
+        ip=arguments.ip,
+        ip6=arguments.ip6,
+        mac_address=arguments.mac_address,
+    )
+    return 0
+
+
+def _disconnect_arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add("-f", "--force", action="store_true", help="Also when a plugin fails.")
+    add("network", metavar="NETWORK", help="The network.")
+    add("container", metavar="CONTAINER", help="Name or id.")
+
+
+def _disconnect(arguments: argparse.Namespace, session: Session) -> int:
+    session.client.networks.get(arguments.network).disconnect(arguments.container, force=arguments.force)
+    return 0
+
+
+def _check(arguments: argparse.Namespace, session: Session) -> int:
+    problems = session.client.networks.check()
+    if session.json:
+        session.document([msgspec.to_builtins(problem) for problem in problems])
+    else:
+        for problem in problems:
+            session.line(
+                f"{problem.container[:12]} {problem.network} {problem.interface or '-'}: {problem.reason}"
+            )
+    return 1 if problems else 0
+
+
+def _prune(arguments: argparse.Namespace, session: Session) -> int:
+    removed = session.client.networks.prune()
+    if session.json:
+        session.document(removed)
+    else:
+        session.write("".join(f"{name}\n" for name in removed))
+    return 0
+
+
 NETWORKS = Group(
     "networks",
-    "List, make and remove networks.",
+    "List, make, connect and remove networks.",
     (
         Command(
             "ls",
@@ -114,12 +170,43 @@ NETWORKS = Group(
             ],
         ),
         Command(
+            "connect",
+            "Plug a container into a network.",
+            _connect,
+            _connect_arguments,
+            description="At once if it runs, and at its further starts. Containers of a network find each other by name, alias "
+            "and the first twelve characters of the id.",
+            examples=[("by another name, too", "lamella networks connect --alias db web postgres")],
+        ),
+        Command(
+            "disconnect",
+            "Unplug a container from a network.",
+            _disconnect,
+            _disconnect_arguments,
+            description="At once if it runs, and for its further starts. Ports that are published there are free then.",
+            examples=[("leave it", "lamella networks disconnect web postgres")],
+        ),
+        Command(
+            "check",
+            "Ask whether running containers are connected as they were.",
+            _check,
+            description="By the command CHECK of CNI's plugins, and by whether pasta lives. The exit status is 1 when "
+            "something is wrong.",
+            examples=[("after somebody changed the firewall", "lamella networks check")],
+        ),
+        Command(
             "rm",
             "Remove networks that were made here.",
             _rm,
             _rm_arguments,
             aliases=("remove", "delete"),
             examples=[("remove it and its bridge", "lamella networks rm web")],
+        ),
+        Command(
+            "prune",
+            "Remove networks that were made here and have no container that runs.",
+            _prune,
+            examples=[("all that nobody uses", "lamella networks prune")],
         ),
     ),
 )

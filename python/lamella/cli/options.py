@@ -26,6 +26,7 @@ from lamella.cli.values import (
     parse_signal,
     parse_size,
     parse_ulimit,
+    refuse_link,
 )
 
 USAGE = "[OPTIONS] REF [COMMAND [ARGUMENTS...]]"
@@ -151,13 +152,16 @@ def add_container_options(parser: Parser) -> None:
     add_process_options(parser)
     add("--group-add", metavar="GROUP", action="append", default=[], help="Add a group, by name or number.")
     add("--hostname", metavar="NAME", help="Set the host name.")
+    add("--domainname", metavar="NAME", help="Set the domain that belongs to it.")
     add("--entrypoint", metavar="PROGRAM", help="Replace the image's entrypoint; '' drops it.")
     add(
         "--network",
         metavar="NETWORK",
         choices=Suggestions(("none", "host", "bridge", "pasta")),
-        default="none",
-        help="none: loopback alone (default); host, container:NAME, pasta, or a CNI network such as bridge.",
+        action="append",
+        default=[],
+        help="none: loopback alone (default); host, container:NAME, pasta, or CNI networks such as bridge, also several: "
+        "name=NAME,alias=NAME,ip=ADDRESS says what is asked of one.",
     )
     add("--label", metavar="KEY=VALUE", type=argument(parse_pair), action="append", help="Attach a label.")
     add("--label-file", metavar="FILE", action="append", default=[], help="Read labels from a file.")
@@ -210,28 +214,7 @@ def add_container_options(parser: Parser) -> None:
         help="max-size=10m: bytes of one log file, -1 for no end; max-file=5: how many are kept.",
     )
 
-    add = parser.add_argument_group("Network").add_argument
-    add(
-        "-p",
-        "--publish",
-        metavar="[[IP:]PORT:]PORT[/PROTO]",
-        action="append",
-        default=[],
-        help="Publish a port: 8080:80; 80 alone takes a free one.",
-    )
-    add("--dns", metavar="ADDRESS", action="append", default=[], help="Ask this resolver for names.")
-    add("--dns-search", metavar="DOMAIN", action="append", default=[], help="Complete names by this domain.")
-    add("--dns-option", metavar="OPTION", action="append", default=[], help="Set an option of resolv.conf.")
-    add(
-        "--add-host",
-        metavar="NAME:ADDRESS",
-        action="append",
-        default=[],
-        help="Add a line to /etc/hosts; host-gateway stands for the host.",
-    )
-    add("--ip", metavar="ADDRESS", help="Take this address.")
-    add("--mac-address", metavar="MAC", help="Take this MAC address.")
-    add("--network-alias", metavar="NAME", action="append", default=[], help="Add a name in the network.")
+    _add_network_options(parser)
 
     _add_file_options(parser.add_argument_group("Files").add_argument)
 
@@ -327,19 +310,69 @@ def _gpus(text: str) -> None:
     )
 
 
+def _add_network_options(parser: Parser) -> None:
+    add = parser.add_argument_group("Network").add_argument
+    add(
+        "-p",
+        "--publish",
+        metavar="[[IP:]PORT:]PORT[/PROTO]",
+        action="append",
+        default=[],
+        help="Publish a port: 8080:80; 80 alone takes a free one.",
+    )
+    add(
+        "-P",
+        "--publish-all",
+        action="store_true",
+        help="Publish what the image or --expose names, each at a free port of the host.",
+    )
+    add(
+        "--expose",
+        metavar="PORT[/PROTO]",
+        action="append",
+        default=[],
+        help="Say that it serves a port, or a range of them.",
+    )
+    add("--dns", metavar="ADDRESS", action="append", default=[], help="Ask this resolver for names.")
+    add("--dns-search", metavar="DOMAIN", action="append", default=[], help="Complete names by this domain.")
+    add("--dns-option", metavar="OPTION", action="append", default=[], help="Set an option of resolv.conf.")
+    add(
+        "--add-host",
+        metavar="NAME:ADDRESS",
+        action="append",
+        default=[],
+        help="Add a line to /etc/hosts; host-gateway stands for the host.",
+    )
+    add("--ip", metavar="ADDRESS", help="Take this address in the first network.")
+    add("--ip6", metavar="ADDRESS", help="Take this IPv6 address there.")
+    add("--mac-address", metavar="MAC", help="Take this MAC address there.")
+    add(
+        "--network-alias",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="Be found by this name, too, there.",
+    )
+    add("--link", metavar="CONTAINER[:ALIAS]", type=argument(refuse_link), help=argparse.SUPPRESS)
+
+
 def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Give the keyword arguments of ``client.containers.create`` but for image and command. UsageError for a bad value."""
     options: dict[str, Any] = {
         "name": arguments.name,
         **process_options(arguments),
         "hostname": arguments.hostname,
-        "network": arguments.network,
+        "domainname": arguments.domainname,
+        "networks": arguments.network,
         "ports": arguments.publish,
+        "expose": arguments.expose,
+        "publish_all_ports": arguments.publish_all or None,
         "dns": arguments.dns,
         "dns_search": arguments.dns_search,
         "dns_options": arguments.dns_option,
         "extra_hosts": arguments.add_host,
         "ip": arguments.ip,
+        "ip6": arguments.ip6,
         "mac_address": arguments.mac_address,
         "network_aliases": arguments.network_alias,
         "read_only": arguments.read_only,

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lamella.containers.monitor import OnOutput
     from lamella.containers.mount_sources import Attached
     from lamella.containers.mounts import AnyMount
+    from lamella.containers.networks.ports import Port
     from lamella.containers.options import CreateOptions
     from lamella.containers.pool import Pool
     from lamella.containers.selection import Filters, Selection
@@ -79,11 +80,15 @@ class Containers:
 
         Keyword options (docker's names and meanings): name, entrypoint, environment (mapping or ``K=V`` list), env_file (one or
         several, docker's: ``K=V`` lines, ``K`` alone for the caller's value), working_dir, user (``name``, ``uid:gid``),
-        hostname, network (``none``, ``host``, ``container:NAME``, ``pasta``, or the name of a CNI network;
-        :mod:`lamella.containers.networks`), ports (``{"80/tcp": 8080}``, ``["8080:80"]``), dns, dns_search, dns_options,
-        extra_hosts (``{"db": "10.0.0.5"}``), ip, mac_address, network_aliases, memory and memory_swap (bytes
-        or ``"512m"``), memory_reservation, cpus or cpu_quota and cpu_period, cpu_shares, cpuset, cpuset_mems, pids_limit,
-        blkio_weight, device_read_bps, device_write_bps, device_read_iops and device_write_iops (``{"/dev/sda": "10m"}``),
+        hostname, domainname,
+        network (``none``, ``host``, ``container:NAME``, ``pasta``, or the name of a CNI network;
+        :mod:`lamella.containers.networks`) or networks (several of CNI: ``["web", "db"]``, ``["name=db,alias=sql"]``,
+        ``{"db": {"ip": "10.0.0.2", "aliases": ["sql"]}}``), ports (``{"80/tcp": 8080}``, ``["8080:80"]``), expose (``["80"]``)
+        and publish_all_ports (what the image or expose names gets a free port of the host), dns, dns_search, dns_options,
+        extra_hosts (``{"db": "10.0.0.5"}``), in the first network ip, ip6, mac_address and network_aliases, memory and
+        memory_swap (bytes or ``"512m"``), memory_reservation, cpus or cpu_quota and cpu_period, cpu_shares, cpuset, cpuset_mems,
+        pids_limit, blkio_weight, device_read_bps, device_write_bps, device_read_iops and device_write_iops
+        (``{"/dev/sda": "10m"}``),
         read_only, tmpfs (``"/run"``, ``"/tmp:size=1m,mode=700,uid=5"``), mounts
         (``"type=bind,source=/a,target=/b,readonly"``, ``"type=image,source=tools:1,target=/tools"``: an image's files, read-only,
         or a mapping of those fields, or docker-py's ``types.Mount``; :mod:`lamella.containers.mounts`), volumes
@@ -165,7 +170,8 @@ class Containers:
         if options.stop_timeout is not None and not 0 <= options.stop_timeout < float("inf"):
             raise InvalidArgument(f"stop_timeout {options.stop_timeout!r} is not a number of seconds")
         log = parse_log_config(options.log_config)
-        settled = settle(client, options)
+        exposed = _exposed(options, run_config)
+        settled = settle(client, options, exposed)
         mounts = _mounts(options, run_config)
         restart = parse_restart_policy(options.restart_policy)
         if restart and options.auto_remove:
@@ -188,7 +194,9 @@ class Containers:
             layers = [str(path) for path in client.snapshots.layer_paths(key)]
             spec = build_spec(
                 run_config,
-                msgspec.structs.replace(options, hostname=settled.hostname),
+                msgspec.structs.replace(
+                    options, hostname=settled.hostname, domainname=settled.domainname or None
+                ),
                 container_id=container_id,
                 namespace=namespace,
                 files_folder=str(
@@ -211,7 +219,10 @@ class Containers:
                 extra=Extra(
                     network=settled.network,
                     network_settings=settled.settings,
+                    networks=list(settled.more),
+                    exposed=[port.name for port in exposed],
                     hostname=msgspec.json.decode(spec, type=_SpecNames).hostname,
+                    domainname=settled.domainname,
                     stdin=options.stdin,
                     tty=options.tty,
                     stop_signal=stop_signal,
@@ -291,7 +302,7 @@ class Containers:
         """
         everything, selected = self._selection(all, filters)
         self.remove_ended()
-        release_stale_networks(self._client.config)
+        release_stale_networks(self._client.database, self._client.config)
         shown = ("running", "restarting")
         found = (container for container in self._all() if everything or container.status in shown)
         return [container for container in found if selected(container)]
@@ -461,10 +472,7 @@ class Containers:
         return result.check(f"{container.command[0]!r} in {container.name}") if check else result
 
     def _container(self, row: tuple[Any, ...]) -> Container:
-        fields = dict(zip(_FIELDS, row, strict=True))
-        for name, kind in (("labels", dict[str, str]), ("extra", Extra)):
-            fields[name] = msgspec.json.decode(fields[name], type=kind)
-        return Container(self._client, ContainerRecord(**fields))
+        return Container(self._client, _record(row))
 
 
 def _mounts(options: Options, image: RunConfig) -> list[AnyMount]:
@@ -479,6 +487,15 @@ def _mounts(options: Options, image: RunConfig) -> list[AnyMount]:
 
         mounts += image_volumes(image.volumes, mounts, defaults=("/proc", "/sys", "/dev"))
     return mounts
+
+
+def _exposed(options: Options, image: RunConfig) -> tuple[Port, ...]:
+    """Give the ports that the image and the options name as served."""
+    if not image.exposed_ports and not options.expose:
+        return ()
+    from lamella.containers.networks.ports import parse_exposed
+
+    return parse_exposed(image.exposed_ports, options.expose)
 
 
 def _attaching(
@@ -501,6 +518,22 @@ def insert(db: Transaction, namespace: str, record: ContainerRecord) -> None:
         f"INSERT INTO containers (namespace, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
         (namespace, *fields.values()),
     )
+
+
+def find_record(db: Transaction, namespace: str, container_id: str) -> ContainerRecord | None:
+    """Give a container's record by its identifier."""
+    row = db.execute(
+        f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND id = ?",  # noqa: S608
+        (namespace, container_id),
+    ).fetchone()
+    return None if row is None else _record(row)
+
+
+def _record(row: tuple[Any, ...]) -> ContainerRecord:
+    fields = dict(zip(_FIELDS, row, strict=True))
+    for name, kind in (("labels", dict[str, str]), ("extra", Extra)):
+        fields[name] = msgspec.json.decode(fields[name], type=kind)
+    return ContainerRecord(**fields)
 
 
 def _check_free(db: Transaction, namespace: str, name: str) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from lamella import _core
 from lamella.containers.log_config import LogConfig
 from lamella.containers.monitor import Attached, Exit, OnOutput, Stream
-from lamella.containers.networks import Settings, connect, describe, published
+from lamella.containers.networks import Endpoint, Settings, connect, describe, is_recorded, published
 from lamella.containers.options import Environment, FileNames, parse_command
 from lamella.containers.restart_policy import RestartPolicy
 from lamella.containers.result import RunResult, await_result
@@ -84,7 +84,12 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     network: str = "none"
     network_settings: Settings | None = None
+    networks: list[Endpoint] = []
+    """Further CNI networks."""
+    exposed: list[str] = []
+    """The ports that it serves, ``80/tcp``."""
     hostname: str = ""
+    domainname: str = ""
     stdin: bool = False
     tty: bool = False
     stop_signal: str | None = None
@@ -237,7 +242,20 @@ class Container:
     @property
     def ports(self) -> dict[str, list[dict[str, str]]]:
         """The published ports while it runs, as docker-py gives them: ``{"80/tcp": [{"HostIp": ..., "HostPort": "8080"}]}``."""
-        return published(self._client.config, self.record)
+        from lamella.containers.networks.ports import bindings
+
+        return bindings(published(self._client.config, self.record))
+
+    @property
+    def shown_ports(self) -> list[str]:
+        """The ports as ``docker ps`` shows them: ``0.0.0.0:8080->80/tcp``, and ``53/udp`` for one that is only served."""
+        extra = self.record.extra
+        if not extra.exposed and extra.network_settings is None:
+            return []
+        from lamella.containers.networks.ports import show_ports
+
+        running = self.status in ("running", "restarting")
+        return show_ports(published(self._client.config, self.record), extra.exposed) if running else []
 
     def start(self, *, attach: bool = False) -> Attached | None:
         """Start it; with ``attach`` return its streams from the first byte on.
@@ -285,7 +303,7 @@ class Container:
         return attached
 
     def refresh(self) -> None:
-        """Read the record again: its name and its limits may have been changed by others. NotFound."""
+        """Read the record again: its name, limits or networks may have been changed by others. NotFound."""
         self.record = self._client.containers.get(self.record.id).record
 
     def _forget_past_run(self) -> None:
@@ -585,6 +603,10 @@ class Container:
 
         self._client.containers.rename(self.id, check_identifier(name, "container name"))
         self.refresh()
+        if is_recorded(self.task.network_record):
+            from lamella.containers.networks.connecting import tell_again
+
+            tell_again(self._client, self)
 
     def update(
         self,
@@ -951,6 +973,7 @@ class Container:
             "labels": record.labels,
             "network": describe(self._client.config, record),
             "mounts": self.mounts,
+            "exposed_ports": record.extra.exposed,
             "volumes": record.extra.volumes,
             "log_path": str(self.task.log_path),
             "created_at": record.created_at,

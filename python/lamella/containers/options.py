@@ -39,6 +39,7 @@ _ULIMITS = frozenset(
 
 Environment = Mapping[str, str | None] | Sequence[str]
 FileNames = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+Networks = Sequence[str | Mapping[str, Any]] | Mapping[str, Mapping[str, Any] | None]
 Ports = Mapping[Any, Any] | Sequence[str | int]
 SpecPatch = Callable[[dict[str, Any]], dict[str, Any] | None] | Mapping[str, Any]
 """A function that changes the runtime spec or returns another, or a JSON merge patch (RFC 7386) for it."""
@@ -56,13 +57,18 @@ class Options(Limits, frozen=True, kw_only=True):
     user: str | int | None = None
     group_add: Sequence[str | int] | None = None
     hostname: str | None = None
+    domainname: str | None = None
     network: str = "none"
+    networks: Networks | None = None
     ports: Ports | None = None
+    expose: Sequence[str | int] | None = None
+    publish_all_ports: bool = False
     dns: Sequence[str] | None = None
     dns_search: Sequence[str] | None = None
     dns_options: Sequence[str] | None = None
     extra_hosts: Sequence[str] | Mapping[str, str] | None = None
     ip: str | None = None
+    ip6: str | None = None
     mac_address: str | None = None
     network_aliases: Sequence[str] | None = None
     device_read_bps: Rates | None = None
@@ -118,13 +124,18 @@ class CreateOptions(LimitOptions, total=False):
     user: str | int | None
     group_add: Sequence[str | int] | None
     hostname: str | None
+    domainname: str | None
     network: str
+    networks: Networks | None
     ports: Ports | None
+    expose: Sequence[str | int] | None
+    publish_all_ports: bool
     dns: Sequence[str] | None
     dns_search: Sequence[str] | None
     dns_options: Sequence[str] | None
     extra_hosts: Sequence[str] | Mapping[str, str] | None
     ip: str | None
+    ip6: str | None
     mac_address: str | None
     network_aliases: Sequence[str] | None
     device_read_bps: Rates | None

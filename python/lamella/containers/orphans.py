@@ -69,19 +69,45 @@ def stale_networks(config: Config) -> Iterator[Task]:
             yield task
 
 
-def release_stale_networks(config: Config, *, dry_run: bool = False) -> int:
-    """Take the networks away that killed monitors have left; return how many there were.
+def unfinished_networks(config: Config) -> list[tuple[str, str]]:
+    """Give namespace and container of those that run and were being plugged in or out by a process that was killed."""
+    if not any(name.endswith(".lock") for name in names_in(config.state / "networks")):
+        return []
+    from lamella.containers.networks.connecting import unfinished
+
+    return list(unfinished(config))
+
+
+def release_stale_networks(database: Database, config: Config, *, dry_run: bool = False) -> int:
+    """Take away what killed monitors have left of networks, and put right what was being connected; return how many there were.
 
     What fails is logged, and tried again the next time.
     """
     count = 0
+    for namespace, container in unfinished_networks(config):
+        count += dry_run or finish_network(database, config, namespace, container)
     for task in stale_networks(config):
         try:
             count += dry_run or task.release_network()
         except LamellaError as error:
-            _log.warning(
-                "the network of the container %(container)s is left behind: %(reason)s",
-                container=task.folder.name,
-                reason=str(error),
-            )
+            _left_behind(task.folder.name, error)
     return count
+
+
+def finish_network(database: Database, config: Config, namespace: str, container: str) -> bool:
+    """Put right what :func:`unfinished_networks` gave. What fails is logged, and False."""
+    from lamella.containers.networks.connecting import finish
+
+    try:
+        return finish(database, msgspec.structs.replace(config, namespace=namespace), container)
+    except LamellaError as error:
+        _left_behind(container, error)
+        return False
+
+
+def _left_behind(container: str, error: LamellaError) -> None:
+    _log.warning(
+        "the network of the container %(container)s is left behind: %(reason)s",
+        container=container,
+        reason=str(error),
+    )

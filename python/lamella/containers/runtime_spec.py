@@ -183,3 +183,4 @@ class Spec(_Document):
     mounts: list[Mount]
     linux: Linux
     annotations: dict[str, str] = {}
+    domainname: str = ""

@@ -88,6 +88,7 @@ def build_spec(
         ),
         root=Root(path="rootfs", readonly=options.read_only),
         hostname="" if "uts" in shared else hostname,
+        domainname="" if "uts" in shared else _domainname(options),
         mounts=_mounts(options, mounts, files_folder, shared),
         linux=Linux(
             namespaces=_namespaces(network_path, shared),
@@ -285,9 +286,18 @@ def shared_namespaces(options: Options) -> frozenset[str]:
             f"userns {options.userns!r} is not supported: containers are in the machine's user namespace",
             hint="Leave it out, or say host.",
         )
-    if "uts" in found and options.hostname is not None:
+    if "uts" in found and (options.hostname is not None or options.domainname):
         raise InvalidArgument("a container in the machine's UTS namespace has the machine's host name")
     return frozenset(found)
+
+
+def _domainname(options: Options) -> str:
+    name = options.domainname or ""
+    if len(name) > HOSTNAME_MAX or not name.isascii() or not name.isprintable() or {"/", " "} & set(name):
+        raise InvalidArgument(
+            f"the domainname {name!r} is not valid", hint=f"At most {HOSTNAME_MAX} ASCII characters."
+        )
+    return name
 
 
 def _namespaces(network_path: str, shared: frozenset[str]) -> list[Namespace]:

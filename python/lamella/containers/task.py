@@ -61,7 +61,8 @@ class Task:
         }
 
     @property
-    def _network_record(self) -> Path:
+    def network_record(self) -> Path:
+        """What the container is plugged into while it is."""
         return record_path(self._config, self.folder.name)
 
     @property
@@ -106,10 +107,10 @@ class Task:
             network = connect()
             try:
                 self._write_bundle(network)
+                network.tell()
                 return self._launch(
                     rootfs,
                     sources,
-                    network.record,
                     attach=attach,
                     stdin=stdin,
                     log=log,
@@ -141,7 +142,8 @@ class Task:
             for name, data in network.files.items():
                 # The container may write them. Beside the log, for there it fills the disk that its root fills anyway;
                 # the state folder is the machine's memory as a rule, which every other service needs too.
-                _write(self.log_folder / name, data, 0o644)
+                # Never in place: those of the last run may be written to by others of its networks.
+                _replace(self.log_folder / name, data, 0o644)
         except OSError as error:
             raise _disk_error(error, self.folder) from error
 
@@ -149,7 +151,6 @@ class Task:
         self,
         rootfs: list[Mount],
         sources: list[dict[str, Any]],
-        network: Path | None,
         *,
         attach: bool,
         stdin: bool,
@@ -176,7 +177,7 @@ class Task:
                 "init": init,
                 "exit_record": str(self._kept_exit) if is_kept else None,
                 "sources": sources,
-                **({"network": str(network)} if network is not None else {}),
+                "network": str(self.network_record),
             }
         )
         ours, theirs = _socket.socketpair() if attach else (None, None)
@@ -314,6 +315,16 @@ class Task:
                 return []  # the next run reads the bundle
             raise
         return reply.warnings if reply is not None else []
+
+    def join_network(self, namespace: str) -> None:
+        """Have further runs of what runs now join the network namespace that is kept on a file."""
+        from lamella.containers.networks.joining import join
+
+        path = self.folder / "config.json"
+        try:
+            _replace(path, join(path.read_text(), namespace))
+        except OSError as error:
+            raise _disk_error(error, self.folder) from error
 
     def running(self) -> bool:
         """Say whether the container runs: a monitor lives, and has not recorded the end."""
@@ -588,10 +599,10 @@ class Task:
 
     def _unplug(self) -> None:
         """Take the network away of a run that is over, or was not to be; as a rule its monitor has. Harmless twice."""
-        if is_recorded(self._network_record):
+        if is_recorded(self.network_record):
             from lamella.containers.networks.attachment import release
 
-            release(self._config, self._network_record)
+            release(self.network_record)
 
     def release_network(self) -> bool:
         """Take the network away that a run has left whose monitor was killed.
@@ -599,14 +610,14 @@ class Task:
         False when there is none, it runs, or somebody is at it. Errors are those of
         :func:`lamella.containers.networks.attachment.release`.
         """
-        if not is_recorded(self._network_record) or self.monitored():
+        if not is_recorded(self.network_record) or self.monitored():
             return False
         self._make_folders()
         lock = FolderLock(self.folder, what="the container's task")
         if not lock.try_acquire():
             return False
         try:
-            if not is_recorded(self._network_record) or self.monitored():
+            if not is_recorded(self.network_record) or self.monitored():
                 return False
             self._unplug()
             return True
@@ -645,10 +656,10 @@ def _write(path: Path, data: bytes, mode: int) -> None:
         file.write(data)
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file of the bundle anew, whole or not at all."""
+def _replace(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write a file anew, whole or not at all."""
     unfinished = path.with_name(f".{path.name}.new")
-    _write(unfinished, data, 0o600)
+    _write(unfinished, data, mode)
     unfinished.rename(path)
 
 

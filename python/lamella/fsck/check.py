@@ -271,7 +271,7 @@ class _Check:
             self._store.left("stale-task", name, "there is no container of that name", mend)
 
     def _check_networks(self) -> None:
-        from lamella.containers.orphans import stale_networks
+        from lamella.containers.orphans import finish_network, stale_networks, unfinished_networks
 
         config = self._store.config
 
@@ -287,6 +287,19 @@ class _Check:
                         "the container has ended, and nobody let go of its network",
                         lambda task=task: "let go of it" if task.release_network() else None,  # type: ignore[misc]
                     )
+
+        for namespace, container in unfinished_networks(config):
+
+            def mend(namespace: str = namespace, container: str = container) -> str | None:
+                done = finish_network(self._store.database, config, namespace, container)
+                return "finished it or took it back" if done else None
+
+            self._store.left(
+                "stale-network",
+                f"{namespace}/{container}",
+                "a process was killed while it connected the container, or disconnected it",
+                mend,
+            )
 
     def _check_volumes(self) -> None:
         from lamella.containers.volumes import leftovers

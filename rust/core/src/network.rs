@@ -2,6 +2,7 @@
 //!
 //! What was plugged into such a namespace can be unplugged in good order whoever died meanwhile.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -30,6 +31,23 @@ fn make(path: &Path) -> std::result::Result<(), Errno> {
     sys::own_network_namespace()?;
     sys::bring_loopback_up()?;
     rustix::mount::mount_bind("/proc/thread-self/ns/net", path)
+}
+
+/// A socket of netlink(7) for routes, that acts in the namespace which is kept on `path`.
+pub fn route_socket(path: &Path) -> Result<OwnedFd> {
+    let failed = |error: Errno| Error::system(format!("cannot enter the network namespace {}", path.display()), error);
+    // In a thread of its own, which ends with it: this one stays where it is.
+    let made = std::thread::scope(|scope| scope.spawn(|| open_route_socket(path).map_err(failed)).join());
+    made.unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the thread that enters a namespace panicked")))
+}
+
+fn open_route_socket(path: &Path) -> std::result::Result<OwnedFd, Errno> {
+    let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+    rustix::thread::move_into_link_name_space(namespace.as_fd(), kind)?;
+    let flags = rustix::net::SocketFlags::CLOEXEC;
+    // NETLINK_ROUTE is protocol 0.
+    rustix::net::socket_with(rustix::net::AddressFamily::NETLINK, rustix::net::SocketType::RAW, flags, None)
 }
 
 /// Let go of a namespace: it ends with the last process in it. Harmless twice.

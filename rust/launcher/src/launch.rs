@@ -21,7 +21,7 @@ use crate::container::{Plan, Wait};
 use crate::error::{Failure, Kind, Step};
 use crate::hooks;
 use crate::monitor::{self, Monitor, Start, Stdio};
-use crate::network::Network;
+use crate::network::{self, Network};
 use crate::request::{Reply, Request};
 use crate::run::{self, LONGEST_DOCUMENT, Run};
 use crate::sys::{self, Forked};
@@ -119,7 +119,7 @@ fn supervise(job: Job, mut reply: File) {
         Ok(None) => {}
         Err(error) => {
             // The caller does it, too, if it is still there.
-            let _ = record.map(|record| Network::new(&record).release());
+            let _ = record.map(|record| Network::new(record).release(false, network::PATIENCE, &mut || Ok(())));
             answer(&mut reply, &Reply::Failed { error });
         }
     }

@@ -69,18 +69,6 @@ pub fn unmount(py: Python<'_>, target: PathBuf) -> PyResult<()> {
     through(py, |_| mounts::unmount(&target))
 }
 
-/// Make a network namespace and keep it on a file.
-#[pyfunction]
-pub fn pin_network(py: Python<'_>, path: PathBuf) -> PyResult<()> {
-    through(py, |_| lamella_core::network::pin(&path))
-}
-
-/// Let go of a network namespace.
-#[pyfunction]
-pub fn unpin_network(py: Python<'_>, path: PathBuf) -> PyResult<()> {
-    through(py, |_| lamella_core::network::unpin(&path))
-}
-
 /// Return bytes (512-byte blocks) and inodes of a tree; each hard-linked inode once. Never follows a symlink.
 #[pyfunction]
 pub fn disk_usage(py: Python<'_>, path: PathBuf) -> PyResult<(u64, u64)> {

@@ -5,6 +5,7 @@ mod diff;
 mod files;
 mod functions;
 mod gate;
+mod networks;
 mod pipeline;
 mod sys;
 mod unpacked;
@@ -25,7 +26,12 @@ mod _core {
     #[pymodule_export]
     use super::functions::{
         become_launcher, check_mount_options, copy_tree, default_seccomp, digest_of, disk_usage, launch, mount,
-        pin_network, read_file, remove_tree, resolve, set_top_directory, unmount, unpin_network,
+        read_file, remove_tree, resolve, set_top_directory, unmount,
+    };
+    #[pymodule_export]
+    use super::networks::{
+        await_strays, pin_network, release_network, route_socket, run_program, serves_network, tell_names,
+        unpin_network,
     };
     #[pymodule_export]
     use super::pipeline::Pipeline;
@@ -34,6 +40,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("HOSTS_COMMENTS", super::networks::HOSTS_COMMENTS)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -6,11 +6,11 @@
 | ``host`` | the host's |
 | ``container:X`` | that of a running container, by name, identifier or prefix; its hosts, hostname and resolv.conf, too |
 | ``pasta[:OPTION,...]`` | a namespace that pasta(1) connects to the host's network, without privileges there |
-| any other name | a CNI network: a file of plugins in /etc/cni/net.d, or one that :class:`Networks` made |
+| any other name | a CNI network: a file of plugins in /etc/cni/net.d, or one that :class:`Networks` made; several at once |
 
 The life of a network that is neither ``none`` nor ``host``: a *record* is written, then the namespace is made and kept on a file
 (a *pin*), then it is plugged in, and the record completed. The container joins the namespace by its path. When it
-has ended its monitor does what the record says (``rust/launcher/src/network.rs``): runs the CNI plugins backwards, lets go
+has ended its monitor does what the record says (``rust/launcher/src/network``): runs the CNI plugins backwards, lets go
 of the pin, and removes the record. Whoever is killed in between leaves the record, and with it all that is needed to do the
 rest: the container's next start or its removal does it, ``containers.list()``, and ``gc``. After a restart of the machine the
 record is still there, since it is what addresses are given back by::
@@ -19,6 +19,8 @@ record is still there, since it is what addresses are given back by::
     <root>/networks/NAME.conflist                      networks made here
     <root>/networks/attached/<namespace>.<id>.json     records (0600); guarded by the lock on the task's folder
     <state>/networks/<id>                              pins
+    <state>/networks/<id>.lock                         flock: a running container is plugged in or out, or let go of at its end
+    <state>/networks/names/<namespace>/<id>            what containers of the same networks call it
     <state>/networks/leases/                           addresses given by networks made here: gone after a restart
 
 This module is what every start needs; it imports the rest where a network needs it.
@@ -26,6 +28,7 @@ This module is what every start needs; it imports the rest where a network needs
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,17 +41,31 @@ from lamella.errors import InvalidArgument
 if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.config import Config
-    from lamella.containers.container import ContainerRecord
+    from lamella.containers.container import ContainerRecord, Extra
     from lamella.containers.options import Options
 
 Kind = Literal["none", "host", "container", "pasta", "cni"]
 
 
 class Settings(Names, frozen=True, kw_only=True, omit_defaults=True):
-    """What was asked of the network, parsed: kept with the container. ``ports``: see :mod:`.ports`."""
+    """What was asked of the network, parsed: kept with the container. ``ports``: see :mod:`.ports`.
+
+    What is said of addresses and aliases is for the first network.
+    """
 
     ports: tuple[Port, ...] = ()
     ip: str = ""
+    ip6: str = ""
+    mac_address: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A network that a container is to be plugged into, and what was asked for there."""
+
+    network: str
+    ip: str = ""
+    ip6: str = ""
     mac_address: str = ""
     aliases: tuple[str, ...] = ()
 
@@ -58,20 +75,24 @@ class Settled(msgspec.Struct, frozen=True):
 
     network: str
     """In the form that is kept."""
+    more: tuple[Endpoint, ...] = ()
+    """Further ones."""
     settings: Settings | None = None
     """None: nothing was asked for."""
     shared: str = ""
     """The identifier of the container whose files of /etc it has; '' for its own."""
     hostname: str | None = None
     """What was asked for, or that container's."""
+    domainname: str = ""
 
 
 class Connection(msgspec.Struct, frozen=True):
-    """What a start needs of its network: config.json, the files of /etc, and the record if there is one."""
+    """What a start needs of its network: config.json, the files of /etc, and what is to be told to others of its networks."""
 
     spec: bytes
     files: dict[str, bytes]
-    record: Path | None = None
+    tell: Callable[[], None] = lambda: None
+    """Called when the files are in place."""
 
 
 def kind_of(network: str) -> Kind:
@@ -95,32 +116,23 @@ def namespace_path(network: str) -> str:
     return "host" if network == "host" else ""
 
 
-def settle(client: Client, options: Options) -> Settled:
-    """Parse and check the network of a container to be made, before anything is.
+def settle(client: Client, options: Options, exposed: Iterable[Port]) -> Settled:
+    """Parse and check the network of a container to be made, before anything is; ``exposed`` are the ports that it serves.
 
     Errors: InvalidArgument, NotFound for a network or container that is not there.
     """
-    kind = kind_of(options.network)
-    if kind == "none" and not _asks(options):
-        return Settled(options.network, hostname=options.hostname)
-    from lamella.containers.networks.settings import check, parse_settings
+    if options.network == "none" and not options.networks and not _asks(options):
+        return Settled(options.network, hostname=options.hostname, domainname=options.domainname or "")
+    from lamella.containers.networks.settings import settle_options
 
-    settings = parse_settings(options)
-    check(kind, options, settings)
-    kept = settings if settings != Settings() else None
-    if kind == "container":
-        other = client.containers.get(options.network.partition(":")[2])
-        return Settled(f"container:{other.id}", kept, other.id, other.record.extra.hostname)
-    if kind == "cni":
-        from lamella.containers.networks.configuration import find
-
-        find(client.config, options.network)
-    return Settled(options.network, kept, hostname=options.hostname)
+    return settle_options(client, options, exposed)
 
 
 def _asks(options: Options) -> bool:
     return bool(
         options.ports
+        or options.publish_all_ports
+        or options.ip6
         or options.dns
         or options.dns_search
         or options.dns_options
@@ -141,7 +153,7 @@ def connect(client: Client, record: ContainerRecord) -> Connection:
     kind = kind_of(extra.network)
     settings = extra.network_settings or Settings()
     if kind == "none":
-        return Connection(spec, isolated_files(extra.hostname, settings))
+        return Connection(spec, isolated_files(extra.hostname, extra.domainname, settings))
     if kind == "host":
         return Connection(spec, host_files(extra.hostname, settings))
     if kind == "container":
@@ -157,45 +169,61 @@ def connect(client: Client, record: ContainerRecord) -> Connection:
     return connect_cni(client, record, settings)
 
 
+def endpoints_of(extra: Extra) -> list[Endpoint]:
+    """Give the CNI networks of a container, the first one first."""
+    if kind_of(extra.network) != "cni":
+        return []
+    settings = extra.network_settings or Settings()
+    fields = {name: getattr(settings, name) for name in _FIRST}
+    return [Endpoint(network=extra.network, **fields), *extra.networks]
+
+
+_FIRST = ("ip", "ip6", "mac_address", "aliases")
+
+
+def with_endpoints(extra: Extra, endpoints: Sequence[Endpoint]) -> Extra:
+    """Give the same for other CNI networks; without any the container has none."""
+    first = endpoints[0] if endpoints else Endpoint(network="none")
+    settings = msgspec.structs.replace(
+        extra.network_settings or Settings(), **{name: getattr(first, name) for name in _FIRST}
+    )
+    return msgspec.structs.replace(
+        extra,
+        network=first.network,
+        network_settings=settings if settings != Settings() else None,
+        networks=list(endpoints[1:]),
+    )
+
+
 def describe(config: Config, record: ContainerRecord) -> dict[str, Any]:
-    """Give what ``inspect`` says of a container's network: its name, and while it is plugged in where it is reached."""
+    """Give what ``inspect`` says of a container's networks: names, and while it is plugged in where it is reached.
+
+    ``networks`` has them all by name, and the rest is of the first one and what they have in common.
+    """
+    extra = record.extra
+    found: dict[str, Any] = {"name": extra.network}
+    networks: dict[str, Any] = {endpoint.network: {} for endpoint in endpoints_of(extra)}
     path = record_path(config, record.id)
-    found: dict[str, Any] = {"name": record.extra.network}
-    if kind_of(record.extra.network) in ("none", "host") or not path.exists():
-        return found
-    from lamella.containers.networks.attachment import read
+    if extra.network != "host" and path.exists():
+        from lamella.containers.networks.attachment import describe_record, read
 
-    attachment = read(path)
-    if attachment is not None:
-        found |= {
-            "interface": attachment.interface,
-            "addresses": attachment.addresses,
-            "gateways": attachment.gateways,
-            "mac_address": attachment.mac_address,
-            "namespace": attachment.release.namespace,
-            "ports": [
-                {
-                    "container_port": port.container_port,
-                    "protocol": port.protocol,
-                    "host_ip": port.host_ip,
-                    "host_port": port.host_port,
-                }
-                for port in attachment.ports
-            ],
-        }
-    return found
+        plugged = read(path)
+        if plugged is not None:
+            told = describe_record(plugged)
+            networks |= told.pop("networks")
+            found |= told
+    return found | ({"networks": networks} if networks else {})
 
 
-def published(config: Config, record: ContainerRecord) -> dict[str, list[dict[str, str]]]:
-    """Give the ports that a container has published just now, in docker-py's form."""
+def published(config: Config, record: ContainerRecord) -> list[Port]:
+    """Give the ports that a container has published just now."""
     settings = record.extra.network_settings
     if settings is None or not settings.ports:
-        return {}
+        return []
     from lamella.containers.networks.attachment import read
-    from lamella.containers.networks.ports import bindings
 
-    attachment = read(record_path(config, record.id))
-    return bindings(attachment.ports) if attachment is not None else {}
+    plugged = read(record_path(config, record.id))
+    return plugged.ports if plugged is not None else []
 
 
 def record_path(config: Config, container: str) -> Path:

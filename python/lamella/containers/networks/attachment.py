@@ -1,16 +1,14 @@
-"""The record of a container's network: how it is plugged in, and what it takes to unplug it, whoever is left to do it.
+"""The record of a container's networks: how it is plugged in, and what it takes to unplug it, whoever is left to do it.
 
-The part ``release`` is read by the container's monitor too (``rust/launcher/src/network.rs``), which does the same as
+``release`` is what the core does (``rust/launcher/src/network``), called by the container's monitor at its end, or by
 :func:`release` here. Unplugging twice is harmless (CNI spec, DEL), so that it is simply done again where a record is found.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import time
 from collections.abc import Iterator
-from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +17,83 @@ import msgspec
 from lamella import _core
 from lamella.config import Config
 from lamella.containers.networks import record_path, unfinished_path
-from lamella.containers.networks.execution import ID_VARIABLE, Program, run_program
+from lamella.containers.networks.execution import INTERFACE_VARIABLE, Program, release_recorded
 from lamella.containers.networks.ports import Port
 from lamella.disk import make_private_folder, make_state_folder, names_in, translated
-from lamella.errors import LamellaError
 from lamella.logs import Log
 
 _log = Log("lamella.containers")
 _SUFFIX = ".json"
-STRAY_SECONDS = 10.0
-COMPANION_SECONDS = 2.0
-"""How long pasta may live on without its namespace: it watches the file, and needs milliseconds."""
+_EVERYWHERE = ("0.0.0.0/0", "::/0")
 
 
 class Release(msgspec.Struct, kw_only=True):
-    """What takes the network away: programs, in this order, then the pin, with which ``process`` ends."""
+    """What takes the networks away: programs, in this order, then the pin, with which ``process`` ends."""
 
     namespace: str
     programs: list[Program] = []
     process: int | None = None
 
+    def of(self, interface: str) -> list[Program]:
+        """Give the programs for one interface alone."""
+        mark = f"{INTERFACE_VARIABLE}={interface}"
+        return [program for program in self.programs if mark in program.env]
+
 
 class Attachment(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A container's network while it is plugged in, whole or in part."""
+    """One network that a container is plugged into, whole or in part."""
 
-    container: str
     network: str
-    release: Release
     interface: str = ""
     addresses: list[str] = []
     """With their prefix lengths: ``10.89.0.2/24``."""
     gateways: list[str] = []
     mac_address: str = ""
-    ports: list[Port] = []
+    aliases: list[str] = []
+    publishes: bool = False
+    """The container's ports are published here."""
+    metric: int = 0
+    """That of its default routes, where they come after another network's."""
     result: dict[str, Any] | None = None
     """What the last plugin answered."""
+
+    @property
+    def default_gateways(self) -> list[str]:
+        """The gateways of the default routes that it made."""
+        found: list[str] = []
+        for route in (self.result or {}).get("routes") or []:
+            target = route.get("dst") if isinstance(route, dict) else None
+            if target in _EVERYWHERE:
+                same = [each for each in self.gateways if (":" in each) == (target == "::/0")]
+                found += [gateway for gateway in [route.get("gw"), *same] if isinstance(gateway, str)][:1]
+        return list(dict.fromkeys(found))
+
+    @property
+    def plain_addresses(self) -> list[str]:
+        """The addresses without their prefix lengths."""
+        return [address.partition("/")[0] for address in self.addresses]
+
+
+class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A container's networks while it is plugged in."""
+
+    container: str
+    release: Release
+    attachments: list[Attachment] = []
+    ports: list[Port] = []
+    names: str = ""
+    """The file that says what others call it (``rust/launcher/src/network/names.rs``)."""
+    unfinished: str = ""
+    """The interface that is being plugged in or out."""
+
+    def free_interface(self) -> str:
+        """Choose the name of the next interface."""
+        taken = {attachment.interface for attachment in self.attachments}
+        return next(name for name in (f"eth{number}" for number in count()) if name not in taken)
+
+    def find(self, network: str) -> Attachment | None:
+        """Give how it is plugged into a network."""
+        return next((each for each in self.attachments if each.network == network), None)
 
     def write(self, config: Config) -> Path:
         """Put it on disk, whole or not at all."""
@@ -85,9 +125,65 @@ class Attachment(msgspec.Struct, kw_only=True, omit_defaults=True):
         _core.mount([("bind", source, ["bind"])], str(target))
 
 
+class _Earlier(Attachment, kw_only=True):
+    """A record as it was when a container could have one network alone."""
+
+    container: str
+    release: Release
+    ports: list[Port] = []
+
+    def renewed(self) -> Record:
+        fields = {name: getattr(self, name) for name in Attachment.__struct_fields__}
+        attachment = Attachment(**{**fields, "publishes": bool(self.ports)})
+        return Record(
+            container=self.container, release=self.release, attachments=[attachment], ports=self.ports
+        )
+
+
+def describe_record(plugged: Record) -> dict[str, Any]:
+    """Give what ``inspect`` says of a container that is plugged in; ``networks`` are those of CNI, by name."""
+    told: dict[str, Any] = {"namespace": plugged.release.namespace}
+    if plugged.attachments:
+        told |= _describe_attachment(plugged.attachments[0])
+    told["ports"] = [
+        {
+            "container_port": port.container_port,
+            "protocol": port.protocol,
+            "host_ip": port.host_ip,
+            "host_port": port.host_port,
+        }
+        for port in plugged.ports
+    ]
+    if plugged.release.process is not None:
+        told["connected"] = _core.serves_network(plugged.release.process, plugged.release.namespace)
+    told["networks"] = {
+        each.network: {**_describe_attachment(each), "aliases": each.aliases}
+        for each in plugged.attachments
+        if each.interface
+    }
+    return told
+
+
+def _describe_attachment(attachment: Attachment) -> dict[str, Any]:
+    return {
+        "interface": attachment.interface,
+        "addresses": attachment.addresses,
+        "gateways": attachment.gateways,
+        "mac_address": attachment.mac_address,
+    }
+
+
 def pin_path(config: Config, container: str) -> str:
     """Say where a container's network namespace is kept."""
     return str(config.state / "networks" / container)
+
+
+def is_pinned(path: str) -> bool:
+    """Tell whether something is kept there: then it lies on another file system than its folder."""
+    try:
+        return os.lstat(path).st_dev != os.stat(os.path.dirname(path)).st_dev  # noqa: PTH116, PTH120
+    except OSError:
+        return False
 
 
 def _pin_folder(config: Config) -> None:
@@ -96,15 +192,23 @@ def _pin_folder(config: Config) -> None:
         make_private_folder(config.state / "networks")
 
 
-def read(path: Path) -> Attachment | None:
+def read(path: Path) -> Record | None:
     """Read a record; None when there is none, or when what is there is none."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Attachment)
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    try:
+        if msgspec.json.decode(data, type=_Form).network:
+            return msgspec.json.decode(data, type=_Earlier).renewed()
+        return msgspec.json.decode(data, type=Record)
     except msgspec.MsgspecError:
         _log.warning("%(path)s is damaged; what it was to take away stays", path=str(path))
         return None
+
+
+class _Form(msgspec.Struct):
+    network: str = ""
 
 
 def attached(config: Config) -> Iterator[tuple[str, str, Path]]:
@@ -116,101 +220,14 @@ def attached(config: Config) -> Iterator[tuple[str, str, Path]]:
             yield namespace, container, folder / f"{stem}{_SUFFIX}"
 
 
-def release(config: Config, path: Path) -> None:
+def release(path: Path) -> None:
     """Unplug what a record says, and remove it. Harmless twice; whoever calls knows that the container does not run.
 
     All is tried; the first failure is raised, and the record stays then.
     """
-    attachment = read(path)
-    if attachment is None:
-        _remove(path)
+    if read(path) is None:
+        with translated(f"remove {path}"):
+            unfinished_path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         return
-    _await_strays(attachment.container)
-    failure: LamellaError | None = None
-    pinned = _is_namespace(attachment.release.namespace)
-    for program in attachment.release.programs:
-        try:
-            # A namespace that is gone, as after a restart of the machine, is named by nothing (CNI spec, DEL).
-            run_program(program if pinned else program.without_namespace())
-        except LamellaError as error:
-            failure = failure or error
-    if failure is not None:
-        raise failure
-    namespace, process = attachment.release.namespace, attachment.release.process
-    # Before the pin goes: of a process that is ending nobody can tell any more what it was.
-    companion = _companion(process, namespace) if process is not None else -1
-    try:
-        _core.unpin_network(namespace)
-        if companion >= 0:
-            _await_end(companion)
-    finally:
-        if companion >= 0:
-            os.close(companion)
-    with suppress(OSError):
-        Path(f"{namespace}.pid").unlink()  # of a pasta whose start was killed
-    _remove(path)
-
-
-def _remove(path: Path) -> None:
-    with translated(f"remove {path}"):
-        unfinished_path(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-
-
-def _is_namespace(path: str) -> bool:
-    """Tell whether something is pinned there: then it lies on another file system than its folder."""
-    try:
-        return os.lstat(path).st_dev != os.stat(os.path.dirname(path)).st_dev  # noqa: PTH116, PTH120
-    except OSError:
-        return False
-
-
-def _await_strays(container: str) -> None:
-    """Wait for plugins that go on without the process that had started them: what they do would come after its undoing.
-
-    Halfway through a DEL they may have taken away what tells the next one what else there is; so they are killed only when they
-    do not end.
-    """
-    mark = f"{ID_VARIABLE}={container}".encode()
-    deadline = time.monotonic() + STRAY_SECONDS
-    while strays := [
-        pid for pid in map(int, filter(str.isdigit, names_in(Path("/proc")))) if _has_variable(pid, mark)
-    ]:
-        if time.monotonic() > deadline:
-            for pid in strays:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        time.sleep(0.01)
-
-
-def _has_variable(pid: int, mark: bytes) -> bool:
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123 (hundreds of them)
-            return mark in file.read().split(b"\0")
-    except OSError:
-        return False
-
-
-def _companion(pid: int, namespace: str) -> int:
-    """Give a descriptor of the process that serves a namespace, by its arguments; -1 when it is not there any more."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except OSError:
-        return -1
-    with suppress(OSError):
-        if namespace.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-            return descriptor
-    os.close(descriptor)
-    return -1
-
-
-def _await_end(process: int) -> None:
-    """Wait for the end of a process, and kill it when it does not come."""
-    import select
-
-    waiter = select.poll()
-    waiter.register(process, select.POLLIN)
-    if not waiter.poll(COMPANION_SECONDS * 1000):
-        with suppress(OSError):
-            signal.pidfd_send_signal(process, signal.SIGKILL)
-        waiter.poll(COMPANION_SECONDS * 1000)
+    release_recorded(str(path))

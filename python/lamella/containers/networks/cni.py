@@ -8,15 +8,23 @@ given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from lamella.config import Config
-from lamella.containers.networks import Connection, Settings
-from lamella.containers.networks.attachment import Attachment, Release, attached, pin_path, read, release
+from lamella.containers.networks import Connection, Endpoint, Settings, endpoints_of
+from lamella.containers.networks.attachment import (
+    Attachment,
+    Record,
+    Release,
+    attached,
+    pin_path,
+    read,
+    release,
+)
 from lamella.containers.networks.configuration import (
     NetworkConfiguration,
     Plugin,
@@ -25,9 +33,17 @@ from lamella.containers.networks.configuration import (
     plugin_folders,
     plugin_path,
 )
-from lamella.containers.networks.execution import ID_VARIABLE, NETNS_VARIABLE, Program, run_program
-from lamella.containers.networks.files import Resolvers, connected_files
+from lamella.containers.networks.execution import (
+    ID_VARIABLE,
+    INTERFACE_VARIABLE,
+    NETNS_VARIABLE,
+    Program,
+    run_program,
+)
+from lamella.containers.networks.files import Resolvers, connected_files, kept_lines
 from lamella.containers.networks.joining import join
+from lamella.containers.networks.naming import names_path, tell
+from lamella.containers.networks.ports import Port
 from lamella.containers.networks.publishing import choose_ports
 from lamella.errors import (
     InvalidArgument,
@@ -43,55 +59,59 @@ if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.containers.container import ContainerRecord
 
-INTERFACE = "eth0"
+METRIC = 2048
+"""Above that of any default route that plugins make; 1024 is usual for IPv6."""
 _log = Log("lamella.containers")
 
 
-def connect_cni(client: Client, record: ContainerRecord, settings: Settings) -> Connection:
-    """Plug a container into a CNI network; see :func:`lamella.containers.networks.connect`."""
+class Plug(msgspec.Struct, frozen=True):
+    """A network that a container is to be plugged into: all that can be wrong beforehand was looked at."""
+
+    network: NetworkConfiguration
+    endpoint: Endpoint
+    paths: dict[str, str]
+    """The plugins' programs, by type."""
+
+
+def prepare(config: Config, endpoint: Endpoint) -> Plug:
+    """Look at a network before anything is made. Errors: NotFound (the network, a plugin), PermissionDenied."""
     import os
 
     if os.geteuid() != 0:
         raise PermissionDenied(
-            f"network {record.extra.network!r}: only root can plug a container into a CNI network",
+            f"network {endpoint.network!r}: only root can plug a container into a CNI network",
             hint="Run as root.",
         )
+    network = find(config, endpoint.network)
+    return Plug(network, endpoint, {plugin.type: plugin_path(plugin.type) for plugin in network.plugins})
+
+
+def connect_cni(client: Client, record: ContainerRecord, settings: Settings) -> Connection:
+    """Plug a container into its CNI networks; see :func:`lamella.containers.networks.connect`."""
     config = client.config
-    network = find(config, record.extra.network)
-    _check_capabilities(network, settings)
-    paths = {plugin.type: plugin_path(plugin.type) for plugin in network.plugins}
-    attachment = Attachment(
+    plugs = [prepare(config, endpoint) for endpoint in endpoints_of(record.extra)]
+    publisher = _publisher(plugs) if settings.ports else None
+    if any(plug.endpoint.ip or plug.endpoint.ip6 for plug in plugs):
+        from lamella.containers.orphans import release_stale_networks
+
+        release_stale_networks(client.database, config)  # one of them may have the address
+    plugged = Record(
         container=record.id,
-        network=network.name,
-        interface=INTERFACE,
         release=Release(namespace=pin_path(config, record.id)),
+        names=names_path(config, record.id),
     )
     with choose_ports(config, record.id, settings.ports) as ports:
-        attachment.ports = list(ports)
-        call = _Call(network, paths, attachment, settings)
-        attachment.release.programs = call.undo(None)
-        path = attachment.write(config)
+        plugged.ports = list(ports)
+        path = plugged.write(config)
     try:
-        spec = join(record.spec, attachment.release.namespace)
-        attachment.pin(config)
-        result: dict[str, Any] = {}
-        for result in call.add():
-            # After each: a later plugin that is killed halfway undoes nothing unless DEL is told of the addresses.
-            _take_result(attachment, result)
-            attachment.release.programs = call.undo(result)
-            attachment.write(config)
-        _check_result(attachment, settings)
-        files = connected_files(
-            record.extra.hostname,
-            settings,
-            addresses=[address.partition("/")[0] for address in attachment.addresses],
-            aliases=[*([record.name] if record.name != record.extra.hostname else []), *settings.aliases],
-            gateway=next(iter(attachment.gateways), ""),
-            network=_resolvers(result),
-        )
+        spec = join(record.spec, plugged.release.namespace)
+        plugged.pin(config)
+        for plug in plugs:
+            plug_in(config, plugged, plug, settings, publishes=plug is publisher)
+        files = files_of(record, plugged, settings)
     except BaseException:
         try:
-            release(config, path)
+            release(path)
         except LamellaError as error:  # the first one says more
             _log.warning(
                 "the network of the container %(container_name)s is left half made: %(reason)s",
@@ -100,37 +120,160 @@ def connect_cni(client: Client, record: ContainerRecord, settings: Settings) -> 
                 reason=str(error),
             )
         raise
-    return Connection(spec, files, path)
+    return Connection(spec, files, lambda: tell(config, record, plugged))
+
+
+def files_of(record: ContainerRecord, plugged: Record, settings: Settings) -> dict[str, bytes]:
+    """Give the files of /etc of a container that is plugged in; its hosts file is completed by its names."""
+    resolvers = [_resolvers(attachment.result or {}) for attachment in plugged.attachments]
+    gateways = [gateway for attachment in plugged.attachments for gateway in attachment.gateways]
+    return connected_files(
+        record.extra.hostname,
+        settings,
+        kept_lines(),
+        gateway=next(iter(gateways), ""),
+        network=Resolvers(
+            nameservers=_all(found.nameservers for found in resolvers),
+            search=_all(found.search for found in resolvers),
+            options=_all(found.options for found in resolvers),
+        ),
+    )
+
+
+def _all(lists: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word for words in lists for word in words))
+
+
+def _publisher(plugs: Sequence[Plug]) -> Plug:
+    """Give the network that publishes the ports: the first one that can. Unsupported for none."""
+    for plug in plugs:
+        if "portMappings" in plug.network.capabilities:
+            return plug
+    raise Unsupported(
+        f"ports cannot be published in network {plugs[0].network.name}: none of its plugins has the capability "
+        "'portMappings'",
+        hint="The plugin for ports is portmap.",
+    )
+
+
+def plug_in(
+    config: Config, plugged: Record, plug: Plug, settings: Settings, *, publishes: bool
+) -> Attachment:
+    """Plug a namespace into one more network. After an error the record says what is half made, and how it is taken away.
+
+    What undoes it is on disk before the first plugin runs, and again after each: a later plugin that is killed halfway
+    undoes nothing unless DEL is told of the addresses.
+    """
+    attachment = Attachment(
+        network=plug.network.name,
+        interface=plugged.free_interface(),
+        aliases=list(plug.endpoint.aliases),
+        publishes=publishes,
+    )
+    call = _Call(plug, plugged, attachment, settings)
+    others = plugged.release.programs
+    plugged.attachments.append(attachment)
+    plugged.release.programs = [*call.undo(None), *others]
+    plugged.write(config)
+    for result in call.add():
+        _take_result(attachment, result)
+        plugged.release.programs = [*call.undo(result), *others]
+        plugged.write(config)
+    _check_result(attachment, plug.endpoint)
+    if len(plugged.attachments) > 1 and attachment.default_gateways:
+        _come_after(config, plugged, attachment)
+    return attachment
+
+
+def _come_after(config: Config, plugged: Record, attachment: Attachment) -> None:
+    """Leave the way out with the network that had it first: plugins would take it over. Without that one it is the next one's."""
+    others = [each for each in plugged.attachments if each is not attachment and each.default_gateways]
+    if not others:
+        return
+    from lamella.containers.networks.links import make_route_secondary
+
+    attachment.metric = max(METRIC, *(each.metric for each in others)) + 1
+    for gateway in attachment.default_gateways:
+        make_route_secondary(plugged.release.namespace, attachment.interface, gateway, attachment.metric)
+    plugged.write(config)
+
+
+def unplug(config: Config, plugged: Record, interface: str, *, force: bool = False) -> None:
+    """Take a namespace out of one network. Harmless twice.
+
+    All is tried; the first failure is raised, and the record stays, unless ``force`` gives it up nevertheless.
+    """
+    failure: LamellaError | None = None
+    for program in plugged.release.of(interface):
+        try:
+            run_program(program)
+        except LamellaError as error:
+            failure = failure or error
+    if failure is not None:
+        if not force:
+            raise failure
+        _log.warning("%(interface)s is given up: %(reason)s", interface=interface, reason=str(failure))
+    gone = plugged.release.of(interface)
+    plugged.release.programs = [program for program in plugged.release.programs if program not in gone]
+    left = [each for each in plugged.attachments if each.interface != interface]
+    if not any(each.publishes for each in left):
+        plugged.ports = []
+    plugged.attachments = left
+    plugged.write(config)
+
+
+def check_attachment(config: Config, plugged: Record, attachment: Attachment, settings: Settings) -> None:
+    """Have plugins check one network of a container. NotFound (the network, a plugin), NetworkFailed."""
+    endpoint = Endpoint(network=attachment.network, aliases=tuple(attachment.aliases))
+    plug = prepare(config, endpoint)
+    if plug.network.at_least("0.4.0") and not plug.network.disable_check and attachment.result is not None:
+        _Call(plug, plugged, attachment, settings).check(_with_present_bridges(attachment.result))
+
+
+def _with_present_bridges(result: dict[str, Any]) -> dict[str, Any]:
+    """Give a result with the MACs that bridges have by now: it is that of one of their ports, which come and go.
+
+    The bridge plugin compares it with what it was, and would find every bridge wrong that another container has joined.
+    """
+    from lamella.containers.networks.links import present_mac
+
+    interfaces = [
+        interface if interface.get("sandbox") else interface | present_mac(str(interface.get("name")))
+        for interface in _objects(result.get("interfaces"))
+    ]
+    return result | {"interfaces": interfaces}
 
 
 class _Call:
     """What the plugins of a network are told about one container."""
 
-    def __init__(
-        self, network: NetworkConfiguration, paths: dict[str, str], attachment: Attachment, settings: Settings
-    ) -> None:
-        self._network = network
-        self._paths = paths
-        self._attachment = attachment
-        self._runtime = _runtime_configuration(attachment, settings)
-        capabilities = network.capabilities
+    def __init__(self, plug: Plug, plugged: Record, attachment: Attachment, settings: Settings) -> None:
+        self._network = plug.network
+        self._paths = plug.paths
+        self._container = plugged.container
+        self._namespace = plugged.release.namespace
+        self._interface = attachment.interface
+        endpoint = plug.endpoint
+        self._runtime = _runtime_configuration(
+            plugged.ports if attachment.publishes else [], endpoint, settings
+        )
+        capabilities = plug.network.capabilities
         arguments = ["IgnoreUnknown=1"]
         # What no plugin takes as a capability is told in the older way, which the reference plugins still read.
-        if settings.ip and "ips" not in capabilities:
-            arguments.append(f"IP={settings.ip}")
-        if settings.mac_address and "mac" not in capabilities:
-            arguments.append(f"MAC={settings.mac_address}")
+        if "ips" not in capabilities:
+            arguments += [f"IP={address}" for address in (endpoint.ip, endpoint.ip6) if address][:1]
+        if endpoint.mac_address and "mac" not in capabilities:
+            arguments.append(f"MAC={endpoint.mac_address}")
         self._arguments = ";".join(arguments)
 
     def _program(self, command: str, plugin: Plugin, result: dict[str, Any] | None) -> Program:
-        attachment = self._attachment
         return Program(
             args=[self._paths[plugin.type]],
             env=[
                 f"CNI_COMMAND={command}",
-                f"{ID_VARIABLE}={attachment.container}",
-                f"{NETNS_VARIABLE}={attachment.release.namespace}",
-                f"CNI_IFNAME={attachment.interface}",
+                f"{ID_VARIABLE}={self._container}",
+                f"{NETNS_VARIABLE}={self._namespace}",
+                f"{INTERFACE_VARIABLE}={self._interface}",
                 f"CNI_ARGS={self._arguments}",
                 f"CNI_PATH={':'.join(plugin_folders())}",
             ],
@@ -162,6 +305,11 @@ class _Call:
                 if error.code != 4:  # a plugin of before that does not know the command
                     raise
 
+    def check(self, result: dict[str, Any]) -> None:
+        """Run every plugin's CHECK, with what ADD came to. NetworkFailed for what is not as it was."""
+        for plugin in self._network.plugins:
+            run_program(self._program("CHECK", plugin, result))
+
     def undo(self, result: dict[str, Any] | None) -> list[Program]:
         """Give what runs every plugin's DEL, the last one first; ``result`` is what ADD came to, if it did."""
         known = result if self._network.at_least("0.4.0") else None
@@ -188,10 +336,10 @@ def execution_document(
     return msgspec.json.encode(document).decode()
 
 
-def _runtime_configuration(attachment: Attachment, settings: Settings) -> dict[str, Any]:
+def _runtime_configuration(ports: list[Port], endpoint: Endpoint, settings: Settings) -> dict[str, Any]:
     """Give what a plugin may ask for by a capability (CNI's CONVENTIONS.md)."""
     told: dict[str, Any] = {}
-    if attachment.ports:
+    if ports:
         told["portMappings"] = [
             {
                 "hostPort": port.host_port,
@@ -199,14 +347,14 @@ def _runtime_configuration(attachment: Attachment, settings: Settings) -> dict[s
                 "protocol": port.protocol,
                 **({"hostIP": port.host_ip} if port.host_ip else {}),
             }
-            for port in attachment.ports
+            for port in ports
         ]
-    if settings.ip:
-        told["ips"] = [settings.ip]
-    if settings.mac_address:
-        told["mac"] = settings.mac_address
-    if settings.aliases:
-        told["aliases"] = list(settings.aliases)
+    if endpoint.ip or endpoint.ip6:
+        told["ips"] = [address for address in (endpoint.ip, endpoint.ip6) if address]
+    if endpoint.mac_address:
+        told["mac"] = endpoint.mac_address
+    if endpoint.aliases:
+        told["aliases"] = list(endpoint.aliases)
     if settings.dns or settings.dns_search or settings.dns_options:
         told["dns"] = {
             "servers": list(settings.dns),
@@ -214,19 +362,6 @@ def _runtime_configuration(attachment: Attachment, settings: Settings) -> dict[s
             "options": list(settings.dns_options),
         }
     return told
-
-
-def _check_capabilities(network: NetworkConfiguration, settings: Settings) -> None:
-    """Refuse what no plugin of the network would do."""
-    for wanted, capability, what in (
-        (settings.ports, "portMappings", "ports cannot be published"),
-        (settings.aliases, "aliases", "there are no aliases"),
-    ):
-        if wanted and capability not in network.capabilities:
-            raise Unsupported(
-                f"{what} in network {network.name}: none of its plugins has the capability {capability!r}",
-                hint="The plugin for ports is portmap." if capability == "portMappings" else None,
-            )
 
 
 def _take_result(attachment: Attachment, result: dict[str, Any]) -> None:
@@ -250,7 +385,7 @@ def _objects(value: Any) -> list[dict[str, Any]]:
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
-def _check_result(attachment: Attachment, settings: Settings) -> None:
+def _check_result(attachment: Attachment, endpoint: Endpoint) -> None:
     """See that what was asked for was given; addresses become lines of a file that the container reads."""
     import ipaddress
 
@@ -261,10 +396,11 @@ def _check_result(attachment: Attachment, settings: Settings) -> None:
             raise NetworkFailed(
                 f"network {attachment.network}: {address!r} is no address", plugin=attachment.network
             ) from None
-    plain = [address.partition("/")[0] for address in attachment.addresses]
+    plain = attachment.plain_addresses
     for asked, given, what in (
-        (settings.ip, plain, "address"),
-        (settings.mac_address, [attachment.mac_address], "MAC"),
+        (endpoint.ip, plain, "address"),
+        (endpoint.ip6, plain, "address"),
+        (endpoint.mac_address, [attachment.mac_address], "MAC"),
     ):
         if asked and asked not in [entry.lower() for entry in given]:
             raise InvalidArgument(
@@ -305,10 +441,10 @@ def collect(config: Config) -> None:
     """
     current: dict[str, list[dict[str, str]]] = {}
     for _, _, path in attached(config):
-        attachment = read(path)
-        if attachment is not None:
+        plugged = read(path)
+        for attachment in plugged.attachments if plugged is not None else []:
             current.setdefault(attachment.network, []).append(
-                {"containerID": attachment.container, "ifname": attachment.interface}
+                {"containerID": path.stem.rpartition(".")[2], "ifname": attachment.interface}
             )
     for network in configurations(config):
         if not network.own or network.disable_gc or not network.at_least("1.1.0"):

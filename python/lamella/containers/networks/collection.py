@@ -7,9 +7,10 @@ the state folder, so that a restart of the machine, which ends all containers, f
 
 from __future__ import annotations
 
+import builtins
 import ipaddress
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from lamella.containers.networks.configuration import (
     parse,
 )
 from lamella.containers.networks.publishing import networks_lock
+from lamella.containers.orphans import release_stale_networks
 from lamella.disk import make_private_folder, translated
 from lamella.errors import (
     AlreadyExists,
@@ -37,6 +39,8 @@ from lamella.errors import (
 
 if TYPE_CHECKING:
     from lamella.client import Client
+    from lamella.containers.container import Container
+    from lamella.containers.networks.checking import Problem
 
 RESERVED = frozenset({"none", "host", "container", "pasta", "default"})
 POOL = "10.89.0.0/16"
@@ -83,10 +87,48 @@ class Network:
         return [str(subnet) for plugin in self.configuration.plugins for subnet in _subnets(plugin.document)]
 
     @property
-    def attachments(self) -> list[Attachment]:
-        """Who is plugged in, of all namespaces of the store."""
+    def attachments(self) -> list[tuple[str, Attachment]]:
+        """Who is plugged in, of all namespaces of the store: identifiers of containers, and how."""
         found = [read(path) for _, _, path in attached(self._client.config)]
-        return [attachment for attachment in found if attachment and attachment.network == self.name]
+        return [
+            (plugged.container, attachment)
+            for plugged in found
+            if plugged is not None and (attachment := plugged.find(self.name)) is not None
+        ]
+
+    def connect(
+        self,
+        container: Container | str,
+        *,
+        aliases: Sequence[str] | None = None,
+        ip: str | None = None,
+        ip6: str | None = None,
+        mac_address: str | None = None,
+    ) -> None:
+        """Plug a container in: at once if it runs, and at its further starts.
+
+        It gets one more interface (``eth1``...), and is found by its name and ``aliases``. Its ports stay published where they
+        are. Errors: AlreadyExists when it is connected; FailedPrecondition for one with the network of the host or of another, or
+        by pasta; NotFound, InvalidArgument, and what a plugin reports (NetworkFailed). After one nothing has changed.
+        """
+        from lamella.containers.networks.connecting import connect_network
+        from lamella.containers.networks.settings import make_endpoint
+
+        endpoint = make_endpoint(self.name, ip=ip, ip6=ip6, mac_address=mac_address, aliases=aliases)
+        connect_network(self._client, self._container(container), endpoint)
+
+    def disconnect(self, container: Container | str, *, force: bool = False) -> None:
+        """Unplug a container: at once if it runs, and for its further starts. The ports that were published here are free then.
+
+        With ``force`` also when a plugin fails. Errors: NotFound when it is not connected, and what a plugin reports;
+        the next look tries that again.
+        """
+        from lamella.containers.networks.connecting import disconnect_network
+
+        disconnect_network(self._client, self._container(container), self.name, force=force)
+
+    def _container(self, container: Container | str) -> Container:
+        return self._client.containers.get(container) if isinstance(container, str) else container
 
     def inspect(self) -> dict[str, Any]:
         """Everything known about it as plain data."""
@@ -100,11 +142,13 @@ class Network:
             "subnets": self.subnets,
             "containers": [
                 {
-                    "id": attachment.container,
+                    "id": container,
+                    "interface": attachment.interface,
                     "addresses": attachment.addresses,
                     "mac_address": attachment.mac_address,
+                    "aliases": attachment.aliases,
                 }
-                for attachment in self.attachments
+                for container, attachment in self.attachments
             ],
         }
 
@@ -118,12 +162,13 @@ class Network:
             raise FailedPrecondition(
                 f"network {self.name} belongs to the machine, by {self.path}", hint="Remove that file."
             )
+        release_stale_networks(self._client.database, config)
         with networks_lock(config):
             users = self.attachments
             if users:
                 raise FailedPrecondition(
-                    f"network {self.name} is used by {len(users)} containers, such as {users[0].container[:12]}",
-                    hint="Stop them first.",
+                    f"network {self.name} is used by {len(users)} containers, such as {users[0][0][:12]}",
+                    hint="Stop them first, or disconnect them.",
                 )
             for plugin in self.configuration.plugins:
                 if plugin.type == "bridge" and isinstance(plugin.document.get("bridge"), str):
@@ -136,13 +181,17 @@ class Network:
 
 
 class Networks:
-    """List, make and remove networks."""
+    """List, make, check and remove networks."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     def list(self) -> list[Network]:
-        """Give the CNI networks, by name; ``none``, ``host`` and ``pasta`` need no description and are always there."""
+        """Give the CNI networks, by name; ``none``, ``host`` and ``pasta`` need no description and are always there.
+
+        What killed monitors have left of containers' networks is let go of first.
+        """
+        release_stale_networks(self._client.database, self._client.config)
         return [Network(self._client, found) for found in configurations(self._client.config)]
 
     def get(self, name: str) -> Network:
@@ -178,6 +227,28 @@ class Networks:
                 mtu=mtu,
             ),
         )
+
+    def prune(self) -> builtins.list[str]:
+        """Remove the networks that were made here and that nobody is plugged into; return their names. Twice is harmless.
+
+        A container that does not run keeps the name of its network, and cannot be started until there is one of that name.
+        """
+        removed = []
+        for network in self.list():
+            if network.own:
+                with suppress(FailedPrecondition):
+                    network.remove()
+                    removed.append(network.name)
+        return removed
+
+    def check(self) -> builtins.list[Problem]:
+        """Ask the plugins whether the running containers of this namespace are connected as they were (CNI spec, CHECK).
+
+        Give what is wrong; networks of before version 0.4.0, and those with ``disableCheck``, cannot be asked.
+        """
+        from lamella.containers.networks.checking import check_networks
+
+        return check_networks(self._client)
 
 
 _AnyNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -54,6 +54,7 @@ class NetworkConfiguration(msgspec.Struct, frozen=True, kw_only=True):
     own: bool
     """It lies in the store, and nobody else uses it."""
     disable_gc: bool = False
+    disable_check: bool = False
 
     @property
     def capabilities(self) -> set[str]:
@@ -86,6 +87,7 @@ def parse(path: Path, text: bytes, *, own: bool) -> NetworkConfiguration:
         path=path,
         own=own,
         disable_gc=document.get("disableGC") in (True, "true"),
+        disable_check=document.get("disableCheck") in (True, "true"),
     )
 
 

@@ -1,27 +1,24 @@
 """Running the programs that make networks: CNI plugins, pasta.
 
-Each runs in a session of its own, and is killed with all that it started when it takes too long; its input is a file, so that one
-that does not read holds nobody up, and so are its outputs, of which only the beginning is read.
+The core runs them (``rust/launcher/src/network/program.rs``): each is killed with all that it started when it takes too
+long; its input is a file, so that one that does not read holds nobody up, and so are its outputs, of which only the
+beginning is read.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-from contextlib import suppress
-from tempfile import TemporaryFile
 
 import msgspec
 
-from lamella.errors import DeadlineExceeded, NetworkFailed, NotFound, PermissionDenied
+from lamella import _core
+from lamella.errors import DeadlineExceeded, LamellaError, NetworkFailed, NotFound
 
 ID_VARIABLE = "CNI_CONTAINERID"
-"""By which plugins are found in /proc that were left to themselves."""
 NETNS_VARIABLE = "CNI_NETNS"
+INTERFACE_VARIABLE = "CNI_IFNAME"
 PATIENCE = 60.0
 """How long a plugin may take, in seconds: address management may wait for a DHCP server."""
-OUTPUT_MAX = 1 << 20
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Program(msgspec.Struct, kw_only=True):
@@ -30,11 +27,6 @@ class Program(msgspec.Struct, kw_only=True):
     args: list[str]
     env: list[str] = []
     input: str = ""
-
-    def without_namespace(self) -> Program:
-        """Give the same for a network namespace that is gone."""
-        env = [pair for pair in self.env if not pair.startswith(f"{NETNS_VARIABLE}=")]
-        return msgspec.structs.replace(self, env=[*env, f"{NETNS_VARIABLE}="])
 
 
 class PluginError(msgspec.Struct, frozen=True):
@@ -45,57 +37,51 @@ class PluginError(msgspec.Struct, frozen=True):
     details: str = ""
 
 
-def run_program(program: Program, *, patience: float = PATIENCE, inherit: bool = False) -> bytes:
+def run_program(program: Program, *, patience: float | None = None, inherit: bool = False) -> bytes:
     """Run a program to its end and return what it wrote; ``inherit`` gives it this process's environment, too.
 
-    Errors: NotFound and PermissionDenied when it cannot be run, DeadlineExceeded when it was killed, NetworkFailed with what
-    it said of itself when it failed.
+    Errors: NotFound and PermissionDenied when it cannot be run, DeadlineExceeded when it was killed after ``patience`` seconds,
+    NetworkFailed with what it said of itself when it failed.
     """
-    import subprocess
-
-    name = os.path.basename(program.args[0])  # noqa: PTH119
-    environment = {"PATH": PATH, **(os.environ if inherit else {})}
-    environment.update(pair.partition("=")[::2] for pair in program.env)
-    with TemporaryFile() as given, TemporaryFile() as answer, TemporaryFile() as said:
-        given.write(program.input.encode())
-        given.seek(0)
-        try:
-            process = subprocess.Popen(
-                program.args,
-                stdin=given,
-                stdout=answer,
-                stderr=said,
-                env=environment,
-                cwd="/",
-                start_new_session=True,
-            )
-        except FileNotFoundError:
-            raise NotFound(
-                f"{program.args[0]} is not there",
-                hint="It is needed to take a network away; install it again.",
-            ) from None
-        except PermissionError:
-            raise PermissionDenied(f"{program.args[0]} may not be run") from None
-        except OSError as error:
-            raise NetworkFailed(f"{program.args[0]} cannot be run: {error.strerror}", plugin=name) from None
-        try:
-            status = process.wait(patience)
-        except BaseException as error:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise DeadlineExceeded(f"{name} did not end within {patience:g} s and was killed") from None
-            raise
-        answer.seek(0)
-        output = answer.read(OUTPUT_MAX)
-        if status == 0:
-            return output
-        said.seek(0)
-        raise _failure(name, status, output, said.read(4096))
+    inherited = [f"{name}={value}" for name, value in os.environ.items()] if inherit else []
+    patience = PATIENCE if patience is None else patience
+    try:
+        status, output, said = _core.run_program(
+            program.args, [*inherited, *program.env], program.input, patience
+        )
+    except LamellaError as error:
+        raise _unrunnable(error, program.args[0]) from None
+    if status != 0:
+        raise _failure(program.args[0], patience, status, output, said)
+    return output
 
 
-def _failure(name: str, status: int, output: bytes, said: bytes) -> NetworkFailed:
+def release_recorded(record: str) -> None:
+    """Do what a network's record says takes it away, and remove it. Harmless twice.
+
+    All is tried; the first failure is raised, and the record stays then. Errors are those of :func:`run_program`.
+    """
+    try:
+        failed = _core.release_network(record, PATIENCE)
+    except NotFound as error:
+        raise _unrunnable(error, str(error).partition(":")[0]) from None
+    if failed is not None:
+        path, (status, output, said) = failed
+        raise _failure(path, PATIENCE, status, output, said)
+
+
+def _unrunnable(error: LamellaError, path: str) -> LamellaError:
+    if isinstance(error, NotFound):
+        return NotFound(f"{path} is not there", hint="It is needed to take a network away; install it again.")
+    return error
+
+
+def _failure(
+    path: str, patience: float, status: int | None, output: bytes, said: bytes
+) -> NetworkFailed | DeadlineExceeded:
+    name = os.path.basename(path)  # noqa: PTH119
+    if status is None:
+        return DeadlineExceeded(f"{name} did not end within {patience:g} s and was killed")
     try:
         error = msgspec.json.decode(output, type=PluginError)
     except msgspec.MsgspecError:

@@ -8,16 +8,18 @@ put in, as docker does: whose they are is not ours to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
+from lamella import _core
 from lamella.errors import InvalidArgument
 
 FILE_MAX = 64 * 1024
 RESOLV_CONF = "/etc/resolv.conf"
 UPSTREAM_RESOLV_CONF = "/run/systemd/resolve/resolv.conf"
+ISOLATED_RESOLV_CONF = b"# This container has no network beyond loopback.\n"
 HOST_GATEWAY = "host-gateway"
 """In place of an address: the one by which the host is reached from the container."""
 _LOCALHOST = """127.0.0.1\tlocalhost
@@ -122,10 +124,11 @@ def host_files(hostname: str, names: Names) -> dict[str, bytes]:
     return _files(hosts, hostname, resolv)
 
 
-def isolated_files(hostname: str, names: Names) -> dict[str, bytes]:
-    """Give the files of a container that has loopback alone."""
-    hosts = f"{_LOCALHOST}127.0.1.1\t{hostname}\n{_extra(names.extra_hosts, '')}".encode()
-    resolv = b"# This container has no network beyond loopback.\n"
+def isolated_files(hostname: str, domainname: str, names: Names) -> dict[str, bytes]:
+    """Give the files of a container that has loopback alone, until it is plugged in."""
+    own = own_lines(["127.0.1.1"], hostname, domainname)
+    hosts = f"{_LOCALHOST}{_extra(names.extra_hosts, '')}{kept_lines(own)}".encode()
+    resolv = ISOLATED_RESOLV_CONF
     if names.dns or names.dns_search or names.dns_options:
         resolv = resolv_conf(names, Resolvers(), Resolvers())
     return _files(hosts, hostname, resolv)
@@ -134,18 +137,33 @@ def isolated_files(hostname: str, names: Names) -> dict[str, bytes]:
 def connected_files(
     hostname: str,
     names: Names,
+    lines: str,
     *,
-    addresses: Sequence[str],
-    aliases: Sequence[str] = (),
     gateway: str = "",
     network: Resolvers = _NO_RESOLVERS,
     host: Resolvers | None = None,
 ) -> dict[str, bytes]:
-    """Give the files of a container that has addresses; ``gateway`` is the host's in the same network, if it has one."""
-    own = " ".join([hostname, *aliases])
-    lines = "".join(f"{address}\t{own}\n" for address in addresses or ["127.0.1.1"])
-    hosts = f"{_LOCALHOST}{lines}{_extra(names.extra_hosts, gateway)}".encode()
+    """Give the files of a container that has addresses: ``lines`` of its hosts.
+
+    ``gateway`` is the host's address in the same network, if it has one. What was asked for is found first.
+    """
+    hosts = f"{_LOCALHOST}{_extra(names.extra_hosts, gateway)}{lines}".encode()
     return _files(hosts, hostname, resolv_conf(names, network, host_resolvers() if host is None else host))
+
+
+def own_lines(
+    addresses: Iterable[str], hostname: str, domainname: str, aliases: Iterable[str] = ()
+) -> list[str]:
+    """Give a container's own addresses with its names, the whole one first, as hosts(5) wants it."""
+    whole = f"{hostname}.{domainname}" if domainname else hostname
+    names = " ".join(dict.fromkeys([whole, whole.partition(".")[0], *aliases]))
+    return [f"{address}\t{names}" for address in addresses]
+
+
+def kept_lines(lines: Iterable[str] = ()) -> str:
+    """Give the part of a hosts file that is kept up to date (``rust/launcher/src/network/names.rs``)."""
+    begin, end = _core.HOSTS_COMMENTS
+    return begin + "".join(f"{line}\n" for line in lines) + end
 
 
 def _extra(hosts: Iterable[tuple[str, str]], gateway: str) -> str:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella.containers.networks import Connection, Settings
-from lamella.containers.networks.attachment import Attachment, Release, pin_path, release
+from lamella.containers.networks.attachment import Attachment, Record, Release, pin_path, release
 from lamella.containers.networks.execution import Program, run_program
-from lamella.containers.networks.files import Resolvers, connected_files, host_resolvers
+from lamella.containers.networks.files import Resolvers, connected_files, host_resolvers, own_lines
 from lamella.containers.networks.joining import join
 from lamella.containers.networks.ports import Port
 from lamella.containers.networks.publishing import choose_ports
@@ -40,22 +40,23 @@ def connect_pasta(client: Client, record: ContainerRecord, settings: Settings) -
     if program is None:
         raise NotFound("pasta is not on PATH", hint="Install it (Debian: passt).")
     options = [word for word in record.extra.network.partition(":")[2].split(",") if word]
-    attachment = Attachment(
+    attachment = Attachment(network="pasta", publishes=bool(settings.ports))
+    plugged = Record(
         container=record.id,
-        network="pasta",
+        attachments=[attachment],
         release=Release(namespace=pin_path(config, record.id)),
     )
     host = host_resolvers()
     forwards = not host.nameservers and not settings.dns
     with choose_ports(config, record.id, settings.ports) as ports:
-        attachment.ports = list(ports)
-        path = attachment.write(config)
+        plugged.ports = list(ports)
+        path = plugged.write(config)
     # Beside the pin: the process writes it before it locks itself in.
-    pid_file = Path(f"{attachment.release.namespace}.pid")
+    pid_file = Path(f"{plugged.release.namespace}.pid")
     try:
-        spec = join(record.spec, attachment.release.namespace)
-        attachment.pin(config)
-        words = arguments(attachment.release.namespace, attachment.ports, options, forwards=forwards)
+        spec = join(record.spec, plugged.release.namespace)
+        plugged.pin(config)
+        words = arguments(plugged.release.namespace, plugged.ports, options, forwards=forwards)
         try:
             run_program(
                 Program(args=[program, "--pid", str(pid_file), *words]), patience=START_SECONDS, inherit=True
@@ -65,24 +66,29 @@ def connect_pasta(client: Client, record: ContainerRecord, settings: Settings) -
                 str(error), plugin="pasta", hint="pasta needs an interface of the host with a default route."
             ) from None
         with translated("read the number of the process of pasta"):
-            attachment.release.process = int(pid_file.read_text())
+            plugged.release.process = int(pid_file.read_text())
             pid_file.unlink()
         attachment.addresses = host_addresses()
-        attachment.write(config)
+        plugged.write(config)
+        own = own_lines(
+            attachment.addresses or ["127.0.1.1"],
+            record.extra.hostname,
+            record.extra.domainname,
+            [record.name],
+        )
         files = connected_files(
             record.extra.hostname,
             settings,
-            addresses=attachment.addresses,
-            aliases=[record.name] if record.name != record.extra.hostname else [],
+            "".join(f"{line}\n" for line in own),
             host=Resolvers(nameservers=(FORWARDED_RESOLVER,), search=host.search, options=host.options)
             if forwards
             else host,
         )
     except BaseException:
         pid_file.unlink(missing_ok=True)
-        release(config, path)
+        release(path)
         raise
-    return Connection(spec, files, path)
+    return Connection(spec, files)
 
 
 def arguments(namespace: str, ports: list[Port], options: list[str], *, forwards: bool) -> list[str]:

@@ -8,14 +8,16 @@ Parsing does no I/O: a host port that is left open is 0, and chosen when the con
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from lamella.errors import InvalidArgument
+from lamella.errors import InvalidArgument, NotFound
 
 PROTOCOLS = ("tcp", "udp", "sctp")
 PORT_MAX = 65535
+EVERYWHERE = "0.0.0.0"  # noqa: S104 (shown, not bound)
 PORTS_MAX = 4096
 """A firewall rule stands behind each of them."""
 _HINT = (
@@ -35,6 +37,11 @@ class Port(msgspec.Struct, frozen=True, omit_defaults=True):
     def name(self) -> str:
         """Give the container's port as docker names it: ``80/tcp``."""
         return f"{self.container_port}/{self.protocol}"
+
+    @property
+    def shown_host_ip(self) -> str:
+        """Give the host's address as it stands in front of a port."""
+        return f"[{self.host_ip}]" if ":" in self.host_ip else self.host_ip or EVERYWHERE
 
     def overlaps(self, other: Port) -> bool:
         """Tell whether two of them cannot be published at once."""
@@ -160,11 +167,72 @@ def _address(text: str, whole: str) -> str:
         raise InvalidArgument(f"port {whole!r}: {text!r} is not an address of the host", hint=_HINT) from None
 
 
+def parse_exposed(image: Iterable[str] | None, expose: Sequence[str | int] | None) -> tuple[Port, ...]:
+    """Parse the ports that an image and ``expose`` name, ``80``, ``53/udp`` or ``8000-8010``, without a port of the host.
+
+    What an image has that is malformed is left out; InvalidArgument for the rest.
+    """
+    found: list[Port] = []
+    for text in image or ():
+        with suppress(InvalidArgument):
+            found += _exposed(text)
+    for item in [expose] if isinstance(expose, str | int) else expose or ():
+        found += _exposed(str(item))
+    if len(found) > PORTS_MAX:
+        raise InvalidArgument(f"{len(found)} ports are exposed, at most {PORTS_MAX} can be")
+    return tuple(dict.fromkeys(found))
+
+
+def _exposed(text: str) -> list[Port]:
+    if ":" in text:
+        raise InvalidArgument(f"port {text!r} names one of the host", hint="Publish it by ports (-p).")
+    return _parse(text)
+
+
+def show_ports(published: Iterable[Port], exposed: Iterable[str] = ()) -> list[str]:
+    """Give ports as ``docker ps`` shows them: ``0.0.0.0:8080->80/tcp``, ``80/tcp`` for one that is not published.
+
+    Ports that follow each other on both sides are one range: ``0.0.0.0:8000-8002->80-82/tcp``.
+    """
+    ranges: list[tuple[Port, int]] = []
+    for port in sorted(published, key=lambda each: (each.host_ip, each.protocol, each.container_port)):
+        if ranges:
+            first, size = ranges[-1]
+            follows = msgspec.structs.replace(
+                first, container_port=first.container_port + size, host_port=first.host_port + size
+            )
+            if port == follows:
+                ranges[-1] = (first, size + 1)
+                continue
+        ranges.append((port, 1))
+    shown = [
+        f"{port.shown_host_ip}:{_span(port.host_port, size)}->{_span(port.container_port, size)}/{port.protocol}"
+        for port, size in ranges
+    ]
+    names = {port.name for port, _ in ranges}
+    return shown + [name for name in exposed if name not in names]
+
+
+def published_at(
+    bindings: dict[str, list[dict[str, str]]], port: str, container: str
+) -> dict[str, list[dict[str, str]]]:
+    """Pick from what :func:`bindings` gives one port of the container. InvalidArgument, NotFound when it is not published."""
+    number, protocol = _container_port(port)
+    name = Port(number, protocol=protocol).name
+    if name not in bindings:
+        raise NotFound(f"port {name} of the container {container} is not published")
+    return {name: bindings[name]}
+
+
+def _span(first: int, size: int) -> str:
+    return str(first) if size == 1 else f"{first}-{first + size - 1}"
+
+
 def bindings(ports: Iterable[Port]) -> dict[str, list[dict[str, str]]]:
     """Give what docker-py's ``container.ports`` gives."""
     found: dict[str, list[dict[str, str]]] = {}
     for port in ports:
         found.setdefault(port.name, []).append(
-            {"HostIp": port.host_ip or "0.0.0.0", "HostPort": str(port.host_port)}  # noqa: S104 (shown, not bound)
+            {"HostIp": port.host_ip or EVERYWHERE, "HostPort": str(port.host_port)}
         )
     return found

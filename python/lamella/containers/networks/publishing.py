@@ -49,16 +49,16 @@ def _taken(config: Config, container: str, wanted: Sequence[Port]) -> dict[Port,
 
     taken: dict[Port, str] = {}
     for namespace, other, path in attached(config):
-        if other == container or (attachment := read(path)) is None:
+        if other == container or (plugged := read(path)) is None:
             continue
-        if any(port.overlaps(mine) for port in attachment.ports for mine in wanted if mine.host_port):
+        if any(port.overlaps(mine) for port in plugged.ports for mine in wanted if mine.host_port):
             task = Task(msgspec.structs.replace(config, namespace=namespace), other)
             if not task.monitored():
                 with suppress(LamellaError):
                     task.release_network()
                 if read(path) is None:
                     continue
-        taken.update(dict.fromkeys(attachment.ports, other))
+        taken.update(dict.fromkeys(plugged.ports, other))
     return taken
 
 

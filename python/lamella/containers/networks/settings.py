@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from lamella.containers.networks import Kind, Settings
+import msgspec
+
+from lamella.containers.networks import Endpoint, Kind, Settings, Settled, kind_of
 from lamella.containers.networks.files import HOST_GATEWAY
-from lamella.containers.networks.ports import parse_ports
-from lamella.containers.options import Options, several
+from lamella.containers.networks.ports import Port, parse_ports
+from lamella.containers.options import Networks, Options, several
 from lamella.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from lamella.client import Client
 
 _ITEMS_MAX = 1024
 _NAME = re.compile(r"[A-Za-z0-9_.]([A-Za-z0-9_.-]{0,253})")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_OWN = ("ip", "ip6", "mac_address", "aliases")
 _WHY = {
     "none": "a container without a network has none",
     "host": "in the host's network it is the host's",
@@ -22,10 +29,131 @@ _WHY = {
 }
 
 
-def parse_settings(options: Options) -> Settings:
+def settle_options(client: Client, options: Options, exposed: Iterable[Port]) -> Settled:
+    """See :func:`lamella.containers.networks.settle`."""
+    first, *more = _networks(options)
+    settings = parse_settings(options, exposed)
+    for name in ("ip", "ip6", "mac_address", "aliases"):
+        if value := getattr(first, name):
+            if getattr(settings, name):
+                raise InvalidArgument(f"{name} is given for network {first.network}, and for all")
+            settings = msgspec.structs.replace(settings, **{name: value})
+    kind = kind_of(first.network)
+    check(kind, first.network, options, settings)
+    kept = settings if settings != Settings() else None
+    if kind == "container":
+        other = client.containers.get(first.network.partition(":")[2])
+        extra = other.record.extra
+        return Settled(f"container:{other.id}", (), kept, other.id, extra.hostname, extra.domainname)
+    if kind == "cni":
+        from lamella.containers.networks.configuration import find
+
+        for endpoint in (first, *more):
+            find(client.config, endpoint.network)
+    return Settled(
+        first.network, tuple(more), kept, hostname=options.hostname, domainname=options.domainname or ""
+    )
+
+
+def _networks(options: Options) -> list[Endpoint]:
+    """Give the networks that were asked for, one at least."""
+    endpoints = parse_networks(options.networks)
+    if not endpoints:
+        return [Endpoint(network=options.network)]
+    if options.network != "none":
+        raise InvalidArgument("network and networks are given both", hint="Name them all in networks.")
+    names = [endpoint.network for endpoint in endpoints]
+    for name in names:
+        if len(names) > 1 and kind_of(name) != "cni":
+            raise InvalidArgument(
+                f"network {name!r} cannot be had together with another",
+                hint="Several can be those of CNI: bridge, and what `lamella networks ls` lists.",
+            )
+        if names.count(name) > 1:
+            raise InvalidArgument(f"network {name} is named twice")
+    return endpoints
+
+
+def parse_networks(value: Networks | None) -> list[Endpoint]:
+    """Parse several networks: names, docker's ``name=web,alias=db,ip=10.0.0.2``, or mappings of the same words.
+
+    InvalidArgument for what is malformed.
+    """
+    if isinstance(value, Mapping):
+        return [_endpoint({"name": name, **(words or {})}) for name, words in value.items()]
+    return [
+        _endpoint(item) if isinstance(item, Mapping) else _endpoint_of_text(item)
+        for item in ([value] if isinstance(value, str) else value or ())
+    ]
+
+
+def _endpoint_of_text(text: str) -> Endpoint:
+    if not isinstance(text, str):
+        raise InvalidArgument(f"network {text!r} is no text")
+    if not text.startswith("name="):
+        return Endpoint(network=text)
+    words: dict[str, Any] = {}
+    for item in text.split(","):
+        key, equals, value = item.partition("=")
+        key = key.replace("-", "_")
+        if key == "alias":
+            words.setdefault("aliases", []).append(value)
+        elif not equals or key in words:
+            raise InvalidArgument(
+                f"network {text!r} is malformed", hint="Write name=NAME,alias=ALIAS,ip=ADDRESS."
+            )
+        else:
+            words[key] = value
+    return _endpoint(words)
+
+
+def _endpoint(words: Mapping[str, Any]) -> Endpoint:
+    unknown = words.keys() - {"name", "ip", "ip6", "mac_address", "aliases"}
+    name = words.get("name")
+    if unknown or not isinstance(name, str):
+        raise InvalidArgument(
+            f"network {name!r}: {', '.join(sorted(map(str, unknown)))} is not known"
+            if unknown
+            else "a network has no name",
+            hint="Known: name, ip, ip6, mac_address, aliases.",
+        )
+    return make_endpoint(name, **{key: value for key, value in words.items() if key != "name"})
+
+
+def make_endpoint(
+    network: str,
+    *,
+    ip: str | None = None,
+    ip6: str | None = None,
+    mac_address: str | None = None,
+    aliases: Sequence[str] | None = None,
+) -> Endpoint:
+    """Parse what is asked of one network. InvalidArgument."""
+    kind_of(network)
+    return Endpoint(
+        network=network,
+        ip=_address(ip, "ip") if ip else "",
+        ip6=_address(ip6, "ip6", version=6) if ip6 else "",
+        mac_address=_mac(mac_address) if mac_address else "",
+        aliases=tuple(_name(text, "network alias") for text in _limited(several(aliases), "aliases")),
+    )
+
+
+def parse_settings(options: Options, exposed: Iterable[Port] = ()) -> Settings:
     """Parse the options that concern the network. InvalidArgument for one that is malformed."""
+    ports = parse_ports(options.ports)
+    if options.publish_all_ports:
+        published = {port.name for port in ports}
+        ports += tuple(port for port in exposed if port.name not in published)
+    endpoint = make_endpoint(
+        options.network,
+        ip=options.ip,
+        ip6=options.ip6,
+        mac_address=options.mac_address,
+        aliases=options.network_aliases,
+    )
     return Settings(
-        ports=parse_ports(options.ports),
+        ports=ports,
         dns=tuple(_address(text, "dns") for text in _limited(several(options.dns), "dns")),
         dns_search=tuple(
             _word(text, "dns_search") for text in _limited(several(options.dns_search), "dns_search")
@@ -34,31 +162,20 @@ def parse_settings(options: Options) -> Settings:
             _word(text, "dns_options") for text in _limited(several(options.dns_options), "dns_options")
         ),
         extra_hosts=tuple(_extra_hosts(options.extra_hosts)),
-        ip=_address(options.ip, "ip") if options.ip else "",
-        mac_address=_mac(options.mac_address) if options.mac_address else "",
-        aliases=tuple(
-            _name(text, "network alias")
-            for text in _limited(several(options.network_aliases), "network_aliases")
-        ),
+        ip=endpoint.ip,
+        ip6=endpoint.ip6,
+        mac_address=endpoint.mac_address,
+        aliases=endpoint.aliases,
     )
 
 
-def check(kind: Kind, options: Options, settings: Settings) -> None:
+def check(kind: Kind, network: str, options: Options, settings: Settings) -> None:
     """Refuse what a kind of network cannot do, rather than drop it. InvalidArgument."""
     refused = {
-        "none": ("ports", "ip", "mac_address", "aliases"),
-        "host": ("ports", "ip", "mac_address", "aliases"),
-        "container": (
-            "ports",
-            "ip",
-            "mac_address",
-            "aliases",
-            "dns",
-            "dns_search",
-            "dns_options",
-            "extra_hosts",
-        ),
-        "pasta": ("ip", "mac_address", "aliases"),
+        "none": ("ports", *_OWN),
+        "host": ("ports", *_OWN),
+        "container": ("ports", *_OWN, "dns", "dns_search", "dns_options", "extra_hosts"),
+        "pasta": _OWN,
         "cni": (),
     }[kind]
     for name in refused:
@@ -68,18 +185,17 @@ def check(kind: Kind, options: Options, settings: Settings) -> None:
                 if name == "ports" and kind == "none"
                 else None
             )
-            raise InvalidArgument(
-                f"{name} cannot be set with network {options.network!r}: {_WHY[kind]}", hint=hint
-            )
+            raise InvalidArgument(f"{name} cannot be set with network {network!r}: {_WHY[kind]}", hint=hint)
     if kind == "container":
         changed = [name for name in options.sysctls or () if name.replace("/", ".").startswith("net.")]
-        for name in (*(["hostname"] if options.hostname else []), *changed):
-            raise InvalidArgument(f"{name} cannot be set with network {options.network!r}: {_WHY[kind]}")
+        names = [name for name in ("hostname", "domainname") if getattr(options, name)]
+        for name in (*names, *changed):
+            raise InvalidArgument(f"{name} cannot be set with network {network!r}: {_WHY[kind]}")
     if kind in ("none", "pasta"):
         for name, address in settings.extra_hosts:
             if address == HOST_GATEWAY:
                 raise InvalidArgument(
-                    f"extra host {name!r}: with network {options.network!r} the host has no address of its own",
+                    f"extra host {name!r}: with network {network!r} the host has no address of its own",
                     hint=f"{HOST_GATEWAY} is for CNI networks and for host.",
                 )
 
@@ -113,13 +229,16 @@ def _extra_hosts(value: Sequence[str] | Mapping[str, str] | None) -> list[tuple[
     ]
 
 
-def _address(text: str, what: str) -> str:
+def _address(text: str, what: str, *, version: int | None = None) -> str:
     import ipaddress
 
     try:
-        return str(ipaddress.ip_address(text))
+        address = ipaddress.ip_address(text)
     except ValueError:
         raise InvalidArgument(f"{what}: {text!r} is not an IP address") from None
+    if version not in (None, address.version):
+        raise InvalidArgument(f"{what}: {text!r} is not an address of IPv{version}")
+    return str(address)
 
 
 def _name(text: str, what: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lamella.containers.networks import Connection
-from lamella.containers.networks.attachment import Attachment, Release, pin_path, release
+from lamella.containers.networks.attachment import Attachment, Record, Release, pin_path, release
 from lamella.containers.networks.joining import join
 from lamella.errors import FailedPrecondition, NotFound
 
@@ -28,20 +28,20 @@ def connect_shared(client: Client, record: ContainerRecord) -> Connection:
             f"container {identifier[:12]}, whose network {record.name} was to share, was removed",
             hint="Create the container anew, with another's network.",
         ) from None
-    attachment = Attachment(
+    plugged = Record(
         container=record.id,
-        network=record.extra.network,
+        attachments=[Attachment(network=record.extra.network)],
         release=Release(namespace=pin_path(config, record.id)),
     )
-    spec = join(record.spec, attachment.release.namespace)
-    path = attachment.write(config)
+    spec = join(record.spec, plugged.release.namespace)
+    path = plugged.write(config)
     try:
-        attachment.take(config, f"/proc/{_running(other)}/ns/net")
+        plugged.take(config, f"/proc/{_running(other)}/ns/net")
         _running(other)
     except BaseException:
-        release(config, path)
+        release(path)
         raise
-    return Connection(spec, {}, path)
+    return Connection(spec, {})
 
 
 def _running(other: Container) -> int:

@@ -170,7 +170,7 @@ impl Monitor {
     }
 
     fn wait(&mut self, client: u32) -> Option<Value> {
-        if self.exit.is_some() && self.network.is_none() && !self.will_run_again() {
+        if self.exit.is_some() && !self.is_plugged_in() && !self.will_run_again() {
             return Some(json!({"exit": &self.exit}));
         }
         if let Some(client) = self.clients.get_mut(&client) {

@@ -38,7 +38,7 @@ use serde_json::json;
 use crate::cgroup::{Cgroup, Group};
 use crate::channel::Channel;
 use crate::error::{Failure, Kind, Step};
-use crate::network::Network;
+use crate::network::{self, Network};
 use crate::process::seccomp::Filter;
 use crate::request::Request;
 use crate::spec::{Personality, Size};
@@ -72,7 +72,7 @@ pub struct Start {
     pub stdio: Stdio,
     /// Its cgroup.
     pub cgroup: Cgroup,
-    /// The network to let go of at its end.
+    /// The network to let go of at its end, if it is plugged into one by then.
     pub network: Option<Network>,
     /// Whether its processes all end with the first one.
     pub own_pids: bool,
@@ -336,6 +336,11 @@ impl Monitor {
         }
     }
 
+    /// Whether there is a network to let go of, of which nobody is told the end before.
+    fn is_plugged_in(&self) -> bool {
+        self.network.as_ref().is_some_and(Network::is_recorded)
+    }
+
     /// Bring the end about, step by step; true when nothing is left to do.
     fn finish(&mut self) -> bool {
         if !self.told {
@@ -352,7 +357,7 @@ impl Monitor {
             if let Some(network) = self.network.take() {
                 // Before anybody is told, so that whoever knows of the end finds its ports free. A failure is left to who
                 // looks next: the record is still there then.
-                let _ = network.release();
+                let _ = network.release(false, network::PATIENCE, &mut || Ok(()));
                 self.tell_waiting();
             }
             for id in self.clients_of(INIT) {

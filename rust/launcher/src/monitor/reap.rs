@@ -108,7 +108,7 @@ impl Monitor {
         // Where it cannot be written (a full disk), clients still learn it.
         let _ = record.write(self.bundle.as_fd());
         self.exit = Some(record);
-        if self.network.is_none() {
+        if !self.is_plugged_in() {
             self.tell_waiting();
         }
     }
