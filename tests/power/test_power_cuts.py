@@ -141,6 +141,20 @@ def test_containers_can_be_started_or_removed_after_a_power_cut(
             assert done.returncode == 0, f"{cut}: {done.stderr}"
 
 
+def test_each_branch_is_there_or_not_and_the_store_is_in_order_after_a_power_cut(
+    small_image_registry: RegistryServer, tmp_path: Path
+) -> None:
+    reference = f"{small_image_registry.address}/machine:latest"
+    program = [sys.executable, Path(__file__).with_name("branches_after.py")]
+    recording = record(tmp_path, "branch_containers", [reference, reference])
+    for cut in recording.cuts(CUTS, seed=SEED, after="first synced"):
+        synced = ["one"] if "one synced" in cut.done else []
+        with after(cut, tmp_path / "after") as top:
+            command = [*map(str, program), str(top), *synced]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+            assert done.returncode == 0, f"{cut}: {done.stderr}"
+
+
 def test_a_power_cut_in_a_migration_leaves_the_old_schema_or_the_new_one(
     originals: list[Original], tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from lamella.metadata import boot, database, schema
 
 Mark = Callable[[str], None]
 WRITTEN = {"etc/mine": b"m" * 20_000, "written/file": b"w" * 3000}
-"""What the workload "commit" adds to the image that it starts from."""
+"""What the workloads "commit" and "branch_containers" add to the image that they start from."""
 
 
 def pull(client: Client, mark: Mark, first: str, second: str) -> None:
@@ -58,10 +58,7 @@ def commit(client: Client, mark: Mark, first: str, second: str) -> None:
     mark("first synced")
     for name in ("mine", "lost"):
         client.snapshots.prepare("work", image.chain_id)
-        top = client.snapshots.layer_paths("work")[0]
-        for file, data in WRITTEN.items():
-            (top / file).parent.mkdir(exist_ok=True)
-            (top / file).write_bytes(data)
+        _write_into(client, "work")
         client.snapshots.commit(name, "work")
         client.snapshots.prepare(f"on-{name}", name)
         if name == "mine":
@@ -140,6 +137,35 @@ def run_containers(client: Client, mark: Mark, first: str, second: str) -> None:
     mark("all started")
     ended.remove()
     running.remove(force=True)
+
+
+def branch_containers(client: Client, mark: Mark, first: str, second: str) -> None:
+    """Freeze, stand on it, freeze that, make an image of it, drop it, and keep a pool."""
+    image = client.images.pull(first, sync=True)
+    mark("first synced")
+    box = client.containers.create(image, ["sh", "-c", "exit 7"], name="box")
+    _write_into(client, box.snapshot_key)
+    box.commit(branch="one")
+    client.sync()
+    mark("one synced")
+    upper, other = client.branches.get("one").branch(2)
+    _write_into(client, upper.snapshot_key)
+    two = upper.commit(branch="two")
+    two.commit("made:latest")
+    mark("two made")
+    upper.remove()
+    other.remove()
+    two.remove()
+    with client.containers.pool(client.branches.get("one"), size=1) as pool:
+        pool.run(["sh", "-c", "exit 0"])
+    mark("pooled")
+
+
+def _write_into(client: Client, key: str) -> None:
+    top = client.snapshots.layer_paths(key)[0]
+    for file, data in WRITTEN.items():
+        (top / file).parent.mkdir(exist_ok=True)
+        (top / file).write_bytes(data)
 
 
 def _without(names: list[str]) -> None:

@@ -216,6 +216,100 @@ def test_a_freeze(tmp_path, reference):
         assert client.branches.list() == []
 
 
+def frozen(client, reference, *names):
+    """Make a chain of branches, each with a file of its name, and a container on the last."""
+    box = client.containers.create(reference, ["/bin/true"], name="box")
+    for name in names:
+        (client.snapshots.layer_paths(box.snapshot_key)[0] / name).write_text(name)
+        box.commit(branch=name)
+    return box
+
+
+def test_containers_on_a_branch(tmp_path, reference):
+    """All of them are there or none, and each can run."""
+
+    def before(client):
+        frozen(client, reference, "base")
+
+    def branch(client):
+        client.branches.get("base").branch(2)
+
+    for client, _ in each(tmp_path, reference, before, branch, points=14, everyone=False):
+        boxes = client.branches.get("base").containers
+        assert "box" in [box.name for box in boxes]
+        assert len(boxes) in (1, 2, 3)
+        for box in boxes:
+            assert client.snapshots.layer_paths(box.snapshot_key)[1].joinpath("base").read_text() == "base"
+            box.start()
+            assert box.wait(30) == 0
+            box.remove()
+        client.branches.remove("base")
+
+
+def test_a_removal_of_branches(tmp_path, reference):
+    """Those that stand on each other go together."""
+    names = ["one", "two", "three"]
+
+    def before(client):
+        frozen(client, reference, *names).remove()
+
+    def remove(client):
+        client.branches.remove("one", recursive=True)
+
+    for client, _ in each(tmp_path, reference, before, remove, points=14, everyone=False):
+        left = [branch.name for branch in client.branches.list()]
+        assert left in ([], names)
+        for name in left:
+            assert client.snapshots.layer_paths(name)[0].joinpath(name).read_text() == name
+            runs(client, client.branches.get(name))
+        if left:
+            remove(client)
+
+
+def test_an_image_of_a_branch(tmp_path, reference):
+    """It is there as a whole or not at all, and so is the branch, whatever was killed."""
+
+    def before(client):
+        frozen(client, reference, "one", "two").remove()
+
+    def commit(client):
+        client.branches.get("two").commit("mine:latest")
+
+    for client, _ in each(tmp_path, reference, before, commit, points=20, everyone=False):
+        for found in client.images.list():
+            runs(client, found)
+        commit(client)
+        made = client.images.get("mine:latest")
+        runs(client, made)
+        top, beneath = client.snapshots.layer_paths(made.chain_id)[:2]
+        assert ((top / "two").read_text(), (beneath / "one").read_text()) == ("two", "one")
+        client.branches.remove("one", recursive=True)
+
+
+@pytest.mark.parametrize("everyone", [False, True], ids=["one", "all"])
+def test_a_container_with_images_and_parts_of_volumes(tmp_path, reference, everyone):
+    """What it mounts is held as long as it is there, and no longer."""
+
+    def run(client):
+        mounts = [
+            {"type": "image", "source": reference, "target": "/image", "subpath": "bin"},
+            {"type": "volume", "source": "data", "target": "/part", "subpath": "part"},
+        ]
+        client.volumes.create("data").path.joinpath("part").mkdir(exist_ok=True)
+        client.containers.run(reference, ["/image/true"], name="box", remove=True, mounts=mounts)
+
+    for client, _ in each(tmp_path, reference, lambda _: None, run, points=20, everyone=everyone):
+        boxes = client.containers.list(all=True)
+        views = [info.name for info in client.snapshots.walk() if info.kind == "view"]
+        assert views == [f"{box.id}-source-0" for box in boxes]
+        for box in boxes:
+            box.start()
+            assert box.wait(30) == 0
+            box.remove()
+        run(client)
+        client.volumes.remove("data")
+
+
 def test_a_pool(tmp_path, reference):
     """What waited is gone at the next look, whoever was killed; what was taken is a container as any other."""
 
