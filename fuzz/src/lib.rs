@@ -12,6 +12,7 @@
 //! | [`whiteouts`] | entries over a lower layer, as overlay and as plain folder | a model of the merged tree |
 //! | [`applier`] | layers, an entry a line | the host around them, which must stay as it is |
 //! | [`unpack`] | a tar | the same |
+//! | [`files`] | a tar, as cp takes it into a container | the same; what comes out again |
 //! | [`decoders`] | a blob through the whole pipeline | the decoder alone |
 //! | [`inflate`] | gzip, in pieces, with helpers | flate2 |
 //! | [`diff`] | changes of a tree | the tree that applying the difference gives |
@@ -34,6 +35,7 @@ pub mod applier;
 pub mod decoders;
 pub mod diff;
 pub mod documents;
+pub mod files;
 pub mod inflate;
 pub mod mounts;
 pub mod pax;
@@ -52,11 +54,12 @@ pub struct Target {
     pub executions: u32,
 }
 
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "applier", run: applier::run, executions: 400 },
     Target { name: "decoders", run: decoders::run, executions: 1000 },
     Target { name: "diff", run: diff::run, executions: 200 },
     Target { name: "documents", run: documents::run, executions: 5000 },
+    Target { name: "files", run: files::run, executions: 300 },
     Target { name: "inflate", run: inflate::run, executions: 100 },
     Target { name: "mounts", run: mounts::run, executions: 20_000 },
     Target { name: "pax", run: pax::run, executions: 20_000 },

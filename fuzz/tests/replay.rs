@@ -135,4 +135,4 @@ macro_rules! targets {
     };
 }
 
-targets! { applier decoders diff documents inflate mounts pax sparse tar_reader unpack whiteouts }
+targets! { applier decoders diff documents files inflate mounts pax sparse tar_reader unpack whiteouts }

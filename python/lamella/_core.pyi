@@ -151,13 +151,22 @@ class Files:
 
         ``follow``: of what a symlink at the end leads to. NotFound, and what else the kernel says.
         """
-    def pack(self, path: str, descriptor: int, *, name: str, follow: bool = False) -> list[str]:
+    def pack(
+        self, path: str, descriptor: int, *, name: str, follow: bool = False, timeout: float | None = None
+    ) -> list[str]:
         """Write a file or a tree as a tar archive to a descriptor, under ``name`` ("": what is in it alone), names in order.
 
-        Gives notes of what was left out: sockets. A file that becomes shorter meanwhile is filled up with zeros.
+        Gives notes of what was left out: sockets. A file that becomes shorter meanwhile is filled up with zeros. DeadlineExceeded
+        after ``timeout`` seconds, in :meth:`unpack` too.
         """
     def unpack(
-        self, folder: str, descriptor: int, *, owner: tuple[int, int] | None = None, devices: bool = True
+        self,
+        folder: str,
+        descriptor: int,
+        *,
+        owner: tuple[int, int] | None = None,
+        devices: bool = True,
+        timeout: float | None = None,
     ) -> list[str]:
         """Take a tar archive from a descriptor, to its end, into a folder that is there.
 

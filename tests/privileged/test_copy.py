@@ -17,7 +17,15 @@ from pathlib import Path
 import pytest
 
 from lamella import _core
-from lamella.errors import DataLoss, FailedPrecondition, InvalidArgument, LamellaError, NotFound
+from lamella.containers.files import put_archive_from
+from lamella.errors import (
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    LamellaError,
+    NotFound,
+)
 
 pytestmark = pytest.mark.privileged
 
@@ -503,3 +511,68 @@ def test_the_core_refuses_symlinks_where_it_is_told_to(tmp_path):
     finally:
         os.close(reading)
     assert list((tmp_path / "real").iterdir()) == []
+
+
+# Time-outs
+
+
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_a_copy_that_takes_too_long_is_given_up_and_holds_nothing_up(client, make_box, tmp_path, state):
+    box = make_box(state)
+    ready = threading.Event()
+
+    def endless():
+        yield tar_of(("early", b"x"), ("late", bytes(1 << 20)))[: 1 << 16]
+        ready.wait(60)  # as a network that gives nothing any more
+
+    with pytest.raises(DeadlineExceeded, match="not complete in time"):
+        box.put_archive("/", endless(), timeout=0.5)
+    ready.set()
+    assert read(box, "/early") == b"x"
+    reading, writing = os.pipe()
+    try:
+        with pytest.raises(DeadlineExceeded):
+            put_archive_from(box, "/", reading, timeout=0.2)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DeadlineExceeded):
+        box.copy_in(tmp_path / "large", "/large", timeout=0.3)
+    box.put_archive("/", tar_of(("later", b"y")), timeout=60)
+    assert not list(client.config.state.glob("mounts/*"))
+    for nonsense in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(InvalidArgument, match="timeout"):
+            box.copy_in(tmp_path / "large", "/large", timeout=nonsense)
+
+
+def test_an_archive_that_is_read_too_slowly_ends_with_an_error(box):
+    box.put_archive("/", tar_of(("big", bytes(3 << 20))))
+    pieces, _ = box.get_archive("/big", timeout=0.3)
+    next(pieces)
+    time.sleep(0.5)
+    with pytest.raises(DeadlineExceeded):
+        b"".join(pieces)
+
+
+# Names
+
+
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_names_may_be_any_bytes(make_box, tmp_path, state):
+    box = make_box(state)
+    strange = [b"new\nline", b"not \xff utf-8", b"-rf", b"back\\slash", "\u00fc".encode(), b"x" * 255, b" "]
+    source = os.fsencode(tmp_path / "source")
+    (tmp_path / "source").mkdir()
+    for name in strange:
+        with open(os.path.join(source, name), "wb") as file:  # noqa: PTH118, PTH123 (bytes)
+            file.write(name)
+    box.copy_in(tmp_path / "source", "/strange")
+    box.copy_out("/strange", tmp_path / "back")
+    back = os.fsencode(tmp_path / "back")
+    assert sorted(os.listdir(back)) == sorted(strange)
+    for name in strange:
+        with open(os.path.join(back, name), "rb") as file:  # noqa: PTH118, PTH123
+            assert file.read() == name
+    assert read(box, "/strange/" + os.fsdecode(strange[1])) == strange[1]

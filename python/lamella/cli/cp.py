@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella.cli.parser import Command, Parser, UsageError
+from lamella.cli.values import argument, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,6 +20,13 @@ def _arguments(parser: Parser) -> None:
     add = parser.add_argument
     add("-a", "--archive", action="store_true", help="Keep the owners (uid and gid).")
     add("-L", "--follow-link", action="store_true", help="Follow a symlink that is the source.")
+    add("-q", "--quiet", action="store_true", help="Say nothing of what was left out (sockets, devices).")
+    add(
+        "--timeout",
+        metavar="DURATION",
+        type=argument(parse_duration),
+        help="Give up after this time; what was copied stays.",
+    )
     add("source", metavar="SOURCE", help="CONTAINER:PATH, a path here, or - for an archive on stdin.")
     add("target", metavar="TARGET", help="CONTAINER:PATH, a path here, or - for an archive on stdout.")
 
@@ -37,22 +45,27 @@ def _cp(arguments: argparse.Namespace, session: Session) -> int:
             hint="A path here that has a ':' in it begins with / or ./.",
         )
     containers = session.client.containers
-    archive, follow = arguments.archive, arguments.follow_link
+    options = {
+        "archive": arguments.archive,
+        "follow_link": arguments.follow_link,
+        "timeout": arguments.timeout,
+    }
     if target is not None:
         container = containers.get(target[0])
         if arguments.source == "-":
             from lamella.containers.files import put_archive_from
 
-            put_archive_from(container, target[1], sys.stdin.buffer.fileno())
+            put_archive_from(container, target[1], sys.stdin.buffer.fileno(), timeout=arguments.timeout)
         else:
-            container.copy_in(arguments.source, target[1], archive=archive, follow_link=follow)
+            container.copy_in(arguments.source, target[1], **options)
     elif source is not None:
         container = containers.get(source[0])
         if arguments.target == "-":
-            with container.get_archive(source[1], follow_link=follow)[0] as pieces:
+            del options["archive"]  # it keeps the owners in any case
+            with container.get_archive(source[1], **options)[0] as pieces:
                 _write("lamella cp", pieces)
         else:
-            container.copy_out(source[1], arguments.target, archive=archive, follow_link=follow)
+            container.copy_out(source[1], arguments.target, **options)
     return 0
 
 

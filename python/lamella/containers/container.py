@@ -801,28 +801,38 @@ class Container:
         """
         return self.commit(pause=pause).branch(count)
 
-    def get_archive(self, path: str, *, follow_link: bool = False) -> tuple[Archive, PathStat]:
+    def get_archive(
+        self, path: str, *, follow_link: bool = False, timeout: float | None = None
+    ) -> tuple[Archive, PathStat]:
         """Return a file or a tree of it as a tar archive, which is made while it is read, and what is known of the path.
 
         The archive is an iterator over bytes and a context. Its names begin with the last part of the path; ``/.`` at the end of
         that means what is in the folder. With ``follow_link`` a symlink at the path's end is followed, never out of the
-        container. Sockets are left out. It may run, be paused or not run. Errors: NotFound.
+        container. Sockets are left out. It may run, be paused or not run. Errors: NotFound; DeadlineExceeded, where the archive
+        would end, when that takes longer than ``timeout`` seconds.
         """
         from lamella.containers.files import get_archive
 
-        return get_archive(self, path, follow_link=follow_link)
+        return get_archive(self, path, follow_link=follow_link, timeout=timeout)
 
-    def put_archive(self, path: str, data: ArchiveData, *, owner: tuple[int, int] | None = None) -> None:
+    def put_archive(
+        self,
+        path: str,
+        data: ArchiveData,
+        *,
+        owner: tuple[int, int] | None = None,
+        timeout: float | None = None,
+    ) -> None:
         """Take a tar archive (bytes, a binary file, or an iterable of bytes) into a folder of it, which has to be there.
 
         Owners are those of the archive; with ``owner`` (uid, gid) everything is theirs. What is there is replaced, but a folder
         by a folder only, whose other content stays. Nothing leads out of the container, whatever it does meanwhile. Errors:
-        NotFound, FailedPrecondition (a folder in the way, something read-only), DataLoss and InvalidArgument for the archive;
-        what was made before an error stays. Twice is harmless.
+        NotFound, FailedPrecondition (a folder in the way, something read-only), DataLoss and InvalidArgument for the archive,
+        DeadlineExceeded after ``timeout`` seconds; what was made before an error stays. Twice is harmless.
         """
         from lamella.containers.files import put_archive
 
-        put_archive(self, path, data, owner=owner)
+        put_archive(self, path, data, owner=owner, timeout=timeout)
 
     def copy_in(
         self,
@@ -831,6 +841,7 @@ class Container:
         *,
         archive: bool = False,
         follow_link: bool = False,
+        timeout: float | None = None,
     ) -> None:
         """Copy a file or folder of this machine into it, by the rules of ``docker cp``.
 
@@ -840,7 +851,7 @@ class Container:
         """
         from lamella.containers.files import copy_in
 
-        copy_in(self, source, target, archive=archive, follow_link=follow_link)
+        copy_in(self, source, target, archive=archive, follow_link=follow_link, timeout=timeout)
 
     def copy_out(
         self,
@@ -849,15 +860,17 @@ class Container:
         *,
         archive: bool = False,
         follow_link: bool = False,
+        timeout: float | None = None,
     ) -> None:
         """Copy a file or folder of it to this machine, by the same rules.
 
         Everything belongs to the caller, or with ``archive`` to whom it belonged. Device nodes are left out. Errors: NotFound,
-        FailedPrecondition for a folder where a file is, or the reverse. Twice is harmless.
+        FailedPrecondition for a folder where a file is, or the reverse, DeadlineExceeded after ``timeout`` seconds. Twice is
+        harmless.
         """
         from lamella.containers.files import copy_out
 
-        copy_out(self, source, target, archive=archive, follow_link=follow_link)
+        copy_out(self, source, target, archive=archive, follow_link=follow_link, timeout=timeout)
 
     def export(self) -> Archive:
         """Return its root as a tar archive, without what is mounted there, as ``docker export`` does; names in order.

@@ -28,7 +28,7 @@ from typing import IO, TYPE_CHECKING
 import msgspec
 
 from lamella import _core
-from lamella.errors import FailedPrecondition, InvalidArgument, LamellaError, NotFound
+from lamella.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, LamellaError, NotFound
 from lamella.logs import Log
 from lamella.snapshots.mounting import mounted
 
@@ -92,12 +92,12 @@ class Archive:
         """Give the descriptor that the archive comes from."""
         return self._reading
 
-    def close(self) -> None:
-        """End it. Harmless twice."""
+    def close(self, *, wait: float | None = None) -> None:
+        """End it. ``wait``: seconds to give the producer, who may wait for somebody else. Harmless twice."""
         reading, self._reading = self._reading, -1
         if reading >= 0:
             os.close(reading)
-            self._thread.join()
+            self._thread.join(wait)
             self._resources.close()
 
     def __enter__(self) -> Archive:
@@ -118,6 +118,18 @@ def _produce(produce: Producer, writing: int, failures: list[BaseException]) -> 
         failures.append(error.with_traceback(None))  # which would keep what the copy held
     finally:
         os.close(writing)
+
+
+class _Patience:
+    """How long a copy may still take, in seconds; None for ever."""
+
+    def __init__(self, timeout: float | None) -> None:
+        if timeout is not None and not 0 < timeout < float("inf"):
+            raise InvalidArgument(f"timeout {timeout!r} is not a number of seconds")
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    def left(self) -> float | None:
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
 
 
 class _Place(msgspec.Struct, frozen=True):
@@ -260,39 +272,61 @@ def _describe(files: _core.Files, path: str, *, follow: bool) -> tuple[PathStat,
     return PathStat(name, mode, size, mtime, uid, gid, os.fsdecode(target)), os.fsdecode(place)
 
 
-def get_archive(container: Container, path: str, *, follow_link: bool = False) -> tuple[Archive, PathStat]:
+def get_archive(
+    container: Container, path: str, *, follow_link: bool = False, timeout: float | None = None
+) -> tuple[Archive, PathStat]:
     """See :meth:`lamella.containers.container.Container.get_archive`."""
+    patience = _Patience(timeout)
     with ExitStack() as stack:
         place = stack.enter_context(_tree(container, write=False)).find(path, follow=follow_link)
         follow = follow_link or _ends_as_folder(path)
         found, _ = _describe(place.files, place.path, follow=follow)
         name = "" if _is_contents(path) else _name_of(path)
-        produce = _packing(place.files, place.path, name, follow=follow)
+        produce = _packing(place.files, place.path, name, patience, follow=follow)
         return Archive(produce, stack.pop_all()), found
 
 
 def put_archive(
-    container: Container, path: str, data: ArchiveData, *, owner: tuple[int, int] | None = None
+    container: Container,
+    path: str,
+    data: ArchiveData,
+    *,
+    owner: tuple[int, int] | None = None,
+    timeout: float | None = None,
 ) -> None:
     """See :meth:`lamella.containers.container.Container.put_archive`."""
+    patience = _Patience(timeout)
     with _tree(container, write=True) as tree:
         place = _writable(tree.find(path))
-        _into(place.files, place.path, lambda writing: _feed(data, writing), owner=owner)
+        _into(place.files, place.path, lambda writing: _feed(data, writing), patience, owner=owner)
 
 
 def put_archive_from(
-    container: Container, path: str, descriptor: int, *, owner: tuple[int, int] | None = None
+    container: Container,
+    path: str,
+    descriptor: int,
+    *,
+    owner: tuple[int, int] | None = None,
+    timeout: float | None = None,
 ) -> None:
     """Take an archive from an open descriptor, to its end."""
+    patience = _Patience(timeout)
     with _tree(container, write=True) as tree:
         place = _writable(tree.find(path))
-        _note(place.files.unpack(place.path, descriptor, owner=owner))
+        _note(place.files.unpack(place.path, descriptor, owner=owner, timeout=patience.left()))
 
 
 def copy_in(
-    container: Container, source: str | os.PathLike[str], target: str, *, archive: bool, follow_link: bool
+    container: Container,
+    source: str | os.PathLike[str],
+    target: str,
+    *,
+    archive: bool,
+    follow_link: bool,
+    timeout: float | None,
 ) -> None:
     """See :meth:`lamella.containers.container.Container.copy_in`."""
+    patience = _Patience(timeout)
     text = os.fspath(source)
     local = _core.Files("/")
     path = _absolute(text)
@@ -303,13 +337,22 @@ def copy_in(
         folder, name = _target(found, text, place.files, _with_end_of(place.path, target), shown=target)
         _writable(place)
         owner = None if archive else (0, 0)
-        _into(place.files, folder, _packing(local, path, name, follow=follow), owner=owner)
+        _into(
+            place.files, folder, _packing(local, path, name, patience, follow=follow), patience, owner=owner
+        )
 
 
 def copy_out(
-    container: Container, source: str, target: str | os.PathLike[str], *, archive: bool, follow_link: bool
+    container: Container,
+    source: str,
+    target: str | os.PathLike[str],
+    *,
+    archive: bool,
+    follow_link: bool,
+    timeout: float | None,
 ) -> None:
     """See :meth:`lamella.containers.container.Container.copy_out`."""
+    patience = _Patience(timeout)
     text = os.fspath(target)
     with _tree(container, write=False) as tree:
         place = tree.find(source, follow=follow_link)
@@ -320,17 +363,18 @@ def copy_out(
             raise NotFound(f"the folder {folder} is not there", hint="Create it first.")
         inside = _core.Files(folder, symlinks=False)
         owner = None if archive else (os.geteuid(), os.getegid())
-        _into(inside, ".", _packing(place.files, place.path, name, follow=follow), owner=owner, devices=False)
+        produce = _packing(place.files, place.path, name, patience, follow=follow)
+        _into(inside, ".", produce, patience, owner=owner, devices=False)
 
 
-def export(container: Container) -> Archive:
+def export(container: Container, *, timeout: float | None = None) -> Archive:
     """See :meth:`lamella.containers.container.Container.export`."""
     with ExitStack() as stack:
         client = container._client
         key = container.record.snapshot_key
         point = stack.enter_context(mounted(client.snapshots, client.config, key, read_only=True))
         files = stack.enter_context(closing(_core.Files(str(point))))
-        return Archive(_packing(files, "/", "", follow=False), stack.pop_all())
+        return Archive(_packing(files, "/", "", _Patience(timeout), follow=False), stack.pop_all())
 
 
 def one_file(name: str, data: bytes, *, mode: int, owner: tuple[int, int]) -> bytes:
@@ -406,14 +450,15 @@ def _writable(place: _Place) -> _Place:
     return place
 
 
-def _packing(files: _core.Files, path: str, name: str, *, follow: bool) -> Producer:
-    return lambda writing: _note(files.pack(path, writing, name=name, follow=follow))
+def _packing(files: _core.Files, path: str, name: str, patience: _Patience, *, follow: bool) -> Producer:
+    return lambda writing: _note(files.pack(path, writing, name=name, follow=follow, timeout=patience.left()))
 
 
 def _into(
     files: _core.Files,
     folder: str,
     produce: Producer,
+    patience: _Patience,
     *,
     owner: tuple[int, int] | None,
     devices: bool = True,
@@ -421,7 +466,13 @@ def _into(
     """Apply what another thread produces."""
     with Archive(produce, ExitStack()) as archive:
         try:
-            _note(files.unpack(folder, archive.fileno(), owner=owner, devices=devices))
+            notes = files.unpack(
+                folder, archive.fileno(), owner=owner, devices=devices, timeout=patience.left()
+            )
+            _note(notes)
+        except DeadlineExceeded:
+            archive.close(wait=0.2)
+            raise
         except LamellaError:
             archive.raise_failure()  # it came before the end of the archive, which the other error is about
             raise

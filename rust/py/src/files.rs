@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use lamella_core::files::{self, Input, Links, Output, Packing, Root, Unpacking};
 use lamella_core::{Error, Kind, Result, sys};
@@ -67,7 +68,7 @@ impl Files {
     }
 
     /// Write a file or a tree as an archive to a descriptor.
-    #[pyo3(signature = (path, descriptor, *, name, follow=false))]
+    #[pyo3(signature = (path, descriptor, *, name, follow=false, timeout=None))]
     fn pack(
         &self,
         py: Python<'_>,
@@ -75,15 +76,17 @@ impl Files {
         descriptor: i32,
         name: OsString,
         follow: bool,
+        timeout: Option<f64>,
     ) -> PyResult<Vec<String>> {
         through(py, |check| {
-            let output = Output::new(duplicate(descriptor)?, check);
+            let mut check = until(timeout, check);
+            let output = Output::new(duplicate(descriptor)?, &mut check);
             files::pack(&*self.root()?, path.as_bytes(), Packing { name: name.as_bytes(), follow }, output)
         })
     }
 
     /// Take an archive from a descriptor into a folder.
-    #[pyo3(signature = (folder, descriptor, *, owner=None, devices=true))]
+    #[pyo3(signature = (folder, descriptor, *, owner=None, devices=true, timeout=None))]
     fn unpack(
         &self,
         py: Python<'_>,
@@ -91,11 +94,25 @@ impl Files {
         descriptor: i32,
         owner: Option<(u32, u32)>,
         devices: bool,
+        timeout: Option<f64>,
     ) -> PyResult<Vec<String>> {
         through(py, |check| {
-            let input = Input::new(duplicate(descriptor)?, check);
+            let mut check = until(timeout, check);
+            let input = Input::new(duplicate(descriptor)?, &mut check);
             files::unpack(&*self.root()?, folder.as_bytes(), Unpacking { owner, devices }, input)
         })
+    }
+}
+
+/// Ask whether to go on, and stop after so many seconds.
+fn until(timeout: Option<f64>, check: &mut dyn FnMut() -> Result<()>) -> impl FnMut() -> Result<()> {
+    let end = timeout.and_then(|seconds| Instant::now().checked_add(Duration::try_from_secs_f64(seconds).ok()?));
+    move || {
+        if end.is_some_and(|end| Instant::now() >= end) {
+            return Err(Error::new(Kind::DeadlineExceeded, "the copy was not complete in time")
+                .hint("What was copied by then is there."));
+        }
+        check()
     }
 }
 

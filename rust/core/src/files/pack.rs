@@ -31,7 +31,11 @@ pub struct Packing<'a> {
 /// what went away meanwhile. Of /proc, /sys and cgroups beneath the path only the mount points are there.
 ///
 /// A file that becomes shorter while it is read is filled up with zeros, as GNU tar does, and noted.
-pub fn pack(root: &Root, path: &[u8], packing: Packing<'_>, output: Output<'_>) -> Result<Vec<String>> {
+pub fn pack(root: &Root, path: &[u8], packing: Packing<'_>, mut output: Output<'_>) -> Result<Vec<String>> {
+    pack_into(root, path, packing, &mut output).map_err(|error| output.failure().unwrap_or(error))
+}
+
+fn pack_into(root: &Root, path: &[u8], packing: Packing<'_>, output: &mut Output<'_>) -> Result<Vec<String>> {
     let found = root.find(path, packing.follow)?;
     let mut pack =
         Pack { archive: Writer::new(output), buffer: vec![0; PIECE], links: HashMap::new(), notes: Vec::new() };
@@ -43,15 +47,15 @@ pub fn pack(root: &Root, path: &[u8], packing: Packing<'_>, output: Output<'_>) 
     Ok(pack.notes)
 }
 
-struct Pack<'a> {
-    archive: Writer<Output<'a>>,
+struct Pack<'a, 'check> {
+    archive: Writer<&'a mut Output<'check>>,
     buffer: Vec<u8>,
     /// Files with several names: the first of them in the archive.
     links: HashMap<(u64, u64), Vec<u8>>,
     notes: Vec<String>,
 }
 
-impl Pack<'_> {
+impl Pack<'_, '_> {
     fn tree(&mut self, folder: OwnedFd, top: &[u8]) -> Result<()> {
         let mut descent = Descent::default();
         enter(&mut descent, folder, c".")?;

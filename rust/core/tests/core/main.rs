@@ -8,6 +8,7 @@ mod breakouts;
 mod copies;
 mod counters;
 mod diff;
+mod files;
 mod host;
 mod hostile;
 mod inflate;
