@@ -11,7 +11,7 @@ import pytest
 import lamella
 from lamella import _core
 from lamella.containers.volumes import path_in_image
-from lamella.errors import FailedPrecondition, InvalidArgument, NotFound
+from lamella.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
 
 pytestmark = pytest.mark.privileged
 
@@ -240,6 +240,38 @@ def test_creating_twice_is_harmless_and_filters_choose(client, base):
     for text, names in (("labels.a==b", ["one"]), ("dangling==false", ["two"]), ("name~=^t", ["two"])):
         assert [volume.name for volume in client.volumes.list(filters=[text])] == names
     assert client.volumes.prune(all=True, filters=["name==two"]).volumes == []
+
+
+def test_dockers_filters_choose_too_and_inspect_tells_all(client, base):
+    client.volumes.create("one", labels={"a": "b", "c": "d"})
+    client.volumes.create("two", driver="local")
+    client.containers.create(base, ["/bin/true"], name="box", volumes=["two:/v"])
+    for filters, names in (
+        (["label=a=b"], ["one"]),
+        (["label=a", "label=c"], ["one"]),
+        (["label=a", "label=x"], []),
+        ({"label": ["a"]}, ["one"]),
+        ({"dangling": False}, ["two"]),
+        (["dangling=1"], ["one"]),
+        (["name=o", "driver=local"], ["one", "two"]),
+        (["name=on", "name=tw", "dangling=false"], ["two"]),
+        (["driver=nfs"], []),
+    ):
+        assert [volume.name for volume in client.volumes.list(filters=filters)] == names, filters
+    for bad in (["colour=blue"], ["name=a", "name==b"]):
+        with pytest.raises(InvalidArgument):
+            client.volumes.list(filters=bad)
+    told = client.volumes.inspect("two")
+    assert (told["name"], told["containers"], told["driver"], told["size"] > 0) == (
+        "two",
+        ["box"],
+        "local",
+        True,
+    )
+    client.volumes.remove("three", missing_ok=True)
+    for options in ({"driver": "nfs"}, {"driver_opts": {"type": "nfs"}}):
+        with pytest.raises(Unsupported, match="driver"):
+            client.volumes.create("three", **options)
 
 
 def test_what_a_killed_process_left_is_taken_by_gc_and_named_by_fsck(client):

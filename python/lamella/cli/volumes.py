@@ -12,7 +12,7 @@ from lamella.cli.values import argument, parse_labels, parse_pair
 if TYPE_CHECKING:
     from lamella.cli.session import Session
 
-_FIELDS = "name, labels, anonymous and dangling (no container has it)"
+_FIELDS = "name, label, driver and dangling (no container has it) as dangling=true; or name, labels, anonymous, dangling"
 
 
 def _ls_arguments(parser: Parser) -> None:
@@ -99,11 +99,7 @@ def _inspect_arguments(parser: Parser) -> None:
 
 
 def _inspect(arguments: argparse.Namespace, session: Session) -> int:
-    from lamella.containers.volumes import inspect
-
-    volumes = session.client.volumes
-    volume = volumes.get(arguments.name)
-    session.document(inspect(volume, volumes.users(volume.name)) | {"size": volume.size})
+    session.document(session.client.volumes.inspect(arguments.name))
     return 0
 
 
@@ -134,7 +130,7 @@ VOLUMES = Group(
             aliases=("list",),
             examples=[
                 ("all of them", "lamella volumes ls"),
-                ("those that nobody has", "lamella volumes ls --filter dangling==true"),
+                ("those that nobody has", "lamella volumes ls --filter dangling=true"),
             ],
         ),
         Command(
@@ -174,7 +170,7 @@ VOLUMES = Group(
             _prune_arguments,
             examples=[
                 ("what containers left", "lamella volumes prune"),
-                ("everything of one owner", "lamella volumes prune --all --filter labels.owner==ci"),
+                ("everything of one owner", "lamella volumes prune --all --filter label=owner=ci"),
             ],
         ),
     ),

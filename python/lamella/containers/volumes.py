@@ -36,9 +36,10 @@ import msgspec
 from lamella import _core
 from lamella.config import Config, check_identifier
 from lamella.containers.mounts import AnyMount, VolumeMount, check_driver
+from lamella.containers.selection import Filters, docker_filters
 from lamella.disk import TRASH, make_private_folder, names_in, translated
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound
-from lamella.filters import compile_filters
+from lamella.filters import Fields, compile_filters
 from lamella.labels import check_labels
 from lamella.locks import FolderLock, is_locked
 from lamella.logs import Log
@@ -124,6 +125,11 @@ class Volumes:
             raise _missing(name, self._client.config.namespace)
         return found
 
+    def inspect(self, name: str) -> dict[str, Any]:
+        """Return everything known about a volume as plain data, its size on disk too (``lamella volumes inspect``). NotFound."""
+        volume = self.get(name)
+        return inspect(volume, self.users(volume.name)) | {"size": volume.size}
+
     def users(self, name: str) -> list[str]:
         """Return the names of the containers that have a volume, sorted."""
         with self._client.database.read() as db:
@@ -144,7 +150,7 @@ class Volumes:
         _log.info("removed the volume %(volume)s", volume=name)
 
     @frees_space
-    def prune(self, *, all: bool = False, filters: Sequence[str] = ()) -> PruneReport:
+    def prune(self, *, all: bool = False, filters: Filters = ()) -> PruneReport:
         """Remove the anonymous volumes that no container has, with ``all`` those with a name too; only those that match.
 
         Filters are those of :meth:`list`. Twice is harmless.
@@ -170,12 +176,15 @@ class Volumes:
                 )
             return self._folders.discard(name)
 
-    def list(self, *, filters: Sequence[str] = ()) -> list[Volume]:
-        """Return the volumes, sorted by name; with ``filters`` those that match one of them (:mod:`lamella.filters`).
+    def list(self, *, filters: Filters = ()) -> list[Volume]:
+        """Return the volumes, sorted by name; with ``filters`` those that match.
 
-        Fields: ``name``, ``labels``, ``anonymous`` and ``dangling`` (no container has it), both ``true`` or ``false``.
+        Filters are docker's (``dangling=true``, ``label=job=7``, ``name=cache``, ``driver=local``, or docker-py's mapping of
+        them; values of one word are alternatives, but labels are all to be there), or containerd's (:mod:`lamella.filters`, of
+        which one has to match). Fields of these: ``name``, ``labels``, ``anonymous`` and ``dangling`` (no container has it), both
+        ``true`` or ``false``. InvalidArgument.
         """
-        match = compile_filters(filters)
+        match = _selection(filters)
         volumes = [volume for name in self._folders.names() if (volume := self._folders.read(name))]
         if not filters:
             return volumes
@@ -193,6 +202,31 @@ class Volumes:
                 }
             )
         ]
+
+
+def _selection(filters: Filters) -> Callable[[Fields], bool]:
+    words = docker_filters(filters)
+    if words is None:
+        assert not isinstance(filters, Mapping)
+        return compile_filters(filters)
+    known: dict[str, Callable[[Any, str], bool]] = {
+        "name": lambda volume, value: value in volume["name"],
+        "label": lambda volume, value: _has_label(volume["labels"], value),
+        "dangling": lambda volume, value: volume["dangling"] == str(value in ("true", "1")).lower(),
+        "driver": lambda volume, value: value == "local",
+    }
+    for word in words:
+        if word not in known:
+            raise InvalidArgument(f"there is no filter {word!r}", hint=f"Known: {', '.join(known)}.")
+    return lambda volume: all(
+        (all if word == "label" else any)(known[word](volume, value) for value in values)
+        for word, values in words.items()
+    )
+
+
+def _has_label(labels: Mapping[str, str], value: str) -> bool:
+    key, equals, wanted = value.partition("=")
+    return key in labels and (not equals or labels[key] == wanted)
 
 
 class _Draft(msgspec.Struct):
@@ -454,6 +488,7 @@ def inspect(volume: Volume, users: list[str]) -> dict[str, Any]:
     """Give everything known about a volume as plain data (the fields of ``lamella volumes inspect``)."""
     return {
         "name": volume.name,
+        "driver": "local",
         "path": str(volume.path),
         "labels": volume.labels,
         "created_at": volume.created_at,

@@ -16,6 +16,23 @@ const KERNEL_VIEWS: [&str; 2] = ["proc", "sysfs"];
 /// Options that runc carries out itself and that no kernel knows.
 const UNSUPPORTED: [&str; 3] = ["tmpcopyup", "idmap", "ridmap"];
 
+/// Files of /proc that something else may be mounted on, as runc allows it: for lxcfs and its like.
+const REPLACED_IN_PROC: [&str; 11] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/net/dev",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/sys/crypto/fips_enabled",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/uptime",
+];
+/// linux/magic.h
+const PROC_SUPER_MAGIC: u32 = 0x9fa0;
+
 /// One mount, checked and ready to be made.
 #[derive(Debug)]
 pub struct MountPlan {
@@ -75,6 +92,7 @@ impl MountPlan {
                     .open_plain(&self.destination, OFlags::PATH | OFlags::DIRECTORY)
                     .step(|| format!("{what}: it must be a plain folder of the image"))?;
             }
+            self.check_target(root, &target, self.mount.kind == "proc", &what)?;
             return mount::mount_at(&self.mount, target.as_fd()).map_err(failed);
         }
         let made = match self.source.and_then(|number| sources.get(number)) {
@@ -88,7 +106,22 @@ impl MountPlan {
         let status = rustix::fs::fstat(&made).step(|| &what)?;
         let is_folder = FileType::from_raw_mode(status.st_mode) == FileType::Directory;
         let target = root.mount_point(&self.destination, if is_folder { Target::Folder } else { Target::File })?;
+        self.check_target(root, &target, is_proc(&made).step(|| &what)?, &what)?;
         mount::place(made.as_fd(), target.as_fd(), &self.options).map_err(failed)
+    }
+
+    /// Refuse what would put something else in the place of the kernel's view of the processes, or of a part of it: what hides and
+    /// protects files there, and writes into them, goes by their names (CVE-2019-16884, CVE-2019-19921). Where symlinks of the image
+    /// lead is what counts.
+    fn check_target(&self, root: &Root, target: &OwnedFd, proc: bool, what: &str) -> Result<(), Failure> {
+        let place = root.place(target.as_fd()).step(|| what)?;
+        let beneath = is_proc(target).step(|| what)? && !REPLACED_IN_PROC.contains(&place.as_str());
+        if (place == "/proc" || beneath) && !(proc && place == "/proc") {
+            let failure = Failure::invalid("mounts", format!("{what}: {place} is the kernel's, and stays so"));
+            return Err(failure
+                .with_hint("Mount it somewhere else; to show the host's processes bind /proc beside: /host/proc."));
+        }
+        Ok(())
     }
 
     /// A copy of the mount of a path of the host.
@@ -101,6 +134,10 @@ impl MountPlan {
             failure
         })
     }
+}
+
+fn is_proc(file: &OwnedFd) -> Result<bool, rustix::io::Errno> {
+    rustix::fs::fstatfs(file).map(|found| u32::try_from(found.f_type).is_ok_and(|kind| kind == PROC_SUPER_MAGIC))
 }
 
 #[cfg(test)]

@@ -51,6 +51,16 @@ impl Root {
         &self.shown
     }
 
+    /// Where an open file is in the root.
+    pub(super) fn place(&self, file: BorrowedFd<'_>) -> Result<String, Errno> {
+        let path = |file: BorrowedFd<'_>| {
+            let shown = rustix::fs::readlinkat(CWD, lamella_core::sys::descriptor_path(file), Vec::new())?;
+            shown.into_string().map_err(|_| Errno::ILSEQ)
+        };
+        let (top, place) = (path(self.as_fd())?, path(file)?);
+        Ok(place.strip_prefix(top.trim_end_matches('/')).unwrap_or(&place).to_owned())
+    }
+
     /// Open a path as the container would see it: absolute symlinks and `..` stay inside the root.
     pub(super) fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
         self.open_with(path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
