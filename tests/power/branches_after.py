@@ -36,9 +36,8 @@ def main(top: Path, synced: set[str]) -> None:
             except LamellaError as error:
                 assert error.hint, error
             box.remove(force=True)
-        for branch in client.branches.list():
-            if branch.parent is None:
-                branch.remove(recursive=True)
+        for branch in [branch for branch in client.branches.list() if branch.parent is None]:
+            branch.remove(recursive=True)
         assert client.branches.list() == []
         client.gc()
         client.fsck(repair=True)
