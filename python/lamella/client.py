@@ -63,6 +63,7 @@ class Client:
         namespace: str | None = None,
         snapshotter: str | None = None,
         *,
+        runtime: str | None = None,
         durable: bool = False,
         auto_gc: bool | None = None,
         registry: RegistryConfig | None = None,
@@ -72,7 +73,12 @@ class Client:
         self.registry = registry
         self._policy = policy
         self.config = Config.load(
-            root=root, state=state, namespace=namespace, snapshotter=snapshotter, auto_gc=auto_gc
+            root=root,
+            state=state,
+            namespace=namespace,
+            snapshotter=snapshotter,
+            runtime=runtime,
+            auto_gc=auto_gc,
         )
         self.database = Database(self.config)
 

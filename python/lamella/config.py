@@ -6,7 +6,8 @@
     <state>  0711  tasks/<namespace>/<container>/
 
 Sources, the first that is set wins: the argument, the environment (LAMELLA_ROOT, LAMELLA_STATE, LAMELLA_NAMESPACE,
-LAMELLA_SNAPSHOTTER, LAMELLA_GC), the default (/var/lib/lamella and /run/lamella for root, the XDG base directories otherwise).
+LAMELLA_SNAPSHOTTER, LAMELLA_RUNTIME, LAMELLA_GC), the default (/var/lib/lamella and /run/lamella for root, the XDG base
+directories otherwise).
 """
 
 from __future__ import annotations
@@ -20,18 +21,23 @@ from lamella.errors import InvalidArgument
 
 DEFAULT_NAMESPACE = "default"
 DEFAULT_SNAPSHOTTER = "overlayfs"
+DEFAULT_RUNTIME = "lamella"
 IDENTIFIER_MAX = 76
 _IDENTIFIER_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _IDENTIFIER_SEPARATORS = frozenset("-._")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of one client. ``auto_gc``: collect garbage without being asked (:mod:`lamella.autogc`)."""
+    """The settings of one client. ``auto_gc``: collect garbage without being asked (:mod:`lamella.autogc`).
+
+    ``runtime`` makes the containers for which no other is named (:mod:`lamella.containers.runtimes`).
+    """
 
     root: Path
     state: Path
     namespace: str = DEFAULT_NAMESPACE
     snapshotter: str = DEFAULT_SNAPSHOTTER
+    runtime: str = DEFAULT_RUNTIME
     auto_gc: bool = False
 
     @classmethod
@@ -42,6 +48,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         state: str | os.PathLike[str] | None = None,
         namespace: str | None = None,
         snapshotter: str | None = None,
+        runtime: str | None = None,
         auto_gc: bool | None = None,
     ) -> Config:
         """Combine arguments, environment and defaults. Raise InvalidArgument for a malformed one."""
@@ -60,6 +67,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 namespace or env.get("LAMELLA_NAMESPACE") or DEFAULT_NAMESPACE, "namespace"
             ),
             snapshotter=snapshotter or env.get("LAMELLA_SNAPSHOTTER") or DEFAULT_SNAPSHOTTER,
+            runtime=runtime or env.get("LAMELLA_RUNTIME") or DEFAULT_RUNTIME,
             auto_gc=_auto_gc(env.get("LAMELLA_GC", "")) if auto_gc is None else auto_gc,
         )
 

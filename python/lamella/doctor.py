@@ -559,11 +559,13 @@ def check_certificates() -> Check:
 
 def check_runtimes() -> Check:
     """Name the other OCI runtimes. None is needed."""
-    import shutil
+    from lamella.containers.runtimes import installed
 
-    found = [path for name in ("runc", "crun", "youki") if (path := shutil.which(name))]
+    found = ", ".join(f"{name} ({path})" for name, path in installed().items())
     return Check(
-        name="oci runtimes", status="ok", detail=", ".join(found) or "none but our own; none is needed"
+        name="oci runtimes",
+        status="ok",
+        detail=f"our own; {found} by --runtime" if found else "none but our own; none is needed",
     )
 
 

@@ -201,6 +201,12 @@ def add_container_options(parser: Parser) -> None:
         help="Run the command beneath an init that passes signals on and reaps.",
     )
     add(
+        "--runtime",
+        metavar="NAME",
+        choices=Suggestions(("lamella", "runc", "crun", "youki")),
+        help="The OCI runtime that makes it, by its name on PATH or its path (LAMELLA_RUNTIME; default: lamella, our own).",
+    )
+    add(
         "--log-driver",
         metavar="DRIVER",
         choices=("json-file", "none"),
@@ -399,6 +405,7 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "cgroupns": arguments.cgroupns,
         "userns": arguments.userns,
         "snapshotter": arguments.snapshotter,
+        "runtime": arguments.runtime,
         **limits(arguments),
         "device_read_bps": arguments.device_read_bps,
         "device_write_bps": arguments.device_write_bps,

@@ -7,7 +7,9 @@ Source: cgroups(7), proc(5) on mountinfo.
 from __future__ import annotations
 
 import os
+import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 EMPTY_WAIT = 5.0
@@ -88,6 +90,21 @@ def _controllers_below(root: Path) -> dict[str, Path]:
     if (root / "cgroup.controllers").exists():
         return {"": root}
     return {name: folder for folder in root.iterdir() for name in folder.name.split(",")}
+
+
+def end_processes(path: str) -> None:
+    """Kill what runs in the cgroup of a container whose monitor is gone. Harmless where there is nothing.
+
+    Only below ``/lamella``: a caller's own cgroup may hold what is no container's.
+    """
+    if not os.path.normpath(path).startswith("/lamella/"):
+        return
+    deadline = time.monotonic() + EMPTY_WAIT
+    while (found := Cgroup(path).processes()) and time.monotonic() < deadline:
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
 
 
 def remove_cgroups(path: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 import msgspec
 
 from lamella import _core
-from lamella.config import check_identifier
+from lamella.config import DEFAULT_RUNTIME, check_identifier
 from lamella.containers.container import Container, ContainerRecord, Extra, signal_number
 from lamella.containers.emulation import check_runnable
 from lamella.containers.log_config import parse_log_config
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 _FIELDS = ContainerRecord.__struct_fields__
 _COLUMNS = ", ".join(_FIELDS)
 Command = str | Sequence[str] | None
-RUNTIME = "lamella"
 _log = Log("lamella.containers")
 
 
@@ -103,11 +102,12 @@ class Containers:
         no log), restart_policy (``"on-failure:5"``, ``"always"``, or docker-py's mapping), init (run the command beneath an init
         that passes signals on and reaps), group_add (names or numbers), pid_mode, ipc_mode, uts_mode and
         cgroupns (``"host"``: the machine's), platform (``"linux/arm64"``, of an index), snapshotter (by name,
-        instead of the client's), masked_paths and readonly_paths (instead of the usual ones of /proc and /sys; ``[]``
+        instead of the client's), runtime (``"lamella"``, or another OCI runtime by its name on PATH or its path: ``"runc"``;
+        docs/runtimes.md), masked_paths and readonly_paths (instead of the usual ones of /proc and /sys; ``[]``
         for none), and spec: a callable that gets the runtime spec as a dict and changes it, or a JSON merge patch (RFC 7386).
 
-        Errors: NotFound (image, its snapshot, a bind source), AlreadyExists (the name), InvalidArgument (an option), Unsupported
-        (an image for another architecture, for which binfmt_misc has no emulator).
+        Errors: NotFound (image, its snapshot, a bind source, the runtime), AlreadyExists (the name), InvalidArgument (an option),
+        Unsupported (an image for another architecture, for which binfmt_misc has no emulator).
         """
         return self._create(image, self._options(command, options))
 
@@ -171,6 +171,7 @@ class Containers:
             raise InvalidArgument(f"stop_timeout {options.stop_timeout!r} is not a number of seconds")
         log = parse_log_config(options.log_config)
         exposed = _exposed(options, run_config)
+        runtime = _runtime(client.config, options)
         settled = settle(client, options, exposed)
         mounts = _mounts(options, run_config)
         restart = parse_restart_policy(options.restart_policy)
@@ -213,7 +214,7 @@ class Containers:
                 image=image.name,
                 snapshotter=client.config.snapshotter,
                 snapshot_key=key,
-                runtime=RUNTIME,
+                runtime=runtime,
                 spec=spec.decode(),
                 labels=labels,
                 extra=Extra(
@@ -496,6 +497,16 @@ def _exposed(options: Options, image: RunConfig) -> tuple[Port, ...]:
     from lamella.containers.networks.ports import parse_exposed
 
     return parse_exposed(image.exposed_ports, options.expose)
+
+
+def _runtime(config: Config, options: Options) -> str:
+    """Give the name of the runtime that is to make a container. Errors: those of ``find_runtime``."""
+    name = options.runtime if options.runtime is not None else config.runtime
+    if name != DEFAULT_RUNTIME:
+        from lamella.containers.runtimes import find_runtime
+
+        find_runtime(name)
+    return name
 
 
 def _attaching(

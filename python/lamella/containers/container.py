@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 import msgspec
 
 from lamella import _core
+from lamella.config import DEFAULT_RUNTIME
 from lamella.containers.log_config import LogConfig
 from lamella.containers.monitor import Attached, Exit, OnOutput, Stream
 from lamella.containers.networks import Endpoint, Settings, connect, describe, is_recorded, published
@@ -287,6 +288,7 @@ class Container:
             log=record.extra.log,
             restart=record.extra.restart,
             init=record.extra.init,
+            runtime=record.runtime,
             is_kept=not self.is_transient,
             hold=hold,
             confirm=self.refresh,
@@ -477,6 +479,10 @@ class Container:
                 privileged=privileged,
                 read_file=self._read_file,
             )
+            if self.record.runtime != DEFAULT_RUNTIME:
+                from lamella.containers.runtimes import limit_capabilities
+
+                process = limit_capabilities(process)
             try:
                 attached = self.task.exec(process, stdin=stdin)
             except NotFound as error:

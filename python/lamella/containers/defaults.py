@@ -116,7 +116,7 @@ def mounts(*, shm_size: int, writable_sys: bool) -> list[Mount]:
             destination="/dev",
             type="tmpfs",
             source="tmpfs",
-            options=["nosuid", "nodev", "strictatime", "mode=755", "size=65536k"],
+            options=["nosuid", "strictatime", "mode=755", "size=65536k"],
         ),
         Mount(
             destination="/dev/pts",

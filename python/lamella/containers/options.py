@@ -110,6 +110,7 @@ class Options(Limits, frozen=True, kw_only=True):
     userns: str | None = None
     platform: str | None = None
     snapshotter: str | None = None
+    runtime: str | None = None
     spec: SpecPatch | None = None
 
 
@@ -177,6 +178,7 @@ class CreateOptions(LimitOptions, total=False):
     userns: str | None
     platform: str | None
     snapshotter: str | None
+    runtime: str | None
     spec: SpecPatch | None
 
 

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from lamella.config import DEFAULT_RUNTIME
 from lamella.containers.container import _START, Container
 from lamella.containers.options import Environment, Options, parse_environment
 from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import arguments
-from lamella.errors import FailedPrecondition, InvalidArgument, LamellaError
+from lamella.errors import FailedPrecondition, InvalidArgument, LamellaError, Unsupported
 from lamella.locks import FileLock
 from lamella.logs import Log
 from lamella.metadata import timestamp
@@ -65,6 +66,12 @@ class Pool:
             raise InvalidArgument(f"a pool of {size} containers holds nothing ready")
         if options.name is not None:
             raise InvalidArgument("the containers of a pool cannot have one name")
+        runtime = options.runtime if options.runtime is not None else client.config.runtime
+        if runtime != DEFAULT_RUNTIME:
+            raise Unsupported(
+                f"the runtime {runtime} cannot keep a container ready for a program that comes later",
+                hint=f"Leave runtime out, or give runtime={DEFAULT_RUNTIME!r}.",
+            )
         self.size = size
         self._client = client
         self._image = image

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from lamella import _core
-from lamella.config import Config
+from lamella.config import DEFAULT_RUNTIME, Config
 from lamella.containers.log_config import LogConfig
 from lamella.containers.monitor import Attached, Connection, Exit, _Failure, raise_failure
 from lamella.containers.networks import Connection as NetworkConnection
@@ -86,6 +86,7 @@ class Task:
         log: LogConfig,
         restart: RestartPolicy,
         init: bool,
+        runtime: str = DEFAULT_RUNTIME,
         is_kept: bool,
         hold: bool = False,
         confirm: Callable[[], object],
@@ -96,17 +97,17 @@ class Task:
         ``sources`` are what the spec's bind mounts of ``sources/N`` show (the launcher's request has them).
         ``connect`` plugs the container into its network, and is called when nothing of its last run is left. ``confirm`` raises
         NotFound when the container was removed; it is called when nobody can do that any more. ``before_reset`` is called
-        before the records of the last run go. ``is_kept`` says that the exit record is to outlive the machine.
-        With ``hold`` its program waits for :meth:`release`. Errors: FailedPrecondition when it runs already, those of
-        ``connect``,
-        CommandNotFound and CommandNotExecutable for the program, and what else the launcher reports; after one nothing of the
-        task is left.
+        before the records of the last run go. ``runtime`` is the name of the OCI runtime. ``is_kept`` says that the exit record
+        is to outlive the machine. With ``hold`` its program waits for :meth:`release`. Errors: FailedPrecondition when it runs
+        already, those of ``connect``, CommandNotFound and CommandNotExecutable for the program, NotFound for the runtime, and
+        what else the launcher reports; after one nothing of the task is left.
         """
+        program = _program(runtime)
         with self.held(confirm):
             self._reset(before_reset)
             network = connect()
             try:
-                self._write_bundle(network)
+                self._write_bundle(network, program, init=init)
                 network.tell()
                 return self._launch(
                     rootfs,
@@ -116,6 +117,7 @@ class Task:
                     log=log,
                     restart=restart,
                     init=init,
+                    runtime=program,
                     is_kept=is_kept,
                     hold=hold,
                 )
@@ -135,10 +137,15 @@ class Task:
             (self.folder / name).unlink(missing_ok=True)
         self._kept_exit.unlink(missing_ok=True)
 
-    def _write_bundle(self, network: NetworkConnection) -> None:
+    def _write_bundle(self, network: NetworkConnection, runtime: Path | None, *, init: bool) -> None:
         """Write the bundle anew."""
+        spec = network.spec
+        if runtime is not None:
+            from lamella.containers.runtimes import bundle_for
+
+            spec = bundle_for(spec, self.folder, init=init)
         try:
-            _write(self.folder / "config.json", network.spec, 0o600)
+            _write(self.folder / "config.json", spec, 0o600)
             for name, data in network.files.items():
                 # The container may write them. Beside the log, for there it fills the disk that its root fills anyway;
                 # the state folder is the machine's memory as a rule, which every other service needs too.
@@ -157,6 +164,7 @@ class Task:
         log: LogConfig,
         restart: RestartPolicy,
         init: bool,
+        runtime: Path | None,
         is_kept: bool,
         hold: bool,
     ) -> tuple[Started, Attached | None]:
@@ -178,6 +186,7 @@ class Task:
                 "exit_record": str(self._kept_exit) if is_kept else None,
                 "sources": sources,
                 "network": str(self.network_record),
+                **({"runtime": str(runtime)} if runtime is not None else {}),
             }
         )
         ours, theirs = _socket.socketpair() if attach else (None, None)
@@ -632,9 +641,21 @@ class Task:
             spec = msgspec.json.decode((self.folder / "config.json").read_bytes(), type=_BundleSpec)
         except (FileNotFoundError, msgspec.MsgspecError):
             return
-        from lamella.containers.cgroups import remove_cgroups
+        from lamella.containers.cgroups import end_processes, remove_cgroups
 
+        if (self.folder / "runtime").exists():
+            # Processes that another runtime has made do not end with the monitor; what sees to that can be killed, too.
+            end_processes(spec.linux.cgroups_path)
         remove_cgroups(spec.linux.cgroups_path)
+
+
+def _program(runtime: str) -> Path | None:
+    """Give the program of a runtime that is not our own. Errors: those of ``find_runtime``."""
+    if runtime in ("", DEFAULT_RUNTIME):
+        return None
+    from lamella.containers.runtimes import find_runtime
+
+    return find_runtime(runtime)
 
 
 def _ended() -> NotFound:

@@ -8,9 +8,11 @@
 //! those that it would have without: it leads a process group of its own, in the foreground of its terminal if it has one.
 
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -50,9 +52,17 @@ pub fn sealed_copy() -> Result<OwnedFd, Failure> {
     Ok(File::open(path).step(step)?.into())
 }
 
+/// Copy this executable to a file of a container, from where another runtime mounts it read-only.
+pub fn write_copy(path: &Path) -> Result<(), Failure> {
+    let step = || format!("write {}", path.display());
+    let _ = std::fs::remove_file(path);
+    std::fs::copy("/proc/self/exe", path).step(step)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o755)).step(step)
+}
+
 /// Whether this process was started as an init.
 pub fn is_meant() -> bool {
-    std::env::args_os().next().is_some_and(|name| name == NAME)
+    std::env::args_os().next().is_some_and(|name| Path::new(&name).file_name().is_some_and(|name| name == NAME))
 }
 
 /// Be the init: arguments and environment are the program's, behind its own name and `--`. The result is its exit status.
@@ -61,7 +71,8 @@ pub fn run() -> i32 {
     let _ = rustix::thread::set_name(c"lamella-init");
     let strings = |text: std::ffi::OsString| CString::new(text.into_vec()).ok();
     let arguments: Vec<CString> = std::env::args_os().skip(2).filter_map(strings).collect();
-    let Some(channel) = sys::inherited(CHANNEL).map(Channel::from) else { return 2 };
+    // Another runtime has none to give.
+    let channel = sys::inherited(CHANNEL).map(Channel::from);
     if rustix::process::getpid() != rustix::process::Pid::INIT {
         // In somebody else's PID namespace orphans would go to another.
         let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
@@ -71,11 +82,15 @@ pub fn run() -> i32 {
         Ok(Forked::Child) => {
             let failure = become_program(&arguments);
             let code = failure.exit_code.unwrap_or(1);
-            let _ = channel.send(&Message::Failed(failure));
+            match &channel {
+                Some(channel) => drop(channel.send(&Message::Failed(failure))),
+                None => drop(rustix::io::write(rustix::stdio::stderr(), format!("{failure}\n").as_bytes())),
+            }
             sys::exit_now(code);
         }
         Err(error) => {
-            let _ = channel.send(&Message::Failed(Failure::system("start the program beneath the init", &error)));
+            let failure = Failure::system("start the program beneath the init", &error);
+            let _ = channel.map(|channel| channel.send(&Message::Failed(failure)));
             return 1;
         }
     };

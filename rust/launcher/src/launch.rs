@@ -17,13 +17,12 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use crate::cgroup::Cgroup;
 use crate::channel::{Channel, Message};
-use crate::container::{Plan, Wait};
 use crate::error::{Failure, Kind, Step};
 use crate::hooks;
 use crate::monitor::{self, Monitor, Start, Stdio};
 use crate::network::{self, Network};
 use crate::request::{Reply, Request};
-use crate::run::{self, LONGEST_DOCUMENT, Run};
+use crate::run::{Begun, LONGEST_DOCUMENT, Maker, Prepared};
 use crate::sys::{self, Forked};
 use crate::time;
 
@@ -37,12 +36,12 @@ const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Everything that is needed to make a container, checked.
 struct Job {
-    run: Run,
+    run: Prepared,
     request: Request,
     bundle: OwnedFd,
     client: Option<OwnedFd>,
-    /// Held until the monitor ends.
-    _lock: OwnedFd,
+    /// Held until the monitor ends: never closed.
+    lock: &'static OwnedFd,
 }
 
 /// The whole life of the launcher process; the result is its exit status.
@@ -85,9 +84,9 @@ fn prepare(request: File) -> Result<Job, Failure> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let bundle = rustix::fs::openat(CWD, request.bundle.as_str(), flags, Mode::empty())
         .step(|| format!("open the bundle {}", request.bundle))?;
-    let run = Run::read(&request, bundle.as_fd())?;
+    let run = Prepared::read(&request, bundle.as_fd())?;
     let lock = lock(bundle.as_fd(), &request.bundle)?;
-    Ok(Job { run, request, bundle, client, _lock: lock })
+    Ok(Job { run, request, bundle, client, lock: Box::leak(Box::new(lock)) })
 }
 
 /// Take the bundle's lock: a task has one monitor.
@@ -128,40 +127,45 @@ fn supervise(job: Job, mut reply: File) {
 }
 
 fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
-    let Job { run, request, bundle, client, _lock } = job;
-    // The lock lives as long as this process: it is never closed.
-    std::mem::forget(_lock);
+    let Job { mut run, request, bundle, client, lock } = job;
     sys::block_all();
     rustix::process::setsid().step(|| "start the monitor's session")?;
     monitor::forget_exit(bundle.as_fd());
     let listener = listen(&request.bundle, &bundle)?;
     let network = request.network.as_deref().map(Network::new);
-    let Run { plan, cgroup, mut warnings, shared } = run;
-    let mut cgroup = cgroup.create(request.cgroup_root(), &mut warnings)?;
-    let own_pids = plan.namespaces.own_pids;
-    if !own_pids {
+    let mut cgroup = run.make_cgroup(request.cgroup_root())?;
+    if !run.own_pids || run.shared.runtime.is_some() {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .step(|| "become the reaper of the container's orphans")?;
     }
-    let hold = matches!(plan.wait, Wait::Monitor);
-    let begun = match begin(&plan, &request, &cgroup, reply.as_fd(), &mut warnings) {
+    let begun = begin(&mut run, &request, &cgroup, lock.as_fd(), reply.as_fd());
+    let Prepared { own_pids, shared, mut warnings, builder } = run;
+    let (begun, pid) = match begun {
         Ok(begun) => begun,
         Err(failure) => {
+            if let Some(runtime) = &shared.runtime {
+                runtime.clear();
+            }
             cgroup.remove();
             return Err(failure);
         }
     };
-    drop(plan);
+    drop(builder);
+    if let Some(runtime) = &shared.runtime {
+        cgroup = runtime.cgroup();
+    }
+    let hold = request.hold;
     let started_at = time::now();
-    let _ = std::fs::write(format!("{}/pid", request.bundle), begun.pid.to_string());
+    let _ = std::fs::write(format!("{}/pid", request.bundle), pid.to_string());
     let document = Reply::Started {
-        pid: begun.pid,
+        pid,
         monitor_pid: rustix::process::getpid().as_raw_nonzero().get(),
         started_at: started_at.clone(),
-        warnings,
+        warnings: std::mem::take(&mut warnings),
     };
     let monitor = Monitor::new(Start {
-        pid: begun.pid,
+        pid,
+        keeper: if let Maker::Helper(keeper) = begun.maker { Some(keeper) } else { None },
         started_at: (!hold).then_some(started_at),
         channel: hold.then_some(begun.channel),
         stdio: begun.stdio,
@@ -171,19 +175,20 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
         bundle,
         listener,
         client,
+        lock: lock.as_fd(),
         shared,
         request,
     });
     let monitor = match monitor {
         Ok(monitor) => monitor.announce(),
         Err(failure) => {
-            run::end(begun.pid);
+            begun.maker.end();
             return Err(failure);
         }
     };
     if answer(reply, &document) != 0 {
         // The caller is gone and knows of no container: the monitor sees it end and cleans up.
-        let _ = sys::kill(begun.pid, libc::SIGKILL);
+        let _ = sys::kill(pid, libc::SIGKILL);
     }
     Ok(Some(monitor))
 }
@@ -204,63 +209,75 @@ fn listen(shown: &str, bundle: &OwnedFd) -> Result<OwnedFd, Failure> {
     Ok(socket)
 }
 
-/// Make the container's first process and follow it until its program runs, or waits to be run.
+/// Make the container and follow that until its program runs, or waits to be run. Returns the id of its first process, too.
 fn begin(
-    plan: &Plan,
+    run: &mut Prepared,
     request: &Request,
     cgroup: &Cgroup,
+    lock: BorrowedFd<'_>,
     reply: BorrowedFd<'_>,
-    warnings: &mut Vec<String>,
-) -> Result<run::Begun, Failure> {
-    let mut begun = run::begin(plan, request.stdin, cgroup, warnings)?;
-    let terminal = follow(begun.pid, &begun.channel, &plan.hooks, reply, warnings);
-    let taken = terminal.and_then(|terminal| {
-        if let Some(master) = terminal {
-            begun.stdio = Stdio::of_terminal(master)?;
-        }
-        Ok(())
-    });
-    match taken {
-        Ok(()) => Ok(begun),
+) -> Result<(Begun, i32), Failure> {
+    let mut begun = run.begin(request.stdin, cgroup, lock)?;
+    match follow(&mut begun, run.builder.hooks(), reply, &mut run.warnings) {
+        Ok(pid) => Ok((begun, pid)),
         Err(failure) => {
-            run::end(begun.pid);
+            begun.maker.end();
             Err(failure)
         }
     }
 }
 
-/// Hear what the first process says. Returns the monitor's end of its terminal.
+/// Hear how the making fares. Returns the id of the first process.
 fn follow(
-    pid: i32,
-    channel: &Channel,
-    hooks: &hooks::Plan,
+    begun: &mut Begun,
+    hooks: Option<&hooks::Plan>,
     reply: BorrowedFd<'_>,
     warnings: &mut Vec<String>,
-) -> Result<Option<OwnedFd>, Failure> {
-    let (mut terminal, mut running) = (None, false);
+) -> Result<i32, Failure> {
+    let (mut pid, maker) = match begun.maker {
+        Maker::Process(pid) => (Some(pid), pid),
+        Maker::Helper(helper) => (None, helper),
+    };
+    let mut running = false;
     loop {
-        await_message(channel, reply)?;
-        match channel.receive()? {
-            Some(Message::Warning(text)) => warnings.push(text),
-            Some(Message::Terminal(master)) => terminal = Some(master),
+        await_message(&begun.channel, reply)?;
+        let over = match begun.channel.receive()? {
+            Some(Message::Warning(text)) => {
+                warnings.push(text);
+                false
+            }
+            Some(Message::Terminal(master)) => {
+                begun.stdio = Stdio::of_terminal(master)?;
+                false
+            }
             Some(Message::Made) => {
-                hooks.at_creation(pid)?;
-                channel.send(&Message::Proceed)?;
+                hooks.map_or(Ok(()), |hooks| hooks.at_creation(maker))?;
+                begun.channel.send(&Message::Proceed)?;
+                false
             }
             Some(Message::Failed(failure)) => return Err(failure),
-            Some(Message::Ready) => return Ok(terminal),
-            Some(Message::Running) => running = true,
-            Some(Message::Mapped | Message::Proceed | Message::Go(_) | Message::Pid(_)) => {}
-            None if running || is_alive(pid) => return Ok(terminal),
-            None => {
-                return Err(Failure::new(
-                    Kind::FailedPrecondition,
-                    "the container's first process was killed before its program started",
-                )
-                .with_hint("a memory limit that is too small, or a seccomp profile that kills ordinary calls"));
+            Some(Message::Ready) => true,
+            Some(Message::Running) => {
+                running = true;
+                false
             }
+            Some(Message::Pid(told)) => {
+                pid = Some(told);
+                false
+            }
+            Some(Message::Mapped | Message::Proceed | Message::Go(_)) => false,
+            None if running || is_alive(maker) => true,
+            None => return Err(killed_early()),
+        };
+        if over {
+            return pid.ok_or_else(killed_early);
         }
     }
+}
+
+fn killed_early() -> Failure {
+    Failure::new(Kind::FailedPrecondition, "the container's first process was killed before its program started")
+        .with_hint("a memory limit that is too small, or a seccomp profile that kills ordinary calls")
 }
 
 /// Wait for a message; fails when the caller, who waits for the reply, is gone: what it does not know of shall not start.

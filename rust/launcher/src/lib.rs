@@ -9,7 +9,8 @@
 //! The request and the spec are checked whole before anything is made ([`request`], [`spec`]); what the launcher does
 //! not implement is refused by name. Then [`launch`] makes the [`cgroup`] and the first process, which builds its
 //! [`rootfs`] and applies its [`process`] plan in [`container`], and [`monitor`] serves until the container is gone. Where
-//! an [`init`] was asked for, the same executable is that, too.
+//! an [`init`] was asked for, the same executable is that, too. Where another OCI [`runtime`] was asked for, that makes the
+//! container in the place of all this, and the monitor is the same.
 //!
 //! Everything that is not kept in files of the bundle dies with the processes: mounts exist in the container's mount
 //! namespace only, and the cgroup's folders are removed by the monitor.
@@ -30,6 +31,7 @@ pub mod process;
 pub mod request;
 pub mod rootfs;
 pub mod run;
+pub mod runtime;
 pub mod spec;
 mod sys;
 pub mod time;

@@ -60,6 +60,9 @@ pub struct Request {
     /// The program runs beneath an init, which passes signals on and reaps ([`crate::init`]).
     #[serde(default)]
     pub init: bool,
+    /// The path of another OCI runtime, which makes the container in the place of the launcher ([`crate::runtime`]).
+    #[serde(default)]
+    pub runtime: Option<String>,
     /// Whether a container that has ended is run again.
     #[serde(default)]
     pub restart: RestartPolicy,
@@ -207,6 +210,10 @@ impl Request {
         if request.program_at_start && !request.hold {
             return Err(Failure::invalid("program_at_start", "is for a container that is held"));
         }
+        if request.runtime.is_some() && request.hold {
+            return Err(Failure::unsupported("hold beside a runtime")
+                .with_hint("no other OCI runtime waits for its program: leave runtime out"));
+        }
         if !request.bundle.starts_with('/') {
             return Err(Failure::invalid("bundle", format!("{:?} is not absolute", request.bundle)));
         }
@@ -221,6 +228,7 @@ impl Request {
         for (field, path) in [
             ("log", log),
             ("network", request.network.as_ref()),
+            ("runtime", request.runtime.as_ref()),
             ("cgroup_root", request.cgroup_root.as_ref()),
             ("events.spool", spool),
             ("exit_record", request.exit_record.as_ref()),
@@ -292,6 +300,9 @@ mod tests {
             let source = format!(r#"{{"mount":{{"type":"bind","source":"/s"}},"subpath":"{path}"}}"#);
             Request::parse(&format!(r#"{{"version":2,"bundle":"/b","sources":[{source}]}}"#)).expect_err("leads out");
         }
+        Request::parse(r#"{"version":2,"bundle":"/b","runtime":"runc"}"#).expect_err("relative");
+        let held = Request::parse(r#"{"version":2,"bundle":"/b","runtime":"/runc","hold":true}"#).expect_err("held");
+        assert_eq!(held.kind, Kind::Unsupported);
         let events = r#"{"version":2,"bundle":"/b","events":{"spool":"s","namespace":"n","container":"c"}}"#;
         Request::parse(events).expect_err("relative");
     }

@@ -1,8 +1,11 @@
-//! One run of a container: from its bundle to its first process. A container has one after the other, each made anew.
+//! One run of a container: from its bundle to its first process. A container has one after the other, each made anew, by
+//! the launcher or by another runtime.
 
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::rc::Rc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, WaitOptions};
@@ -18,6 +21,7 @@ use crate::namespaces::{self, Namespaces};
 use crate::process::{self, seccomp};
 use crate::request::Request;
 use crate::rootfs::RootfsPlan;
+use crate::runtime::{self, Runtime};
 use crate::spec::Spec;
 use crate::sys::{self, Forked};
 
@@ -39,34 +43,6 @@ pub struct Run {
 }
 
 impl Run {
-    /// Read and check the bundle; nothing is made.
-    pub fn read(request: &Request, bundle: BorrowedFd<'_>) -> Result<Self, Failure> {
-        let mut text = String::new();
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let config = rustix::fs::openat(bundle, CONFIG, flags, Mode::empty())
-            .step(|| format!("open {}/{CONFIG}", request.bundle))?;
-        File::from(config)
-            .take(LONGEST_DOCUMENT)
-            .read_to_string(&mut text)
-            .step(|| format!("read {}/{CONFIG}", request.bundle))?;
-        let spec = Spec::parse(&text)?;
-        if let Some((point, _)) = spec.hooks.all().find(|(_, hooks)| !hooks.is_empty()) {
-            return Err(Failure::unsupported(format!("hooks.{point}")));
-        }
-        let snapshot = request.rootfs.iter().cloned().map(Into::into).collect();
-        let sources = request.sources.iter().cloned().map(Into::into).collect();
-        let rootfs = RootfsPlan::new(&request.bundle, snapshot, sources, &spec)?;
-        let mut run = Self::new(spec, rootfs, &request.bundle, request.container())?;
-        if request.init {
-            run.plan.process.init = Some(init::sealed_copy()?);
-        }
-        run.plan.process.told_late = request.program_at_start;
-        if request.hold {
-            run.plan.wait = Wait::Monitor;
-        }
-        Ok(run)
-    }
-
     /// Prepare a checked spec; nothing is made. `container` is the identifier that hooks are told.
     pub fn new(mut spec: Spec, rootfs: RootfsPlan, bundle: &str, container: &str) -> Result<Self, Failure> {
         let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
@@ -83,6 +59,7 @@ impl Run {
             namespaces: namespaces.entered,
             filter: process.filter().cloned(),
             personality: spec.linux.personality.take(),
+            runtime: None,
         };
         let plan = Plan {
             namespaces,
@@ -99,30 +76,130 @@ impl Run {
     }
 }
 
-/// A first process that sets its container up.
+/// Who makes a container.
+#[derive(Debug)]
+pub enum Builder {
+    /// The launcher, in a cgroup that the monitor makes.
+    Launcher(Box<Plan>, Box<CgroupPlan>),
+    /// Another OCI runtime, all of it.
+    Runtime(Rc<Runtime>),
+}
+
+impl Builder {
+    /// The hooks that are the monitor's to run; a runtime runs them itself.
+    pub fn hooks(&self) -> Option<&hooks::Plan> {
+        if let Self::Launcher(plan, _) = self { Some(&plan.hooks) } else { None }
+    }
+}
+
+/// A run of a monitor's container that is about to begin, whoever makes that.
+#[derive(Debug)]
+pub struct Prepared {
+    /// How it is made.
+    pub builder: Builder,
+    /// Whether its processes all end with the first one.
+    pub own_pids: bool,
+    /// What further processes get from it.
+    pub shared: Shared,
+    /// What was asked for and cannot be had.
+    pub warnings: Vec<String>,
+}
+
+impl Prepared {
+    /// Read and check the bundle; nothing is made.
+    pub fn read(request: &Request, bundle: BorrowedFd<'_>) -> Result<Self, Failure> {
+        let mut text = String::new();
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let config = rustix::fs::openat(bundle, CONFIG, flags, Mode::empty())
+            .step(|| format!("open {}/{CONFIG}", request.bundle))?;
+        File::from(config)
+            .take(LONGEST_DOCUMENT)
+            .read_to_string(&mut text)
+            .step(|| format!("read {}/{CONFIG}", request.bundle))?;
+        if let Some(program) = &request.runtime {
+            let runtime = Rc::new(Runtime::new(program, request, &text)?);
+            return Ok(Self {
+                own_pids: runtime.has_own_pids(),
+                shared: Shared { runtime: Some(runtime.clone()), ..Shared::default() },
+                builder: Builder::Runtime(runtime),
+                warnings: Vec::new(),
+            });
+        }
+        let spec = Spec::parse(&text)?;
+        if let Some((point, _)) = spec.hooks.all().find(|(_, hooks)| !hooks.is_empty()) {
+            return Err(Failure::unsupported(format!("hooks.{point}")));
+        }
+        let snapshot = request.rootfs.iter().cloned().map(Into::into).collect();
+        let sources = request.sources.iter().cloned().map(Into::into).collect();
+        let rootfs = RootfsPlan::new(&request.bundle, snapshot, sources, &spec)?;
+        let mut run = Run::new(spec, rootfs, &request.bundle, request.container())?;
+        if request.init {
+            run.plan.process.init = Some(init::sealed_copy()?);
+        }
+        run.plan.process.told_late = request.program_at_start;
+        if request.hold {
+            run.plan.wait = Wait::Monitor;
+        }
+        let Run { plan, cgroup, shared, warnings } = run;
+        let own_pids = plan.namespaces.own_pids;
+        Ok(Self { builder: Builder::Launcher(Box::new(plan), Box::new(cgroup)), own_pids, shared, warnings })
+    }
+
+    /// Make the container's cgroup; none where that is the runtime's to do.
+    pub fn make_cgroup(&mut self, root: &Path) -> Result<Cgroup, Failure> {
+        match &self.builder {
+            Builder::Launcher(_, cgroup) => cgroup.create(root, &mut self.warnings),
+            Builder::Runtime(_) => Ok(Cgroup::default()),
+        }
+    }
+
+    /// Begin to make the container. It is said on the channel how that fares. `lock` is the bundle's.
+    pub fn begin(&mut self, stdin: bool, cgroup: &Cgroup, lock: BorrowedFd<'_>) -> Result<Begun, Failure> {
+        match &self.builder {
+            Builder::Launcher(plan, _) => begin(plan, stdin, cgroup, &mut self.warnings),
+            Builder::Runtime(runtime) => runtime.begin(stdin, lock),
+        }
+    }
+}
+
+/// What stands for a container that is being made.
+#[derive(Clone, Copy, Debug)]
+pub enum Maker {
+    /// Its first process, which sets it up: its id, as the host sees it.
+    Process(i32),
+    /// A process that has it made.
+    Helper(i32),
+}
+
+impl Maker {
+    /// End a process that is of no use, and reap it.
+    pub fn end(self) {
+        match self {
+            Self::Process(pid) => end(pid),
+            Self::Helper(pid) => runtime::dismiss(pid),
+        }
+    }
+}
+
+/// A container that is being made.
 #[derive(Debug)]
 pub struct Begun {
-    /// Its id, as the host sees it.
-    pub pid: i32,
+    /// Who is at it.
+    pub maker: Maker,
     /// The way to it until its program runs.
     pub channel: Channel,
     /// Its standard streams; a terminal comes through the channel.
     pub stdio: Stdio,
 }
 
-/// Make the container's first process, and give it what it cannot give itself. It says on the channel how it fares.
-pub fn begin(plan: &Plan, stdin: bool, cgroup: &Cgroup, warnings: &mut Vec<String>) -> Result<Begun, Failure> {
-    let (stdio, streams) = if plan.terminal.is_some() {
-        (Stdio::default(), None)
-    } else {
-        let (stdio, streams) = Stdio::pipes(stdin)?;
-        (stdio, Some(streams))
-    };
+fn begin(plan: &Plan, stdin: bool, cgroup: &Cgroup, warnings: &mut Vec<String>) -> Result<Begun, Failure> {
+    let (stdio, streams) = Stdio::for_process(plan.terminal.is_some(), stdin)?;
     let (pid, channel) = make_first_process(plan, streams, cgroup, warnings)?;
-    Ok(Begun { pid, channel, stdio })
+    Ok(Begun { maker: Maker::Process(pid), channel, stdio })
 }
 
-/// As [`begin`], with standard streams that are there; without any it has those of this process.
+/// Make the container's first process, and give it what it cannot give itself. It says on the channel how it fares. Without
+/// streams it has those of this process.
 pub fn make_first_process(
     plan: &Plan,
     streams: Option<Streams>,

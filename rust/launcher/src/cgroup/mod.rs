@@ -19,7 +19,7 @@ mod update;
 mod v1;
 mod v2;
 
-use std::fs::OpenOptions;
+use std::fs::{DirEntry, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -50,8 +50,7 @@ impl CgroupPlan {
     /// Take the cgroup part out of a checked spec.
     pub fn new(spec: &mut Spec) -> Self {
         let path = spec.linux.cgroups_path.take();
-        let clean = |path: String| path.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
-        Self { path: path.map(clean), resources: spec.linux.resources.take().unwrap_or_default() }
+        Self { path: path.as_deref().map(clean), resources: spec.linux.resources.take().unwrap_or_default() }
     }
 
     /// Make the cgroup below `root` and set the limits. On failure nothing is left. What could not be had and was not
@@ -108,6 +107,20 @@ impl CgroupPlan {
     }
 }
 
+/// A path of the spec, from the root of a hierarchy.
+fn clean(path: &str) -> String {
+    path.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/")
+}
+
+/// The hierarchies of v1; names that stand for another (cpu -> cpu,cpuacct) are passed over.
+fn hierarchies(root: &Path) -> impl Iterator<Item = String> {
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    // Something else may lie between them.
+    let is_hierarchy = |entry: &DirEntry| cfg!(test) || entry.path().join("cgroup.procs").exists();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.filter(is_hierarchy).map(|entry| entry.file_name().to_string_lossy().into_owned())
+}
+
 /// Whether `root` is a v2 hierarchy; a faked tree is one when it has `cgroup.controllers`.
 fn is_unified(root: &Path) -> bool {
     rustix::fs::statfs(root).is_ok_and(|status| status.f_type as u64 == CGROUP2_MAGIC)
@@ -133,6 +146,51 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
+    /// Take over what another runtime has made at a path of every hierarchy; none where there is nothing.
+    pub fn open(root: &Path, path: &str) -> Self {
+        let path = clean(path);
+        let folder = |hierarchy: String| {
+            let path = root.join(&hierarchy).join(&path);
+            let joining = OpenOptions::new().write(true).open(path.join("tasks")).or_else(|_| File::open(&path));
+            Some(Folder { joining: joining.ok()?.into(), hierarchy, path })
+        };
+        let mut cgroup = Self { root: root.to_owned(), folders: Vec::new(), unified: None };
+        if is_unified(root) {
+            cgroup.folders.extend(folder(String::new()));
+            cgroup.unified = cgroup.folders.first().map(|folder| folder.path.clone());
+            return cgroup;
+        }
+        cgroup.folders.extend(hierarchies(root).filter_map(folder));
+        cgroup
+    }
+
+    /// Make the folders that another runtime is about to make, which does not try again when a container that ends at the
+    /// same moment removes a parent. What cannot be made is left to it.
+    pub fn reserve(root: &Path, path: &str) {
+        let path = clean(path);
+        let tops = if is_unified(root) {
+            vec![root.to_owned()]
+        } else {
+            hierarchies(root).map(|name| root.join(name)).collect()
+        };
+        for top in tops {
+            let _ = make_folder(&top, &path, &mut |_| Ok(()));
+        }
+    }
+
+    /// Remove what another runtime has made, or has left when it failed: the folders at a path of every hierarchy, and
+    /// parents that are empty then. Harmless twice.
+    pub fn remove_at(root: &Path, path: &str) {
+        let path = clean(path);
+        if is_unified(root) {
+            return remove_with_parents(root, &root.join(&path));
+        }
+        for hierarchy in hierarchies(root) {
+            let top = root.join(hierarchy);
+            remove_with_parents(&top, &top.join(&path));
+        }
+    }
+
     /// The folder that clone3 shall make the first process in (v2).
     pub fn clone_target(&self) -> Option<BorrowedFd<'_>> {
         self.unified.as_ref()?;
@@ -239,15 +297,17 @@ impl Cgroup {
     /// It lies in the container's cgroup and limits nothing. None where the container has no cgroup.
     pub fn group(&self, name: &str) -> Option<Group> {
         // Where it can be frozen while it is killed: what forks all the time would get away otherwise.
-        let path = self.folder("freezer").or_else(|| self.process_folder())?.join(name);
+        let parent = self.folder("freezer").or_else(|| self.process_folder())?;
+        let hierarchy = self.folders.iter().find(|folder| folder.path == parent)?.hierarchy.clone();
+        let path = parent.join(name);
         std::fs::create_dir(&path).ok()?;
         let made = if self.unified.is_some() {
-            std::fs::File::open(&path)
+            File::open(&path)
         } else {
             OpenOptions::new().write(true).create(cfg!(test)).truncate(cfg!(test)).open(path.join("tasks"))
         };
         match made {
-            Ok(joining) => Some(Group { path, joining: joining.into(), unified: self.unified.is_some() }),
+            Ok(joining) => Some(Group { path, hierarchy, joining: joining.into(), unified: self.unified.is_some() }),
             Err(_) => {
                 let _ = std::fs::remove_dir(&path);
                 None
@@ -261,11 +321,23 @@ impl Cgroup {
 #[derive(Debug)]
 pub struct Group {
     path: PathBuf,
+    hierarchy: String,
     joining: std::os::fd::OwnedFd,
     unified: bool,
 }
 
 impl Group {
+    /// What runc(8) calls it (`exec --cgroup`): on v1 with the controller in whose hierarchy it lies.
+    pub fn name_for_runtime(&self) -> Option<String> {
+        let name = self.path.file_name()?.to_string_lossy().into_owned();
+        Some(if self.unified { name } else { format!("{}:{name}", self.hierarchy) })
+    }
+
+    /// Move a process there that is elsewhere in the container.
+    pub fn take_in(&self, pid: i32) {
+        let _ = write_file(&self.path.join("cgroup.procs"), &pid.to_string());
+    }
+
     /// The folder that clone3 shall make the process in (v2).
     pub fn clone_target(&self) -> Option<BorrowedFd<'_>> {
         self.unified.then(|| self.joining.as_fd())
@@ -322,17 +394,20 @@ fn signal_all_in(folder: &Path, signal: i32) {
 /// Remove a folder, and parents that are empty then.
 fn discard(root: &Path, folder: Folder) {
     drop(folder.joining);
-    let top = root.join(&folder.hierarchy);
+    remove_with_parents(&root.join(&folder.hierarchy), &folder.path);
+}
+
+fn remove_with_parents(top: &Path, leaf: &Path) {
     for attempt in 0..ATTEMPTS {
-        match remove_folder(&folder.path) {
+        match remove_folder(leaf) {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempt + 1 < ATTEMPTS => {
                 std::thread::sleep(PAUSE);
             }
             _ => break,
         }
     }
-    let mut parent = folder.path.parent();
-    while let Some(path) = parent.filter(|path| path.starts_with(&top) && *path != top) {
+    let mut parent = leaf.parent();
+    while let Some(path) = parent.filter(|path| path.starts_with(top) && *path != top) {
         if std::fs::remove_dir(path).is_err() {
             break;
         }

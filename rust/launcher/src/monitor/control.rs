@@ -8,7 +8,7 @@ use crate::channel::Message;
 use crate::error::{Failure, Kind, Step};
 use crate::request::{Program, RestartPolicy};
 use crate::rootfs;
-use crate::spec::{self, Resources, Size};
+use crate::spec::{Resources, Size};
 use crate::sys;
 
 const LAST_SIGNAL: i32 = 64;
@@ -54,7 +54,7 @@ enum Operation {
     Resume,
     /// Add a process; the connection becomes its stream.
     Exec {
-        process: Box<spec::Process>,
+        process: Value,
         #[serde(default)]
         stdin: bool,
     },
@@ -106,7 +106,7 @@ impl Monitor {
             Operation::Attach { stdin } => self.attach(client, stdin)?,
             Operation::Resize { rows, cols } => self.resize(client, Size { height: rows, width: cols })?,
             Operation::Exec { process, stdin } => {
-                self.exec(client, &process, stdin)?;
+                self.exec(client, process, stdin)?;
                 return Ok(None);
             }
             Operation::Pause { hold: false } => self.pause()?,

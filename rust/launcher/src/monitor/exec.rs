@@ -3,15 +3,17 @@
 use std::os::fd::AsFd;
 
 use rustix::event::epoll;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::record::ExitRecord;
 use super::{INIT, Monitor, Process, Stdio, ended, events};
+use crate::cgroup::Group;
 use crate::channel::{Channel, Message};
 use crate::enter::{Entry, enter};
 use crate::error::{Failure, Kind};
 use crate::process::Plan;
 use crate::rootfs;
+use crate::runtime::Addition;
 use crate::spec;
 use crate::sys;
 use crate::time;
@@ -19,7 +21,7 @@ use crate::time;
 impl Monitor {
     /// Add a process to the container; the client's connection becomes its stream. The answer comes when its program
     /// runs, or does not.
-    pub(super) fn exec(&mut self, client: u32, process: &spec::Process, stdin: bool) -> Result<(), Failure> {
+    pub(super) fn exec(&mut self, client: u32, process: Value, stdin: bool) -> Result<(), Failure> {
         let init = self.running()?;
         let refuse = |why: &str| Err(Failure::new(Kind::FailedPrecondition, why));
         let (Some(pid), None) = (init.pid, &init.channel) else {
@@ -31,28 +33,25 @@ impl Monitor {
         if self.clients.get(&client).is_none_or(|client| client.attached.is_some()) {
             return refuse("this connection is a stream already");
         }
-        process.validate("process")?;
-        let mut plan = Plan::new(process, self.shared.filter.clone(), self.shared.personality.as_ref())?;
-        let mut warnings = Vec::new();
-        if self.shared.namespaces & libc::CLONE_NEWUSER == 0 {
-            let missing = plan.limit_capabilities()?;
-            if !missing.is_empty() {
-                warnings.push(format!("the launcher itself lacks {}", missing.join(", ")));
-            }
-        }
-        let oom_score_adjustment = plan.oom_score_adjustment;
-        let entry = Entry { process: plan, terminal: process.terminal.then_some(process.console_size) };
-        let (ours, theirs) = Channel::pair()?;
-        let (stdio, streams) = if process.terminal {
-            (Stdio::default(), None)
-        } else {
-            let (stdio, streams) = Stdio::pipes(stdin)?;
-            (stdio, Some(streams))
-        };
         let id = self.next_process;
-        let group = self.cgroup.group(&events::exec_id(id));
-        let helper = enter(pid, self.shared.namespaces, &self.cgroup, group.as_ref(), &entry, &theirs, streams)
-            .map_err(|failure| if self.has_ended() { ended() } else { failure })?;
+        let name = events::exec_id(id);
+        let (ours, theirs) = Channel::pair()?;
+        let (mut warnings, mut oom_score_adjustment) = (Vec::new(), None);
+        let (helper, stdio, group) = if let Some(runtime) = self.shared.runtime.clone() {
+            let addition = Addition::new(process)?;
+            let (stdio, streams) = Stdio::for_process(addition.has_terminal(), stdin)?;
+            let group = self.cgroup.group(&name);
+            let group_name = group.as_ref().and_then(Group::name_for_runtime);
+            (runtime.add(&addition, &name, group_name.as_deref(), &theirs, streams), stdio, group)
+        } else {
+            let process = self.prepare(process, &mut warnings)?;
+            oom_score_adjustment = process.process.oom_score_adjustment;
+            let (stdio, streams) = Stdio::for_process(process.terminal.is_some(), stdin)?;
+            let group = self.cgroup.group(&name);
+            let entered = enter(pid, self.shared.namespaces, &self.cgroup, group.as_ref(), &process, &theirs, streams);
+            (entered, stdio, group)
+        };
+        let helper = helper.map_err(|failure| if self.has_ended() { ended() } else { failure })?;
         self.next_process += 1;
         let added = self.add_process(
             id,
@@ -73,6 +72,27 @@ impl Monitor {
             client.gives_input = stdin;
         }
         Ok(())
+    }
+
+    /// Check a process that our own launcher is to add.
+    fn prepare(&self, process: Value, warnings: &mut Vec<String>) -> Result<Entry, Failure> {
+        let process: spec::Process = serde_json::from_value(process).map_err(|error| {
+            let message = format!("control operation: process: {error}");
+            if error.to_string().starts_with("unknown field") {
+                Failure::unsupported(message)
+            } else {
+                Failure::new(Kind::InvalidArgument, message)
+            }
+        })?;
+        process.validate("process")?;
+        let mut plan = Plan::new(&process, self.shared.filter.clone(), self.shared.personality.as_ref())?;
+        if self.shared.namespaces & libc::CLONE_NEWUSER == 0 {
+            let missing = plan.limit_capabilities()?;
+            if !missing.is_empty() {
+                warnings.push(format!("the launcher itself lacks {}", missing.join(", ")));
+            }
+        }
+        Ok(Entry { process: plan, terminal: process.terminal.then_some(process.console_size) })
     }
 
     /// Hear what a process that is being started has to say.
@@ -98,6 +118,16 @@ impl Monitor {
     fn learn_pid(&mut self, id: u32, pid: i32) {
         let Some(process) = self.processes.get_mut(&id) else { return };
         process.pid = Some(pid);
+        if let (Some(runtime), INIT) = (&self.shared.runtime, id) {
+            self.cgroup = runtime.cgroup();
+            self.watch_memory();
+        }
+        let Some(process) = self.processes.get_mut(&id) else { return };
+        if let (Some(runtime), Some(group)) = (&self.shared.runtime, &process.group)
+            && !runtime.makes_groups()
+        {
+            group.take_in(pid);
+        }
         if let Some(score) = process.oom_score_adjustment
             && let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
         {
@@ -152,8 +182,13 @@ impl Monitor {
         }
         let Some(process) = self.processes.get(&id) else { return };
         let answer = json!({"ok": true, "pid": process.pid, "started_at": started_at, "warnings": &process.warnings});
+        let ended = process.ended.clone();
         self.answer_starter(id, &answer);
         self.go_on_reading(id);
+        if let (Some(record), INIT, None) = (ended, id, &self.exit) {
+            self.end_run(record); // that waited for this
+            self.drain(id);
+        }
         self.settle(id);
     }
 

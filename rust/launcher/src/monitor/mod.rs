@@ -28,6 +28,7 @@ mod stdio;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
@@ -41,6 +42,7 @@ use crate::error::{Failure, Kind, Step};
 use crate::network::{self, Network};
 use crate::process::seccomp::Filter;
 use crate::request::Request;
+use crate::runtime::Runtime;
 use crate::spec::{Personality, Size};
 use crate::sys;
 use clients::Client;
@@ -64,6 +66,8 @@ const STRAY_OUTPUT: Duration = Duration::from_secs(1);
 pub struct Start {
     /// Id of the container's first process.
     pub pid: i32,
+    /// The process that has had another runtime make the container.
+    pub keeper: Option<i32>,
     /// When its program was started; None while it is held.
     pub started_at: Option<String>,
     /// The way to its first process while it is held.
@@ -82,6 +86,8 @@ pub struct Start {
     pub listener: OwnedFd,
     /// The first attached client.
     pub client: Option<OwnedFd>,
+    /// The bundle's lock.
+    pub lock: BorrowedFd<'static>,
     /// What further processes get from the container.
     pub shared: Shared,
     /// What the launcher was asked for.
@@ -89,7 +95,7 @@ pub struct Start {
 }
 
 /// What every process of the container has in common.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Shared {
     /// Namespaces to enter, as `CLONE_NEW*` flags.
     pub namespaces: i32,
@@ -97,13 +103,15 @@ pub struct Shared {
     pub filter: Option<Filter>,
     /// Execution domain.
     pub personality: Option<Personality>,
+    /// The other runtime that makes it, if one does.
+    pub runtime: Option<Rc<Runtime>>,
 }
 
 #[derive(Debug, Default)]
 struct Process {
     /// None until the helper that makes it has said it.
     pid: Option<i32>,
-    /// The helper that makes it.
+    /// The helper that makes it; of the first process the one that has a runtime make it, as long as the run lasts.
     helper: Option<i32>,
     /// The way to it until its program runs.
     channel: Option<Channel>,
@@ -173,6 +181,7 @@ pub struct Monitor {
     /// None once it is let go of, too.
     network: Option<Network>,
     own_pids: bool,
+    lock: BorrowedFd<'static>,
     shared: Shared,
     started_at: Option<String>,
     paused: bool,
@@ -213,6 +222,7 @@ impl Monitor {
             cgroup: start.cgroup,
             network: start.network,
             own_pids: start.own_pids,
+            lock: start.lock,
             shared: start.shared,
             started_at: start.started_at,
             paused: false,
@@ -240,8 +250,13 @@ impl Monitor {
         monitor.watch(monitor.signals.as_fd(), Source::Signals, epoll::EventFlags::IN).step(step)?;
         monitor.watch(monitor.listener.as_fd(), Source::Listener, epoll::EventFlags::IN).step(step)?;
         let held = start.channel.is_some();
-        let process =
-            Process { pid: Some(start.pid), channel: start.channel, stdio: start.stdio, ..Process::default() };
+        let process = Process {
+            pid: Some(start.pid),
+            helper: start.keeper,
+            channel: start.channel,
+            stdio: start.stdio,
+            ..Process::default()
+        };
         monitor.add_process(INIT, process).step(step)?;
         if !held {
             monitor.go_on_reading(INIT);
@@ -370,7 +385,7 @@ impl Monitor {
             if let (Some(record), Some(path)) = (&self.exit, &self.restarts.request.exit_record) {
                 let _ = record.write_copy(path);
             }
-            self.cgroup.remove();
+            self.clear_behind_run();
             // After the cgroups: whoever removes the bundle, which says where they are, waits for this.
             let _ = rustix::fs::unlinkat(&self.bundle, "pid", rustix::fs::AtFlags::empty());
         }
@@ -382,6 +397,15 @@ impl Monitor {
             self.take_last_words(id);
         }
         self.clients.is_empty()
+    }
+
+    /// Remove what an ended run leaves on the machine. Harmless twice.
+    fn clear_behind_run(&mut self) {
+        if let Some(runtime) = &self.shared.runtime {
+            // What it still keeps the next run, or the removal of the bundle, takes away.
+            let _ = runtime.delete();
+        }
+        self.cgroup.remove();
     }
 
     fn take_last_words(&mut self, id: u32) {

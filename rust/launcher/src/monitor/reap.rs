@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::record::ExitRecord;
 use super::{INIT, Monitor, events};
-use crate::sys;
+use crate::{runtime, sys};
 
 impl Monitor {
     pub(super) fn take_signals(&mut self) {
@@ -45,16 +45,9 @@ impl Monitor {
         let record = ExitRecord::new(status, oom_killed);
         process.ended = Some(record.clone());
         if id == INIT {
-            if !self.own_pids {
-                // Nothing of a container outlives its first process; with a PID namespace the kernel sees to it.
-                self.cgroup.signal_all(libc::SIGKILL);
-            }
-            if self.exit.is_none() {
-                self.end_with(record);
-            }
-            // Nobody's reader holds the end up any more.
-            for id in self.processes.keys().copied().collect::<Vec<u32>>() {
-                self.go_on_reading(id);
+            // A runtime may be about to say that it has started it: that comes first.
+            if process.helper.is_none() || process.channel.is_none() {
+                self.end_run(record);
             }
         } else if process.channel.is_none() {
             self.tell_exec_exit(id);
@@ -64,6 +57,24 @@ impl Monitor {
         }
         self.drain(id);
         self.settle(id);
+    }
+
+    /// The first process has ended, and with it the run.
+    pub(super) fn end_run(&mut self, record: ExitRecord) {
+        if let Some(keeper) = self.processes.get_mut(&INIT).and_then(|init| init.helper.take()) {
+            runtime::dismiss(keeper);
+        }
+        if !self.own_pids {
+            // Nothing of a container outlives its first process; with a PID namespace the kernel sees to it.
+            self.cgroup.signal_all(libc::SIGKILL);
+        }
+        if self.exit.is_none() {
+            self.end_with(record);
+        }
+        // Nobody's reader holds the end up any more.
+        for id in self.processes.keys().copied().collect::<Vec<u32>>() {
+            self.go_on_reading(id);
+        }
     }
 
     /// Whether something of a container without PID namespace is left, which has become the monitor's child.

@@ -18,7 +18,7 @@ use super::{INIT, Monitor, Process, ended, events};
 use crate::container::Wait;
 use crate::error::{Failure, Kind};
 use crate::request::{Request, RestartPolicy};
-use crate::run::{self, Run};
+use crate::run::{Builder, Maker, Prepared};
 use crate::time;
 
 /// docker's: so long after the first end, twice as long after each that follows, but for one after a long run.
@@ -164,7 +164,7 @@ impl Monitor {
         self.processes.clear();
         self.unclaimed.clear();
         self.memory = Memory::default();
-        self.cgroup.remove();
+        self.clear_behind_run();
         let _ = rustix::fs::unlinkat(&self.bundle, "pid", AtFlags::empty());
         (self.paused, self.started_at) = (false, None);
         // What waited for room in the last run's input is for nobody.
@@ -190,7 +190,7 @@ impl Monitor {
             self.restarts.next = Next::Nothing;
             if let Err(failure) = self.run_again() {
                 let record = ExitRecord::of_failed_start(failure.exit_code.unwrap_or(1));
-                self.cgroup.remove();
+                self.clear_behind_run();
                 let message = failure.message.clone();
                 if let Some(client) = self.restarts.asked.take() {
                     self.tell(client, |client| client.send_document(&json!({"error": failure})));
@@ -202,21 +202,28 @@ impl Monitor {
 
     /// Make a run; how its first process fares is heard later ([`Monitor::listen`]).
     fn run_again(&mut self) -> Result<(), Failure> {
-        let Run { mut plan, cgroup, shared, mut warnings } = Run::read(&self.restarts.request, self.bundle.as_fd())?;
-        (plan.wait, plan.process.told_late) = (Wait::Nothing, false);
-        self.cgroup = cgroup.create(self.restarts.request.cgroup_root(), &mut warnings)?;
-        let begun = run::begin(&plan, self.restarts.request.stdin, &self.cgroup, &mut warnings)?;
-        (self.own_pids, self.shared) = (plan.namespaces.own_pids, shared);
+        let mut run = Prepared::read(&self.restarts.request, self.bundle.as_fd())?;
+        if let Builder::Launcher(plan, _) = &mut run.builder {
+            (plan.wait, plan.process.told_late) = (Wait::Nothing, false);
+        }
+        self.cgroup = run.make_cgroup(self.restarts.request.cgroup_root())?;
+        let begun = run.begin(self.restarts.request.stdin, &self.cgroup, self.lock)?;
+        (self.own_pids, self.shared) = (run.own_pids, run.shared);
+        let (pid, helper) = match begun.maker {
+            Maker::Process(pid) => (Some(pid), None),
+            Maker::Helper(helper) => (None, Some(helper)),
+        };
         let process = Process {
-            pid: Some(begun.pid),
+            pid,
+            helper,
             channel: Some(begun.channel),
             stdio: begun.stdio,
             starter: self.restarts.asked,
-            warnings,
+            warnings: run.warnings,
             ..Process::default()
         };
         if let Err(error) = self.add_process(INIT, process) {
-            run::end(begun.pid);
+            begun.maker.end();
             return Err(Failure::system("watch the container", &error.into()));
         }
         self.restarts.asked = None;

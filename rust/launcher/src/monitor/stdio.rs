@@ -63,6 +63,15 @@ impl Stdio {
         Ok((Self { input: monitor_input, outputs, terminal: None }, Streams { input, output, error }))
     }
 
+    /// Make what a process needs; a terminal, in whose place are no streams here, is made by whoever makes the process.
+    pub fn for_process(terminal: bool, input: bool) -> Result<(Self, Option<Streams>), Failure> {
+        if terminal {
+            return Ok((Self::default(), None));
+        }
+        let (stdio, streams) = Self::pipes(input)?;
+        Ok((stdio, Some(streams)))
+    }
+
     /// Use the monitor's end of a terminal.
     pub fn of_terminal(master: OwnedFd) -> Result<Self, Failure> {
         let step = || "take over the container's terminal";

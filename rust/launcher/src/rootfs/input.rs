@@ -26,6 +26,11 @@ pub fn empty_input(root: &Root) -> Result<OwnedFd, Failure> {
             return Ok(null);
         }
     }
+    empty_pipe()
+}
+
+/// Make an input that is at its end.
+pub fn empty_pipe() -> Result<OwnedFd, Failure> {
     let (reading, _) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).step(|| "make an empty standard input")?;
     Ok(reading)
 }

@@ -18,12 +18,13 @@ mod sysctl;
 
 pub use console::{Console, set_size as set_terminal_size};
 pub use devices::DevicePlan;
-pub use input::empty_input;
+pub use input::{empty_input, empty_pipe};
 pub use mounts::MountPlan;
 pub use path::Root;
 pub use sources::Source;
 
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use lamella_core::mount::{Mount, Propagation};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -82,7 +83,7 @@ impl RootfsPlan {
     /// Make the root and all mounts in this process's mount namespace, which must be its own. The root of the process
     /// is still the host's afterwards.
     pub fn mount(&self, cgroup: &Cgroup) -> Result<Root, Failure> {
-        self.detach_from_host()?;
+        detach_from_host(self.propagation, &self.root)?;
         let root = if self.snapshot.is_empty() {
             snapshot::bind_root(&self.root)?
         } else {
@@ -112,22 +113,44 @@ impl RootfsPlan {
         }
         Ok(())
     }
+}
 
-    /// Keep our mounts from travelling to the host. Mounts of the host go on arriving (slave), unless the root is to be
-    /// private; with a shared root the volumes stay peers of the host's mounts, and only the mount that the root is made
-    /// on becomes private.
-    fn detach_from_host(&self) -> Result<(), Failure> {
-        let open = |path: &str| {
-            rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                .step(|| format!("open {path}"))
-        };
-        let (path, recursive, propagation) = match self.propagation.map(|(propagation, _)| propagation) {
-            None | Some(Propagation::Slave) => ("/".to_owned(), true, Propagation::Slave),
-            Some(Propagation::Private | Propagation::Unbindable) => ("/".to_owned(), true, Propagation::Private),
-            Some(Propagation::Shared) => (mount_point_of(&self.root)?, false, Propagation::Private),
-        };
-        set_propagation(open(&path)?, recursive, flag(propagation)).step(|| "detach the mounts from the host's")
+/// Mount a snapshot where another runtime is to find the root of a bundle, and what bind mounts of the bundle show where it
+/// is to find that, in this process's mount namespace, which must be its own. Without a snapshot the root is ready as it is.
+pub fn mount_for_runtime(
+    bundle: &Path,
+    root: &Path,
+    snapshot: &[Mount],
+    sources: &[Source],
+    rootfs_propagation: Option<&str>,
+) -> Result<(), Failure> {
+    let shown = root.to_string_lossy();
+    detach_from_host(propagation(rootfs_propagation)?, &shown)?;
+    sources::mount_in_bundle(
+        sources,
+        bundle,
+        &Root::new(snapshot::open_folder(&shown).step(|| format!("open {shown}"))?, &shown),
+    )?;
+    if !snapshot.is_empty() {
+        snapshot::mount(snapshot, &shown)?;
     }
+    Ok(())
+}
+
+/// Keep our mounts from travelling to the host. Mounts of the host go on arriving (slave), unless the root is to be
+/// private; with a shared root the volumes stay peers of the host's mounts, and only the mount that the root is made
+/// on becomes private.
+fn detach_from_host(propagation: Option<(Propagation, bool)>, root: &str) -> Result<(), Failure> {
+    let open = |path: &str| {
+        rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .step(|| format!("open {path}"))
+    };
+    let (path, recursive, propagation) = match propagation.map(|(propagation, _)| propagation) {
+        None | Some(Propagation::Slave) => ("/".to_owned(), true, Propagation::Slave),
+        Some(Propagation::Private | Propagation::Unbindable) => ("/".to_owned(), true, Propagation::Private),
+        Some(Propagation::Shared) => (mount_point_of(root)?, false, Propagation::Private),
+    };
+    set_propagation(open(&path)?, recursive, flag(propagation)).step(|| "detach the mounts from the host's")
 }
 
 /// Exchange the root, by descriptors: the old root is stacked on the new one for a moment, then detached.

@@ -53,8 +53,14 @@ impl MountPlan {
                 return Err(Failure::unsupported(format!("{} {option:?}", field())));
             }
         }
-        let options = Options::parse(&mount.options).map_err(|error| Failure::from(error.context(field())))?;
         let bind = mount.is_bind();
+        let destination = path::clean(&mount.destination);
+        let mut words = mount.options.clone();
+        if !bind && destination == "/dev" {
+            // The container's own nodes are mounts. Other runtimes make them right there, so that the bundle cannot say it.
+            words.push("nodev".to_owned());
+        }
+        let options = Options::parse(&words).map_err(|error| Failure::from(error.context(field())))?;
         if bind && let Some((option, _)) = options.data.first() {
             return Err(Failure::invalid(field(), format!("a bind mount has no option {option:?}")));
         }
@@ -63,10 +69,10 @@ impl MountPlan {
             mount: lamella_core::mount::Mount {
                 kind: if bind { "bind".to_owned() } else { mount.kind.clone() },
                 source: if bind { path::from_bundle(bundle, &mount.source) } else { mount.source.clone() },
-                options: mount.options.clone(),
+                options: words,
             },
             options,
-            destination: path::clean(&mount.destination),
+            destination,
             bind,
             source,
         })
@@ -159,6 +165,14 @@ mod tests {
         assert_eq!((plan.mount.source.as_str(), plan.destination.as_str()), ("/b/data", "/y"));
         let plan = MountPlan::new(0, &mount("tmpfs", &["size=1m"]), "/b").expect("valid");
         assert_eq!(plan.mount.source, "data");
+    }
+
+    #[test]
+    fn nodes_of_dev_itself_open_nothing_whatever_the_bundle_says() {
+        let dev = Mount { destination: "//dev/".into(), ..mount("tmpfs", &["nosuid"]) };
+        assert_eq!(MountPlan::new(0, &dev, "/b").expect("valid").mount.options, ["nosuid", "nodev"]);
+        let bound = Mount { destination: "/dev".into(), ..mount("bind", &["nosuid"]) };
+        assert_eq!(MountPlan::new(0, &bound, "/b").expect("valid").mount.options, ["nosuid"]);
     }
 
     #[test]

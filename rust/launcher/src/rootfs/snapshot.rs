@@ -34,6 +34,6 @@ fn without_devices(root: &OwnedFd) -> Result<(), Failure> {
     set_attributes(root, false, MountAttrFlags::MOUNT_ATTR_NODEV).step(|| "mount the root without devices")
 }
 
-fn open_folder(path: &str) -> Result<OwnedFd, Errno> {
+pub(super) fn open_folder(path: &str) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }

@@ -10,9 +10,10 @@
 //! their names afterwards).
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use lamella_core::mount::{Mount, Options, make};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
@@ -32,6 +33,22 @@ pub struct Source {
 /// The number of the source that a bind mount of the spec names, if it does.
 pub(super) fn number(path: &str) -> Option<usize> {
     path.strip_prefix("sources/")?.parse().ok()
+}
+
+/// Make all of them where the spec of a bundle names them, for another runtime to bind. `root` as for [`Source::make`].
+pub(super) fn mount_in_bundle(sources: &[Source], bundle: &Path, root: &Root) -> Result<(), Failure> {
+    for (number, source) in sources.iter().enumerate() {
+        let place = bundle.join(format!("sources/{number}"));
+        let what = format!("mount {}", place.display());
+        let made = source.make(root, &what)?;
+        let is_folder = FileType::from_raw_mode(rustix::fs::fstat(&made).step(|| &what)?.st_mode).is_dir();
+        let folder = if is_folder { place.clone() } else { bundle.join("sources") };
+        std::fs::create_dir_all(folder).step(|| &what)?;
+        let flags = if is_folder { OFlags::PATH } else { OFlags::CREATE | OFlags::WRONLY };
+        let target = rustix::fs::openat(CWD, &place, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::RUSR);
+        attach(&made, target.step(|| &what)?).step(|| &what)?;
+    }
+    Ok(())
 }
 
 impl Source {

@@ -1,0 +1,116 @@
+"""Which OCI runtime makes a container: lamella's own launcher, or another program of the same interface.
+
+``lamella`` is our own, and the default. Any other name is a program on this process's PATH (runc, crun, youki), or its absolute
+path; it gets the very same bundle. It is looked for by whoever creates or starts the container, never in the container, and the
+record keeps the name, not the place. What differs between runtimes: docs/runtimes.md.
+
+Source: OCI runtime spec, runtime.md; the command line is runc's, which the others have too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lamella.config import DEFAULT_RUNTIME
+from lamella.errors import InvalidArgument, NotFound, PermissionDenied
+
+KNOWN = ("runc", "crun", "youki")
+"""The programs that :func:`installed` looks for; others work if they have the same command line."""
+FOLDER = "runtime"
+"""What another runtime has in a bundle."""
+INIT = "/dev/lamella-init"
+"""Where the init of a container lies in it, when another runtime runs it."""
+
+
+_CAPABILITIES = (
+    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST "
+    "NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE "
+    "SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM "
+    "BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
+)
+CAPABILITY_BITS = {f"CAP_{name}": bit for bit, name in enumerate(_CAPABILITIES.split())}
+"""The kernel's numbers of capabilities (linux/capability.h)."""
+
+
+def find_runtime(name: str) -> Path | None:
+    """Return the absolute path of a runtime's program, None for our own launcher.
+
+    Errors: InvalidArgument for a relative path, NotFound, PermissionDenied for a file that cannot be run.
+    """
+    if name == DEFAULT_RUNTIME:
+        return None
+    if "/" not in name:
+        found = shutil.which(name) if name else None
+        if found is None:
+            there = ", ".join((DEFAULT_RUNTIME, *installed()))
+            raise NotFound(
+                f"there is no OCI runtime {name!r} on PATH", hint=f"Install it, or take one of: {there}."
+            )
+        return Path(found).absolute()
+    path = Path(name)
+    if not path.is_absolute():
+        raise InvalidArgument(f"the runtime {name!r} is a relative path", hint="Give its name or whole path.")
+    if not path.is_file():
+        raise NotFound(f"there is no OCI runtime {name}")
+    if not os.access(path, os.X_OK):
+        raise PermissionDenied(f"the runtime {name} cannot be run")
+    return path
+
+
+def installed() -> dict[str, Path]:
+    """Give the known runtimes that are on PATH, by name, with their programs."""
+    return {name: Path(path) for name in KNOWN if (path := shutil.which(name)) is not None}
+
+
+def limit_capabilities(process: dict[str, Any]) -> dict[str, Any]:
+    """Return a spec's process without the capabilities that this process cannot give, as our own launcher does it.
+
+    Other runtimes refuse all for one: ``--privileged`` as root of a machine's part that lacks some.
+    """
+    sets = process.get("capabilities")
+    bounding = _own_bounding_set()
+    if not sets or bounding is None:
+        return process
+    kept = {
+        kind: [name for name in names if name not in CAPABILITY_BITS or bounding >> CAPABILITY_BITS[name] & 1]
+        for kind, names in sets.items()
+    }
+    return process | {"capabilities": kept}
+
+
+def _own_bounding_set() -> int | None:
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapBnd":
+            return int(value, 16)
+    return None
+
+
+def bundle_for(spec: bytes, bundle: Path, *, init: bool) -> bytes:
+    """Return a bundle's config.json as another runtime takes it: nothing but what our own launcher does by itself."""
+    document: dict[str, Any] = msgspec.json.decode(spec)
+    document["process"] = limit_capabilities(document["process"])
+    if init:
+        _add_init(document, bundle)
+    return msgspec.json.encode(document)
+
+
+def _add_init(document: dict[str, Any], bundle: Path) -> None:
+    """Have the program run beneath our init, which the launcher puts into the bundle.
+
+    It is mounted read-only, so that nobody can write to it (CVE-2019-5736), and it is this container's own copy.
+    """
+    document["process"]["args"] = [INIT, "--", *document["process"]["args"]]
+    document["mounts"].append(
+        {
+            "destination": INIT,
+            "type": "bind",
+            "source": str(bundle / "init"),
+            "options": ["bind", "ro", "exec", "nosuid", "nodev", "private"],
+        }
+    )

@@ -1,0 +1,88 @@
+//! The keeper: has the runtime make and start the container, then stays to end it when the monitor is gone.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::process::PidfdFlags;
+
+use super::{Making, Runtime, await_end, keep_only, make_folder};
+use crate::cgroup::Cgroup;
+use crate::channel::{Channel, Message};
+use crate::container::Streams;
+use crate::error::{Failure, Step};
+use crate::init;
+use crate::monitor::Stdio;
+use crate::rootfs;
+use crate::run::{Begun, Maker};
+use crate::sys::{self, Forked};
+
+const CREATE: &str = "create";
+/// The bundle's copy of our executable, which the spec of a container with an init has as its program.
+const INIT: &str = "init";
+
+impl Runtime {
+    /// Begin to make the container. `lock` is the bundle's, which the keeper holds on to until nothing of the container is
+    /// left, also where the monitor was killed.
+    pub fn begin(&self, stdin: bool, lock: BorrowedFd<'_>) -> Result<Begun, Failure> {
+        let step = || "start the keeper of the container";
+        let monitor = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).step(step)?;
+        let (ours, theirs) = Channel::pair()?;
+        let (stdio, streams) = Stdio::for_process(self.has_terminal(), stdin)?;
+        match sys::fork().step(step)? {
+            Forked::Parent(keeper) => Ok(Begun { maker: Maker::Helper(keeper), channel: ours, stdio }),
+            Forked::Child => self.keep(&theirs, &monitor, lock, streams),
+        }
+    }
+
+    fn keep(&self, channel: &Channel, monitor: &OwnedFd, lock: BorrowedFd<'_>, streams: Option<Streams>) -> ! {
+        let _ = rustix::process::setsid();
+        let _ = rustix::thread::set_name(c"lamella-keeper");
+        keep_only(&[channel.as_fd(), monitor.as_fd(), lock], streams.as_ref());
+        let told = match self.create_and_start(channel, streams) {
+            Ok(()) => channel.send(&Message::Running),
+            Err(failure) => channel.send(&Message::Failed(failure)),
+        };
+        // The end of the channel says that the program runs.
+        keep_only(&[monitor.as_fd(), lock], None);
+        if told.is_ok() {
+            await_end(monitor.as_fd(), None);
+        }
+        self.clear();
+        let _ = rustix::fs::unlink(self.bundle.join("control.sock"));
+        sys::exit_now(0)
+    }
+
+    fn create_and_start(&self, channel: &Channel, streams: Option<Streams>) -> Result<(), Failure> {
+        make_folder(&self.state())?;
+        // Of a run whose monitor and keeper were both killed.
+        self.delete()?;
+        self.forget_commands();
+        if let Some(path) = &self.config.linux.cgroups_path {
+            Cgroup::reserve(&self.cgroup_root, path);
+        }
+        if self.init {
+            init::write_copy(&self.bundle.join(INIT))?;
+        }
+        let step = || "keep the host's mounts";
+        let home = OwnedFd::from(std::fs::File::open("/proc/self/ns/mnt").step(step)?);
+        let bundle = self.bundle.to_string_lossy();
+        let words = ["--bundle", &*bundle];
+        let making = Making {
+            verb: CREATE,
+            name: CREATE,
+            words: &words,
+            terminal: self.has_terminal(),
+            size: self.config.process.console_size,
+        };
+        // Mounts of the snapshot are seen by the runtime alone, and by the container: they go with them.
+        let mount = || {
+            sys::unshare(libc::CLONE_NEWNS).step(|| "make a mount namespace")?;
+            let root = self.bundle.join(&self.config.root.path);
+            let propagation = self.config.linux.rootfs_propagation.as_deref();
+            rootfs::mount_for_runtime(&self.bundle, &root, &self.snapshot, &self.sources, propagation)
+        };
+        let go_home = || sys::move_into(home.as_fd(), libc::CLONE_NEWNS).step(|| "return to the host's mounts");
+        self.make(&making, streams, channel, mount, go_home)?;
+        let null = std::process::Stdio::null;
+        self.run("start", "start", &[&self.id], [null(), null(), null()])
+    }
+}

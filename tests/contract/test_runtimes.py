@@ -1,0 +1,250 @@
+"""The OCI runtimes that make containers: our launcher and runc (crun, where it works) under one contract.
+
+docs/runtimes.md lists what differs, and is held to what is seen here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from container_contract import ContainerContract
+from container_probe import SCRIPT, findings
+
+from lamella.errors import CommandNotExecutable, CommandNotFound, LamellaError, NotFound, Unsupported
+
+pytestmark = pytest.mark.privileged
+
+IS_V1 = not Path("/sys/fs/cgroup/cgroup.controllers").exists()
+DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "runtimes.md"
+
+
+class TestLauncher(ContainerContract):
+    @pytest.fixture
+    def runtime(self) -> str:
+        return "lamella"
+
+
+@pytest.mark.needs_program("runc")
+class TestRunc(ContainerContract):
+    @pytest.fixture
+    def runtime(self) -> str:
+        return "runc"
+
+
+if shutil.which("crun") and not IS_V1:  # crun refuses cgroups of which some are of v1
+
+    class TestCrun(ContainerContract):
+        @pytest.fixture
+        def runtime(self) -> str:
+            return "crun"
+
+
+@pytest.fixture
+def image(client, small_image):
+    return client.images.pull(small_image)
+
+
+# What a program sees
+
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "limited": {
+        "memory": "64m",
+        "pids_limit": 50,
+        "cpus": 0.5,
+        "ulimits": ["nofile=512:1024"],
+        "oom_score_adj": 100,
+        "shm_size": "8m",
+        "sysctls": {"net.ipv4.ip_forward": "1"},
+    },
+    "as a user": {"user": "7:8", "working_dir": "/tmp", "environment": {"A": "b"}, "no_new_privileges": True},
+    "with other rights": {"cap_add": ["NET_ADMIN"], "cap_drop": ["CHOWN", "MKNOD"], "seccomp": "unconfined"},
+    "with files": {
+        "read_only": True,
+        "tmpfs": ["/scratch:size=1m", "/run"],
+        "volumes": ["/usr:/host:ro", "kept:/kept"],
+        "devices": ["/dev/null:/dev/nothing:r"],
+    },
+    "nothing hidden": {"masked_paths": [], "readonly_paths": []},
+    "privileged": {"privileged": True},
+    "on the host's network": {"network": "host"},
+    "on a terminal": {"tty": True, "stdin": True},
+    "with an init": {"init": True},
+}
+
+
+def probe(client: Any, image: Any, runtime: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Give what the probe finds in each way of running it."""
+    for way, options in WAYS.items():
+        box = client.containers.create(
+            image, ["/bin/sh", "-c", SCRIPT], runtime=runtime, hostname="box", **options
+        )
+        try:
+            with box.start(attach=True) as streams:
+                yield way, findings(b"".join(data for _, data in streams))
+        finally:
+            box.remove(force=True, volumes=True)
+    box = client.containers.create(image, ["/bin/sleep", "600"], runtime=runtime, hostname="box")
+    try:
+        box.start()
+        for way, options in {"exec": {}, "exec on a terminal": {"tty": True, "user": "7"}}.items():
+            with box.start_exec(["/bin/sh", "-c", SCRIPT], **options) as streams:
+                yield way, findings(b"".join(data for _, data in streams))
+    finally:
+        box.remove(force=True)
+
+
+def listed() -> dict[str, tuple[str, str]]:
+    """Give the differences that the document lists for a machine like this."""
+    always, _, of_v1 = DOCUMENT.read_text().partition("Where cgroups are those of v1:")
+    rows = re.findall(
+        r"^\| `([^`]+)` \| (.+?) \| (.+?) \| .+ \|$", always + (of_v1 if IS_V1 else ""), re.MULTILINE
+    )
+    return {what: (ours.strip("`"), theirs.strip("`")) for what, ours, theirs in rows}
+
+
+@pytest.mark.needs_program("runc")
+@pytest.mark.timeout(300)
+def test_a_program_sees_the_same_whoever_made_its_container_but_for_what_is_listed(client, image):
+    found = {runtime: dict(probe(client, image, runtime)) for runtime in ("lamella", "runc")}
+    assert all(len(one["plain"]) > 100 for one in found.values()), "the probe has said little"
+    seen: dict[str, set[tuple[str, str]]] = {}
+    where: dict[str, list[str]] = {}
+    for way, ours in found["lamella"].items():
+        theirs = found["runc"][way]
+        for what in ours.keys() | theirs.keys():
+            pair = ours.get(what) or "nothing", theirs.get(what) or "nothing"
+            if pair[0] != pair[1]:
+                seen.setdefault(what, set()).add(pair)
+                where.setdefault(what, []).append(way)
+    known = listed()
+    assert {what: (seen[what], where[what]) for what in seen.keys() - known.keys()} == {}, "not in the list"
+    assert known.keys() - seen.keys() == set(), "no difference any more"
+    assert {what: seen[what] for what, pair in known.items() if pair not in seen[what]} == {}, (
+        "listed otherwise"
+    )
+
+
+# What a caller sees
+
+
+@pytest.fixture
+def script(client, image):
+    """Give a container whose image has a program without its interpreter."""
+
+    def make(content: bytes, **options: Any) -> Any:
+        box = client.containers.create(image, ["/tool"], **options)
+        tool = client.snapshots.layer_paths(box.snapshot_key)[0] / "tool"
+        tool.write_bytes(content)
+        tool.chmod(0o755)
+        return box
+
+    return make
+
+
+@pytest.mark.needs_program("runc")
+def test_a_program_that_only_exec_refuses_is_told_by_the_container_itself(script):
+    for content, error in ((b"#!/no/such\n", CommandNotFound), (b"\x7fELFnonsense", CommandNotExecutable)):
+        ours = script(content)
+        with pytest.raises(error):
+            ours.start()
+        theirs = script(content, runtime="runc")
+        theirs.start()
+        assert theirs.wait(30) in (1, 255)
+        assert b"exec /tool" in b"".join(data for _, data in theirs.logs(follow=True))
+        for box in (ours, theirs):
+            box.remove()
+
+
+@pytest.mark.needs_program("runc")
+def test_beneath_an_init_a_missing_program_is_told_by_the_container_itself(client, image):
+    options = {"init": True, "remove": True}
+    with pytest.raises(CommandNotFound):
+        client.containers.run(image, ["nonsense"], **options)
+    result = client.containers.run(image, ["nonsense"], runtime="runc", **options)
+    assert result.exit_code == 127
+    assert b"executable file not found" in result.stderr
+
+
+@pytest.mark.needs_program("runc")
+def test_other_runtimes_get_fields_of_the_spec_that_ours_refuses(client, image, tmp_path):
+    def with_hook(spec):
+        spec["hooks"] = {
+            "createRuntime": [{"path": shutil.which("touch"), "args": ["touch", str(tmp_path / "hook")]}]
+        }
+
+    with pytest.raises(Unsupported, match="hooks"):
+        client.containers.run(image, ["/bin/true"], spec=with_hook, remove=True)
+    client.containers.run(image, ["/bin/true"], spec=with_hook, remove=True, runtime="runc", check=True)
+    assert (tmp_path / "hook").exists()
+
+
+@pytest.mark.needs_program("runc")
+def test_a_runtime_refuses_in_its_own_words_and_leaves_nothing(client, image):
+    def with_mount(spec):
+        spec["mounts"].append({"destination": "/x", "type": "nonsense", "source": "x"})
+
+    with pytest.raises(LamellaError, match=r"^runc create: .*no such device"):
+        client.containers.run(image, ["/bin/true"], spec=with_mount, remove=True, runtime="runc")
+    assert client.containers.list(all=True) == []
+
+
+@pytest.mark.needs_program("runc")
+def test_a_pool_needs_our_own(client, image):
+    with pytest.raises(Unsupported, match="runc"):
+        client.containers.pool(image, size=1, runtime="runc")
+
+
+# Which one
+
+
+def test_a_runtime_that_is_not_there_is_an_error_that_names_those_that_are(client, image, tmp_path):
+    with pytest.raises(NotFound, match="norunc") as caught:
+        client.containers.create(image, ["/bin/true"], runtime="norunc")
+    assert "lamella" in str(caught.value.hint)
+    program = tmp_path / "runx"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    box = client.containers.create(image, ["/bin/true"], runtime=str(program))
+    with pytest.raises(LamellaError, match=r"runx create: .*does not say why"):
+        box.start()
+    assert box.status == "created"
+    program.unlink()
+    with pytest.raises(NotFound, match="runx"):
+        box.start()
+    box.remove()
+
+
+def test_a_runtime_gets_nothing_of_the_callers_and_is_not_looked_for_in_the_container(
+    client, image, tmp_path, monkeypatch
+):
+    """CVE-2024-21626: descriptors that a runtime inherits are the container's, if it does not close them."""
+    seen = tmp_path / "seen"
+    program = tmp_path / "bin" / "runx"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{{ env; ls -l /proc/$$/fd; ls -l /proc/$$/cwd; }} > {seen}\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SECRET", "of the caller")
+    held = os.open("/etc", os.O_RDONLY)
+    os.set_inheritable(held, True)
+    try:
+        box = client.containers.create(image, ["/bin/true"], runtime="runx", environment={"PATH": "/nowhere"})
+        with pytest.raises(LamellaError):
+            box.start()
+    finally:
+        os.close(held)
+    text = seen.read_text()
+    assert "SECRET" not in text
+    opened = [line.rpartition(" -> ")[2] for line in text.splitlines() if " -> " in line]
+    allowed = re.compile(
+        r"pipe:|/dev/null|" + "|".join(map(re.escape, (str(seen), str(program), str(box.task.folder))))
+    )
+    assert [name for name in opened if not allowed.match(name)] == []
+    box.remove()
