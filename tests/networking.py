@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from lamella import _core
 from lamella.errors import NotFound
 
 BUSYBOX = ["/bin/busybox:/bin/busybox:ro"]
@@ -46,6 +47,10 @@ class Machine:
             self.ip("link", "set", name, "up")
         self.ip("route", "add", "default", "via", "192.0.2.1")
 
+    def neighbour(self, folder: Path) -> Neighbour:
+        """Put another machine at the other end of the way out."""
+        return Neighbour(self, folder / "neighbour")
+
     def leave(self) -> None:
         _checked(_libc.setns(self._home, CLONE_NEWNET))
         os.close(self._home)
@@ -61,6 +66,31 @@ class Machine:
         """Give the firewall's rules, but for counters and the chains that plugins keep for all containers."""
         done = subprocess.run(["iptables-save"], check=True, capture_output=True, text=True)
         return sorted(line for line in done.stdout.splitlines() if line.startswith("-A"))
+
+
+class Neighbour:
+    """A machine beside another, 192.0.2.1 and 2001:db8::1, which asks that one's ports."""
+
+    def __init__(self, machine: Machine, path: Path) -> None:
+        self._path = str(path)
+        _core.pin_network(self._path)
+        machine.ip("address", "add", "2001:db8::2/64", "dev", "up0", "nodad")
+        machine.ip("link", "set", "up1", "netns", self._path)
+        for words in (
+            ("address", "add", "192.0.2.1/24", "dev", "up1"),
+            ("address", "add", "2001:db8::1/64", "dev", "up1", "nodad"),
+            ("link", "set", "up1", "up"),
+        ):
+            self.run("ip", *words)
+        machine.ip("route", "add", "default", "via", "2001:db8::1")
+
+    def run(self, *words: str, data: bytes = b"") -> bytes:
+        """Run a command there, with some input; give its output."""
+        command = ["nsenter", f"--net={self._path}", *words]
+        return subprocess.run(command, input=data, check=True, capture_output=True, timeout=60).stdout
+
+    def leave(self) -> None:
+        _core.unpin_network(self._path)
 
 
 def pins(config) -> list[str]:
@@ -159,8 +189,9 @@ def cni(machine):
 def start(client, image):
     started = []
 
-    def call(*command, **options):
-        container = client.containers.run(image, list(command), detach=True, volumes=BUSYBOX, **options)
+    def call(*command, more_volumes=(), **options):
+        volumes = [*BUSYBOX, *more_volumes]
+        container = client.containers.run(image, list(command), detach=True, volumes=volumes, **options)
         started.append(container)
         return container
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import signal
 import socket
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -308,6 +314,103 @@ def test_pasta_connects_a_container_and_ends_with_it(client, machine, start):
         assert not pastas(client)
 
 
+@pytest.fixture
+def neighbour(machine, tmp_path):
+    neighbour = machine.neighbour(tmp_path)
+    yield neighbour
+    neighbour.leave()
+
+
+ASK = """
+import socket, sys, time
+family, host, port, kind = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), getattr(socket, sys.argv[4])
+deadline = time.monotonic() + 20
+while time.monotonic() < deadline:
+    with socket.socket(family, kind) as sock:
+        sock.settimeout(2)
+        try:
+            sock.connect((host, port))
+            sock.send(b"hello")
+            answer = sock.recv(100)
+        except OSError:
+            answer = b""
+    if answer:
+        sys.stdout.write(answer.decode())
+        break
+    time.sleep(0.05)
+"""
+ECHO = """
+import socket, sys, threading
+def serve(kind):
+    with socket.socket(socket.AF_INET6, kind) as sock:
+        sock.bind(("::", 80))
+        if kind == socket.SOCK_DGRAM:
+            while True:
+                data, sender = sock.recvfrom(100)
+                sock.sendto(data, sender)
+        sock.listen()
+        while True:
+            with sock.accept()[0] as client:
+                client.sendall(client.recv(100))
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+    threading.Thread(target=serve, args=(kind,)).start()
+"""
+
+
+@pytest.mark.needs_program("nsenter")
+@pytest.mark.parametrize(
+    "network", ["bridge", pytest.param("pasta", marks=pytest.mark.needs_program("pasta"))]
+)
+def test_published_ports_are_reached_from_another_machine(client, cni, neighbour, network, start):
+    """tcp and udp, IPv4, and with pasta IPv6, too; one that is published at an address is reached there alone."""
+    served = serving(start, network, ["8080:80", "8080:80/udp", "127.0.0.1:8081:80"])
+    families = [(socket.AF_INET, "192.0.2.2")] + (
+        [(socket.AF_INET6, "2001:db8::2")] if network == "pasta" else []
+    )
+    for family, address in families:
+        for kind in ("SOCK_STREAM", "SOCK_DGRAM"):
+            words = (sys.executable, "-c", ASK, str(int(family)), address, "8080", kind)
+            assert neighbour.run(*words) == b"hello", (address, kind)
+    refused = "import socket; print(socket.socket().connect_ex(('192.0.2.2', 8081)))"
+    assert neighbour.run(sys.executable, "-c", refused).decode().strip() == str(errno.ECONNREFUSED)
+    assert served.shown_ports[0] == "0.0.0.0:8080->80/tcp"
+
+
+def serving(start, network, ports):
+    """Start an echo server of this machine's Python in a container."""
+    folders = [f"{path}:{path}:ro" for path in ("/usr", "/lib", "/lib64", "/bin") if Path(path).exists()]
+    return start(
+        sys.executable if sys.executable.startswith("/usr") else "/usr/bin/python3", "-c", ECHO,
+        network=network, ports=ports, more_volumes=folders,
+    )  # fmt: skip
+
+
+@pytest.mark.needs_program("pasta")
+def test_a_pasta_that_dies_is_told_and_harms_nobody(client, machine, start):
+    box = start(*SERVE, network="pasta", ports=["8080:80"])
+    assert box.inspect()["network"]["connected"] is True
+    assert client.networks.check() == []
+    pid = json.loads(next((client.config.root / "networks/attached").glob("*.json")).read_text())["release"][
+        "process"
+    ]
+    os.kill(pid, signal.SIGKILL)
+    while box.inspect()["network"]["connected"]:
+        time.sleep(0.01)
+    assert box.status == "running"
+    (problem,) = client.networks.check()
+    assert (problem.container, problem.network, "pasta has ended" in problem.reason) == (
+        box.id,
+        "pasta",
+        True,
+    )
+    box.restart(0)
+    box.stop(0)
+    box.start()
+    assert ask("127.0.0.1", 8080) == b"hello\n"
+    box.remove(force=True)
+    assert (pins(client.config), pastas(client)) == ([], [])
+
+
 @pytest.mark.needs_program("pasta")
 def test_a_pasta_that_cannot_work_leaves_nothing(client, machine, start):
     machine.ip("route", "del", "default")
@@ -460,3 +563,89 @@ def test_gc_tells_plugins_of_the_stores_own_networks_who_is_there(client, fake, 
     assert collected[0]["document"]["cni.dev/valid-attachments"] == [
         {"containerID": box.id, "ifname": "eth0"}
     ]
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL", "STATUS"])
+def test_a_plugin_that_hangs_is_killed_with_all_that_left_its_group(
+    client, fake, start, monkeypatch, command
+):
+    monkeypatch.setattr("lamella.containers.networks.execution.PATIENCE", 1.0)
+    fake.network("first", {"type": "first"}, version="1.1.0")
+    fake.network("slow", {"type": "slow"}, version="1.1.0")
+    box = start("/bin/busybox", "sleep", "1000", network="first")
+    if command == "DEL":
+        client.networks.get("slow").connect(box)
+    fake.behave(
+        "slow",
+        command,
+        "import subprocess; subprocess.Popen(['sleep', '1235'], start_new_session=True); time.sleep(1235)",
+    )
+    with pytest.raises(DeadlineExceeded, match="slow did not end"):
+        client.networks.get("slow").disconnect(box) if command == "DEL" else client.networks.get(
+            "slow"
+        ).connect(box)
+    assert subprocess.run(["pgrep", "-f", "sleep 1235"], capture_output=True, check=False).stdout == b""
+    (fake.folder / f"slow.{command}").unlink()
+    client.containers.list()
+    assert box.inspect()["network"]["networks"].keys() == {"first"}
+    box.remove(force=True)
+    assert pins(client.config) == []
+
+
+def test_a_check_names_what_is_not_as_it_was(client, cni, start):
+    box = start("/bin/busybox", "sleep", "1000", network="bridge")
+    start("/bin/busybox", "sleep", "1000", network="bridge")  # the bridge has another MAC by now, as a rule
+    assert client.networks.check() == []
+    namespace = box.inspect()["network"]["namespace"]
+    subprocess.run(["nsenter", f"--net={namespace}", "ip", "link", "set", "eth0", "down"], check=True)
+    subprocess.run(["nsenter", f"--net={namespace}", "ip", "address", "flush", "dev", "eth0"], check=True)
+    (problem,) = client.networks.check()
+    assert (problem.container, problem.network, problem.interface) == (box.id, "bridge", "eth0")
+
+
+def test_checks_are_given_what_the_spec_says_and_leave_out_who_cannot_be_asked(client, fake, start):
+    fake.network("fake", {"type": "first"}, {"type": "second"})
+    fake.network("old", {"type": "third"}, version="0.3.1")
+    fake.network("mute", {"type": "fourth"}, disableCheck=True)
+    start("/bin/busybox", "sleep", "1000", networks=["fake", "old", "mute"])
+    fake.behave("second", "CHECK", "print(json.dumps({'code': 100, 'msg': 'it is gone'})); sys.exit(1)")
+    (problem,) = client.networks.check()
+    assert (problem.network, problem.interface, "it is gone" in problem.reason) == ("fake", "eth0", True)
+    checks = [call for call in fake.calls() if call["command"] == "CHECK"]
+    assert [call["plugin"] for call in checks] == ["first", "second"]
+    undo = fake.calls()[0]["env"] | {"CNI_COMMAND": "CHECK"}
+    assert checks[0]["env"] == undo
+    assert checks[0]["document"]["prevResult"]["ips"][0]["address"] == "10.66.0.2/24"
+
+
+def test_what_all_interfaces_carry_is_counted(client, cni, start):
+    client.networks.create("one", subnet="10.77.0.0/24")
+    client.networks.create("two", subnet="10.78.0.0/24")
+    box = start("/bin/busybox", "sleep", "1000", networks=["one", "two"])
+    for gateway in ("10.77.0.1", "10.78.0.1"):
+        box.exec(["/bin/busybox", "ping", "-c", "1", "-W", "1", gateway])
+    networks = box.stats().networks
+    assert networks.keys() == {"eth0", "eth1"}
+    assert all(counted.tx_packets > 0 for counted in networks.values())
+    host = start("/bin/busybox", "sleep", "1000", network="host")
+    assert host.stats().networks == {}
+
+
+@pytest.mark.parametrize(
+    "network", ["bridge", "container:plain", pytest.param("pasta", marks=pytest.mark.needs_program("pasta"))]
+)
+def test_a_network_with_a_user_namespace_is_refused_by_name_and_leaves_nothing(
+    client, settled, cni, start, network
+):
+    """The namespace is made before, and belongs to the machine's users: sysfs could not be mounted for it."""
+
+    def mapped(spec):
+        spec["linux"]["namespaces"].append({"type": "user"})
+        ids = [{"containerID": 0, "hostID": 100_000, "size": 65_536}]
+        spec["linux"] |= {"uidMappings": ids, "gidMappings": ids}
+
+    plain = start("/bin/busybox", "sleep", "1000", name="plain")
+    with pytest.raises(Unsupported, match="joining a network namespace from a new user namespace"):
+        start("/bin/true", network=network, spec=mapped)
+    plain.remove(force=True)
+    nothing_left(client, cni, settled)

@@ -50,11 +50,15 @@ def remove_orphaned_tasks(database: Database, config: Config, *, dry_run: bool) 
 
 
 def collect_networks(config: Config) -> None:
-    """Let the plugins of the store's own networks drop what belongs to no container."""
+    """Let the plugins of the store's own networks drop what belongs to no container, and drop what they cannot."""
     if any(name.endswith(".conflist") for name in names_in(config.root / "networks")):
         from lamella.containers.networks.cni import collect
 
         collect(config)
+    if names_in(config.state / "networks" / "leases"):
+        from lamella.containers.networks.leases import drop_orphaned_leases
+
+        drop_orphaned_leases(config)
 
 
 def stale_networks(config: Config) -> Iterator[Task]:

@@ -27,6 +27,7 @@ from lamella.containers.networks.configuration import (
     own_folder,
     parse,
 )
+from lamella.containers.networks.leases import leases_folder
 from lamella.containers.networks.publishing import networks_lock
 from lamella.containers.orphans import release_stale_networks
 from lamella.disk import make_private_folder, translated
@@ -177,7 +178,7 @@ class Network:
                     remove_link(plugin.document["bridge"])
             with translated(f"remove {self.path}"), suppress(FileNotFoundError):
                 self.path.unlink()
-            _core.remove_tree(str(_leases(config) / self.name))
+            _core.remove_tree(str(leases_folder(config) / self.name))
 
 
 class Networks:
@@ -320,7 +321,7 @@ def _document(
             "hairpinMode": True,
             "ipam": {
                 "type": "host-local",
-                "dataDir": str(_leases(config)),
+                "dataDir": str(leases_folder(config)),
                 "ranges": ranges,
                 "routes": [] if internal else [{"dst": everywhere[subnet.version]} for subnet in subnets],
             },
@@ -333,10 +334,6 @@ def _document(
         plugins.append({"type": "portmap", "capabilities": {"portMappings": True}})
     plugins.append({"type": "firewall"})
     return {"cniVersion": VERSION, "name": name, "plugins": plugins}
-
-
-def _leases(config: Config) -> Path:
-    return config.state / "networks" / "leases"
 
 
 def _subnet(text: str) -> _AnyNetwork:
