@@ -62,3 +62,17 @@ def test_run_takes_a_patch_of_the_spec_and_other_masks(pulled: tuple[Program, st
     write = ["sh", "-c", "echo 1 >/proc/sys/kernel/domainname"]
     assert lamella("run", "--rm", reference, *write).status != 0
     lamella("run", "--rm", "--security-opt", "systempaths=unconfined", reference, *write).ok()
+
+
+@pytest.mark.privileged
+def test_run_says_where_the_cgroup_is_and_who_sees_it(pulled: tuple[Program, str]) -> None:
+    lamella, reference = pulled
+    seen = ["--cgroupns", "host", reference, "cat", "/proc/self/cgroup"]
+    assert "/lamella-parent/" in lamella("run", "--rm", "--cgroup-parent", "/lamella-parent", *seen).ok().out
+    assert "/lamella/default/" in lamella("run", "--rm", *seen).ok().out
+    assert "/lamella" not in lamella("run", "--rm", reference, "cat", "/proc/self/cgroup").ok().out
+    assert (
+        "blkio_weight_device"
+        in lamella("run", "--blkio-weight-device", "/dev/null:300", reference, "true").err
+    )
+    assert "memory_swappiness" in lamella("run", "--memory-swappiness", "101", reference, "true").err

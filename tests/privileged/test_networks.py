@@ -28,6 +28,7 @@ from lamella.errors import (
     Unsupported,
 )
 from networking import BUSYBOX, SERVE, ask, inside, leases, pins
+from probes import NET_RAW, reached
 
 pytestmark = [pytest.mark.privileged, pytest.mark.needs_program("iptables", "ip", "busybox")]
 
@@ -62,6 +63,16 @@ def test_two_containers_of_a_bridge_reach_each_other_and_the_host(client, cni, s
     assert inside(other, "nc", "-w", "20", address, "80") == "hello\n"
     assert f"default via {server.inspect()['network']['gateways'][0]}" in inside(other, "ip", "route")
     assert server.inspect()["network"]["mac_address"] in inside(server, "ip", "link", "show", "eth0")
+
+
+def test_a_container_of_a_bridge_reaches_nothing_of_the_host_but_its_network(
+    client, settled, cni, image, compiled, bait
+):
+    """reach.c has what is tried, and tests/security/test_reach.py the same for other networks."""
+    volumes = [f"{compiled('reach')}:/probe:ro"]
+    command = ["/probe/reach", *bait]
+    result = client.containers.run(image, command, remove=True, volumes=volumes, network="bridge")
+    assert reached(result.stdout) == NET_RAW
 
 
 def test_a_published_port_is_reached_over_loopback_and_the_machines_address(client, cni, start):

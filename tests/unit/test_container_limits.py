@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -44,6 +48,32 @@ def test_every_option_of_a_start_reaches_the_spec():
         "mems": "0",
     }
     assert plain(io_limits(limits)) == {"weight": 300}
+
+
+def test_how_readily_it_swaps_and_whether_it_is_killed_are_of_the_start_and_stay_in_a_change():
+    first = memory_limits(Limits(memory="64m"), swappiness=10, disable_oom_killer=True)
+    assert plain(first) == {
+        "limit": 64 * MEBIBYTE, "swap": 64 * MEBIBYTE, "swappiness": 10, "disableOOMKiller": True
+    }  # fmt: skip
+    after = changed(Resources(memory=first), Limits(memory="128m")).memory
+    assert (after.swappiness, after.disable_oom_killer) == (10, True)
+    assert plain(memory_limits(Limits(), swappiness=0)) == {"swappiness": 0}
+    assert memory_limits(Limits(), swappiness=-1) is None
+    for swappiness in (-2, 101):
+        with pytest.raises(InvalidArgument, match="memory_swappiness"):
+            memory_limits(Limits(), swappiness=swappiness)
+
+
+def test_a_device_has_a_weight_of_its_own(tmp_path, monkeypatch):
+    device = os.stat_result((stat.S_IFBLK, *[0] * 9), {"st_rdev": os.makedev(8, 16)})
+    monkeypatch.setattr(Path, "stat", lambda self: device)
+    for given in ({"/dev/sdb": 300}, ["/dev/sdb:300"], [{"Path": "/dev/sdb", "Weight": 300}]):
+        expected = {"weightDevice": [{"major": 8, "minor": 16, "weight": 300}]}
+        assert plain(io_limits(Limits(), weights=given)) == expected
+    with pytest.raises(InvalidArgument, match="blkio_weight_device"):
+        io_limits(Limits(), weights=["/dev/sdb:9"])
+    with pytest.raises(InvalidArgument, match="blkio_weight_device"):
+        io_limits(Limits(), weights=["/dev/sdb"])
 
 
 @pytest.mark.parametrize(

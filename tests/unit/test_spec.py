@@ -204,6 +204,15 @@ def test_merging_is_that_of_the_rfc(document, patch, result):
     assert merge(document, patch) == result
 
 
+def test_a_cgroup_is_made_in_the_parent_that_is_named():
+    name = "0123456789abcdef" * 4
+    for given in ("/builds/1", "builds/1/", "//builds//1"):
+        assert spec(cgroup_parent=given)["linux"]["cgroupsPath"] == f"/builds/1/{name}"
+    for wrong in ("", "/", "/a/../b", "a/./b", "a\0b"):
+        with pytest.raises(InvalidArgument, match="cgroup_parent"):
+            spec(cgroup_parent=wrong)
+
+
 def test_paths_of_proc_and_sys_are_masked_unless_others_are_given():
     assert "/proc/kcore" in spec()["linux"]["maskedPaths"]
     assert "maskedPaths" not in spec(privileged=True)["linux"]

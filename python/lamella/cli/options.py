@@ -142,6 +142,69 @@ def _add_file_options(add: Callable[..., object]) -> None:
     add("--gpus", metavar="REQUEST", type=_gpus, help=argparse.SUPPRESS)
 
 
+def _add_limits_of_a_start(add: Callable[..., object]) -> None:
+    add_limits(add)
+    add(
+        "--memory-swappiness",
+        metavar="NUMBER",
+        type=int,
+        help="Swap readily (100) or hardly (0); -1 for the machine's own. cgroup v1 alone.",
+    )
+    add(
+        "--oom-kill-disable",
+        action="store_true",
+        help="Wait for memory instead of being killed. cgroup v1 alone.",
+    )
+    add(
+        "--blkio-weight-device",
+        metavar="DEVICE:WEIGHT",
+        action="append",
+        default=[],
+        help="Weigh it against others where this disk is busy, such as /dev/sda:300.",
+    )
+    add("--cgroup-parent", metavar="PATH", help="Make its cgroup in this one, such as /builds/1.")
+    add(
+        "--shm-size",
+        metavar="SIZE",
+        type=argument(parse_size),
+        help="Set the size of /dev/shm (default: 64m).",
+    )
+    for what, word in (
+        ("read", "bytes"),
+        ("write", "bytes"),
+        ("read", "operations"),
+        ("write", "operations"),
+    ):
+        add(
+            f"--device-{what}-{'bps' if word == 'bytes' else 'iops'}",
+            metavar="DEVICE:RATE",
+            action="append",
+            default=[],
+            help=f"Limit the {word} a second that it may {what}, such as /dev/sda:10m.",
+        )
+    add(
+        "--ulimit",
+        metavar="NAME=SOFT[:HARD]",
+        type=argument(parse_ulimit),
+        action="append",
+        default=[],
+        help="Set a resource limit, such as nofile=1024.",
+    )
+    add(
+        "--oom-score-adj",
+        metavar="NUMBER",
+        type=int,
+        help="Be killed earlier (up to 1000) or later when memory is out.",
+    )
+    add(
+        "--sysctl",
+        metavar="KEY=VALUE",
+        type=argument(parse_pair),
+        action="append",
+        help="Set a kernel parameter.",
+    )
+
+
 def add_container_options(parser: Parser) -> None:
     """Add every option that shapes a container, and REF with the command behind it."""
     add = parser.add_argument
@@ -224,48 +287,7 @@ def add_container_options(parser: Parser) -> None:
 
     _add_file_options(parser.add_argument_group("Files").add_argument)
 
-    add = parser.add_argument_group("Limits").add_argument
-    add_limits(add)
-    add(
-        "--shm-size",
-        metavar="SIZE",
-        type=argument(parse_size),
-        help="Set the size of /dev/shm (default: 64m).",
-    )
-    for what, word in (
-        ("read", "bytes"),
-        ("write", "bytes"),
-        ("read", "operations"),
-        ("write", "operations"),
-    ):
-        add(
-            f"--device-{what}-{'bps' if word == 'bytes' else 'iops'}",
-            metavar="DEVICE:RATE",
-            action="append",
-            default=[],
-            help=f"Limit the {word} a second that it may {what}, such as /dev/sda:10m.",
-        )
-    add(
-        "--ulimit",
-        metavar="NAME=SOFT[:HARD]",
-        type=argument(parse_ulimit),
-        action="append",
-        default=[],
-        help="Set a resource limit, such as nofile=1024.",
-    )
-    add(
-        "--oom-score-adj",
-        metavar="NUMBER",
-        type=int,
-        help="Be killed earlier (up to 1000) or later when memory is out.",
-    )
-    add(
-        "--sysctl",
-        metavar="KEY=VALUE",
-        type=argument(parse_pair),
-        action="append",
-        help="Set a kernel parameter.",
-    )
+    _add_limits_of_a_start(parser.add_argument_group("Limits").add_argument)
 
     add = parser.add_argument_group("Security").add_argument
     add(
@@ -407,6 +429,10 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "snapshotter": arguments.snapshotter,
         "runtime": arguments.runtime,
         **limits(arguments),
+        "memory_swappiness": arguments.memory_swappiness,
+        "oom_kill_disable": arguments.oom_kill_disable,
+        "blkio_weight_device": arguments.blkio_weight_device,
+        "cgroup_parent": arguments.cgroup_parent,
         "device_read_bps": arguments.device_read_bps,
         "device_write_bps": arguments.device_write_bps,
         "device_read_iops": arguments.device_read_iops,

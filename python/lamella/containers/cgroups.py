@@ -71,6 +71,31 @@ class Cgroup:
         return sorted(found)
 
 
+def delegated(own: Path = Path("/proc/self/cgroup")) -> str:
+    """Give the path of the cgroup that this user was given to make others in (systemd's ``Delegate=``); '' for none.
+
+    It is the topmost one that belongs to the user, of those that this process is in: whoever is not root can move processes
+    only within it. cgroup v2 alone: systemd delegates none of v1. Source: cgroup-v2.rst, "Delegation".
+    """
+    top = _controllers().get("")
+    lines = own.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    path = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    if top is None:
+        return ""
+    return _delegated_below(top, path)
+
+
+def _delegated_below(top: Path, path: str) -> str:
+    for folder in [*reversed(Path(path).parents), Path(path)]:
+        full = top / folder
+        try:
+            if full.stat().st_uid == os.geteuid() and os.access(full / "cgroup.procs", os.W_OK):
+                return f"/{folder}".rstrip("/.")
+        except OSError:
+            continue
+    return ""
+
+
 def _controllers() -> dict[str, Path]:
     """Give the hierarchies' mount points by controller; that of v2 is under the empty name."""
     found: dict[str, Path] = {}
@@ -108,9 +133,10 @@ def end_processes(path: str) -> None:
 
 
 def remove_cgroups(path: str) -> None:
-    """Remove the cgroup ``path`` (from the root of its hierarchy) of every hierarchy, and parents that are empty then.
+    """Remove the cgroup ``path`` (from the root of its hierarchy) of every hierarchy, and parents of ours that are empty then.
 
-    Harmless where there is none. One that still has processes is left alone after a while.
+    Ours are those from the name ``lamella`` on; what somebody else made for containers to be in is left. Harmless
+    where there is none. One that still has processes is left alone after a while.
     """
     relative = os.path.normpath(path).strip("/")
     if not relative or relative.startswith(".."):
@@ -122,13 +148,18 @@ def remove_cgroups(path: str) -> None:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.005)
-        for parent in folder.parents:
-            if parent == hierarchy:
-                break
+        for parent in _ours(Path(relative)):
             try:
-                parent.rmdir()
+                (hierarchy / parent).rmdir()
             except OSError:
                 break
+
+
+def _ours(path: Path) -> list[Path]:
+    """Give the parents of a container's cgroup that lamella makes and removes, the nearest first."""
+    parents = list(path.parents)
+    names = [parent.name for parent in parents]
+    return parents[: names.index("lamella") + 1] if "lamella" in names else []
 
 
 def _remove(folder: Path) -> bool:

@@ -86,8 +86,9 @@ class Containers:
         and publish_all_ports (what the image or expose names gets a free port of the host), dns, dns_search, dns_options,
         extra_hosts (``{"db": "10.0.0.5"}``), in the first network ip, ip6, mac_address and network_aliases, memory and
         memory_swap (bytes or ``"512m"``), memory_reservation, cpus or cpu_quota and cpu_period, cpu_shares, cpuset, cpuset_mems,
-        pids_limit, blkio_weight, device_read_bps, device_write_bps, device_read_iops and device_write_iops
-        (``{"/dev/sda": "10m"}``),
+        pids_limit, memory_swappiness and oom_kill_disable (cgroup v1), blkio_weight, blkio_weight_device
+        (``{"/dev/sda": 300}``), device_read_bps, device_write_bps, device_read_iops and device_write_iops
+        (``{"/dev/sda": "10m"}``), cgroup_parent (a path from the root of the hierarchies, to make its cgroup in),
         read_only, tmpfs (``"/run"``, ``"/tmp:size=1m,mode=700,uid=5"``), mounts
         (``"type=bind,source=/a,target=/b,readonly"``, ``"type=image,source=tools:1,target=/tools"``: an image's files, read-only,
         or a mapping of those fields, or docker-py's ``types.Mount``; :mod:`lamella.containers.mounts`), volumes

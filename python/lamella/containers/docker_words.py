@@ -10,6 +10,7 @@ RENAMED = {
     "dns_opt": "dns_options",
     "mem_limit": "memory",
     "mem_reservation": "memory_reservation",
+    "mem_swappiness": "memory_swappiness",
     "memswap_limit": "memory_swap",
     "nano_cpus": "cpus, in processors",
     "network_mode": "network",
@@ -20,8 +21,6 @@ RENAMED = {
 """Words for which there is another one here."""
 
 ABSENT = {
-    "blkio_weight_device": "give blkio_weight, or the weights by spec (linux.resources.blockIO.weightDevice)",
-    "cgroup_parent": "set the path by spec (linux.cgroupsPath)",
     "cpu_count": "it is for Windows",
     "cpu_percent": "it is for Windows",
     "cpu_rt_period": "set it by spec (linux.resources.cpu.realtimePeriod)",
@@ -34,10 +33,8 @@ ABSENT = {
     "kernel_memory": "the kernel has it no more",
     "links": "give extra_hosts, or network_aliases in a network of your own",
     "lxc_conf": "docker has it no more",
-    "mem_swappiness": "set it by spec (linux.resources.memory.swappiness, cgroup v1)",
     "network_disabled": "network='none' is the default",
     "networking_config": "give network, ip, mac_address and network_aliases",
-    "oom_kill_disable": "set it by spec (linux.resources.memory.disableOOMKiller, cgroup v1)",
     "publish_all_ports": "name the ports",
     "runtime": "containers are run by lamella's own launcher",
     "stderr": "a result has stdout and stderr apart, and so have logs",
@@ -76,7 +73,7 @@ def explain_option(text: str) -> str | None:
     return f"docker's {text.partition('=')[0]} is not here: {reason}" if reason else None
 
 
-_PLURALS = {"publish-all": "publish_all_ports", "memory-swappiness": "mem_swappiness"}
+_PLURALS = {"publish-all": "publish_all_ports"}
 
 
 def explain(word: str) -> str | None:

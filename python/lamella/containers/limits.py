@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from lamella.containers.runtime_spec import (
     PidsLimits,
     Resources,
     ThrottleDevice,
+    WeightDevice,
 )
 from lamella.errors import InvalidArgument, NotFound
 
@@ -41,6 +42,7 @@ _SIZE_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 <
 _SHARES = range(2, 262_145)
 _PERIODS = range(1000, 1_000_001)
 _WEIGHTS = range(10, 1001)
+_SWAPPINESS = range(101)
 _LIST = r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*"
 
 Rates = Mapping[str, int | str] | Sequence[str | Mapping[str, Any]]
@@ -111,13 +113,29 @@ def parse_cpus(value: float | str) -> CpuLimits:
     return CpuLimits(quota=round(cpus * CPU_PERIOD), period=CPU_PERIOD)
 
 
-def memory_limits(limits: Limits, before: MemoryLimits | None = None) -> MemoryLimits | None:
+def memory_limits(
+    limits: Limits,
+    before: MemoryLimits | None = None,
+    *,
+    swappiness: int | None = None,
+    disable_oom_killer: bool = False,
+) -> MemoryLimits | None:
     """Parse memory, memory_swap (-1: no end) and memory_reservation; None when nothing is said.
 
     Without memory_swap a container may swap nothing beyond its memory. ``before`` is what holds: what is not said stays, and
-    memory 0 or -1 ends a limit.
+    memory 0 or -1 ends a limit. ``swappiness`` is 0 to 100, and -1 for the machine's own, as docker has it.
     """
-    if limits.memory is None and limits.memory_swap is None and limits.memory_reservation is None:
+    swappiness = None if swappiness == -1 else swappiness
+    if swappiness is not None:
+        _within(swappiness, _SWAPPINESS, "memory_swappiness")
+    said = (
+        limits.memory,
+        limits.memory_swap,
+        limits.memory_reservation,
+        swappiness,
+        disable_oom_killer or None,
+    )
+    if all(value is None for value in said):
         return None
     is_change, before = before is not None, before or MemoryLimits()
     limit, swap = before.limit, before.swap
@@ -140,7 +158,13 @@ def memory_limits(limits: Limits, before: MemoryLimits | None = None) -> MemoryL
         reservation = parse_size(limits.memory_reservation, "memory_reservation")
         if limit is not None and -1 != limit < reservation:
             raise InvalidArgument("memory_reservation is more than memory")
-    return MemoryLimits(limit=limit, swap=swap, reservation=reservation)
+    return MemoryLimits(
+        limit=limit,
+        swap=swap,
+        reservation=reservation,
+        swappiness=before.swappiness if swappiness is None else swappiness,
+        disable_oom_killer=disable_oom_killer or before.disable_oom_killer,
+    )
 
 
 def _memory(value: int | str, *, may_end: bool) -> int:
@@ -215,13 +239,21 @@ def io_limits(
     write_bps: Rates | None = None,
     read_iops: Rates | None = None,
     write_iops: Rates | None = None,
+    weights: Rates | None = None,
 ) -> BlockIo | None:
-    """Parse blkio_weight (10 to 1000) and the rates of devices, in bytes or operations a second; None when nothing is said."""
+    """Parse blkio_weight (10 to 1000), in general and by device, and the rates of devices, in bytes or operations a second.
+
+    None when nothing is said.
+    """
     weight = limits.blkio_weight
     if weight is not None:
         _within(weight, _WEIGHTS, "blkio_weight")
     found = BlockIo(
         weight=weight,
+        weight_device=[
+            WeightDevice(major=major, minor=minor, weight=_within(number, _WEIGHTS, "blkio_weight_device"))
+            for (major, minor), number in _by_device(weights, "blkio_weight_device", "Weight")
+        ],
         throttle_read_bps_device=_rates(read_bps, "device_read_bps"),
         throttle_write_bps_device=_rates(write_bps, "device_write_bps"),
         throttle_read_iops_device=_rates(read_iops, "device_read_iops"),
@@ -254,30 +286,35 @@ def _numbers(value: str, what: str) -> str:
 
 
 def _rates(rates: Rates | None, what: str) -> list[ThrottleDevice]:
+    found = []
+    for (major, minor), rate in _by_device(rates, what, "Rate"):
+        if rate == 0:
+            raise InvalidArgument(f"{what}: a rate of 0 would stop the container", hint="Leave it out.")
+        found.append(ThrottleDevice(major=major, minor=minor, rate=rate))
+    return found
+
+
+def _by_device(values: Rates | None, what: str, name: str) -> Iterator[tuple[tuple[int, int], int]]:
+    """Give the number of each device and what is said of it, which docker-py has as ``name``."""
     pairs: Iterable[tuple[Any, Any]]
-    if isinstance(rates, Mapping):
-        pairs = rates.items()
+    if isinstance(values, Mapping):
+        pairs = values.items()
     else:
         pairs = (
-            (item.get("Path"), item.get("Rate")) if isinstance(item, Mapping) else item.rpartition(":")[::2]
-            for item in ([rates] if isinstance(rates, str) else rates or ())
+            (item.get("Path"), item.get(name)) if isinstance(item, Mapping) else item.rpartition(":")[::2]
+            for item in ([values] if isinstance(values, str) else values or ())
         )
-    found = []
     for path, text in pairs:
         if not isinstance(path, str) or not path.startswith("/") or text in (None, ""):
             raise InvalidArgument(
-                f"{what} {path!r}: {text!r} is malformed", hint="Write DEVICE:RATE, such as /dev/sda:10m."
+                f"{what} {path!r}: {text!r} is malformed",
+                hint=f"Write DEVICE:{name.upper()}, such as /dev/sda:{'10m' if name == 'Rate' else 300}.",
             )
-        rate = parse_size(text, what)
-        if rate == 0:
-            raise InvalidArgument(f"{what}: a rate of 0 would stop the container", hint="Leave it out.")
+        number = parse_size(text, what)
         try:
             device = Path(path).stat()
         except OSError as error:
             raise NotFound(f"{what}: {path}: {(error.strerror or 'not found').lower()}") from None
         if not stat.S_ISBLK(device.st_mode):
             raise InvalidArgument(f"{what}: {path} is no block device", hint="See lsblk for whole disks.")
-        found.append(
-            ThrottleDevice(major=os.major(device.st_rdev), minor=os.minor(device.st_rdev), rate=rate)
-        )
-    return found
+        yield (os.major(device.st_rdev), os.minor(device.st_rdev)), number

@@ -71,6 +71,10 @@ class Options(Limits, frozen=True, kw_only=True):
     ip6: str | None = None
     mac_address: str | None = None
     network_aliases: Sequence[str] | None = None
+    memory_swappiness: int | None = None
+    oom_kill_disable: bool = False
+    blkio_weight_device: Rates | None = None
+    cgroup_parent: str | None = None
     device_read_bps: Rates | None = None
     device_write_bps: Rates | None = None
     device_read_iops: Rates | None = None
@@ -139,6 +143,10 @@ class CreateOptions(LimitOptions, total=False):
     ip6: str | None
     mac_address: str | None
     network_aliases: Sequence[str] | None
+    memory_swappiness: int | None
+    oom_kill_disable: bool
+    blkio_weight_device: Rates | None
+    cgroup_parent: str | None
     device_read_bps: Rates | None
     device_write_bps: Rates | None
     device_read_iops: Rates | None

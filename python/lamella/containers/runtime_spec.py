@@ -105,6 +105,8 @@ class MemoryLimits(_Document):
     limit: int | None = None
     swap: int | None = None
     reservation: int | None = None
+    swappiness: int | None = None
+    disable_oom_killer: bool | None = msgspec.field(default=None, name="disableOOMKiller")
 
 
 class CpuLimits(_Document):
@@ -131,9 +133,18 @@ class ThrottleDevice(_Document):
     rate: int
 
 
+class WeightDevice(_Document):
+    """A block device's share of what processes get when they compete, 10 to 1000."""
+
+    major: int
+    minor: int
+    weight: int
+
+
 class BlockIo(
     _Document,
     rename={
+        "weight_device": "weightDevice",
         "throttle_read_bps_device": "throttleReadBpsDevice",
         "throttle_write_bps_device": "throttleWriteBpsDevice",
         "throttle_read_iops_device": "throttleReadIOPSDevice",
@@ -143,6 +154,7 @@ class BlockIo(
     """Input and output of block devices."""
 
     weight: int | None = None
+    weight_device: list[WeightDevice] = []
     throttle_read_bps_device: list[ThrottleDevice] = []
     throttle_write_bps_device: list[ThrottleDevice] = []
     throttle_read_iops_device: list[ThrottleDevice] = []

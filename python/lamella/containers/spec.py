@@ -92,10 +92,14 @@ def build_spec(
         mounts=_mounts(options, mounts, files_folder, shared),
         linux=Linux(
             namespaces=_namespaces(network_path, shared),
-            cgroups_path=f"/lamella/{namespace}/{container_id}",
+            cgroups_path=_cgroups_path(options.cgroup_parent, namespace, container_id),
             resources=Resources(
                 devices=device_rules,
-                memory=memory_limits(options),
+                memory=memory_limits(
+                    options,
+                    swappiness=options.memory_swappiness,
+                    disable_oom_killer=options.oom_kill_disable,
+                ),
                 cpu=cpu_limits(options),
                 pids=pids_limits(options),
                 block_io=io_limits(
@@ -104,6 +108,7 @@ def build_spec(
                     write_bps=options.device_write_bps,
                     read_iops=options.device_read_iops,
                     write_iops=options.device_write_iops,
+                    weights=options.blkio_weight_device,
                 ),
             ),
             devices=devices,
@@ -259,6 +264,25 @@ def _hostname(options: Options, container_id: str, *, is_machines: bool) -> str:
             f"the hostname {hostname!r} is not valid", hint=f"At most {HOSTNAME_MAX} ASCII characters."
         )
     return hostname
+
+
+def _cgroups_path(parent: str | None, namespace: str, container_id: str) -> str:
+    """Give the cgroup's path from the root of each hierarchy: below ``parent``, else where containers usually are."""
+    if parent is None:
+        top = ""
+        # Root of a user namespace may not write there.
+        if not os.access("/sys/fs/cgroup", os.W_OK):
+            from lamella.containers.cgroups import delegated
+
+            top = delegated()
+        return f"{top}/lamella/{namespace}/{container_id}"
+    parts = [part for part in parent.split("/") if part]
+    if "\0" in parent or not parts or not {".", ".."}.isdisjoint(parts):
+        raise InvalidArgument(
+            f"cgroup_parent {parent!r} is no path of a cgroup",
+            hint="Write it from the root, such as /builds/1.",
+        )
+    return "/".join(("", *parts, container_id))
 
 
 def shared_namespaces(options: Options) -> frozenset[str]:

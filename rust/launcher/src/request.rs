@@ -214,10 +214,18 @@ impl Request {
             return Err(Failure::unsupported("hold beside a runtime")
                 .with_hint("no other OCI runtime waits for its program: leave runtime out"));
         }
+        spec::check_text("bundle", &request.bundle)?;
         if !request.bundle.starts_with('/') {
             return Err(Failure::invalid("bundle", format!("{:?} is not absolute", request.bundle)));
         }
+        let snapshot = request.rootfs.iter().map(|mount| ("rootfs", mount));
+        for (field, mount) in snapshot.chain(request.sources.iter().map(|source| ("sources", &source.mount))) {
+            for text in [&mount.kind, &mount.source].into_iter().chain(&mount.options) {
+                spec::check_text(field, text)?;
+            }
+        }
         for (index, source) in request.sources.iter().enumerate() {
+            spec::check_text("sources", &source.subpath)?;
             if source.subpath.starts_with('/') || source.subpath.split('/').any(|part| part == "..") {
                 let field = format!("sources[{index}].subpath");
                 return Err(Failure::invalid(field, format!("{:?} is not a path beneath", source.subpath)));
@@ -233,7 +241,9 @@ impl Request {
             ("events.spool", spool),
             ("exit_record", request.exit_record.as_ref()),
         ] {
-            if path.is_some_and(|path| !path.starts_with('/')) {
+            let Some(path) = path else { continue };
+            spec::check_text(field, path)?;
+            if !path.starts_with('/') {
                 return Err(Failure::invalid(field, "is not an absolute path"));
             }
         }
@@ -296,6 +306,10 @@ mod tests {
         }
         Request::parse(r#"{"version":2,"bundle":"/b","program_at_start":true}"#).expect_err("not held");
         Request::parse(r#"{"version":2,"bundle":"b"}"#).expect_err("relative");
+        Request::parse(r#"{"version":2,"bundle":"/b","log":{"path":"/a\u0000b"}}"#).expect_err("cut at the NUL");
+        let options =
+            r#"{"version":2,"bundle":"/b","rootfs":[{"type":"overlay","source":"o","options":["a\u0000b"]}]}"#;
+        assert_eq!(Request::parse(options).expect_err("cut at the NUL").kind, Kind::InvalidArgument);
         for path in ["/a", "..", "a/../../b"] {
             let source = format!(r#"{{"mount":{{"type":"bind","source":"/s"}},"subpath":"{path}"}}"#);
             Request::parse(&format!(r#"{{"version":2,"bundle":"/b","sources":[{source}]}}"#)).expect_err("leads out");

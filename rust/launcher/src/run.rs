@@ -133,6 +133,7 @@ impl Prepared {
         let sources = request.sources.iter().cloned().map(Into::into).collect();
         let rootfs = RootfsPlan::new(&request.bundle, snapshot, sources, &spec)?;
         let mut run = Run::new(spec, rootfs, &request.bundle, request.container())?;
+        run.cgroup.check(request.cgroup_root())?;
         if request.init {
             run.plan.process.init = Some(init::sealed_copy()?);
         }

@@ -4,10 +4,12 @@
 //! ```text
 //! v1 (also hybrid)  <root>/<controller>/<cgroupsPath>/...   memory, pids, devices, freezer and cpuacct always, the others
 //!                                                           where a limit needs them
+//! hybrid            <root>/unified/<cgroupsPath>/...        beside, where a limit needs a controller that v2 has there
 //! v2                <root>/<cgroupsPath>/...
 //! ```
-//! The monitor makes the folders before the container's first process exists and removes them, with parents that are
-//! empty then, after its last is gone. The bundle's lock guards them: two monitors never share a cgroupsPath.
+//! The monitor makes the folders before the container's first process exists and removes them after its last is gone, with
+//! parents that are empty then: those from the name `lamella` on, and others that were not there before. The bundle's
+//! lock guards them: two monitors never share a cgroupsPath.
 //!
 //! On v1 a process joins by writing 0 to an already open `tasks` file: a parent that writes a child's id waits for an
 //! RCU grace period (12-29 ms when cold). On v2 clone3 makes the process right in the cgroup.
@@ -53,17 +55,21 @@ impl CgroupPlan {
         Self { path: path.as_deref().map(clean), resources: spec.linux.resources.take().unwrap_or_default() }
     }
 
+    /// See whether this machine can have the limits, so that nothing is made for ones that it cannot.
+    pub fn check(&self, root: &Path) -> Result<(), Failure> {
+        if self.path.is_none() && self.resources.ask_for_limits() {
+            return Err(Failure::invalid("linux.resources", "limits need a linux.cgroupsPath"));
+        }
+        settings_on(root, &self.resources).map(drop)
+    }
+
     /// Make the cgroup below `root` and set the limits. On failure nothing is left. What could not be had and was not
     /// asked for is said in `warnings`.
     pub fn create(&self, root: &Path, warnings: &mut Vec<String>) -> Result<Cgroup, Failure> {
-        let Some(path) = &self.path else {
-            if self.resources.ask_for_limits() {
-                return Err(Failure::invalid("linux.resources", "limits need a linux.cgroupsPath"));
-            }
-            return Ok(Cgroup::default());
-        };
+        self.check(root)?;
+        let Some(path) = &self.path else { return Ok(Cgroup::default()) };
         let unified = is_unified(root);
-        let settings = if unified { settings::unified(&self.resources)? } else { settings::legacy(&self.resources)? };
+        let settings = settings_on(root, &self.resources)?;
         let mut cgroup = Cgroup { root: root.to_owned(), folders: Vec::new(), unified: None };
         let made =
             if unified { v2::create(&mut cgroup, path, &settings) } else { v1::create(&mut cgroup, path, &settings) };
@@ -80,7 +86,8 @@ impl CgroupPlan {
             }
             Err(failure) => {
                 cgroup.remove();
-                return Err(failure);
+                let is_bare = failure.kind == Kind::PermissionDenied && failure.hint.is_none();
+                return Err(if is_bare { failure.with_hint(DELEGATION) } else { failure });
             }
         }
         let done = cgroup.apply(&settings, warnings).and_then(|()| {
@@ -96,14 +103,7 @@ impl CgroupPlan {
 
     /// Find what [`CgroupPlan::create`] made, as far as it is still there.
     pub fn open(&self, root: &Path) -> Cgroup {
-        let mut cgroup = Cgroup { root: root.to_owned(), ..Cgroup::default() };
-        let Some(path) = &self.path else { return cgroup };
-        if is_unified(root) {
-            v2::open(&mut cgroup, path);
-        } else {
-            v1::open(&mut cgroup, path);
-        }
-        cgroup
+        self.path.as_deref().map_or_else(Cgroup::default, |path| Cgroup::open(root, path))
     }
 }
 
@@ -121,6 +121,14 @@ fn hierarchies(root: &Path) -> impl Iterator<Item = String> {
     folders.filter(is_hierarchy).map(|entry| entry.file_name().to_string_lossy().into_owned())
 }
 
+const DELEGATION: &str = "limits take a cgroup that belongs to you: start this within one that was delegated \
+    (systemd-run --user --scope -p Delegate=yes ...), or name one by cgroup_parent";
+
+/// The settings that limits become on this machine.
+fn settings_on(root: &Path, resources: &Resources) -> Result<Vec<Setting>, Failure> {
+    if is_unified(root) { settings::unified(resources) } else { settings::hybrid(resources, &v1::beside(root)) }
+}
+
 /// Whether `root` is a v2 hierarchy; a faked tree is one when it has `cgroup.controllers`.
 fn is_unified(root: &Path) -> bool {
     rustix::fs::statfs(root).is_ok_and(|status| status.f_type as u64 == CGROUP2_MAGIC)
@@ -130,11 +138,30 @@ fn is_unified(root: &Path) -> bool {
 /// One controller's folder of a v1 hierarchy, or the only one of v2.
 #[derive(Debug)]
 struct Folder {
-    /// Name of the hierarchy's mount point: `memory`, `cpu,cpuacct`; empty for v2.
+    /// Name of the hierarchy's mount point: `memory`, `cpu,cpuacct`, [`v1::BESIDE`]; empty for v2.
     hierarchy: String,
+    /// The controllers whose files are in it; none are named for v2, which has all.
+    controllers: Vec<String>,
     path: PathBuf,
-    /// v1: the `tasks` file; v2: the folder itself.
+    /// The parent that is left, empty or not.
+    kept: PathBuf,
+    /// v1: the `tasks` file, or `cgroup.procs` of the v2 hierarchy beside; v2: the folder itself.
     joining: std::os::fd::OwnedFd,
+}
+
+impl Folder {
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|name| name == controller)
+    }
+}
+
+/// The parent of a cgroup that is to stay: what is beneath it is ours to remove when it is empty.
+fn kept_parent(top: &Path, path: &str) -> PathBuf {
+    let parts: Vec<&str> = path.split('/').collect();
+    match parts.iter().position(|part| *part == "lamella") {
+        Some(position) => parts[..position].iter().fold(top.to_owned(), |parent, part| parent.join(part)),
+        None => top.join(path).ancestors().skip(1).find(|parent| parent.is_dir()).unwrap_or(top).to_owned(),
+    }
 }
 
 /// A container's cgroup. The default one is none at all.
@@ -149,18 +176,12 @@ impl Cgroup {
     /// Take over what another runtime has made at a path of every hierarchy; none where there is nothing.
     pub fn open(root: &Path, path: &str) -> Self {
         let path = clean(path);
-        let folder = |hierarchy: String| {
-            let path = root.join(&hierarchy).join(&path);
-            let joining = OpenOptions::new().write(true).open(path.join("tasks")).or_else(|_| File::open(&path));
-            Some(Folder { joining: joining.ok()?.into(), hierarchy, path })
-        };
-        let mut cgroup = Self { root: root.to_owned(), folders: Vec::new(), unified: None };
+        let mut cgroup = Self { root: root.to_owned(), ..Self::default() };
         if is_unified(root) {
-            cgroup.folders.extend(folder(String::new()));
-            cgroup.unified = cgroup.folders.first().map(|folder| folder.path.clone());
-            return cgroup;
+            v2::open(&mut cgroup, &path)
+        } else {
+            v1::open(&mut cgroup, &path)
         }
-        cgroup.folders.extend(hierarchies(root).filter_map(folder));
         cgroup
     }
 
@@ -183,11 +204,11 @@ impl Cgroup {
     pub fn remove_at(root: &Path, path: &str) {
         let path = clean(path);
         if is_unified(root) {
-            return remove_with_parents(root, &root.join(&path));
+            return remove_with_parents(&kept_parent(root, &path), &root.join(&path));
         }
         for hierarchy in hierarchies(root) {
             let top = root.join(hierarchy);
-            remove_with_parents(&top, &top.join(&path));
+            remove_with_parents(&kept_parent(&top, &path), &top.join(&path));
         }
     }
 
@@ -225,12 +246,9 @@ impl Cgroup {
 
     /// A controller's folder.
     fn folder(&self, controller: &str) -> Option<&Path> {
-        self.unified.as_deref().or_else(|| {
-            self.folders
-                .iter()
-                .find(|folder| folder.hierarchy.split(',').any(|name| name == controller))
-                .map(|folder| folder.path.as_path())
-        })
+        self.unified
+            .as_deref()
+            .or_else(|| self.folders.iter().find(|folder| folder.has(controller)).map(|folder| folder.path.as_path()))
     }
 
     /// Write limits.
@@ -285,9 +303,7 @@ impl Cgroup {
 
     /// Remove the folders, those that the container made in them, and parents that are empty then. Harmless twice.
     pub fn remove(&mut self) {
-        for folder in std::mem::take(&mut self.folders) {
-            discard(&self.root, folder);
-        }
+        std::mem::take(&mut self.folders).into_iter().for_each(discard);
         self.unified = None;
     }
 }
@@ -391,13 +407,13 @@ fn signal_all_in(folder: &Path, signal: i32) {
     }
 }
 
-/// Remove a folder, and parents that are empty then.
-fn discard(root: &Path, folder: Folder) {
+/// Remove a folder, and parents of ours that are empty then.
+fn discard(folder: Folder) {
     drop(folder.joining);
-    remove_with_parents(&root.join(&folder.hierarchy), &folder.path);
+    remove_with_parents(&folder.kept, &folder.path);
 }
 
-fn remove_with_parents(top: &Path, leaf: &Path) {
+fn remove_with_parents(kept: &Path, leaf: &Path) {
     for attempt in 0..ATTEMPTS {
         match remove_folder(leaf) {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempt + 1 < ATTEMPTS => {
@@ -407,7 +423,7 @@ fn remove_with_parents(top: &Path, leaf: &Path) {
         }
     }
     let mut parent = leaf.parent();
-    while let Some(path) = parent.filter(|path| path.starts_with(top) && *path != top) {
+    while let Some(path) = parent.filter(|path| path.starts_with(kept) && *path != kept) {
         if std::fs::remove_dir(path).is_err() {
             break;
         }

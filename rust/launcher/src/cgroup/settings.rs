@@ -61,8 +61,20 @@ impl Resources {
     }
 }
 
+/// Settings for cgroup v1, and for the controllers `on_v2` of the v2 hierarchy that a hybrid machine has beside.
+pub(super) fn hybrid(resources: &Resources, on_v2: &[String]) -> Result<Vec<Setting>, Failure> {
+    let is_there = |controller: &str| on_v2.iter().any(|name| name == controller);
+    if let Some(name) = resources.unified.keys().find(|name| !is_there(controller_of(name))) {
+        return Err(Failure::unsupported(format!("linux.resources.unified[{name:?}] on a cgroup v1 machine")));
+    }
+    let mut all = legacy(resources);
+    all.retain(|setting| !is_there(setting.controller));
+    all.extend(unified_of(resources, &is_there)?);
+    Ok(all)
+}
+
 /// Settings for cgroup v1.
-pub(super) fn legacy(resources: &Resources) -> Result<Vec<Setting>, Failure> {
+fn legacy(resources: &Resources) -> Vec<Setting> {
     let mut all = Vec::new();
     if let Some(memory) = &resources.memory {
         // First the memory, then memory and swap together: the second must never be below the first.
@@ -112,10 +124,7 @@ pub(super) fn legacy(resources: &Resources) -> Result<Vec<Setting>, Failure> {
         let file = format!("hugetlb.{}.limit_in_bytes", limit.page_size);
         all.push(setting("hugetlb", &file, limit.limit, "hugepageLimits"));
     }
-    if let Some(name) = resources.unified.keys().next() {
-        return Err(Failure::unsupported(format!("linux.resources.unified[{name:?}] on a cgroup v1 machine")));
-    }
-    Ok(all)
+    all
 }
 
 fn pids_limit(limit: i64) -> Setting {
@@ -164,8 +173,13 @@ fn legacy_io(io: &BlockIo, all: &mut Vec<Setting>) {
 
 /// Settings for cgroup v2.
 pub(super) fn unified(resources: &Resources) -> Result<Vec<Setting>, Failure> {
+    unified_of(resources, &|_| true)
+}
+
+/// Settings for those controllers of cgroup v2 that are wanted.
+fn unified_of(resources: &Resources, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Setting>, Failure> {
     let mut all = Vec::new();
-    if let Some(memory) = &resources.memory {
+    if let Some(memory) = resources.memory.as_ref().filter(|_| wanted("memory")) {
         let amount = |limit: i64| if limit < 0 { "max".to_owned() } else { limit.to_string() };
         if let Some(limit) = memory.limit.filter(|limit| *limit != 0) {
             all.push(setting("memory", "memory.max", amount(limit), "memory.limit"));
@@ -183,7 +197,7 @@ pub(super) fn unified(resources: &Resources) -> Result<Vec<Setting>, Failure> {
             return Err(Failure::unsupported("linux.resources.memory.disableOOMKiller on a cgroup v2 machine"));
         }
     }
-    if let Some(cpu) = &resources.cpu {
+    if let Some(cpu) = resources.cpu.as_ref().filter(|_| wanted("cpu")) {
         if let Some(shares) = cpu.shares.filter(|shares| *shares > 0) {
             all.push(setting("cpu", "cpu.weight", weight(shares), "cpu.shares"));
         }
@@ -199,12 +213,14 @@ pub(super) fn unified(resources: &Resources) -> Result<Vec<Setting>, Failure> {
         if let Some(idle) = cpu.idle {
             all.push(setting("cpu", "cpu.idle", idle, "cpu.idle"));
         }
+    }
+    if let Some(cpu) = resources.cpu.as_ref().filter(|_| wanted("cpuset")) {
         cpuset(cpu.cpus.as_deref(), cpu.mems.as_deref(), &mut all);
     }
-    if let Some(pids) = &resources.pids {
+    if let Some(pids) = resources.pids.as_ref().filter(|_| wanted("pids")) {
         all.push(pids_limit(pids.limit));
     }
-    if let Some(io) = &resources.block_io {
+    if let Some(io) = resources.block_io.as_ref().filter(|_| wanted("io")) {
         if let Some(weight) = io.weight.filter(|weight| *weight > 0) {
             let other = share_of_io(weight).to_string();
             all.push(io_weight("io", "io.bfq.weight", "io.weight", weight.to_string(), other));
@@ -221,16 +237,20 @@ pub(super) fn unified(resources: &Resources) -> Result<Vec<Setting>, Failure> {
             }
         }
     }
-    for limit in &resources.hugepage_limits {
+    for limit in resources.hugepage_limits.iter().filter(|_| wanted("hugetlb")) {
         let file = format!("hugetlb.{}.max", limit.page_size);
         all.push(setting("hugetlb", &file, limit.limit, "hugepageLimits"));
     }
     for (name, value) in &resources.unified {
-        const CONTROLLERS: [&str; 8] = ["cpu", "cpuset", "memory", "io", "pids", "hugetlb", "rdma", "misc"];
-        let controller = CONTROLLERS.into_iter().find(|known| name.split('.').next() == Some(known)).unwrap_or("");
-        all.push(setting(controller, name, value, &format!("unified[{name:?}]")));
+        all.push(setting(controller_of(name), name, value, &format!("unified[{name:?}]")));
     }
     Ok(all)
+}
+
+/// The controller that a file of cgroup v2 belongs to; empty for files of the cgroup itself.
+fn controller_of(file: &str) -> &'static str {
+    const CONTROLLERS: [&str; 8] = ["cpu", "cpuset", "memory", "io", "pids", "hugetlb", "rdma", "misc"];
+    CONTROLLERS.into_iter().find(|known| file.split('.').next() == Some(known)).unwrap_or("")
 }
 
 /// v2 limits swap by itself, where the spec (and v1) has memory and swap together.
@@ -283,7 +303,7 @@ mod tests {
     #[test]
     fn limits_become_files_of_v1() {
         assert_eq!(
-            pairs(&legacy(&resources(MANY)).expect("supported")),
+            pairs(&hybrid(&resources(MANY), &[]).expect("supported")),
             [
                 ("memory.limit_in_bytes", "1000"),
                 ("memory.memsw.limit_in_bytes", "3000"),
@@ -318,6 +338,18 @@ mod tests {
     }
 
     #[test]
+    fn a_hybrid_machine_has_each_limit_where_its_controller_is() {
+        let both = resources(
+            r#"{"memory":{"limit":9,"swappiness":5},"hugepageLimits":[{"pageSize":"2MB","limit":4}],"unified":{"misc.max":"a 1"}}"#,
+        );
+        assert_eq!(
+            pairs(&hybrid(&both, &["hugetlb".into(), "misc".into()]).expect("supported")),
+            [("memory.limit_in_bytes", "9"), ("memory.swappiness", "5"), ("hugetlb.2MB.max", "4"), ("misc.max", "a 1")]
+        );
+        hybrid(&both, &["hugetlb".into()]).expect_err("misc is nowhere");
+    }
+
+    #[test]
     fn no_limit_is_no_limit() {
         let none = resources(r#"{"memory":{"limit":-1,"swap":-1},"pids":{"limit":-1}}"#);
         assert!(!none.ask_for_limits());
@@ -330,7 +362,8 @@ mod tests {
 
     #[test]
     fn what_a_machine_cannot_do_is_refused_by_name() {
-        let failure = legacy(&resources(r#"{"unified":{"memory.high":"1"}}"#)).expect_err("refused");
+        let failure =
+            hybrid(&resources(r#"{"unified":{"memory.high":"1"}}"#), &["hugetlb".into()]).expect_err("refused");
         assert!(failure.message.contains("memory.high"));
         let failure = unified(&resources(r#"{"memory":{"swappiness":1}}"#)).expect_err("refused");
         assert!(failure.message.contains("swappiness"));

@@ -93,6 +93,63 @@ fn a_controller_that_is_missing_is_an_error_when_a_limit_needs_it() {
     assert!(!root.path().join("memory/lamella").exists(), "nothing is left");
 }
 
+/// A v1 tree with a v2 hierarchy beside it, which has hugetlb.
+fn hybrid_tree() -> tempfile::TempDir {
+    let root = legacy_tree();
+    fs::create_dir(root.path().join(v1::BESIDE)).expect("made");
+    fs::write(root.path().join("unified/cgroup.controllers"), "hugetlb\n").expect("written");
+    fs::write(root.path().join("unified/cgroup.subtree_control"), "\n").expect("written");
+    root
+}
+
+#[test]
+fn a_hybrid_machine_gets_a_folder_beside_where_a_limit_needs_one() {
+    let root = hybrid_tree();
+    let leaf = root.path().join("unified/lamella/default/box");
+    let none = plan(r#"{"memory":{"limit":4096}}"#).create(root.path(), &mut Vec::new()).expect("created");
+    assert!(!leaf.exists(), "no limit needs it");
+    drop(none);
+    let resources = r#"{"memory":{"limit":4096},"hugepageLimits":[{"pageSize":"2MB","limit":1}]}"#;
+    let mut cgroup = plan(resources).create(root.path(), &mut Vec::new()).expect("created");
+    assert_eq!(read(root.path(), "memory/lamella/default/box/memory.limit_in_bytes"), "4096");
+    assert_eq!(read(root.path(), "unified/lamella/default/box/hugetlb.2MB.max"), "1");
+    assert_eq!(read(root.path(), "unified/cgroup.subtree_control"), "+hugetlb");
+    assert!(cgroup.clone_target().is_none(), "processes join by hand");
+    cgroup.join().expect("joined");
+    assert_eq!(read(root.path(), "unified/lamella/default/box/cgroup.procs"), "0");
+    assert!(cgroup.legacy_folders().any(|(name, _)| name == v1::BESIDE));
+    let change = change(r#"{"hugepageLimits":[{"pageSize":"2MB","limit":2}]}"#);
+    fs::write(leaf.join("cgroup.procs"), "").expect("written");
+    cgroup.update(&change, &mut Vec::new()).expect("changed");
+    assert_eq!(read(root.path(), "unified/lamella/default/box/hugetlb.2MB.max"), "2");
+    cgroup.remove();
+    assert!(!leaf.exists());
+}
+
+#[test]
+fn a_parent_that_was_there_before_stays_and_one_that_was_made_goes() {
+    let root = unified_tree();
+    fs::create_dir(root.path().join("builds")).expect("made");
+    let plan = CgroupPlan { path: Some("builds/one/box".into()), resources: Resources::default() };
+    plan.create(root.path(), &mut Vec::new()).expect("created").remove();
+    assert!(root.path().join("builds").is_dir());
+    assert!(!root.path().join("builds/one/box").exists());
+    assert_eq!(kept_parent(Path::new("/c"), "user.slice/lamella/default/box"), Path::new("/c/user.slice"));
+    assert_eq!(kept_parent(Path::new("/c"), "lamella/default/box"), Path::new("/c"));
+    assert_eq!(kept_parent(root.path(), "builds/one/box"), root.path().join("builds"));
+}
+
+#[test]
+fn what_a_machine_cannot_limit_is_seen_before_anything_is_made() {
+    let root = legacy_tree();
+    let before = tree(root.path());
+    for refused in [r#"{"unified":{"memory.high":"1"}}"#, r#"{"unified":{"nobody.knows":"1"}}"#] {
+        assert_eq!(plan(refused).check(root.path()).expect_err(refused).kind, Kind::Unsupported);
+    }
+    plan(r#"{"memory":{"swappiness":5}}"#).check(unified_tree().path()).expect_err("v2 has none");
+    assert_eq!(tree(root.path()), before);
+}
+
 #[test]
 fn a_machine_without_cgroups_is_fine_unless_limits_are_asked_for() {
     let root = tempfile::tempdir().expect("a folder");

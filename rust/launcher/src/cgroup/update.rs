@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::settings::{self, Setting};
+use super::settings::Setting;
 use super::{ATTEMPTS, Cgroup, Folder, collect_processes, discard, v1, v2, write_file};
 use crate::error::{Failure, Kind};
 use crate::spec::Resources;
@@ -23,8 +23,7 @@ impl Cgroup {
             return Err(Failure::new(Kind::FailedPrecondition, "the container has no cgroup")
                 .with_hint("limits take a machine with cgroups, and the right to make some"));
         }
-        let settings =
-            if self.unified.is_some() { settings::unified(resources)? } else { settings::legacy(resources)? };
+        let settings = super::settings_on(&self.root, resources)?;
         self.check_use(resources)?;
         let own = self.folders.len();
         let mut undo = Vec::new();
@@ -140,7 +139,7 @@ impl Cgroup {
             for pid in inside {
                 let _ = write_file(&home, &pid.to_string());
             }
-            discard(&self.root, folder);
+            discard(folder);
         }
     }
 }
@@ -151,7 +150,8 @@ fn monitors_own(root: &Path, folder: &Folder) -> PathBuf {
     let path = text.lines().find_map(|line| {
         let (_, rest) = line.split_once(':')?;
         let (controllers, path) = rest.split_once(':')?;
-        (controllers == folder.hierarchy).then(|| path.trim_start_matches('/').to_owned())
+        let wanted = if folder.hierarchy == v1::BESIDE { "" } else { &folder.hierarchy };
+        (controllers == wanted).then(|| path.trim_start_matches('/').to_owned())
     });
     root.join(&folder.hierarchy).join(path.unwrap_or_default())
 }

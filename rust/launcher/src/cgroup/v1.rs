@@ -5,12 +5,20 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::settings::Setting;
-use super::{ATTEMPTS, Cgroup, Folder, PAUSE, devices, make_folder, write_file};
+use super::{ATTEMPTS, Cgroup, Folder, PAUSE, devices, kept_parent, make_folder, v2, write_file};
 use crate::error::{Failure, Kind, Step};
 
 /// Every container has these (35 microseconds each, from making to removing), where the machine has them: memory for
 /// out-of-memory kills, pids for who is in it, devices for safety, freezer for pause, cpuacct and blkio for statistics.
 const ALWAYS: [&str; 6] = ["memory", "pids", "devices", "freezer", "cpuacct", "blkio"];
+
+/// Where hybrid machines have the hierarchy of v2.
+pub(super) const BESIDE: &str = "unified";
+
+/// The controllers of the v2 hierarchy that a hybrid machine has beside those of v1.
+pub(super) fn beside(root: &Path) -> Vec<String> {
+    v2::controllers(&root.join(BESIDE), "cgroup.controllers")
+}
 
 /// Make the folders.
 pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> Result<(), Failure> {
@@ -30,15 +38,23 @@ pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> R
         let top = cgroup.root.join(&hierarchy);
         if !top.is_dir() {
             match settings.iter().find(|setting| setting.controller == controller) {
+                Some(setting) if beside(&cgroup.root).iter().any(|name| name == setting.controller) => {
+                    create_beside(cgroup, path, settings)?;
+                    continue;
+                }
                 Some(setting) => return Err(super::missing_controller(setting)),
                 None => continue,
             }
         }
+        let kept = kept_parent(&top, path);
         let cpuset = hierarchy.split(',').any(|name| name == "cpuset");
         let leaf = make_folder(&top, path, &mut |folder| if cpuset { inherit_cpuset(folder) } else { Ok(()) })?;
         let tasks = OpenOptions::new().write(true).create(cfg!(test)).truncate(cfg!(test)).open(leaf.join("tasks"));
         match tasks {
-            Ok(tasks) => cgroup.folders.push(Folder { hierarchy, path: leaf, joining: OwnedFd::from(tasks) }),
+            Ok(tasks) => {
+                let controllers = hierarchy.split(',').map(str::to_owned).collect();
+                cgroup.folders.push(Folder { hierarchy, controllers, path: leaf, kept, joining: OwnedFd::from(tasks) });
+            }
             Err(error) => {
                 let _ = std::fs::remove_dir(&leaf);
                 return Err(Failure::system(format!("open {}/tasks", leaf.display()), &error));
@@ -58,11 +74,43 @@ pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> R
 pub(super) fn open(cgroup: &mut Cgroup, path: &str) {
     for entry in std::fs::read_dir(&cgroup.root).into_iter().flatten().flatten() {
         let hierarchy = entry.file_name().to_string_lossy().into_owned();
-        // Links stand for hierarchies that are there; these two are systemd's, without a controller.
-        let ours = entry.file_type().is_ok_and(|kind| kind.is_dir()) && !["unified", "systemd"].contains(&&*hierarchy);
-        let leaf = entry.path().join(path);
-        if ours && let Ok(tasks) = OpenOptions::new().write(true).open(leaf.join("tasks")) {
-            cgroup.folders.push(Folder { hierarchy, path: leaf, joining: OwnedFd::from(tasks) });
+        // Links stand for hierarchies that are there; systemd's is one without a controller.
+        let ours = entry.file_type().is_ok_and(|kind| kind.is_dir()) && hierarchy != "systemd";
+        let (file, controllers) = match hierarchy.as_str() {
+            BESIDE => ("cgroup.procs", beside(&cgroup.root)),
+            names => ("tasks", names.split(',').map(str::to_owned).collect()),
+        };
+        let (kept, path) = (entry.path(), entry.path().join(path));
+        if ours && let Ok(joining) = OpenOptions::new().write(true).open(path.join(file)) {
+            cgroup.folders.push(Folder { hierarchy, controllers, path, kept, joining: joining.into() });
+        }
+    }
+}
+
+/// Make the folder in the v2 hierarchy, for the controllers that are there.
+fn create_beside(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> Result<(), Failure> {
+    let top = cgroup.root.join(BESIDE);
+    let controllers = beside(&cgroup.root);
+    let there: Vec<Setting> =
+        settings.iter().filter(|setting| controllers.iter().any(|name| name == setting.controller)).cloned().collect();
+    let kept = kept_parent(&top, path);
+    let leaf = v2::make_leaf(&top, path, &there)?;
+    let joining =
+        OpenOptions::new().write(true).create(cfg!(test)).truncate(cfg!(test)).open(leaf.join("cgroup.procs"));
+    match joining {
+        Ok(joining) => {
+            cgroup.folders.push(Folder {
+                hierarchy: BESIDE.to_owned(),
+                controllers,
+                path: leaf,
+                kept,
+                joining: joining.into(),
+            });
+            Ok(())
+        }
+        Err(error) => {
+            let _ = std::fs::remove_dir(&leaf);
+            Err(Failure::system(format!("open {}/cgroup.procs", leaf.display()), &error))
         }
     }
 }

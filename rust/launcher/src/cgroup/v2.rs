@@ -1,37 +1,51 @@
 //! cgroup v2: one hierarchy for all controllers.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::settings::Setting;
-use super::{ATTEMPTS, Cgroup, Folder, PAUSE, devices, make_folder, missing_controller, warn_devices, write_file};
+use super::{
+    ATTEMPTS, Cgroup, Folder, PAUSE, devices, kept_parent, make_folder, missing_controller, warn_devices, write_file,
+};
 use crate::error::{Failure, Kind, Step};
 use crate::sys;
 
 /// Enabled for every container where the machine has them; the others where a limit needs them.
 const ALWAYS: [&str; 4] = ["memory", "pids", "cpu", "io"];
 
-/// Make the folder, with the controllers that are needed enabled on the way to it.
-pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> Result<(), Failure> {
-    let needed = needed(&cgroup.root, settings)?;
-    let root = cgroup.root.clone();
-    enable(&root, &needed)?;
-    let leaf_path = root.join(path);
-    let leaf = make_folder(&root, path, &mut |folder| {
-        // The leaf holds processes: a folder with controllers for its children must not.
-        if folder == leaf_path { Ok(()) } else { enable(folder, &needed) }
-    })?;
-    // Parents that were there already may lack a controller.
-    for folder in leaf.ancestors().skip(1).take_while(|folder| *folder != root) {
+/// Where processes go that are in a cgroup whose controllers are to be had by those beneath it.
+const ASIDE: &str = "init";
+
+/// Make the folder below `top`, with the controllers that are needed enabled on the way to it.
+pub(super) fn make_leaf(top: &Path, path: &str, settings: &[Setting]) -> Result<PathBuf, Failure> {
+    let needed = needed(top, settings)?;
+    enable(top, &needed)?;
+    let leaf_path = top.join(path);
+    // From the top down: a controller comes from the parent.
+    let mut way: Vec<&Path> = leaf_path.ancestors().skip(1).take_while(|folder| *folder != top).collect();
+    way.reverse();
+    for folder in way.into_iter().filter(|folder| folder.is_dir()) {
         enable(folder, &needed)?;
     }
+    make_folder(top, path, &mut |folder| {
+        // The leaf holds processes: a folder with controllers for its children must not.
+        if folder == leaf_path { Ok(()) } else { enable(folder, &needed) }
+    })
+}
+
+/// Make the container's cgroup.
+pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> Result<(), Failure> {
+    let kept = kept_parent(&cgroup.root, path);
+    let leaf = make_leaf(&cgroup.root, path, settings)?;
     let folder = rustix::fs::openat(CWD, &leaf, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     match folder {
         Ok(joining) => {
-            cgroup.folders.push(Folder { hierarchy: String::new(), path: leaf.clone(), joining });
+            let (hierarchy, controllers) = (String::new(), Vec::new());
+            cgroup.folders.push(Folder { hierarchy, controllers, path: leaf.clone(), kept, joining });
             cgroup.unified = Some(leaf);
             Ok(())
         }
@@ -46,7 +60,8 @@ pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> R
 pub(super) fn open(cgroup: &mut Cgroup, path: &str) {
     let leaf = cgroup.root.join(path);
     if let Ok(joining) = rustix::fs::openat(CWD, &leaf, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
-        cgroup.folders.push(Folder { hierarchy: String::new(), path: leaf.clone(), joining });
+        let (hierarchy, controllers, kept) = (String::new(), Vec::new(), cgroup.root.clone());
+        cgroup.folders.push(Folder { hierarchy, controllers, path: leaf.clone(), kept, joining });
         cgroup.unified = Some(leaf);
     }
 }
@@ -72,12 +87,16 @@ pub(super) fn enable_on_the_way(root: &Path, leaf: &Path, settings: &[Setting]) 
     way.into_iter().try_for_each(|folder| enable(folder, &needed))
 }
 
-fn controllers(folder: &Path, file: &str) -> Vec<String> {
+/// The controllers that a file of a cgroup names; none where there is no such file.
+pub(super) fn controllers(folder: &Path, file: &str) -> Vec<String> {
     let text = std::fs::read_to_string(folder.join(file)).unwrap_or_default();
     text.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Enable controllers for a folder's children: those in `needed` must work, the usual ones may.
+///
+/// A delegated cgroup, and that of a container, has the very processes in it that ask for this: they are moved aside, into
+/// a cgroup beneath it. Source: cgroup-v2.rst, "No Internal Process Constraint".
 fn enable(folder: &Path, needed: &BTreeSet<&str>) -> Result<(), Failure> {
     let available = controllers(folder, "cgroup.controllers");
     let enabled = controllers(folder, "cgroup.subtree_control");
@@ -88,9 +107,29 @@ fn enable(folder: &Path, needed: &BTreeSet<&str>) -> Result<(), Failure> {
         if !offered || enabled.iter().any(|name| name == controller) {
             continue;
         }
-        let result = write_file(&file, &format!("+{controller}"));
+        let mut result = write_file(&file, &format!("+{controller}"));
+        if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)) && move_aside(folder).is_ok() {
+            result = write_file(&file, &format!("+{controller}"));
+        }
         if needed.contains(controller) {
             result.step(|| format!("enable the controller {controller} in {}", folder.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Move the processes of a cgroup itself, not those beneath it, into one of their own.
+fn move_aside(folder: &Path) -> io::Result<()> {
+    let aside = folder.join(ASIDE);
+    match std::fs::create_dir(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    for pid in std::fs::read_to_string(folder.join("cgroup.procs"))?.split_whitespace() {
+        match write_file(&aside.join("cgroup.procs"), pid) {
+            // It has just ended.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            result => result?,
         }
     }
     Ok(())

@@ -291,7 +291,7 @@ fn check_environment(field: &str, variables: &[String]) -> Result<(), Failure> {
 }
 
 /// Nothing that reaches the kernel as a C string may hold a NUL byte: it would be cut there.
-fn check_text(field: &str, value: &str) -> Result<(), Failure> {
+pub fn check_text(field: &str, value: &str) -> Result<(), Failure> {
     if value.contains('\0') { Err(Failure::invalid(field, "contains a NUL byte")) } else { Ok(()) }
 }
 
