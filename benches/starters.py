@@ -76,22 +76,22 @@ class Starter(ABC):
 
     def idle(self, name: str) -> subprocess.Popen[bytes]:
         """Start a container that sleeps, and wait until something can be run in it; its end is the caller's matter."""
-        process = subprocess.Popen(
-            self.start(name, SLEEP),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=self.env,
-        )
+        with (self.disk / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                self.start(name, SLEEP), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env
+            )
         deadline = time.monotonic() + 20
         while True:
             try:
                 quietly(self.exec(name), self.env)
-            except CommandFailed:
+            except CommandFailed as error:
                 if time.monotonic() > deadline or process.poll() is not None:
                     process.kill()
                     process.wait()
-                    raise
+                    said = (self.disk / f"{name}.log").read_text(errors="replace")
+                    raise CommandFailed(
+                        f"{error}\nThe container: {process.returncode}: {said[-2000:]}"
+                    ) from None
                 time.sleep(0.05)
             else:
                 return process
