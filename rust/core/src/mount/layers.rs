@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use rustix::fs::{AtFlags, CWD};
+
 use super::Options;
 
 /// The folders of an overlay, as their paths are.
@@ -27,6 +29,20 @@ impl Layers {
     /// The longest path that all folders lie in.
     pub fn common_parent(&self) -> String {
         common_parent(self.lower.iter().chain(&self.upper).chain(&self.work))
+    }
+}
+
+/// Take away the mark that a mount with `volatile` has left.
+///
+/// The kernel refuses folders that have it (overlayfs.rst, "Volatile mount"): what was written may not have reached the disk when
+/// the machine broke down. Whoever mounts so does not care; while the machine runs the files are as they were written.
+pub fn forget_volatile(layers: &Layers) {
+    let Some(work) = &layers.work else { return };
+    for (mark, flags) in
+        [("volatile/dirty", AtFlags::empty()), ("volatile", AtFlags::REMOVEDIR), ("", AtFlags::REMOVEDIR)]
+    {
+        // NOENT, as a rule. Where it cannot be taken away the kernel says so.
+        let _ = rustix::fs::unlinkat(CWD, format!("{work}/work/incompat/{mark}"), flags);
     }
 }
 

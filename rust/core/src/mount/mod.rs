@@ -129,6 +129,9 @@ fn make_mapped(mount: &Mount, options: &Options, maps: &IdMaps) -> Result<OwnedF
 
 /// A new file system.
 fn new(mount: &Mount, options: &Options) -> Result<OwnedFd> {
+    if mount.kind == "overlay" {
+        layers::forget_volatile(&Layers::of(options));
+    }
     match create::create(mount, options) {
         Ok(made) => Ok(made),
         Err(create::Refusal::TooOld) => apart::apart(|| legacy::make(mount, options)),

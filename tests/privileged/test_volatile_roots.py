@@ -1,0 +1,80 @@
+"""The root of a container that is removed at its end is not synced to disk, for nothing of it is to be there; all else stays."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from lamella import Client, Container, Image
+
+pytestmark = pytest.mark.privileged
+
+ROOT = [
+    "/bin/sh",
+    "-c",
+    "while read device folder rest; do [ $folder != / ] || echo $rest; done < /proc/mounts",
+]
+COUNT = ["/bin/sh", "-c", "echo run >> /runs; while read line; do echo $line; done < /runs; sleep 100"]
+
+
+@pytest.fixture
+def image(client: Client, small_image: str) -> Image:
+    return client.images.pull(small_image)
+
+
+def is_volatile(text: bytes) -> bool:
+    assert b"upperdir=" in text
+    return b"volatile" in text
+
+
+def test_only_the_root_of_what_is_removed_at_its_end_is_volatile(client: Client, image: Image) -> None:
+    assert is_volatile(client.containers.run(image, ROOT, remove=True).stdout)
+    kept = client.containers.run(image, ROOT, name="kept")
+    assert not is_volatile(kept.stdout)
+    client.containers.get("kept").remove()
+    detached = client.containers.run(image, COUNT, detach=True, remove=True)
+    assert is_volatile(detached.exec(ROOT).stdout)
+    detached.remove(force=True)
+
+
+def await_runs(box: Container, count: int) -> None:
+    """Wait until the program has written that it was run so many times, and not more."""
+    deadline = time.monotonic() + 30
+    while (found := _runs(box)) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert found == count
+
+
+def _runs(box: Container) -> int:
+    return box.exec(["/bin/sh", "-c", "while read line; do echo $line; done < /runs"]).stdout.count(b"run\n")
+
+
+def test_it_is_run_again_on_what_it_has_written(client: Client, image: Image) -> None:
+    box = client.containers.create(image, COUNT, auto_remove=True)
+    box.start()
+    box.restart(timeout=0)
+    await_runs(box, 2)
+    box.stop(0)
+    box.start()
+    await_runs(box, 3)
+    box.remove(force=True)
+
+
+def test_what_it_has_written_is_read_and_committed_while_it_runs_and_afterwards(
+    client: Client, image: Image
+) -> None:
+    box = client.containers.create(image, COUNT, auto_remove=True)
+    box.start()
+    await_runs(box, 1)
+    while_it_runs = box.commit()
+    box.stop(0)
+    with client.snapshots.mounted(box.snapshot_key) as root:
+        assert (root / "runs").read_text() == "run\n"
+    afterwards = box.commit()
+    for base in (while_it_runs, afterwards):
+        found = client.containers.run(base, ["/bin/sh", "-c", "read line < /runs; echo $line"], remove=True)
+        assert found.stdout == b"run\n"
+    box.remove(force=True)
