@@ -325,3 +325,21 @@ def test_an_end_meanwhile_lets_go_of_all(client, fake, start):
     box.wait(60)
     assert fake.commands()[-3:] == [("slow", "ADD"), ("slow", "DEL"), ("first", "DEL")]
     assert pins(client.config) == []
+
+
+def test_one_whose_spec_has_the_machines_network_is_not_plugged_in(client, two, cni, start):
+    """What would be plugged in is the machine."""
+
+    def shared(spec):
+        spec["linux"]["namespaces"] = [
+            each for each in spec["linux"]["namespaces"] if each["type"] != "network"
+        ]
+
+    before = cni.links()
+    box = start(*SLEEP, spec=shared)
+    for _ in range(2):
+        with pytest.raises(FailedPrecondition, match="no network namespace of its own"):
+            two[0].connect(box)
+    assert cni.links() == before
+    box.remove(force=True)
+    assert pins(client.config) == []

@@ -26,7 +26,6 @@ from lamella.cli.values import (
     parse_signal,
     parse_size,
     parse_ulimit,
-    refuse_link,
 )
 
 USAGE = "[OPTIONS] REF [COMMAND [ARGUMENTS...]]"
@@ -381,7 +380,6 @@ def _add_network_options(parser: Parser) -> None:
         default=[],
         help="Be found by this name, too, there.",
     )
-    add("--link", metavar="CONTAINER[:ALIAS]", type=argument(refuse_link), help=argparse.SUPPRESS)
 
 
 def container_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -40,14 +40,6 @@ def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
     return convert
 
 
-def refuse_link(text: str) -> str:
-    """Say what there is in place of docker's links."""
-    raise ValueError(
-        "there are no links; containers of one network find each other by name: lamella networks create NAME, "
-        "then --network NAME for both"
-    )
-
-
 def parse_size(text: str) -> int:
     """Give bytes for ``512m``, ``1.5g``, ``64MiB`` or ``1024``: powers of 1024, as docker takes them."""
     from lamella.containers.limits import parse_size as parse

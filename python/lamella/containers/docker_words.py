@@ -26,16 +26,14 @@ ABSENT = {
     "cpu_rt_period": "set it by spec (linux.resources.cpu.realtimePeriod)",
     "cpu_rt_runtime": "set it by spec (linux.resources.cpu.realtimeRuntime)",
     "device_requests": "give the devices and what goes with them by devices and mounts",
-    "domainname": "set it by spec (domainname)",
     "healthcheck": "there is no daemon that would ask; run the command by exec with a time-out",
     "init_path": "the init is lamella's own",
     "isolation": "it is for Windows",
     "kernel_memory": "the kernel has it no more",
-    "links": "give extra_hosts, or network_aliases in a network of your own",
+    "links": "containers of a network find each other by name; give both the same one, and network_aliases",
     "lxc_conf": "docker has it no more",
     "network_disabled": "network='none' is the default",
-    "networking_config": "give network, ip, mac_address and network_aliases",
-    "publish_all_ports": "name the ports",
+    "networking_config": "give networks, each with ip, ip6, mac_address and aliases",
     "runtime": "containers are run by lamella's own launcher",
     "stderr": "a result has stdout and stderr apart, and so have logs",
     "stdout": "a result has stdout and stderr apart, and so have logs",
@@ -52,7 +50,6 @@ ABSENT = {
 OPTIONS = {
     "attach": "without -d output is shown, and stdin with -i",
     "disable-content-trust": "say by --policy what may come here",
-    "expose": "it only tells; ports are published by -p",
     "gpus": ABSENT["device_requests"],
     "link": ABSENT["links"],
     "link-local-ip": "give --ip",
@@ -69,11 +66,8 @@ def explain_option(text: str) -> str | None:
     name = text[2:].partition("=")[0]
     if name.startswith("health-"):
         name = "healthcheck"
-    reason = OPTIONS.get(name) or ABSENT.get(_PLURALS.get(name, name.replace("-", "_")))
+    reason = OPTIONS.get(name) or ABSENT.get(name.replace("-", "_"))
     return f"docker's {text.partition('=')[0]} is not here: {reason}" if reason else None
-
-
-_PLURALS = {"publish-all": "publish_all_ports"}
 
 
 def explain(word: str) -> str | None:

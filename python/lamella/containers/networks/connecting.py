@@ -29,10 +29,18 @@ from lamella.containers.networks import (
 from lamella.containers.networks.attachment import Record, Release, attached, is_pinned, pin_path, read
 from lamella.containers.networks.cni import files_of, plug_in, prepare, unplug
 from lamella.containers.networks.files import ISOLATED_RESOLV_CONF
+from lamella.containers.networks.joining import join
 from lamella.containers.networks.naming import names_path, tell
 from lamella.containers.task import Task
 from lamella.disk import names_in, translated
-from lamella.errors import AlreadyExists, FailedPrecondition, InvalidArgument, LamellaError, NotFound
+from lamella.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    LamellaError,
+    NotFound,
+    Unsupported,
+)
 from lamella.locks import FileLock, FolderLock, is_locked
 from lamella.logs import Log
 from lamella.metadata import Database, timestamp
@@ -183,6 +191,12 @@ def _take_namespace(config: Config, record: ContainerRecord, task: Task, plugged
     if pid is None:
         raise FailedPrecondition(
             f"container {record.name} is between two runs, and has no network just now", hint="Try it again."
+        )
+    # Refused for one that has none of its own: it would be the machine that is plugged in.
+    joined = msgspec.json.decode(join(record.spec, plugged.release.namespace))
+    if any(namespace["type"] == "user" for namespace in joined["linux"]["namespaces"]):
+        raise Unsupported(
+            f"container {record.name} has a user namespace of its own, to which its network belongs"
         )
     plugged.write(config)
     plugged.take(config, f"/proc/{pid}/ns/net")
