@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from lamella.errors import NotFound
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 SOURCES = Path(__file__).with_name("security")
 NET_RAW = {"raw_socket", "packets"}
@@ -67,6 +69,10 @@ def bait(client, small_image, tmp_path):
     shm.write_text("secret")
     key = 0x10000000 | (uuid.uuid4().int & 0xFFFFFFF)
     disk = _disk()
+    try:
+        image = client.images.get(small_image)
+    except NotFound:
+        image = client.images.pull(small_image)
     with contextlib.ExitStack() as stack:
         stack.callback(shm.unlink)
         made = [LIBC.shmget(key, 4096, 0o1666), LIBC.semget(key, 1, 0o1666), LIBC.msgget(key, 0o1666)]
@@ -83,7 +89,7 @@ def bait(client, small_image, tmp_path):
         loopback = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=64))
         victim = stack.enter_context(subprocess.Popen(["/bin/sleep", "1000"], env={"SECRET": name}))
         stack.callback(victim.kill)
-        other = client.containers.run(client.images.pull(small_image), ["/bin/sleep", "1000"], detach=True)
+        other = client.containers.run(image, ["/bin/sleep", "1000"], detach=True)
         stack.callback(other.remove, force=True)
         config = client.config
         task = config.state / "tasks" / config.namespace / other.id
