@@ -184,14 +184,21 @@ def test_cve_2023_28642_and_cve_2019_19921_a_root_whose_proc_is_a_symlink_is_ref
 def test_cve_2025_52881_a_sysctl_is_written_to_the_kernel_whatever_is_mounted_on_proc(
     client, start, make, small_image, tmp_path
 ):
-    """runc wrote settings through /proc of the container, where another mount or a symlink could turn them elsewhere."""
+    """runc wrote settings through /proc of the container, where another mount or a symlink could turn them elsewhere.
+
+    Nothing is mounted there, and what an image has in the place is beneath the mount.
+    """
     fake = tmp_path / "net"
     (fake / "ipv4").mkdir(parents=True)
     (fake / "ipv4/ip_forward").write_text("fake")
-    name = "net.ipv4.ip_forward"
-    changed = start(
-        make(), ["/bin/races", "watch", "60"], sysctls={name: "1"}, volumes=[f"{fake}:/proc/sys/net"]
-    )
+    setting = {"net.ipv4.ip_forward": "1"}
+    with pytest.raises(InvalidArgument, match="/proc/sys/net"):
+        client.containers.run(
+            make(), ["/bin/races", "open"], remove=True, sysctls=setting, volumes=[f"{fake}:/proc/sys/net"]
+        )
+    assert (fake / "ipv4/ip_forward").read_text() == "fake"
+    image = make(folder("proc/sys/net"), symlink("proc/sys/net/ipv4", str(fake / "ipv4")))
+    changed = start(image, ["/bin/races", "watch", "60"], sysctls=setting)
     assert (fake / "ipv4/ip_forward").read_text() == "fake"
     read = client.containers.run(
         client.images.pull(small_image),
