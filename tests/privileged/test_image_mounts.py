@@ -243,3 +243,23 @@ def test_what_is_not_there_is_said(client, base, server):
     with pytest.raises((FailedPrecondition, InvalidArgument)):
         client.containers.create(base, ["/bin/true"], mounts=[mount(empty)])
     assert client.containers.list(all=True) == []
+
+
+@pytest.mark.needs_program("runc")
+def test_runc_mounts_images_and_parts_as_our_launcher_does(client, base, tools, single):
+    (client.volumes.create("data").path / "part").mkdir()
+    mounts = [
+        mount(tools, "/whole"),
+        mount(tools, "/part", subpath="way"),
+        mount(single, "/file", subpath="d/only"),
+        {"type": "volume", "source": "data", "target": "/volume", "volume-subpath": "part"},
+    ]
+    script = "cat /whole/tool/version /part/deep /file; echo >/volume/new; echo 2>/dev/null >/part/x || echo refused"
+    expected = "twodeeponlyrefused\n"
+    for runtime in ("lamella", "runc"):
+        assert sh(client, base, script, mounts=mounts, runtime=runtime) == expected
+    assert (client.volumes.get("data").path / "part" / "new").exists()
+    with pytest.raises(LamellaError, match="absolute"):
+        client.containers.run(
+            base, ["/bin/true"], remove=True, runtime="runc", mounts=[mount(tools, subpath="absolute")]
+        )
