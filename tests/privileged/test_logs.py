@@ -195,6 +195,19 @@ def test_following_ends_when_the_monitor_was_killed(start):
     assert list(pieces) == []
 
 
+def test_following_ends_with_a_stop_as_docker_has_it_and_goes_over_restarts(start):
+    box = start("echo begun; sleep 100", restart_policy="always")
+    pieces = box.logs(follow=True)
+    assert next(pieces) == ("stdout", b"begun\n")
+    box.restart(0)
+    assert next(pieces) == ("stdout", b"begun\n")
+    box.stop(0)
+    assert list(pieces) == []
+    box.start()
+    assert list(pieces) == []
+    assert text(box.logs()).split() == ["begun"] * 3
+
+
 def test_following_ends_with_the_removal(start):
     box = start("echo here; sleep 600")
     pieces = box.logs(follow=True)

@@ -308,7 +308,19 @@ def add_container_options(parser: Parser) -> None:
             choices=("private", "host"),
             help=f"With host: share the machine's {what}.",
         )
-    add("--userns", metavar="MODE", choices=("host",), help="Stay in the machine's user namespace (default).")
+    add(
+        "--userns",
+        metavar="MODE",
+        help="host (default), or auto[:size=N]: ids of its own, mapped to a free range.",
+    )
+    for what, who in (("uid", "users"), ("gid", "groups")):
+        add(
+            f"--{what}map",
+            metavar="CONTAINER:HOST:SIZE",
+            action="append",
+            default=[],
+            help=f"Map {who} of the container to others of this machine.",
+        )
     add("--cap-drop", metavar="NAME", action="append", default=[], help="Drop a capability; ALL for all.")
     add("--privileged", action="store_true", help="All capabilities and devices, no seccomp, nothing masked.")
     add(
@@ -424,6 +436,8 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "uts_mode": arguments.uts,
         "cgroupns": arguments.cgroupns,
         "userns": arguments.userns,
+        "uid_maps": arguments.uidmap,
+        "gid_maps": arguments.gidmap,
         "snapshotter": arguments.snapshotter,
         "runtime": arguments.runtime,
         **limits(arguments),

@@ -398,7 +398,9 @@ def _like(client: Client, origin: Container, parent: str) -> Container:
         created_at=now,
         updated_at=now,
     )
-    with client.snapshots.preparing(new_id, parent) as prepare, client.database.write() as db:
+    maps = old.extra.id_maps
+    labels = maps.labels if maps is not None else None
+    with client.snapshots.preparing(new_id, parent, labels) as prepare, client.database.write() as db:
         prepare()
         if old.extra.sources:
             from lamella.containers.mount_sources import copy_views

@@ -16,6 +16,7 @@ from lamella import _core
 from lamella.config import DEFAULT_RUNTIME, check_identifier
 from lamella.containers.container import Container, ContainerRecord, Extra, signal_number
 from lamella.containers.emulation import check_runnable
+from lamella.containers.id_maps import check_other_options, used_maps, wanted_maps
 from lamella.containers.log_config import parse_log_config
 from lamella.containers.networks import namespace_path, settle
 from lamella.containers.options import Options, labels_of
@@ -37,12 +38,14 @@ if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.config import Config
     from lamella.containers.branches import Branch
+    from lamella.containers.id_maps import IdMaps
     from lamella.containers.monitor import OnOutput
     from lamella.containers.mount_sources import Attached
     from lamella.containers.mounts import AnyMount
     from lamella.containers.networks.ports import Port
     from lamella.containers.options import CreateOptions
     from lamella.containers.pool import Pool
+    from lamella.containers.runtime_spec import Mount
     from lamella.containers.selection import Filters, Selection
     from lamella.oci import RunConfig
 
@@ -102,7 +105,8 @@ class Containers:
         ``{"type": "json-file", "config": {"max-size": "10m", "max-file": 5}}``, which is the default; ``{"type": "none"}`` keeps
         no log), restart_policy (``"on-failure:5"``, ``"always"``, or docker-py's mapping), init (run the command beneath an init
         that passes signals on and reaps), group_add (names or numbers), pid_mode, ipc_mode, uts_mode and
-        cgroupns (``"host"``: the machine's), platform (``"linux/arm64"``, of an index), snapshotter (by name,
+        cgroupns (``"host"``: the machine's), userns (``"auto"``: ids of its own), uid_maps and gid_maps
+        (``["0:100000:65536"]``), platform (``"linux/arm64"``, of an index), snapshotter (by name,
         instead of the client's), runtime (``"lamella"``, or another OCI runtime by its name on PATH or its path: ``"runc"``;
         docs/runtimes.md), masked_paths and readonly_paths (instead of the usual ones of /proc and /sys; ``[]``
         for none), and spec: a callable that gets the runtime spec as a dict and changes it, or a JSON merge patch (RFC 7386).
@@ -165,11 +169,7 @@ class Containers:
             if options.name is not None
             else container_id[:12]
         )
-        stop_signal = options.stop_signal or run_config.stop_signal
-        if stop_signal:
-            signal_number(stop_signal)
-        if options.stop_timeout is not None and not 0 <= options.stop_timeout < float("inf"):
-            raise InvalidArgument(f"stop_timeout {options.stop_timeout!r} is not a number of seconds")
+        stop_signal = _stop_signal(options, run_config)
         log = parse_log_config(options.log_config)
         exposed = _exposed(options, run_config)
         runtime = _runtime(client.config, options)
@@ -185,8 +185,13 @@ class Containers:
                 _check_free(db, namespace, name)
                 if options.name is not None and _has_snapshot(db, client.config, key):
                     key = container_id  # of a container that was renamed
+                id_maps = wanted_maps(options, used_maps(db)) if options.asks_for_maps else None
+            if id_maps is not None:
+                check_other_options(options, settled.network, mounts, runtime)
             with _unpacked(source, parent, client):
-                prepare = stack.enter_context(client.snapshots.preparing(key, parent))
+                prepare = stack.enter_context(
+                    client.snapshots.preparing(key, parent, id_maps.labels if id_maps is not None else None)
+                )
                 attach = _attaching(stack, client, parent, container_id, mounts)
             db = stack.enter_context(client.database.write())
             _check_free(db, namespace, name)
@@ -205,7 +210,8 @@ class Containers:
                     client.config.root / "containers" / namespace / (settled.shared or container_id)
                 ),
                 network_path=namespace_path(settled.network),
-                mounts=attached.mounts if attached else [],
+                mounts=_shown_mounts(attached, client, id_maps),
+                id_maps=id_maps,
                 read_file=partial(_core.read_file, layers, whiteouts=client.snapshots.whiteouts),
             )
             now = timestamp()
@@ -237,6 +243,7 @@ class Containers:
                     sources=attached.sources if attached else [],
                     restart=restart,
                     init=options.init,
+                    id_maps=id_maps,
                 ),
                 created_at=now,
                 updated_at=now,
@@ -585,6 +592,25 @@ def _unpacked(image: Image | Branch, parent: str, client: Client) -> Iterator[No
             f"image {image.name} is not unpacked for the {client.config.snapshotter} snapshotter",
             hint=f"Unpack it: lamella --snapshotter {client.config.snapshotter} pull {image.name}",
         ) from None
+
+
+def _stop_signal(options: Options, image: RunConfig) -> str | None:
+    """Give the signal that asks the container to end, checked, as is how long it has for that."""
+    if options.stop_timeout is not None and not 0 <= options.stop_timeout < float("inf"):
+        raise InvalidArgument(f"stop_timeout {options.stop_timeout!r} is not a number of seconds")
+    stop_signal = options.stop_signal or image.stop_signal
+    if stop_signal:
+        signal_number(stop_signal)
+    return stop_signal
+
+
+def _shown_mounts(attached: Attached | None, client: Client, id_maps: IdMaps | None) -> list[Mount]:
+    """Give the mounts of volumes and binds, the volumes with mapped ids where the container's root has its own."""
+    mounts = attached.mounts if attached else []
+    if id_maps is None:
+        return mounts
+    volumes = f"{client.config.root / 'volumes'}/"
+    return [id_maps.show(mount) if mount.source.startswith(volumes) else mount for mount in mounts]
 
 
 def _removed_and_restarted() -> InvalidArgument:

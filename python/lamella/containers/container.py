@@ -12,6 +12,7 @@ import msgspec
 
 from lamella import _core
 from lamella.config import DEFAULT_RUNTIME
+from lamella.containers.id_maps import IdMaps
 from lamella.containers.log_config import LogConfig
 from lamella.containers.monitor import Attached, Exit, OnOutput, Stream
 from lamella.containers.networks import Endpoint, Settings, connect, describe, is_recorded, published
@@ -21,7 +22,14 @@ from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import exec_process
 from lamella.containers.task import Status, Task
 from lamella.durability import Unverified
-from lamella.errors import CommandNotFound, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
+from lamella.errors import (
+    CommandNotFound,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unsupported,
+)
 from lamella.events import spool
 from lamella.logs import Log
 from lamella.metadata import Transaction, timestamp
@@ -105,6 +113,7 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sources: list[Source] = []
     restart: RestartPolicy = RestartPolicy()
     init: bool = False
+    id_maps: IdMaps | None = None
 
 
 class _Process(msgspec.Struct, frozen=True):
@@ -854,6 +863,7 @@ class Container:
         """
         from lamella.containers.files import put_archive
 
+        self._refuse_mapped()
         put_archive(self, path, data, owner=owner, timeout=timeout)
 
     def copy_in(
@@ -873,7 +883,15 @@ class Container:
         """
         from lamella.containers.files import copy_in
 
+        self._refuse_mapped()
         copy_in(self, source, target, archive=archive, follow_link=follow_link, timeout=timeout)
+
+    def _refuse_mapped(self) -> None:
+        if self.record.extra.id_maps is not None:
+            raise Unsupported(
+                f"container {self.name} has ids of its own: files cannot be copied into it",
+                hint="Let it read them: exec(['tar', '-x'], input=...), or a volume.",
+            )
 
     def copy_out(
         self,
@@ -1002,6 +1020,7 @@ class Container:
             "restart_count": restarts.count if restarts is not None else 0,
             "last_run": msgspec.to_builtins(restarts) if restarts is not None else None,
             "init": record.extra.init,
+            "id_maps": msgspec.to_builtins(record.extra.id_maps),
             "snapshotter": record.snapshotter,
             "snapshot_key": record.snapshot_key,
             "runtime": record.runtime,

@@ -34,7 +34,6 @@ ABSENT = {
     "lxc_conf": "docker has it no more",
     "network_disabled": "network='none' is the default",
     "networking_config": "give networks, each with ip, ip6, mac_address and aliases",
-    "runtime": "containers are run by lamella's own launcher",
     "stderr": "a result has stdout and stderr apart, and so have logs",
     "stdout": "a result has stdout and stderr apart, and so have logs",
     "storage_opt": "use the quotas of the file system beneath the store",

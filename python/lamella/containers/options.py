@@ -112,10 +112,17 @@ class Options(Limits, frozen=True, kw_only=True):
     uts_mode: str | None = None
     cgroupns: str | None = None
     userns: str | None = None
+    uid_maps: str | Sequence[str] | None = None
+    gid_maps: str | Sequence[str] | None = None
     platform: str | None = None
     snapshotter: str | None = None
     runtime: str | None = None
     spec: SpecPatch | None = None
+
+    @property
+    def asks_for_maps(self) -> bool:
+        """Whether ids are mapped, or something is wrong with how that is asked for."""
+        return bool(self.uid_maps or self.gid_maps or self.userns not in (None, "", "host"))
 
 
 class CreateOptions(LimitOptions, total=False):
@@ -184,6 +191,8 @@ class CreateOptions(LimitOptions, total=False):
     uts_mode: str | None
     cgroupns: str | None
     userns: str | None
+    uid_maps: str | Sequence[str] | None
+    gid_maps: str | Sequence[str] | None
     platform: str | None
     snapshotter: str | None
     runtime: str | None

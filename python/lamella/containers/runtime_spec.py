@@ -171,12 +171,22 @@ class Resources(_Document):
     block_io: BlockIo | None = msgspec.field(default=None, name="blockIO")
 
 
+class IdMapping(msgspec.Struct, rename={"container_id": "containerID", "host_id": "hostID"}):
+    """Ids in the container, from the first on, and the ids of this machine that stand for them."""
+
+    container_id: int
+    host_id: int
+    size: int
+
+
 class Linux(_Document):
     """The Linux part."""
 
     namespaces: list[Namespace]
     cgroups_path: str
     resources: Resources
+    uid_mappings: list[IdMapping] = []
+    gid_mappings: list[IdMapping] = []
     devices: list[Device] = []
     seccomp: msgspec.Raw | None = None
     masked_paths: list[str] = []

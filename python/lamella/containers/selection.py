@@ -150,7 +150,11 @@ def _volume(_: Client, value: str) -> Selection:
 
 
 def _network(_: Client, value: str) -> Selection:
-    return lambda container: container.record.extra.network == value
+    def is_in(container: Container) -> bool:
+        extra = container.record.extra
+        return value == extra.network or any(value == endpoint.network for endpoint in extra.networks)
+
+    return is_in
 
 
 class _Mount(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ import msgspec
 from lamella import oci
 from lamella.containers import defaults
 from lamella.containers.defaults import ALL_CAPABILITIES
+from lamella.containers.id_maps import IdMaps, spec_mappings
 from lamella.containers.limits import cpu_limits, io_limits, memory_limits, parse_size, pids_limits
 from lamella.containers.options import (
     Environment,
@@ -55,6 +56,7 @@ def build_spec(
     network_path: str,
     mounts: list[Mount],
     read_file: ReadFile,
+    id_maps: IdMaps | None = None,
 ) -> bytes:
     """Return config.json.
 
@@ -122,6 +124,8 @@ def build_spec(
         ),
         annotations=dict(options.annotations or {}),
     )
+    if id_maps is not None:
+        _map_ids(spec, id_maps, files_folder)
     document = _encode(spec)
     if options.spec is not None:
         patched: dict[str, Any] = msgspec.json.decode(document)
@@ -131,6 +135,15 @@ def build_spec(
             returned = options.spec(patched)
             document = _encode(patched if returned is None else returned)
     return document
+
+
+def _map_ids(spec: Spec, maps: IdMaps, files_folder: str) -> None:
+    """Give a container a user namespace of its own; the files that are ours it sees as its own root's."""
+    spec.linux.namespaces.append(Namespace(type="user"))
+    spec.linux.uid_mappings, spec.linux.gid_mappings = spec_mappings(maps.users), spec_mappings(maps.groups)
+    spec.mounts = [
+        maps.show(mount) if mount.source.startswith(f"{files_folder}/") else mount for mount in spec.mounts
+    ]
 
 
 def merge(document: Any, patch: Any) -> Any:
@@ -305,11 +318,6 @@ def shared_namespaces(options: Options) -> frozenset[str]:
                 f"{option} {mode!r} is not supported",
                 hint=f"Use host or private; what else joins a namespace by its path: spec (linux.namespaces, {kind}).",
             )
-    if options.userns not in (None, "", "host"):
-        raise Unsupported(
-            f"userns {options.userns!r} is not supported: containers are in the machine's user namespace",
-            hint="Leave it out, or say host.",
-        )
     if "uts" in found and (options.hostname is not None or options.domainname):
         raise InvalidArgument("a container in the machine's UTS namespace has the machine's host name")
     return frozenset(found)

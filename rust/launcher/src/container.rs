@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::fs::{FileType, Gid, Uid};
 use rustix::process::DumpableBehavior;
 
 use crate::cgroup::Cgroup;
@@ -12,7 +13,7 @@ use crate::hooks;
 use crate::namespaces::Namespaces;
 use crate::process;
 use crate::request::Program;
-use crate::rootfs::{Console, Root, RootfsPlan, empty_input};
+use crate::rootfs::{Console, Outside, Root, RootfsPlan, empty_input};
 use crate::spec::Size;
 use crate::sys;
 
@@ -59,9 +60,28 @@ pub struct Streams {
     pub error: OwnedFd,
 }
 
+impl Streams {
+    /// Let the root of a user namespace own those that are pipes: it hands them on to the program's user, and could not take
+    /// what belongs to nobody of its own.
+    pub fn give_to(&self, (uid, gid): (u32, u32)) {
+        for stream in self.input.iter().chain([&self.output, &self.error]) {
+            let is_pipe = |status: rustix::fs::Stat| FileType::from_raw_mode(status.st_mode) == FileType::Fifo;
+            if rustix::fs::fstat(stream).is_ok_and(is_pipe) {
+                let _ = rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+            }
+        }
+    }
+}
+
 /// Become the container's program, in the process that clone made. Says what failed and ends the process otherwise.
-pub fn become_container(plan: &Plan, channel: &Channel, cgroup: &Cgroup, streams: Option<Streams>) -> ! {
-    if let Err(failure) = set_up(plan, channel, cgroup, streams) {
+pub fn become_container(
+    plan: &Plan,
+    channel: &Channel,
+    cgroup: &Cgroup,
+    streams: Option<Streams>,
+    outside: Outside,
+) -> ! {
+    if let Err(failure) = set_up(plan, channel, cgroup, streams, outside) {
         fail(failure, channel);
     }
     run(&plan.process, channel, &plan.wait, Some(&plan.hooks))
@@ -74,11 +94,20 @@ pub fn fail(failure: Failure, channel: &Channel) -> ! {
     sys::exit_now(code)
 }
 
-fn set_up(plan: &Plan, channel: &Channel, cgroup: &Cgroup, streams: Option<Streams>) -> Result<(), Failure> {
+fn set_up(
+    plan: &Plan,
+    channel: &Channel,
+    cgroup: &Cgroup,
+    streams: Option<Streams>,
+    outside: Outside,
+) -> Result<(), Failure> {
     // Again after the change of identity, which clears it; until then a killed monitor must not leave us behind.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .step(|| "set the parent death signal")?;
+    let mut place = None;
     if plan.namespaces.mappings.is_some() {
+        // While this is still the machine's root, though without its capabilities: nobody else gets to the bundle.
+        place = Some(plan.rootfs.open_place()?);
         expect(channel, |message| matches!(message, Message::Mapped))?;
         let (uid, gid) = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);
         rustix::thread::set_thread_res_gid(gid, gid, gid).step(|| "become group 0 of the user namespace")?;
@@ -107,7 +136,7 @@ fn set_up(plan: &Plan, channel: &Channel, cgroup: &Cgroup, streams: Option<Strea
     if plan.namespaces.new_network {
         lamella_core::sys::bring_loopback_up().step(|| "set the loopback device up")?;
     }
-    let root = plan.rootfs.mount(cgroup)?;
+    let root = plan.rootfs.mount(cgroup, outside, place.as_ref())?;
     root.make_working_folder(&plan.process.folder);
     let streams = match (plan.terminal, streams) {
         (Some(size), _) => {

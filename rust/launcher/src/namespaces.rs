@@ -89,6 +89,13 @@ impl Namespaces {
         })
     }
 
+    /// The ids of the host that are root in the user namespace that is made.
+    pub fn outer_root(&self) -> Option<(u32, u32)> {
+        let root = |map: &[IdMapping]| map.iter().find(|range| range.container_id == 0).map(|range| range.host_id);
+        let (uids, gids) = self.mappings.as_ref()?;
+        root(uids).zip(root(gids))
+    }
+
     /// Join the PID namespace, which takes effect for processes made afterwards: for the monitor, before its first.
     pub fn join_pids(&self) -> Result<(), Failure> {
         self.join(|namespace| namespace.flag == libc::CLONE_NEWPID)

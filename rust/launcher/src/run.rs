@@ -20,7 +20,7 @@ use crate::monitor::{Shared, Stdio};
 use crate::namespaces::{self, Namespaces};
 use crate::process::{self, seccomp};
 use crate::request::Request;
-use crate::rootfs::RootfsPlan;
+use crate::rootfs::{Outside, RootfsPlan};
 use crate::runtime::{self, Runtime};
 use crate::spec::Spec;
 use crate::sys::{self, Forked};
@@ -57,6 +57,7 @@ impl Run {
         }
         let shared = Shared {
             namespaces: namespaces.entered,
+            outer_root: namespaces.outer_root(),
             filter: process.filter().cloned(),
             personality: spec.linux.personality.take(),
             runtime: None,
@@ -209,15 +210,23 @@ pub fn make_first_process(
 ) -> Result<(i32, Channel), Failure> {
     plan.namespaces.join_pids()?;
     let (ours, theirs) = Channel::pair()?;
+    let outside = if plan.namespaces.mappings.is_some() && rustix::process::geteuid().is_root() {
+        plan.rootfs.make_outside()?
+    } else {
+        Outside::default()
+    };
+    if let (Some(streams), Some(root)) = (&streams, plan.namespaces.outer_root()) {
+        streams.give_to(root);
+    }
     let flags = plan.namespaces.made_by_clone as u64;
     let pid = match sys::clone_process(flags, cgroup.clone_target()).step(|| "make the container's namespaces")? {
         Forked::Parent(pid) => pid,
         Forked::Child => {
             drop(ours);
-            become_container(plan, &theirs, cgroup, streams);
+            become_container(plan, &theirs, cgroup, streams, outside);
         }
     };
-    drop((theirs, streams));
+    drop((theirs, streams, outside));
     if let Some(score) = plan.process.oom_score_adjustment {
         // Lowering it below the present one takes CAP_SYS_RESOURCE.
         if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {

@@ -47,6 +47,9 @@ impl Monitor {
             let process = self.prepare(process, &mut warnings)?;
             oom_score_adjustment = process.process.oom_score_adjustment;
             let (stdio, streams) = Stdio::for_process(process.terminal.is_some(), stdin)?;
+            if let (Some(streams), Some(root)) = (&streams, self.shared.outer_root) {
+                streams.give_to(root);
+            }
             let group = self.cgroup.group(&name);
             let entered = enter(pid, self.shared.namespaces, &self.cgroup, group.as_ref(), &process, &theirs, streams);
             (entered, stdio, group)

@@ -101,6 +101,8 @@ pub struct Shared {
     pub namespaces: i32,
     /// System call filter.
     pub filter: Option<Filter>,
+    /// The ids of the host that are root in a user namespace of the container's own.
+    pub outer_root: Option<(u32, u32)>,
     /// Execution domain.
     pub personality: Option<Personality>,
     /// The other runtime that makes it, if one does.

@@ -11,6 +11,7 @@ mod devices;
 mod input;
 mod masks;
 mod mounts;
+mod outside;
 mod path;
 mod snapshot;
 mod sources;
@@ -20,10 +21,11 @@ pub use console::{Console, set_size as set_terminal_size};
 pub use devices::DevicePlan;
 pub use input::{empty_input, empty_pipe};
 pub use mounts::MountPlan;
+pub use outside::Outside;
 pub use path::Root;
 pub use sources::Source;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use lamella_core::mount::{Mount, Propagation};
@@ -80,18 +82,30 @@ impl RootfsPlan {
         })
     }
 
+    /// Make what a first process in a user namespace of its own cannot make.
+    pub fn make_outside(&self) -> Result<Outside, Failure> {
+        let bound = self.mounts.iter().map(MountPlan::make_outside).collect::<Result<_, _>>()?;
+        Outside::new(&self.snapshot, &self.root, bound)
+    }
+
+    /// Open the folder that the root is mounted on: for the machine's root alone to reach.
+    pub fn open_place(&self) -> Result<OwnedFd, Failure> {
+        snapshot::open_folder(&self.root).step(|| format!("open {}", self.root))
+    }
+
     /// Make the root and all mounts in this process's mount namespace, which must be its own. The root of the process
-    /// is still the host's afterwards.
-    pub fn mount(&self, cgroup: &Cgroup) -> Result<Root, Failure> {
+    /// is still the host's afterwards. `place` is for what was made outside.
+    pub fn mount(&self, cgroup: &Cgroup, mut outside: Outside, place: Option<&OwnedFd>) -> Result<Root, Failure> {
         detach_from_host(self.propagation, &self.root)?;
-        let root = if self.snapshot.is_empty() {
-            snapshot::bind_root(&self.root)?
-        } else {
-            snapshot::mount(&self.snapshot, &self.root)?
+        let root = match place.map(|place| outside.place_root(place)).transpose()?.flatten() {
+            Some(root) => root,
+            None if self.snapshot.is_empty() => snapshot::bind_root(&self.root)?,
+            None => snapshot::mount(&self.snapshot, &self.root)?,
         };
         let root = Root::new(root, &self.root);
+        let mut bound = outside.bound.into_iter();
         for mount in &self.mounts {
-            mount.make(&root, &self.sources, cgroup)?;
+            mount.make(&root, &self.sources, bound.next().flatten(), cgroup)?;
         }
         if self.own_devices {
             devices::make(&root, &self.devices)?;

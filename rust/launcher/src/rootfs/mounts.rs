@@ -84,8 +84,14 @@ impl MountPlan {
     }
 
     /// Make the mount in the root. What is bound is looked up once: the mount point is of its kind, and it is what is mounted,
-    /// whatever has its path by then.
-    pub(super) fn make(&self, root: &Root, sources: &[Source], cgroup: &Cgroup) -> Result<(), Failure> {
+    /// whatever has its path by then. `bound` is that where it was made outside.
+    pub(super) fn make(
+        &self,
+        root: &Root,
+        sources: &[Source],
+        bound: Option<OwnedFd>,
+        cgroup: &Cgroup,
+    ) -> Result<(), Failure> {
         let what = format!("mount {} on {}", self.mount.kind, self.destination);
         let failed = |error: lamella_core::Error| Failure::from(error.context(&what));
         if self.is_cgroup() {
@@ -107,7 +113,7 @@ impl MountPlan {
                 mount::apply(made.as_fd(), &self.options).map_err(failed)?;
                 made
             }
-            None => self.bound()?,
+            None => bound.map_or_else(|| self.bound(), Ok)?,
         };
         let status = rustix::fs::fstat(&made).step(|| &what)?;
         let is_folder = FileType::from_raw_mode(status.st_mode) == FileType::Directory;
@@ -128,6 +134,11 @@ impl MountPlan {
                 .with_hint("Mount it somewhere else; to show the host's processes bind /proc beside: /host/proc."));
         }
         Ok(())
+    }
+
+    /// What it binds, if that is a path of the host.
+    pub(super) fn make_outside(&self) -> Result<Option<OwnedFd>, Failure> {
+        (self.bind && self.source.is_none()).then(|| self.bound()).transpose()
     }
 
     /// A copy of the mount of a path of the host.

@@ -30,7 +30,7 @@ pub(super) fn bind_root(root: &str) -> Result<OwnedFd, Failure> {
 }
 
 /// Device nodes of the image, and those that the container's root makes, open nothing.
-fn without_devices(root: &OwnedFd) -> Result<(), Failure> {
+pub(super) fn without_devices(root: &OwnedFd) -> Result<(), Failure> {
     set_attributes(root, false, MountAttrFlags::MOUNT_ATTR_NODEV).step(|| "mount the root without devices")
 }
 
