@@ -431,6 +431,27 @@ def test_the_container_may_have_a_user_namespace(box: OciBundle) -> None:
     assert box.call("exec", box.id, "id", "-u").stdout == "0\n"
 
 
+def test_the_executable_itself_can_be_installed(box: OciBundle, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    path = tmp_path / "bin" / "lamella-oci"
+    box.call("install", str(path))
+    assert path.read_bytes()[:4] == b"\x7fELF"
+    box.write("/bin/sh", "-c", "exit 4")
+    run = ["--root", str(box.root), "run", "--bundle", str(box.folder), box.id]
+    assert subprocess.run([path, *run], timeout=60, check=False).returncode == 4
+    assert "must be called lamella-oci" in box.refused("install", str(tmp_path / "other"))
+
+
+def test_warnings_are_told_in_the_log_and_not_to_a_container(box: OciBundle, tmp_path: Path) -> None:
+    box.process["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 1 << 30, "hard": 1 << 30}]
+    box.write("/bin/sh", "-c", "true")
+    log = tmp_path / "log"
+    for options in ([], ["--log", str(log)]):
+        assert box.call(*options, "run", "--bundle", str(box.folder), box.id).stderr == ""
+    assert "level=warning" in log.read_text()
+    assert "RLIMIT_NOFILE is" in log.read_text()
+
+
 def test_the_example_and_the_features_are_documents_of_the_spec(box: OciBundle, tmp_path: Path) -> None:
     box.call("spec", "--bundle", str(tmp_path))
     example = json.loads((tmp_path / "config.json").read_text())

@@ -1,16 +1,20 @@
 //! Which namespaces a container gets new, and which existing ones it joins: namespaces(7).
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
 
 use crate::error::{Failure, Kind, Step};
-use crate::spec::{IdMapping, Linux};
+use crate::spec::{IdMapping, Linux, TimeOffset};
 use crate::sys;
 
 /// `statfs` magic of a namespace file.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+/// Those that a process cannot enter itself, only those that it makes.
+const CHILDREN: [i32; 2] = [libc::CLONE_NEWPID, sys::CLONE_NEWTIME];
 
 /// A namespace to join.
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub struct Namespaces {
     pub new_cgroup: bool,
     /// A new network namespace, whose loopback device must be set up.
     pub new_network: bool,
+    /// A new time namespace, with what its clocks are ahead of the host's by. It cannot be made by clone3.
+    time: Option<BTreeMap<String, TimeOffset>>,
     /// A new user namespace, with its mappings.
     pub mappings: Option<(Vec<IdMapping>, Vec<IdMapping>)>,
     /// Processes of the container are in a PID namespace of their own.
@@ -48,6 +54,7 @@ fn flag(kind: &str) -> i32 {
         "network" => libc::CLONE_NEWNET,
         "user" => libc::CLONE_NEWUSER,
         "cgroup" => libc::CLONE_NEWCGROUP,
+        "time" => sys::CLONE_NEWTIME,
         _ => 0,
     }
 }
@@ -65,7 +72,7 @@ impl Namespaces {
         for namespace in &linux.namespaces {
             let flag = flag(&namespace.kind);
             if namespace.path.is_empty() {
-                made_by_clone |= flag & !libc::CLONE_NEWCGROUP;
+                made_by_clone |= flag & !(libc::CLONE_NEWCGROUP | sys::CLONE_NEWTIME);
                 continue;
             }
             let step = || format!("open the {} namespace {}", namespace.kind, namespace.path);
@@ -82,6 +89,7 @@ impl Namespaces {
             made_by_clone,
             new_cgroup: linux.makes_namespace("cgroup"),
             new_network: linux.makes_namespace("network"),
+            time: linux.makes_namespace("time").then(|| linux.time_offsets.clone()),
             mappings: linux.makes_namespace("user").then(|| (linux.uid_mappings.clone(), linux.gid_mappings.clone())),
             own_pids: linux.has_namespace("pid"),
             entered: entered(linux),
@@ -96,9 +104,20 @@ impl Namespaces {
         root(uids).zip(root(gids))
     }
 
-    /// Join the PID namespace, which takes effect for processes made afterwards: for the monitor, before its first.
-    pub fn join_pids(&self) -> Result<(), Failure> {
-        self.join(|namespace| namespace.flag == libc::CLONE_NEWPID)
+    /// Join the PID namespace, and join or make the time namespace, which takes effect for processes made afterwards: for
+    /// the monitor, before its first.
+    pub fn prepare_children(&self) -> Result<(), Failure> {
+        if let Some(offsets) = &self.time {
+            sys::unshare(sys::CLONE_NEWTIME).step(|| "make a time namespace")?;
+            let line =
+                |(clock, offset): (&String, &TimeOffset)| format!("{clock} {} {}\n", offset.secs, offset.nanosecs);
+            let text: String = offsets.iter().map(line).collect();
+            if !text.is_empty() {
+                std::fs::write("/proc/self/timens_offsets", &text)
+                    .step(|| format!("set the offsets {text:?} of the time namespace"))?;
+            }
+        }
+        self.join(|namespace| CHILDREN.contains(&namespace.flag))
     }
 
     /// Whether namespaces are joined that other processes are in.
@@ -108,7 +127,7 @@ impl Namespaces {
 
     /// Join the others: for the container's first process.
     pub fn join_others(&self) -> Result<(), Failure> {
-        self.join(|namespace| namespace.flag != libc::CLONE_NEWPID)
+        self.join(|namespace| !CHILDREN.contains(&namespace.flag))
     }
 
     fn join(&self, wanted: impl Fn(&Joined) -> bool) -> Result<(), Failure> {

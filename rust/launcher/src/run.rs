@@ -208,7 +208,7 @@ pub fn make_first_process(
     cgroup: &Cgroup,
     warnings: &mut Vec<String>,
 ) -> Result<(i32, Channel), Failure> {
-    plan.namespaces.join_pids()?;
+    plan.namespaces.prepare_children()?;
     let (ours, theirs) = Channel::pair()?;
     let outside = if plan.namespaces.mappings.is_some() && rustix::process::geteuid().is_root() {
         plan.rootfs.make_outside()?

@@ -29,6 +29,7 @@ commands
   pause ID, resume ID         stop its processes, let them go on
   update [-r FILE|-] ID       change its limits to those of a document as linux.resources
   delete [-f] ID              remove it once it has ended (-f: end it first)
+  install FILE                copy this executable to .../lamella-oci, from where it starts without Python
   features                    print what this runtime can do
   spec [-b BUNDLE]            write an example of a config.json
 
@@ -225,6 +226,14 @@ impl Arguments {
         match self.id()? {
             (id, []) => Ok(id),
             (_, rest) => Err(wrong(format!("there is an argument too many: {}", rest.join(" ")))),
+        }
+    }
+
+    /// The one argument of a command that is about no container.
+    pub(super) fn only_argument(&self) -> Result<&str, Failure> {
+        match self.rest.as_slice() {
+            [argument] => Ok(argument),
+            _ => Err(wrong("it takes one argument")),
         }
     }
 

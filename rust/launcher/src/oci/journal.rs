@@ -17,14 +17,16 @@ use crate::time;
 pub(super) struct Journal {
     log: Option<File>,
     json: bool,
+    /// Standard error is the container's: only why the command fails is said there.
+    quiet: bool,
 }
 
 impl Journal {
     /// Open the log, if one is asked for. That it cannot be had is said, and stops nothing.
-    pub(super) fn open(global: &Global) -> Self {
+    pub(super) fn open(global: &Global, quiet: bool) -> Self {
         let mut options = File::options();
         options.append(true).create(true).mode(0o644);
-        let mut journal = Self { log: None, json: global.log_json };
+        let mut journal = Self { log: None, json: global.log_json, quiet };
         match global.log.as_ref().map(|path| options.open(path)) {
             Some(Ok(log)) => journal.log = Some(log),
             Some(Err(error)) => journal.warn(&format!("the log cannot be opened: {error}")),
@@ -53,6 +55,9 @@ impl Journal {
     fn tell(&mut self, level: &str, message: &str) {
         let time = time::now();
         let Some(log) = &mut self.log else {
+            if self.quiet && level != "error" {
+                return;
+            }
             let _ = writeln!(std::io::stderr(), "{NAME}: {}{message}", if level == "error" { "" } else { "warning: " });
             return;
         };

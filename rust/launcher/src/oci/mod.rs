@@ -24,7 +24,7 @@ use rustix::fs::SealFlags;
 
 use crate::error::{Failure, Step};
 use crate::{init, sys};
-use arguments::{Global, Parsed};
+use arguments::{Arguments, Parsed};
 use journal::Journal;
 
 /// What it is called; by its name the executable knows its role.
@@ -39,11 +39,11 @@ pub fn is_meant() -> bool {
 /// Do what the arguments say; the result is the exit status.
 pub fn run() -> i32 {
     let parsed = arguments::parse(std::env::args_os().skip(1));
-    let global = match &parsed {
-        Ok(Parsed { global, .. }) => global.clone(),
-        Err(_) => Global::default(),
+    let (global, command) = match &parsed {
+        Ok(Parsed { global, command, .. }) => (global.clone(), command.clone()),
+        Err(_) => Default::default(),
     };
-    let mut journal = Journal::open(&global);
+    let mut journal = Journal::open(&global, ["create", "run", "exec"].contains(&command.as_str()));
     let done = parsed.and_then(|Parsed { global, command, arguments }| match command.as_str() {
         "create" => isolated().and_then(|()| create::create(&global, arguments, &mut journal)),
         "run" => isolated().and_then(|()| create::run(&global, arguments, &mut journal)),
@@ -57,6 +57,7 @@ pub fn run() -> i32 {
         "resume" => running::set_frozen(&global, arguments, false),
         "update" => running::update(&global, arguments, &mut journal),
         "delete" => delete::delete(&global, arguments, &mut journal),
+        "install" => install(arguments),
         "features" => features::features(arguments),
         "spec" => features::example(arguments),
         "" | "help" => arguments::help(),
@@ -92,6 +93,24 @@ fn isolated() -> Result<(), Failure> {
     });
     let (arguments, environment) = (strings(std::env::args_os().collect()), strings(environment.collect()));
     Err(sys::execute_file(copy.as_fd(), &arguments, &environment)).step(step)
+}
+
+/// Copy this executable to a file: called from there it starts without Python.
+fn install(arguments: Arguments) -> Result<i32, Failure> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = std::path::Path::new(arguments.only_argument()?);
+    if path.file_name().is_none_or(|name| name != NAME) {
+        return Err(arguments::wrong(format!("the file must be called {NAME}: by its name it knows what it is")));
+    }
+    let step = || format!("install {}", path.display());
+    let partial = path.with_extension("partial");
+    let mut own = std::fs::File::open("/proc/self/exe").step(step)?;
+    let mut file = std::fs::File::create(&partial).step(step)?;
+    std::io::copy(&mut own, &mut file).step(step)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o755)).step(step)?;
+    drop(file);
+    std::fs::rename(&partial, path).step(step)?;
+    Ok(0)
 }
 
 /// Write a document, and a line's end, to standard output.

@@ -6,6 +6,7 @@
 pub mod capabilities;
 mod exec;
 pub mod rlimits;
+mod scheduling;
 pub mod seccomp;
 mod user;
 
@@ -40,6 +41,7 @@ pub struct Plan {
     umask: u32,
     capabilities: Sets,
     limits: Vec<rlimits::Limit>,
+    scheduling: scheduling::Plan,
     no_new_privileges: bool,
     filter: Option<Filter>,
     personality: Option<u64>,
@@ -93,6 +95,7 @@ impl Plan {
             umask: process.user.umask.unwrap_or(DEFAULT_UMASK),
             capabilities: Sets::parse(process.capabilities.as_ref())?,
             limits: rlimits::parse(&process.rlimits)?,
+            scheduling: scheduling::Plan::new(process.io_priority.as_ref(), process.scheduler.as_ref())?,
             no_new_privileges: process.no_new_privileges,
             filter,
             personality: personality.map(|it| if it.domain == "LINUX32" { PER_LINUX32 } else { 0 }),
@@ -182,6 +185,7 @@ impl Plan {
                 warn(warning);
             }
         }
+        self.scheduling.apply()?;
         if let Some(personality) = self.personality {
             sys::set_personality(personality).step(|| "set the personality")?;
         }

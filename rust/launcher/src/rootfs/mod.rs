@@ -6,6 +6,7 @@
 
 mod cgroups;
 mod console;
+mod copy_up;
 mod detached;
 mod devices;
 mod input;

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use lamella_core::mount::{self, Options};
 use rustix::fs::{FileType, OFlags};
 
+use super::copy_up;
 use super::path::{self, Root, Target};
 use super::sources::{self, Source};
 use crate::cgroup::Cgroup;
@@ -14,7 +15,9 @@ use crate::spec::Mount;
 /// File systems that show the kernel's view of this process: nothing of the image may lead them elsewhere.
 const KERNEL_VIEWS: [&str; 2] = ["proc", "sysfs"];
 /// Options that runc carries out itself and that no kernel knows.
-const UNSUPPORTED: [&str; 3] = ["tmpcopyup", "idmap", "ridmap"];
+const UNSUPPORTED: [&str; 2] = ["idmap", "ridmap"];
+/// One more of these, for a tmpfs; see [`copy_up`].
+const COPY_UP: &str = "tmpcopyup";
 
 /// Files of /proc that something else may be mounted on, as runc allows it: for lxcfs and its like.
 const REPLACED_IN_PROC: [&str; 11] = [
@@ -40,6 +43,8 @@ pub struct MountPlan {
     options: Options,
     destination: String,
     bind: bool,
+    /// It begins with what the image has at its place.
+    copies_up: bool,
     /// Its place in the bundle is that of the request's source of this number.
     source: Option<usize>,
 }
@@ -55,7 +60,11 @@ impl MountPlan {
         }
         let bind = mount.is_bind();
         let destination = path::clean(&mount.destination);
-        let mut words = mount.options.clone();
+        let (own, mut words): (Vec<_>, Vec<_>) = mount.options.iter().cloned().partition(|option| option == COPY_UP);
+        let copies_up = !own.is_empty();
+        if copies_up && mount.kind != "tmpfs" {
+            return Err(Failure::invalid(field(), format!("{COPY_UP} is for a tmpfs")));
+        }
         if !bind && destination == "/dev" {
             // The container's own nodes are mounts. Other runtimes make them right there, so that the bundle cannot say it.
             words.push("nodev".to_owned());
@@ -74,6 +83,7 @@ impl MountPlan {
             options,
             destination,
             bind,
+            copies_up,
             source,
         })
     }
@@ -105,6 +115,12 @@ impl MountPlan {
                     .step(|| format!("{what}: it must be a plain folder of the image"))?;
             }
             self.check_target(root, &target, self.mount.kind == "proc", &what)?;
+            if self.copies_up {
+                mount::mount_at(&self.mount, target.as_fd()).map_err(failed)?;
+                let made = root.open(&self.destination, OFlags::PATH | OFlags::DIRECTORY).step(|| &what)?;
+                return copy_up::copy(target.as_fd(), made.as_fd())
+                    .step(|| format!("copy what the image has at {}", self.destination));
+            }
             return mount::mount_at(&self.mount, target.as_fd()).map_err(failed);
         }
         let made = match self.source.and_then(|number| sources.get(number)) {
@@ -190,7 +206,7 @@ mod tests {
     fn options_that_mean_nothing_to_a_bind_mount_are_refused() {
         let failure = MountPlan::new(3, &mount("bind", &["size=1m"]), "/b").expect_err("refused");
         assert!(failure.message.contains("mounts[3].options"), "{}", failure.message);
-        for option in ["tmpcopyup", "idmap", "remount"] {
+        for option in ["idmap", "ridmap", "remount"] {
             let failure = MountPlan::new(3, &mount("tmpfs", &[option]), "/b").expect_err("refused");
             assert_eq!(failure.kind, Kind::Unsupported);
             assert!(failure.message.contains(option) && failure.message.contains("mounts[3].options"));

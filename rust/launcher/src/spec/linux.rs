@@ -16,6 +16,9 @@ pub struct Linux {
     /// Group id mappings of a new user namespace.
     #[serde(default)]
     pub gid_mappings: Vec<IdMapping>,
+    /// How far the clocks of a new time namespace are from the host's, by clock: `monotonic` and `boottime`.
+    #[serde(default)]
+    pub time_offsets: BTreeMap<String, TimeOffset>,
     /// Kernel parameters of the container's namespaces, by dotted name.
     #[serde(default)]
     pub sysctl: BTreeMap<String, String>,
@@ -49,12 +52,24 @@ pub struct Linux {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Namespace {
-    /// `mount`, `pid`, `uts`, `ipc`, `network`, `cgroup` or `user`.
+    /// `mount`, `pid`, `uts`, `ipc`, `network`, `cgroup`, `user` or `time`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Join this one (a file of /proc/PID/ns or a bind mount of one) instead of making a new one.
     #[serde(default)]
     pub path: String,
+}
+
+/// How far a clock is from the host's.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TimeOffset {
+    /// Seconds.
+    #[serde(default)]
+    pub secs: i64,
+    /// Nanoseconds beyond.
+    #[serde(default)]
+    pub nanosecs: u32,
 }
 
 /// A range of ids of a user namespace.

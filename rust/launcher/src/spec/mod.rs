@@ -17,9 +17,9 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 pub use hooks::{Hook, Hooks};
-pub use linux::{Device, IdMapping, Linux, Namespace, Personality, Seccomp, SeccompArgument, SeccompRule};
+pub use linux::{Device, IdMapping, Linux, Namespace, Personality, Seccomp, SeccompArgument, SeccompRule, TimeOffset};
 pub use mount::Mount;
-pub use process::{Capabilities, Process, Rlimit, Size, User};
+pub use process::{Capabilities, IoPriority, Process, Rlimit, Scheduler, Size, User};
 pub use resources::{BlockIo, Cpu, DeviceRule, HugepageLimit, Memory, Pids, Resources, ThrottleDevice, WeightDevice};
 pub use validate::{NAMESPACES, check_text};
 

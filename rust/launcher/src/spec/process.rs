@@ -33,8 +33,49 @@ pub struct Process {
     pub(super) apparmor_profile: Option<String>,
     /// Refused unless empty.
     pub(super) selinux_label: Option<String>,
+    /// How the kernel orders its disk accesses.
+    pub io_priority: Option<IoPriority>,
+    /// How the kernel gives it processor time.
+    pub scheduler: Option<Scheduler>,
     /// How likely the kernel's out-of-memory killer takes it: -1000 to 1000.
     pub oom_score_adj: Option<i32>,
+}
+
+/// `process.ioPriority`: ioprio_set(2).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IoPriority {
+    /// `IOPRIO_CLASS_RT`, `IOPRIO_CLASS_BE` or `IOPRIO_CLASS_IDLE`.
+    pub class: String,
+    /// From 0, the first, to 7.
+    #[serde(default)]
+    pub priority: u32,
+}
+
+/// `process.scheduler`: sched_setattr(2). Times are in nanoseconds.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scheduler {
+    /// `SCHED_OTHER`, `SCHED_BATCH`, `SCHED_IDLE`, `SCHED_FIFO`, `SCHED_RR`, `SCHED_ISO` or `SCHED_DEADLINE`.
+    pub policy: String,
+    /// From -20, the first, to 19: for `SCHED_OTHER` and `SCHED_BATCH`.
+    #[serde(default)]
+    pub nice: i32,
+    /// From 1 to 99, the first: for `SCHED_FIFO` and `SCHED_RR`.
+    #[serde(default)]
+    pub priority: u32,
+    /// `SCHED_FLAG_*` names.
+    #[serde(default)]
+    pub flags: Vec<String>,
+    /// Processor time a period: for `SCHED_DEADLINE`, as the next two.
+    #[serde(default)]
+    pub runtime: u64,
+    /// When that has to be had, from the period's begin.
+    #[serde(default)]
+    pub deadline: u64,
+    /// Length of a period.
+    #[serde(default)]
+    pub period: u64,
 }
 
 /// A terminal's size in characters.

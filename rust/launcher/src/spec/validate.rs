@@ -5,7 +5,7 @@ use super::{Hook, Linux, Mount, Process, Resources, Spec};
 use crate::error::Failure;
 
 /// The kinds of namespaces that a container may have.
-pub const NAMESPACES: [&str; 7] = ["mount", "pid", "uts", "ipc", "network", "cgroup", "user"];
+pub const NAMESPACES: [&str; 8] = ["mount", "pid", "uts", "ipc", "network", "cgroup", "user", "time"];
 /// What `chmod` understands, set-id and sticky bits included.
 const MODE_BITS: u32 = 0o7777;
 
@@ -165,6 +165,20 @@ impl Linux {
                 joined.kind
             )));
         }
+        if !self.time_offsets.is_empty() && !self.makes_namespace("time") {
+            return Err(Failure::invalid("linux.timeOffsets", "needs a new time namespace"));
+        }
+        for (clock, offset) in &self.time_offsets {
+            if !["monotonic", "boottime"].contains(&clock.as_str()) {
+                return Err(Failure::unsupported(format!("linux.timeOffsets.{clock}")));
+            }
+            if offset.nanosecs > 999_999_999 {
+                return Err(Failure::invalid(
+                    format!("linux.timeOffsets.{clock}"),
+                    "has more nanoseconds than a second",
+                ));
+            }
+        }
         for (index, device) in self.devices.iter().enumerate() {
             let field = format!("linux.devices[{index}]");
             check_absolute(&format!("{field}.path"), &device.path)?;
@@ -318,7 +332,7 @@ mod tests {
             (r#""cwd":"/""#, r#""cwd":"/","apparmorProfile":"x""#, "process.apparmorProfile"),
             (r#""cwd":"/""#, r#""cwd":"/","selinuxLabel":"x""#, "process.selinuxLabel"),
             (r#""linux":{"#, r#""linux":{"mountLabel":"x","#, "linux.mountLabel"),
-            (r#"{"type":"pid"}"#, r#"{"type":"time"}"#, "linux.namespaces[1].type"),
+            (r#"{"type":"pid"}"#, r#"{"type":"colour"}"#, "linux.namespaces[1].type"),
             (r#"{"type":"mount"}"#, r#"{"type":"mount","path":"/x"}"#, "mount namespace"),
             (r#"{"type":"mount"},"#, "", "without a mount namespace"),
             (r#""1.0.2""#, r#""2.0.0""#, "ociVersion"),

@@ -10,6 +10,9 @@ use super::checked;
 /// From linux/sched.h; libc's constant overflows its type.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
+/// From linux/sched.h; the C library's headers lack it.
+pub const CLONE_NEWTIME: i32 = 0x80;
+
 /// What clone3(2) and unshare(2) may be asked for: new namespaces, and nothing that two processes or threads would share, or
 /// cease to share, behind Rust's back.
 const NAMESPACES: i32 = libc::CLONE_NEWNS
@@ -18,7 +21,8 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET;
+    | libc::CLONE_NEWNET
+    | CLONE_NEWTIME;
 
 /// Which side of a fork this is.
 #[derive(Debug)]
@@ -192,6 +196,39 @@ pub fn join_session_keyring() -> io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
     // SAFETY: a null name asks for an anonymous keyring.
     checked(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) })?;
+    Ok(())
+}
+
+/// Set this process's I/O priority: ioprio_set(2). `class` is one of `IOPRIO_CLASS_*`.
+pub fn set_io_priority(class: u32, priority: u32) -> io::Result<()> {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    const IOPRIO_CLASS_SHIFT: u32 = 13;
+    let value = class << IOPRIO_CLASS_SHIFT | priority;
+    // SAFETY: integers only.
+    checked(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, value) })?;
+    Ok(())
+}
+
+/// What sched_setattr(2) takes, as in linux/sched/types.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Scheduling {
+    pub size: u32,
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+/// Set how this process is scheduled: sched_setattr(2).
+pub fn set_scheduling(scheduling: Scheduling) -> io::Result<()> {
+    let scheduling = Scheduling { size: size_of::<Scheduling>() as u32, ..scheduling };
+    // SAFETY: the struct lives until the call returns and says its own size.
+    checked(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const scheduling, 0) })?;
     Ok(())
 }
 

@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Build the validation programs of github.com/opencontainers/runtime-tools into the cache, once a machine.
+
+On disk::
+
+    <cache>/tools/runtime-tools-0.9.0/      appears by rename
+        validation/NAME                     one program a test, which speaks TAP
+        runtimetest, rootfs-amd64.tar.gz    what they put into their containers, from the folder that they are run in
+
+Its release is older than Go's modules: tools/runtime-validation has a go.mod that says which versions of what it needs it is
+built with, a runtime-spec of 1.0.2 among them. Needs Go, and the Go modules that its own settings reach. Prints the path of the
+folder. Doing it again is harmless and quick.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from real_image import cache_folder
+
+VERSION = "0.9.0"
+MODULE = "github.com/opencontainers/runtime-tools"
+RECIPE = Path(__file__).resolve().parent / "runtime-validation"
+
+
+def folder() -> Path:
+    """Give where the programs are, or belong."""
+    return cache_folder() / "tools" / f"runtime-tools-{VERSION}"
+
+
+def ensure() -> Path:
+    """Build what is not there; give the folder. CalledProcessError when Go fails."""
+    target = folder()
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as work:
+            module, built = Path(work, "module"), Path(work, "built")
+            shutil.copytree(RECIPE, module)
+            (built / "validation").mkdir(parents=True)
+            # What is fetched and compiled on the way is not kept; -modcacherw lets it be removed.
+            places = {
+                "GOPATH": f"{work}/go",
+                "GOCACHE": f"{work}/cache",
+                "GOFLAGS": "-modcacherw",
+                "CGO_ENABLED": "0",
+            }
+
+            def go(*arguments: str) -> str:
+                done = subprocess.run(
+                    ["go", *arguments],
+                    check=True,
+                    cwd=module,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env=os.environ | places,
+                )
+                return done.stdout.strip()
+
+            go("build", "-o", f"{built}/validation/", f"{MODULE}/validation/...")
+            go("build", "-o", f"{built}/", f"{MODULE}/cmd/runtimetest")
+            source = Path(go("list", "-m", "-f", "{{.Dir}}", MODULE))
+            shutil.copy(source / "rootfs-amd64.tar.gz", built)
+            with suppress(OSError):  # somebody else was as quick
+                built.rename(target)
+    return target
+
+
+def can_build() -> bool:
+    """Tell whether Go is installed."""
+    return shutil.which("go") is not None
+
+
+if __name__ == "__main__":
+    print(ensure())
