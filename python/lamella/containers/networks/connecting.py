@@ -66,6 +66,7 @@ def connect_network(client: Client, container: Container, endpoint: Endpoint) ->
         endpoints = _endpoints(record, endpoint.network)
         if any(each.network == endpoint.network for each in endpoints):
             raise AlreadyExists(f"container {record.name} is connected to network {endpoint.network}")
+        _check_users(record)
         plug = prepare(client.config, endpoint)
         with _at_work(client, record, container.task) as plugged:
             if plugged is not None:
@@ -123,6 +124,15 @@ def _endpoints(record: ContainerRecord, network: str) -> list[Endpoint]:
             f"container {record.name} has nothing to do with network {network}: {_REFUSED[kind]}", hint=hint
         )
     return endpoints_of(record.extra)
+
+
+def _check_users(record: ContainerRecord) -> None:
+    """Refuse a container with ids of its own: its network belongs to its user namespace, and joins no other."""
+    namespaces = msgspec.json.decode(record.spec).get("linux", {}).get("namespaces", [])
+    if any(namespace.get("type") == "user" for namespace in namespaces):
+        raise Unsupported(
+            f"container {record.name} has a user namespace of its own, and no network but loopback"
+        )
 
 
 def _write(
@@ -193,11 +203,7 @@ def _take_namespace(config: Config, record: ContainerRecord, task: Task, plugged
             f"container {record.name} is between two runs, and has no network just now", hint="Try it again."
         )
     # Refused for one that has none of its own: it would be the machine that is plugged in.
-    joined = msgspec.json.decode(join(record.spec, plugged.release.namespace))
-    if any(namespace["type"] == "user" for namespace in joined["linux"]["namespaces"]):
-        raise Unsupported(
-            f"container {record.name} has a user namespace of its own, to which its network belongs"
-        )
+    join(record.spec, plugged.release.namespace)
     plugged.write(config)
     plugged.take(config, f"/proc/{pid}/ns/net")
     if task.pid() != pid:
