@@ -20,7 +20,14 @@ def lamella(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Program]:
     """Give the command on an empty store."""
-    for name in ("LAMELLA_ROOT", "LAMELLA_STATE", "LAMELLA_NAMESPACE", "LAMELLA_SNAPSHOTTER", "LAMELLA_GC"):
+    for name in (
+        "LAMELLA_ROOT",
+        "LAMELLA_STATE",
+        "LAMELLA_NAMESPACE",
+        "LAMELLA_SNAPSHOTTER",
+        "LAMELLA_RUNTIME",
+        "LAMELLA_GC",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "100")
     program = Program(tmp_path, capfd)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,14 @@ import pytest
 from container_contract import ContainerContract
 from container_probe import SCRIPT, findings
 
-from lamella.errors import CommandNotExecutable, CommandNotFound, LamellaError, NotFound, Unsupported
+from lamella.errors import (
+    CommandNotExecutable,
+    CommandNotFound,
+    LamellaError,
+    NotFound,
+    PermissionDenied,
+    Unsupported,
+)
 
 pytestmark = pytest.mark.privileged
 
@@ -193,6 +201,31 @@ def test_a_runtime_refuses_in_its_own_words_and_leaves_nothing(client, image):
     with pytest.raises(LamellaError, match=r"^runc create: .*no such device"):
         client.containers.run(image, ["/bin/true"], spec=with_mount, remove=True, runtime="runc")
     assert client.containers.list(all=True) == []
+
+
+@pytest.mark.needs_program("runc")
+def test_what_a_runtime_says_of_a_run_that_cannot_begin_is_not_the_containers(client, image):
+    options = {"runtime": "runc", "restart_policy": "on-failure:2"}
+    box = client.containers.create(image, ["/bin/sh", "-c", "echo once; rm /bin/sh; exit 3"], **options)
+    box.start()
+    assert box.wait(60) == 127
+    assert list(box.logs(follow=True)) == [("stdout", b"once\n")]
+    assert "/bin/sh" in str(box.inspect()["last_run"]["error"])
+    box.remove()
+
+
+@pytest.mark.needs_program("runc")
+def test_an_ulimit_that_cannot_be_raised_so_far_is_a_warning_or_refused(client, image):
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if (
+        hard == resource.RLIM_INFINITY
+        or int(Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0], 16) >> 24 & 1
+    ):
+        return  # this machine lets it be raised
+    options = {"ulimits": [f"nofile={hard + 1}"], "remove": True}
+    client.containers.run(image, ["/bin/true"], check=True, **options)
+    with pytest.raises(PermissionDenied):
+        client.containers.run(image, ["/bin/true"], runtime="runc", **options)
 
 
 @pytest.mark.needs_program("runc")

@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "docs/guide.md", "docs/scenario.md", "docs/coming-from-docker.md"]
+PAGES = ["README.md", "docs/guide.md", "docs/scenario.md", "docs/coming-from-docker.md", "docs/runtimes.md"]
 NETWORKS = "docs/networks.md"
 
 

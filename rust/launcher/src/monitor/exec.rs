@@ -202,6 +202,10 @@ impl Monitor {
         let message = failure.message.clone();
         self.answer_starter(id, &json!({"error": failure}));
         if id == INIT {
+            if let (Some(_), Some(init)) = (&self.shared.runtime, self.processes.get_mut(&INIT)) {
+                // What a runtime has complained of there is in the failure: the container has said nothing.
+                init.stdio = Stdio::default();
+            }
             if self.exit.is_none() {
                 let record = ExitRecord::of_failed_start(code);
                 if self.restarts.is_further_run() {
