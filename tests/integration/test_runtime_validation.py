@@ -106,7 +106,9 @@ KNOWN = {
 }
 MACHINE = {
     "linux_cgroups_hugetlb": Known((REFUSED,), "it takes the cgroup controller hugetlb and pages of 2 MB"),
-    "linux_cgroups_relative_hugetlb": Known(("exit status 1",), "as before"),
+    "linux_cgroups_relative_hugetlb": Known(
+        ("get hugetlb cgroup data",), "it looks for the controller in v1"
+    ),
     "linux_rootfs_propagation": Known(("check root propagation",) * 4, "it takes CAP_SYS_RESOURCE"),
     "process_capabilities": Known(
         tuple(
