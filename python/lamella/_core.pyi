@@ -138,10 +138,11 @@ class Files:
     """The files beneath a root folder, walked as a process does that has it as its root, whoever changes them meanwhile.
 
     ``root`` is the caller's path: its own symlinks are followed. With ``symlinks=False`` a path with one in it is refused
-    (FailedPrecondition).
+    (FailedPrecondition). ``ids``: maps of users and groups in containerd's form; owners are those that a container knows which
+    has its ids mapped so.
     """
 
-    def __new__(cls, root: str, *, symlinks: bool = True) -> Files: ...
+    def __new__(cls, root: str, *, symlinks: bool = True, ids: tuple[str, str] | None = None) -> Files: ...
     def close(self) -> None:
         """Let go of the root, so that what is mounted there can be unmounted. Harmless twice."""
     def beneath(self, path: str) -> Files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -96,13 +97,28 @@ def test_standard_streams_are_the_programs_own_whoever_it_runs_as(create):
         assert (result.stdout, result.stderr) == (b"out\n", b"err\n")
 
 
-def test_files_come_out_of_it_and_going_in_is_refused_by_name(create, tmp_path):
-    box = create("sleep", "100", userns="auto")
+@pytest.mark.parametrize("state", ["created", "running"])
+def test_files_go_in_and_out_with_the_owners_that_it_knows(client, create, tmp_path, state):
+    box = create("sleep", "100", volumes=["data:/data"], **MAPS)
+    if state == "running":
+        box.start()
     box.copy_out("/etc/passwd", tmp_path / "passwd")
-    assert (tmp_path / "passwd").read_text()
-    for act in (lambda: box.copy_in(tmp_path / "passwd", "/x"), lambda: box.put_archive("/", b"")):
-        with pytest.raises(Unsupported, match="ids of its own"):
-            act()
+    assert (tmp_path / "passwd").stat().st_uid == os.geteuid()
+    os.chown(tmp_path / "passwd", 7, 8)
+    for target in ("/plain", "/data/plain"):
+        box.copy_in(tmp_path / "passwd", target)
+        box.copy_in(tmp_path / "passwd", f"{target}-kept", archive=True)
+        found = [box.get_archive(path)[1] for path in (target, f"{target}-kept")]
+        assert [(each.uid, each.gid) for each in found] == [(0, 0), (7, 8)]
+        assert {each.mode for each in found} == {found[0].mode}
+    assert (client.volumes.get("data").path / "plain-kept").stat().st_uid == 7
+    if state == "created":
+        box.start()
+    script = "stat -c '%u %g' /plain /plain-kept /data/plain /data/plain-kept; echo more >>/plain"
+    assert box.exec(["sh", "-c", script], check=True).stdout == b"0 0\n7 8\n" * 2
+    os.chown(tmp_path / "passwd", SIZE, 0)
+    with pytest.raises(InvalidArgument, match="no id"):
+        box.copy_in(tmp_path / "passwd", "/stranger", archive=True)
 
 
 def test_ranges_are_chosen_so_that_no_two_containers_share_one(create):

@@ -26,6 +26,7 @@ from lamella.errors import (
     LamellaError,
     NotFound,
 )
+from lamella.labels import GID_MAPPING, UID_MAPPING
 
 pytestmark = pytest.mark.privileged
 
@@ -576,3 +577,44 @@ def test_names_may_be_any_bytes(make_box, tmp_path, state):
         with open(os.path.join(back, name), "rb") as file:  # noqa: PTH118, PTH123
             assert file.read() == name
     assert read(box, "/strange/" + os.fsdecode(strange[1])) == strange[1]
+
+
+# Mapped ids
+
+MAP = "0:100000:65536"
+
+
+def test_owners_are_those_that_a_container_with_mapped_ids_knows(client, image, tmp_path):
+    client.snapshots.prepare("mapped", image.chain_id, {UID_MAPPING: MAP, GID_MAPPING: MAP})
+    info = tarfile.TarInfo("etc/new/own")
+    info.uid, info.gid, info.mode = 5, 6, 0o4755
+    stranger = tarfile.TarInfo("etc/stranger")
+    stranger.uid = 70_000
+    with client.snapshots.mounted("mapped") as point:
+        files = _core.Files(str(point), ids=(MAP, MAP))
+        unpack = partial(unpack_into, files, tmp_path / "archive")
+        assert unpack(tar_of((info, b"own"))) == []
+        assert files.stat("/etc/new/own")[1:3] == (5, 6)
+        assert files.stat("/etc/new")[1:3] == (0, 0)
+        assert (point / "etc/new/own").stat().st_uid == 100_005
+        with pytest.raises(InvalidArgument, match="70000:0 has no id"):
+            unpack(tar_of((stranger, b"")))
+        (tmp_path / "mine").touch()  # this thread acts as itself again
+        assert (tmp_path / "mine").stat().st_uid == os.geteuid()
+        with (tmp_path / "packed").open("w+b") as packed:
+            files.pack("/etc/new", packed.fileno(), name="new")
+            packed.seek(0)
+            with tarfile.open(fileobj=packed) as archive:
+                members = {member.name: (member.uid, member.gid) for member in archive}
+        assert members == {"new": (0, 0), "new/own": (5, 6)}
+        files.close()
+        with pytest.raises(LamellaError):  # whom the map does not know can make nothing there
+            unpack_into(_core.Files(str(point)), tmp_path / "archive", tar_of(("etc/other", b"")))
+    stored = (client.snapshots.layer_paths("mapped")[0] / "etc/new/own").stat()
+    assert (stored.st_uid, stored.st_gid, stat.S_IMODE(stored.st_mode)) == (5, 6, 0o4755)
+
+
+def unpack_into(files, path, data):
+    path.write_bytes(data)
+    with path.open("rb") as archive:
+        return files.unpack("/", archive.fileno())

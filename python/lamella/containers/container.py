@@ -28,7 +28,6 @@ from lamella.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    Unsupported,
 )
 from lamella.events import spool
 from lamella.logs import Log
@@ -863,7 +862,6 @@ class Container:
         """
         from lamella.containers.files import put_archive
 
-        self._refuse_mapped()
         put_archive(self, path, data, owner=owner, timeout=timeout)
 
     def copy_in(
@@ -883,15 +881,7 @@ class Container:
         """
         from lamella.containers.files import copy_in
 
-        self._refuse_mapped()
         copy_in(self, source, target, archive=archive, follow_link=follow_link, timeout=timeout)
-
-    def _refuse_mapped(self) -> None:
-        if self.record.extra.id_maps is not None:
-            raise Unsupported(
-                f"container {self.name} has ids of its own: files cannot be copied into it",
-                hint="Let it read them: exec(['tar', '-x'], input=...), or a volume.",
-            )
 
     def copy_out(
         self,

@@ -148,8 +148,13 @@ class _Tree:
         files: _core.Files,
         mounts: list[dict[str, object]],
         sources: Callable[[int], tuple[_core.Files, str]] | None = None,
+        ids: tuple[str, str] | None = None,
     ) -> None:
-        """``sources`` opens what the spec calls ``sources/N``: the files, and which part of them is mounted."""
+        """``sources`` opens what the spec calls ``sources/N``: the files, and which part of them is mounted.
+
+        ``ids``: the maps of the container's users and groups, where it has ids of its own.
+        """
+        self._ids = ids
         self._files = files
         self._mounts = sorted(mounts, key=lambda mount: -len(str(mount["destination"])))
         self._sources = sources
@@ -199,9 +204,11 @@ class _Tree:
                 return _Place(files.beneath(subpath) if subpath else files, inside or "/", refused)
             return _Place(files, subpath, file_refused)
         source = Path(name)
+        # What is mounted with mapped ids has those of the container where it is stored.
+        ids = None if any(str(option).startswith("uidmap=") for option in options) else self._ids
         if source.is_dir():
-            return _Place(_core.Files(str(source)), inside or "/", refused)
-        return _Place(_core.Files(str(source.parent)), source.name, file_refused)
+            return _Place(_core.Files(str(source), ids=ids), inside or "/", refused)
+        return _Place(_core.Files(str(source.parent), ids=ids), source.name, file_refused)
 
 
 @contextmanager
@@ -231,10 +238,11 @@ def _tree(container: Container, *, write: bool) -> Iterator[_Tree]:
 def _snapshot(container: Container, *, read_only: bool) -> Iterator[_Tree]:
     client, record = container._client, container.record
     with ExitStack() as stack:
+        ids = _ids_of(container)
 
-        def look(key: str, *, read_only: bool = True) -> _core.Files:
+        def look(key: str, *, read_only: bool = True, ids: tuple[str, str] | None = None) -> _core.Files:
             point = stack.enter_context(mounted(client.snapshots, client.config, key, read_only=read_only))
-            return stack.enter_context(closing(_core.Files(str(point))))  # before it is unmounted
+            return stack.enter_context(closing(_core.Files(str(point), ids=ids)))  # before it is unmounted
 
         def source(number: int) -> tuple[_core.Files, str]:
             found = record.extra.sources[number]
@@ -245,7 +253,21 @@ def _snapshot(container: Container, *, read_only: bool) -> Iterator[_Tree]:
             )
             return files, found.subpath
 
-        yield _Tree(look(record.snapshot_key, read_only=read_only), container.spec.get("mounts", []), source)
+        # What is mounted to be read alone shows ids as they are stored: as the container knows them.
+        root = look(record.snapshot_key, read_only=read_only, ids=None if read_only else ids)
+        yield _Tree(root, container.spec.get("mounts", []), source, ids)
+
+
+def _ids_of(container: Container) -> tuple[str, str] | None:
+    """Give the maps of a container's users and groups, in containerd's form; None where it has the machine's ids."""
+    linux = container.spec["linux"]
+    if "uidMappings" not in linux:
+        return None
+    users, groups = (
+        ",".join(f"{each['containerID']}:{each['hostID']}:{each['size']}" for each in linux[name])
+        for name in ("uidMappings", "gidMappings")
+    )
+    return users, groups
 
 
 def _root_of(container: Container) -> _core.Files | None:
@@ -257,7 +279,7 @@ def _root_of(container: Container) -> _core.Files | None:
     try:
         if root.samefile("/"):
             return None  # a process that does not have its own root yet, in a run by the restart policy; or another's number
-        files = _core.Files(str(root))
+        files = _core.Files(str(root), ids=_ids_of(container))
     except (LamellaError, FileNotFoundError, ProcessLookupError):
         if container.task.pid() == pid:
             raise

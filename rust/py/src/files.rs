@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lamella_core::files::{self, Input, Links, Output, Packing, Root, Unpacking};
+use lamella_core::mount::IdMaps;
 use lamella_core::{Error, Kind, Result, sys};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -33,10 +34,16 @@ type Status<'py> = (u32, u32, u32, u64, i128, u64, Bound<'py, PyBytes>, Bound<'p
 #[pymethods]
 impl Files {
     #[new]
-    #[pyo3(signature = (root, *, symlinks=true))]
-    fn new(py: Python<'_>, root: PathBuf, symlinks: bool) -> PyResult<Self> {
+    #[pyo3(signature = (root, *, symlinks=true, ids=None))]
+    fn new(py: Python<'_>, root: PathBuf, symlinks: bool, ids: Option<(String, String)>) -> PyResult<Self> {
         let links = if symlinks { Links::InRoot } else { Links::None };
-        let root = through(py, |_| Root::open(&root, links))?;
+        let root = through(py, |_| {
+            let root = Root::open(&root, links)?;
+            Ok(match ids {
+                Some((users, groups)) => root.with_ids(IdMaps::parse(&users, &groups)?),
+                None => root,
+            })
+        })?;
         Ok(Self { root: Mutex::new(Some(Arc::new(root))) })
     }
 

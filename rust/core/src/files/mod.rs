@@ -10,6 +10,7 @@
 //! [`pack`] writes what is at a path as an archive, [`unpack`] takes one into a folder. Neither keeps more than the names of the
 //! folders and of the files with several names.
 
+mod owners;
 mod pack;
 mod stream;
 mod unpack;
@@ -26,6 +27,7 @@ pub use stream::{Input, Output};
 pub use unpack::{Unpacking, unpack};
 
 use crate::error::{Error, Kind, Result, show};
+use crate::mount::IdMaps;
 use crate::sys;
 
 /// openat2 gives EAGAIN when something is renamed or mounted while it walks; give up after this many.
@@ -45,6 +47,7 @@ pub enum Links {
 pub struct Root {
     descriptor: OwnedFd,
     links: Links,
+    ids: Option<IdMaps>,
 }
 
 impl AsFd for Root {
@@ -59,14 +62,20 @@ impl Root {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let descriptor = rustix::fs::openat(CWD, path, flags, Mode::empty())
             .map_err(|error| Error::system(format!("cannot open {}", path.display()), error))?;
-        Ok(Self { descriptor, links })
+        Ok(Self { descriptor, links, ids: None })
+    }
+
+    /// Take owners for those that a container knows, whose ids are mapped so: this machine has others for them.
+    #[must_use]
+    pub fn with_ids(self, ids: IdMaps) -> Self {
+        Self { ids: Some(ids), ..self }
     }
 
     /// Make a folder the root, with all its paths: a relative path whose symlinks lead nowhere else (EXDEV).
     pub fn beneath(&self, path: &[u8]) -> Result<Self> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let descriptor = self.resolve(path, OFlags::DIRECTORY, resolve).map_err(|error| not_found(path, error))?;
-        Ok(Self { descriptor, links: self.links })
+        Ok(Self { descriptor, links: self.links, ids: self.ids.clone() })
     }
 
     /// Open what is at a path, without touching it (`O_PATH`); with `follow` where a symlink at its end leads.
@@ -104,7 +113,10 @@ impl Root {
     pub fn stat(&self, path: &[u8], follow: bool) -> Result<(Stat, Vec<u8>, Vec<u8>)> {
         let found = self.find(path, follow)?;
         let failed = |error| Error::system(format!("cannot read '{}'", show(path)), error);
-        let stat = rustix::fs::fstat(&found).map_err(failed)?;
+        let mut stat = rustix::fs::fstat(&found).map_err(failed)?;
+        if let Some(maps) = &self.ids {
+            (stat.st_uid, stat.st_gid) = maps.stored(stat.st_uid, stat.st_gid);
+        }
         // EINVAL, ENOENT: it is no symlink.
         let target = rustix::fs::readlinkat(&found, c"", Vec::new()).map_or_else(|_| Vec::new(), CString::into_bytes);
         let shown = |descriptor: BorrowedFd<'_>| {

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::{Output, Root, reopen};
 use crate::error::{Error, Kind, Result, show};
 use crate::layer::{Attributes, Target, read_xattrs};
+use crate::mount::IdMaps;
 use crate::tar::{Device, Entry, EntryKind, Writer};
 use crate::tree::{Descent, names};
 
@@ -37,8 +38,13 @@ pub fn pack(root: &Root, path: &[u8], packing: Packing<'_>, mut output: Output<'
 
 fn pack_into(root: &Root, path: &[u8], packing: Packing<'_>, output: &mut Output<'_>) -> Result<Vec<String>> {
     let found = root.find(path, packing.follow)?;
-    let mut pack =
-        Pack { archive: Writer::new(output), buffer: vec![0; PIECE], links: HashMap::new(), notes: Vec::new() };
+    let mut pack = Pack {
+        ids: root.ids.as_ref(),
+        archive: Writer::new(output),
+        buffer: vec![0; PIECE],
+        links: HashMap::new(),
+        notes: Vec::new(),
+    };
     let name = packing.name.to_vec();
     if let Some(folder) = pack.inode(&found, None, name.clone())? {
         pack.tree(folder, &name)?;
@@ -48,6 +54,7 @@ fn pack_into(root: &Root, path: &[u8], packing: Packing<'_>, output: &mut Output
 }
 
 struct Pack<'a, 'check> {
+    ids: Option<&'a IdMaps>,
     archive: Writer<&'a mut Output<'check>>,
     buffer: Vec<u8>,
     /// Files with several names: the first of them in the archive.
@@ -56,6 +63,15 @@ struct Pack<'a, 'check> {
 }
 
 impl Pack<'_, '_> {
+    /// The attributes of something, with the owner that the container knows.
+    fn attributes(&self, stat: &Stat, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Attributes {
+        let mut attributes = Attributes::read(stat, xattrs);
+        if let Some(maps) = self.ids {
+            (attributes.uid, attributes.gid) = maps.stored(attributes.uid, attributes.gid);
+        }
+        attributes
+    }
+
     fn tree(&mut self, folder: OwnedFd, top: &[u8]) -> Result<()> {
         let mut descent = Descent::default();
         enter(&mut descent, folder, c".")?;
@@ -104,7 +120,7 @@ impl Pack<'_, '_> {
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 let folder = reopen(found.as_fd(), OFlags::DIRECTORY).map_err(failed)?;
-                let attributes = Attributes::read(&stat, read_xattrs(&Target::Descriptor(folder.as_fd()))?);
+                let attributes = self.attributes(&stat, read_xattrs(&Target::Descriptor(folder.as_fd()))?);
                 let name = [if path.is_empty() { b"." } else { &path[..] }, b"/"].concat();
                 self.archive.entry(&attributes.entry(name, EntryKind::Directory))?;
                 return Ok(Some(folder));
@@ -126,7 +142,7 @@ impl Pack<'_, '_> {
         };
         // By its name, where it may be something else by now: then these are that one's attributes.
         let xattrs = at.map(|(folder, name)| read_xattrs(&Target::Name(folder, name)).unwrap_or_default());
-        self.archive.entry(&Attributes::read(&stat, xattrs.unwrap_or_default()).entry(path, kind))?;
+        self.archive.entry(&self.attributes(&stat, xattrs.unwrap_or_default()).entry(path, kind))?;
         Ok(None)
     }
 
@@ -134,12 +150,12 @@ impl Pack<'_, '_> {
         if stat.st_nlink > 1 {
             if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
                 let link = EntryKind::HardLink(first.clone());
-                return self.archive.entry(&Attributes::read(stat, Vec::new()).entry(path, link));
+                return self.archive.entry(&self.attributes(stat, Vec::new()).entry(path, link));
             }
             self.links.insert((stat.st_dev, stat.st_ino), path.clone());
         }
         let content = reopen(found.as_fd(), OFlags::empty()).map_err(|error| read_error(&path, error))?;
-        let attributes = Attributes::read(stat, read_xattrs(&Target::Descriptor(content.as_fd()))?);
+        let attributes = self.attributes(stat, read_xattrs(&Target::Descriptor(content.as_fd()))?);
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         self.archive.entry(&Entry { size, ..attributes.entry(path.clone(), EntryKind::File) })?;
         let (mut left, mut ended) = (size, false);

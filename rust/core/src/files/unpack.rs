@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Dev, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::owners::ActingAsRoot;
 use super::{Input, Root, not_found};
 use crate::error::{Error, Kind, Result, show};
 use crate::layer::{Attributes, mode_bits, set_attributes, set_attributes_at, set_times};
@@ -36,6 +37,7 @@ pub struct Unpacking {
 pub fn unpack(root: &Root, path: &[u8], unpacking: Unpacking, input: Input<'_>) -> Result<Vec<String>> {
     let folder = root.folder(path).map_err(|error| not_found(path, error))?;
     drop(folder);
+    let _acting = root.ids.as_ref().map(ActingAsRoot::of).transpose()?;
     let mut unpack = Unpack { root, top: path, unpacking, parent: None, folders: Vec::new(), notes: Vec::new() };
     let mut reader = Reader::new(input, Limits { archive: u64::MAX, entries: u64::MAX, ..Limits::default() });
     while let Some(entry) = reader.next_entry()? {
@@ -65,7 +67,7 @@ impl Unpack<'_> {
         };
         let parent = self.parent(parents)?;
         let name = CString::new(*name).map_err(|_| Error::invalid("a name holds a NUL"))?;
-        let attributes = self.attributes(entry);
+        let attributes = self.attributes(entry)?;
         match &entry.kind {
             EntryKind::File => return self.file(&parent, &name, entry, &attributes, reader),
             EntryKind::Directory => {
@@ -102,7 +104,7 @@ impl Unpack<'_> {
         make(parent, name, false, |name| rustix::fs::mknodat(parent, name, kind, mode_bits(0o600), number))
     }
 
-    fn attributes(&self, entry: &Entry) -> Attributes {
+    fn attributes(&self, entry: &Entry) -> Result<Attributes> {
         let mut attributes = Attributes::of(entry);
         if let Some((uid, gid)) = self.unpacking.owner {
             if (uid, gid) != (attributes.uid, attributes.gid) && entry.kind != EntryKind::Directory {
@@ -111,7 +113,14 @@ impl Unpack<'_> {
             }
             (attributes.uid, attributes.gid) = (uid, gid);
         }
-        attributes
+        if let Some(maps) = &self.root.ids {
+            let owner = (attributes.uid, attributes.gid);
+            (attributes.uid, attributes.gid) = maps.shown(owner.0, owner.1).ok_or_else(|| {
+                Error::invalid(format!("the owner {}:{} has no id in the container's map", owner.0, owner.1))
+                    .hint("Let everything belong to root there: leave out archive (-a).")
+            })?;
+        }
+        Ok(attributes)
     }
 
     /// Open the folder that an entry goes into; make what is missing of it.

@@ -14,6 +14,8 @@ use crate::sys::{self, MountAttributes, UserNamespace, mount_setattr};
 /// Ranges that the kernel takes in one map, and bytes of their text (`user_namespaces(7)`).
 const MAX_RANGES: usize = 340;
 const MAX_TEXT: usize = 4095;
+/// /proc/sys/kernel/overflowuid, as nearly every machine has it.
+const OVERFLOW: u32 = 65534;
 
 /// What is stored as one id is shown as another: of users, and of groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,26 @@ impl IdMaps {
         Ok(Self { users: map("uidmap", users)?, groups: map("gidmap", groups)? })
     }
 
+    /// The ids that this machine has for those of a container; None where one has none.
+    #[must_use]
+    pub fn shown(&self, user: u32, group: u32) -> Option<(u32, u32)> {
+        let shown = |ranges: &[Range], id: u32| {
+            let range = ranges.iter().find(|range| id.checked_sub(range.stored).is_some_and(|at| at < range.count))?;
+            Some(range.shown + (id - range.stored))
+        };
+        Some((shown(&self.users, user)?, shown(&self.groups, group)?))
+    }
+
+    /// The ids that a container has for those of this machine; 65534 where it has none, as the kernel says it inside.
+    #[must_use]
+    pub fn stored(&self, user: u32, group: u32) -> (u32, u32) {
+        let stored = |ranges: &[Range], id: u32| {
+            let range = ranges.iter().find(|range| id.checked_sub(range.shown).is_some_and(|at| at < range.count));
+            range.map_or(OVERFLOW, |range| range.stored + (id - range.shown))
+        };
+        (stored(&self.users, user), stored(&self.groups, group))
+    }
+
     /// Make a user namespace with these maps.
     pub(super) fn namespace(&self) -> Result<OwnedFd> {
         let failed = |error: Errno| {
@@ -59,7 +81,8 @@ impl IdMaps {
     }
 
     /// The user and group of this machine as whom the container's root is shown, or else the first that are mapped.
-    pub(super) fn root(&self) -> (u32, u32) {
+    #[must_use]
+    pub fn root(&self) -> (u32, u32) {
         (root(&self.users), root(&self.groups))
     }
 }
@@ -154,6 +177,9 @@ mod tests {
         assert_eq!(text(&maps.users), "0 100000 65536\n");
         assert_eq!(text(&maps.groups), "1000 1000 1\n0 100000 1000\n");
         assert_eq!(maps.root(), (100_000, 100_000));
+        assert_eq!(maps.shown(5, 1000), Some((100_005, 1000)));
+        assert_eq!(maps.stored(100_005, 1000), (5, 1000));
+        assert_eq!((maps.shown(65_536, 0), maps.stored(0, 100_999)), (None, (65534, 999)));
         assert_eq!(IdMaps::parse("5:7:1", "4294967294:0:1").unwrap().root(), (7, 0));
         IdMaps::parse("0:0:4294967295", "0:4294967294:1").unwrap();
         IdMaps::parse("0:10:10,10:0:10", "0:0:1").unwrap();
