@@ -406,6 +406,7 @@ impl Monitor {
         if let Some(runtime) = &self.shared.runtime {
             // What it still keeps the next run, or the removal of the bundle, takes away.
             let _ = runtime.delete();
+            runtime.remove_cgroup();
         }
         self.cgroup.remove();
     }

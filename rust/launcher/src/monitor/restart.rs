@@ -164,8 +164,9 @@ impl Monitor {
         self.processes.clear();
         self.unclaimed.clear();
         self.memory = Memory::default();
-        self.clear_behind_run();
+        // Before the clearing, which takes another runtime a while: until then it would count as running.
         let _ = rustix::fs::unlinkat(&self.bundle, "pid", AtFlags::empty());
+        self.clear_behind_run();
         (self.paused, self.started_at) = (false, None);
         // What waited for room in the last run's input is for nobody.
         for client in self.clients.values_mut() {

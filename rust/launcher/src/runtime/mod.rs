@@ -158,6 +158,12 @@ impl Runtime {
             await_end(process.as_fd(), Some(PATIENCE));
         }
         let _ = self.delete();
+        self.remove_cgroup();
+    }
+
+    /// Remove the cgroup wherever the runtime has made it, which is in more hierarchies than those that [`Cgroup`] counts and
+    /// limits by, and parents that are empty then: those a runtime leaves. Harmless twice.
+    pub fn remove_cgroup(&self) {
         if let Some(path) = &self.config.linux.cgroups_path {
             Cgroup::remove_at(&self.cgroup_root, path);
         }
