@@ -77,8 +77,6 @@ class Session:
     def client(self) -> Client:
         """The client, opened when it is first used."""
         from lamella.cli.registry_options import registry_config
-
-        _import_msgspec()
         from lamella.client import Client
 
         policy = None
@@ -197,19 +195,6 @@ class Session:
             import traceback
 
             traceback.print_exc(file=sys.stderr)
-
-
-def _import_msgspec() -> None:
-    """Import msgspec without typing_extensions, of which it takes what typing has: 8 ms where that happens to be installed."""
-    import typing
-
-    if "typing_extensions" in sys.modules:
-        return
-    sys.modules["typing_extensions"] = typing
-    try:
-        import msgspec  # noqa: F401
-    finally:
-        del sys.modules["typing_extensions"]
 
 
 def _write_all(stream: TextIO, data: bytes | memoryview) -> None:
