@@ -109,7 +109,7 @@ class Containerd:
             self._ctr("images", "unmount", "--rm", str(folder))
 
     def _ctr(self, *words: str, data: bytes | None = None) -> None:
-        done = subprocess.run(self._system._ctr(*words), input=data, capture_output=True, check=False)
+        done = subprocess.run(self._system.ctr(*words), input=data, capture_output=True, check=False)
         if done.returncode != 0:
             raise Refused(words, done.stdout.decode(), done.stderr.decode())
 

@@ -79,7 +79,7 @@ def containerd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     with tempfile.TemporaryDirectory() as folder, systems.Containerd(Path(folder), "", Path()) as running:
 
         def ctr(*words: str | Path, data: bytes | None = None) -> bytes:
-            return run(*running._ctr(*map(str, words)), data=data)
+            return run(*running.ctr(*map(str, words)), data=data)
 
         yield ctr
 

@@ -37,9 +37,9 @@ def containerd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def theirs(containerd: Any, reference: str, fifos: Path) -> Told:
     def ctr(*words: str) -> int:
-        return subprocess.run(containerd._ctr(*words), capture_output=True, check=False).returncode
+        return subprocess.run(containerd.ctr(*words), capture_output=True, check=False).returncode
 
-    follower = subprocess.Popen(containerd._ctr("events"), stdout=subprocess.PIPE, text=True)
+    follower = subprocess.Popen(containerd.ctr("events"), stdout=subprocess.PIPE, text=True)
     assert follower.stdout is not None
     told: Told = []
     try:

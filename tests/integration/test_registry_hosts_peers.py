@@ -171,7 +171,7 @@ def ctr(
         with system(Path(folder), "", Path()) as running:
 
             def fetch(hosts: Path, reference: str) -> bool:
-                command = running._ctr("content", "fetch", "--hosts-dir", str(hosts), reference)
+                command = running.ctr("content", "fetch", "--hosts-dir", str(hosts), reference)
                 subprocess.run(command, capture_output=True, timeout=60, check=False)
                 return bool(request.param == "newer")
 

@@ -272,7 +272,7 @@ def ctr(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     import systems
 
     with tempfile.TemporaryDirectory() as folder, systems.Containerd(Path(folder), "", Path()) as running:
-        yield lambda *words: run(*running._ctr(*words))
+        yield lambda *words: run(*running.ctr(*words))
 
 
 @pytest.mark.privileged
