@@ -284,7 +284,6 @@ def test_shared_memory_of_the_machine_is_seen_with_its_ipc_namespace(client, ima
     [
         ({"pid_mode": "container:x"}, Unsupported),
         ({"ipc_mode": "shareable"}, Unsupported),
-        ({"userns": "auto"}, Unsupported),
         ({"uts_mode": "host", "hostname": "other"}, InvalidArgument),
         ({"group_add": ["nobody-here"]}, InvalidArgument),
         ({"group_add": [-1]}, InvalidArgument),

@@ -14,7 +14,7 @@ from lamella import _core
 from lamella.config import DEFAULT_RUNTIME
 from lamella.containers.id_maps import IdMaps
 from lamella.containers.log_config import LogConfig
-from lamella.containers.monitor import Attached, Exit, OnOutput, Stream
+from lamella.containers.monitor import Attached, Exit, OnOutput, Stream, TaskEnded
 from lamella.containers.networks import Endpoint, Settings, connect, describe, is_recorded, published
 from lamella.containers.options import Environment, FileNames, parse_command
 from lamella.containers.restart_policy import RestartPolicy
@@ -509,9 +509,7 @@ class Container:
                 process = limit_capabilities(process)
             try:
                 attached = self.task.exec(process, stdin=stdin)
-            except NotFound as error:
-                if isinstance(error, CommandNotFound) or self.task.running():
-                    raise
+            except TaskEnded:
                 raise self._not_running() from None
         spool.drain_if_large(self._client.database, self._client.config)
         return attached

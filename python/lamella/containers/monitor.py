@@ -68,8 +68,18 @@ class _Reply(msgspec.Struct):
     warnings: list[str] = []
 
 
+ENDED = "the container has ended"
+"""The monitor's word (``ended`` in ``rust/launcher/src/monitor``) to those who come too late."""
+
+
+class TaskEnded(NotFound):
+    """There is no task any more; other things that are NotFound are in the container, as a working folder."""
+
+
 def raise_failure(failure: _Failure) -> None:
     """Raise the error that a launcher or monitor reported, as its own class."""
+    if failure.message == ENDED:
+        raise TaskEnded(failure.message)
     kind = getattr(errors, failure.kind, None)
     if not (isinstance(kind, type) and issubclass(kind, LamellaError)):
         kind = Internal
@@ -94,18 +104,18 @@ class Connection:
 
     @classmethod
     def open(cls, task_folder: Path) -> Connection:
-        """Connect to the monitor of a task. NotFound when none listens."""
+        """Connect to the monitor of a task. TaskEnded, which is NotFound, when none listens."""
         # Through a descriptor of the folder: a socket's path may have 107 bytes, a store's folder may be deeper.
         try:
             folder = os.open(task_folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise NotFound("the container has no task") from None
+            raise TaskEnded("the container has no task") from None
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         try:
             sock.connect(f"/proc/self/fd/{folder}/control.sock")
         except (FileNotFoundError, ConnectionRefusedError):
             sock.close()
-            raise NotFound("the container's task has ended") from None
+            raise TaskEnded("the container's task has ended") from None
         except PermissionError:
             sock.close()
             raise PermissionDenied("the container belongs to another user") from None

@@ -20,7 +20,7 @@ import msgspec
 from lamella import _core
 from lamella.config import DEFAULT_RUNTIME, Config
 from lamella.containers.log_config import LogConfig
-from lamella.containers.monitor import Attached, Connection, Exit, _Failure, raise_failure
+from lamella.containers.monitor import Attached, Connection, Exit, TaskEnded, _Failure, raise_failure
 from lamella.containers.networks import Connection as NetworkConnection
 from lamella.containers.networks import is_recorded, record_path
 from lamella.containers.restart_policy import RestartPolicy, Restarts
@@ -658,8 +658,8 @@ def _program(runtime: str) -> Path | None:
     return find_runtime(runtime)
 
 
-def _ended() -> NotFound:
-    return NotFound("the container's task has ended")
+def _ended() -> TaskEnded:
+    return TaskEnded("the container's task has ended")
 
 
 class _BundleLinux(msgspec.Struct, frozen=True, rename="camel"):
