@@ -226,7 +226,9 @@ def rounds(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str, l
                 try:
                     with (
                         fresh_disk(folder) as disk,
-                        _root(folder, reference) as root,
+                        _root(folder, reference)
+                        if starter.needs_root
+                        else contextlib.nullcontext(Path()) as root,
                         starter(disk, reference, root) as running,
                     ):
                         for name, value in beside(running, arguments.times).items():

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -38,9 +39,11 @@ class Starter(ABC):
     name: ClassVar[str]
     programs: ClassVar[tuple[str, ...]] = ()
     """What has to be on PATH, or beside this interpreter."""
+    needs_root: ClassVar[bool] = False
+    """It has no images: the image's root is mounted for it."""
 
     def __init__(self, disk: Path, reference: str, root: Path) -> None:
-        """Take a fresh disk, the image's reference in a registry on loopback, and its root."""
+        """Take a fresh disk, the image's reference in a registry on loopback, and its root if it needs one."""
         self.disk, self.reference, self.root = disk, reference, root
         self.env = environment()
 
@@ -111,6 +114,7 @@ class RuncStarter(Starter):
 
     name = "runc, bare"
     programs = ("runc",)
+    needs_root = True
 
     def __enter__(self) -> Self:
         """Write its spec once."""
@@ -142,6 +146,7 @@ class KernStarter(Starter):
 
     name = "kern (kern-sandbox)"
     programs = ("kern",)
+    needs_root = True
 
     def __enter__(self) -> Self:
         """Give it folders of its own."""
@@ -164,68 +169,65 @@ class KernStarter(Starter):
         return [_program("kern"), "kill", name]
 
 
-class ContainerdStarter(Starter):
-    """ctr on the machine's containerd."""
+class SystemStarter(Starter):
+    """One of the systems that the pulls are measured with."""
 
-    name = "containerd, ctr"
-    programs = Containerd.programs
+    system: ClassVar[type[Containerd | Podman]]
 
     def __enter__(self) -> Self:
-        """Start a containerd, and pull."""
-        self._system = Containerd(self.disk, self.reference, self.root).__enter__()
-        self._system.pull()
+        """Start what it needs, and pull."""
+        with ExitStack() as stack:
+            self._running = stack.enter_context(self.system(self.disk, self.reference, Path()))
+            self._running.pull()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it."""
-        self._system.__exit__(kind, error, trace)
+        """End it, or wait for what it leaves running."""
+        self._stack.__exit__(kind, error, trace)
+
+
+class ContainerdStarter(SystemStarter):
+    """ctr on the machine's containerd."""
+
+    name = "containerd, ctr"
+    system = Containerd
+    programs = Containerd.programs
 
     def start(self, name: str, command: Sequence[str]) -> list[str | Path]:
         """Give the command line."""
-        options = ("--rm", "--fifo-dir", f"{self.disk}/fifo")
-        return [*self._system.ctr("run", *options, self.reference, name, *command)]
+        return [*self._running.run_command(self.reference, name, *command)]
 
     def exec(self, name: str) -> list[str | Path]:
         """Give the command line."""
         options = ("--fifo-dir", f"{self.disk}/fifo", "--exec-id", f"exec-{time.monotonic_ns()}")
-        return [*self._system.ctr("task", "exec", *options, name, TRUE)]
+        return [*self._running.ctr("task", "exec", *options, name, TRUE)]
 
     def end(self, name: str) -> list[str | Path]:
         """Give the command line."""
-        return [*self._system.ctr("task", "kill", "--signal", "KILL", name)]
+        return [*self._running.ctr("task", "kill", "--signal", "KILL", name)]
 
 
-class PodmanStarter(Starter):
+class PodmanStarter(SystemStarter):
     """podman, without a network as all of these."""
 
     name = "podman"
+    system = Podman
     programs = Podman.programs
-
-    def __enter__(self) -> Self:
-        """Pull."""
-        self._system = Podman(self.disk, self.reference, self.root).__enter__()
-        self._system.pull()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Wait for what it leaves running."""
-        self._system.__exit__(kind, error, trace)
 
     def start(self, name: str, command: Sequence[str]) -> list[str | Path]:
         """Give the command line."""
-        return [*self._system.run_command("--name", name, self.reference, *command)]
+        return [*self._running.run_command("--name", name, self.reference, *command)]
 
     def exec(self, name: str) -> list[str | Path]:
         """Give the command line."""
-        return [*self._system.command("exec", name, TRUE)]
+        return [*self._running.command("exec", name, TRUE)]
 
     def end(self, name: str) -> list[str | Path]:
         """Give the command line."""
-        return [*self._system.command("kill", name)]
+        return [*self._running.command("kill", name)]
 
 
 STARTERS: tuple[type[Starter], ...] = (RuncStarter, KernStarter, ContainerdStarter, PodmanStarter)

@@ -200,9 +200,12 @@ class Containerd(System):
         """Run /bin/true."""
         costs = []
         for number in range(times + 2):
-            options = ("--rm", "--fifo-dir", f"{self.disk}/fifo")
-            costs.append(run(self.ctr("run", *options, self.reference, f"bench-{number}", TRUE)).wall)
+            costs.append(run(self.run_command(self.reference, f"bench-{number}", TRUE)).wall)
         return sorted(costs[2:])[times // 2]
+
+    def run_command(self, *arguments: str) -> list[str]:
+        """Give the command line that runs a container, which is removed at its end."""
+        return self.ctr("run", "--rm", "--fifo-dir", f"{self.disk}/fifo", *arguments)
 
     def ctr(self, *arguments: str) -> list[str]:
         """Give the command line of its client."""

@@ -13,10 +13,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 
+from built_once import built_once
 from real_image import cache_folder
 
 VERSION = "2.4.2"
@@ -30,23 +29,21 @@ def folder() -> Path:
 
 def ensure() -> Path:
     """Build what is not there; give the folder. CalledProcessError when Go fails."""
-    target = folder()
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as work:
-            built = Path(work, "bin")
-            packages = [f"github.com/containerd/containerd/v2/cmd/{name}@v{VERSION}" for name in PROGRAMS]
-            # What is fetched and compiled on the way is not kept; -modcacherw lets it be removed.
-            places = {"GOPATH": f"{work}/go", "GOCACHE": f"{work}/cache", "GOBIN": str(built)}
-            subprocess.run(
-                ["go", "install", "-modcacherw", *packages],
-                check=True,
-                stdin=subprocess.DEVNULL,
-                env=os.environ | places,
-            )
-            with suppress(FileExistsError):  # somebody else was as quick
-                built.rename(target)
-    return target
+    return built_once(folder(), _build)
+
+
+def _build(work: Path) -> Path:
+    built = work / "bin"
+    packages = [f"github.com/containerd/containerd/v2/cmd/{name}@v{VERSION}" for name in PROGRAMS]
+    # What is fetched and compiled on the way is not kept; -modcacherw lets it be removed.
+    places = {"GOPATH": f"{work}/go", "GOCACHE": f"{work}/cache", "GOBIN": str(built)}
+    subprocess.run(
+        ["go", "install", "-modcacherw", *packages],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | places,
+    )
+    return built
 
 
 def can_build() -> bool:

@@ -17,10 +17,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 
+from built_once import built_once
 from real_image import cache_folder
 
 VERSION = "0.9.0"
@@ -35,45 +34,38 @@ def folder() -> Path:
 
 def ensure() -> Path:
     """Build what is not there; give the folder. CalledProcessError when Go fails."""
-    target = folder()
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as work:
-            module, built = Path(work, "module"), Path(work, "built")
-            shutil.copytree(RECIPE, module)
-            (built / "validation").mkdir(parents=True)
-            # What is fetched and compiled on the way is not kept; -modcacherw lets it be removed.
-            places = {
-                "GOPATH": f"{work}/go",
-                "GOCACHE": f"{work}/cache",
-                "GOFLAGS": "-modcacherw",
-                "CGO_ENABLED": "0",
-            }
-
-            def go(*arguments: str) -> str:
-                done = subprocess.run(
-                    ["go", *arguments],
-                    check=True,
-                    cwd=module,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    env=os.environ | places,
-                )
-                return done.stdout.strip()
-
-            go("build", "-o", f"{built}/validation/", f"{MODULE}/validation/...")
-            go("build", "-o", f"{built}/", f"{MODULE}/cmd/runtimetest")
-            source = Path(go("list", "-m", "-f", "{{.Dir}}", MODULE))
-            shutil.copy(source / "rootfs-amd64.tar.gz", built)
-            with suppress(OSError):  # somebody else was as quick
-                built.rename(target)
-    return target
+    return built_once(folder(), _build)
 
 
-def can_build() -> bool:
-    """Tell whether Go is installed."""
-    return shutil.which("go") is not None
+def _build(work: Path) -> Path:
+    module, built = work / "module", work / "built"
+    shutil.copytree(RECIPE, module)
+    (built / "validation").mkdir(parents=True)
+    # What is fetched and compiled on the way is not kept; -modcacherw lets it be removed.
+    places = {
+        "GOPATH": f"{work}/go",
+        "GOCACHE": f"{work}/cache",
+        "GOFLAGS": "-modcacherw",
+        "CGO_ENABLED": "0",
+    }
+
+    def go(*arguments: str) -> str:
+        done = subprocess.run(
+            ["go", *arguments],
+            check=True,
+            cwd=module,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | places,
+        )
+        return done.stdout.strip()
+
+    go("build", "-o", f"{built}/validation/", f"{MODULE}/validation/...")
+    go("build", "-o", f"{built}/", f"{MODULE}/cmd/runtimetest")
+    source = Path(go("list", "-m", "-f", "{{.Dir}}", MODULE))
+    shutil.copy(source / "rootfs-amd64.tar.gz", built)
+    return built
 
 
 if __name__ == "__main__":
