@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lamella.containers.selection import docker_filters
+from lamella.docker_filters import docker_filters
 from lamella.errors import InvalidArgument, NotFound, Unsupported
 
 pytestmark = pytest.mark.privileged

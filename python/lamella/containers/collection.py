@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from lamella.containers.options import CreateOptions
     from lamella.containers.pool import Pool
     from lamella.containers.runtime_spec import Mount
-    from lamella.containers.selection import Filters, Selection
+    from lamella.containers.selection import Selection
+    from lamella.docker_filters import Filters
     from lamella.oci import RunConfig
 
 _FIELDS = ContainerRecord.__struct_fields__
@@ -320,7 +321,8 @@ class Containers:
         """Give whether all containers are meant, and which of them."""
         if not filters:
             return all, lambda container: True
-        from lamella.containers.selection import docker_filters, select, shows_all
+        from lamella.containers.selection import select, shows_all
+        from lamella.docker_filters import docker_filters
 
         if (words := docker_filters(filters)) is not None:
             return all or shows_all(words), select(self._client, words)
@@ -581,17 +583,20 @@ def _unpacked(image: Image | Branch, parent: str, client: Client) -> Iterator[No
     try:
         yield
     except NotFound:
-        if not isinstance(image, Image):
-            raise
-        with suppress(NotFound):
-            client.snapshots.stat(parent)
-            parent = ""
-        if not parent:  # it is something else that is missing
+        if not isinstance(image, Image) or _is_there(client, parent):  # it is something else that is missing
             raise
         raise NotFound(
             f"image {image.name} is not unpacked for the {client.config.snapshotter} snapshotter",
             hint=f"Unpack it: lamella --snapshotter {client.config.snapshotter} pull {image.name}",
         ) from None
+
+
+def _is_there(client: Client, key: str) -> bool:
+    try:
+        client.snapshots.stat(key)
+    except NotFound:
+        return False
+    return True
 
 
 def _stop_signal(options: Options, image: RunConfig) -> str | None:

@@ -348,17 +348,12 @@ class Container:
         ]
 
     def _mounts(self) -> list[Mount]:
-        """Give what its root is mounted from; layers that a power cut may have spoiled are unpacked anew first."""
-        record = self.record
+        """Give what its root is mounted from."""
         try:
-            return self._client.snapshots.mounts(record.snapshot_key)
+            return usable_mounts(self._client, self.record.snapshot_key, self.record.image)
         except NotFound:
-            self._client.containers.get(record.id)  # says so when the container itself was removed
+            self._client.containers.get(self.record.id)  # says so when the container itself was removed
             raise
-        except Unverified as error:
-            _log.warning("%(reason)s; unpacking them anew", image=record.image, reason=str(error))
-            self._client.images.unpack(record.image)
-            return self._client.snapshots.mounts(record.snapshot_key)
 
     def _sources(self) -> list[dict[str, Any]]:
         """Give what the launcher is to make of the images, and the parts of volumes, that it mounts."""
@@ -1027,6 +1022,16 @@ class Container:
 def _program(arguments: Sequence[str]) -> str:
     """Give what spans and logs say of a command: arguments may be secrets."""
     return arguments[0] if arguments else ""
+
+
+def usable_mounts(client: Client, key: str, image: str) -> list[Mount]:
+    """Give what to mount for a snapshot; layers that a power cut may have spoiled are unpacked anew first. NotFound."""
+    try:
+        return client.snapshots.mounts(key)
+    except Unverified as error:
+        _log.warning("%(reason)s; unpacking them anew", image=image, reason=str(error))
+        client.images.unpack(image)
+        return client.snapshots.mounts(key)
 
 
 def signal_number(value: str | int) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lamella.containers import defaults
+from lamella.containers.options import several
 from lamella.containers.runtime_spec import Device, DeviceRule
 from lamella.errors import InvalidArgument, NotFound, PermissionDenied, Unsupported
 
@@ -33,7 +34,7 @@ def devices_and_rules(options: Options) -> tuple[list[Device], list[DeviceRule]]
     if options.privileged:
         devices = [device_node(path, path) for path in _host_devices()]
         rules = [DeviceRule(allow=True, access="rwm")]
-    for text in _several(options.devices):
+    for text in several(options.devices):
         found, access = parse_device(text)
         for device in found:
             devices.append(device)
@@ -42,12 +43,8 @@ def devices_and_rules(options: Options) -> tuple[list[Device], list[DeviceRule]]
                     allow=True, type=device.type, major=device.major, minor=device.minor, access=access
                 )
             )
-    rules += [parse_rule(text) for text in _several(options.device_cgroup_rules)]
+    rules += [parse_rule(text) for text in several(options.device_cgroup_rules)]
     return devices, rules
-
-
-def _several(value: str | Iterable[str] | None) -> Iterable[str]:
-    return [value] if isinstance(value, str) else value or ()
 
 
 def parse_device(text: str) -> tuple[list[Device], str]:

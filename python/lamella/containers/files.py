@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING
 import msgspec
 
 from lamella import _core
+from lamella.containers.id_maps import maps_of
 from lamella.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, LamellaError, NotFound
 from lamella.logs import Log
 from lamella.snapshots.mounting import mounted
@@ -259,15 +260,9 @@ def _snapshot(container: Container, *, read_only: bool) -> Iterator[_Tree]:
 
 
 def _ids_of(container: Container) -> tuple[str, str] | None:
-    """Give the maps of a container's users and groups, in containerd's form; None where it has the machine's ids."""
-    linux = container.spec["linux"]
-    if "uidMappings" not in linux:
-        return None
-    users, groups = (
-        ",".join(f"{each['containerID']}:{each['hostID']}:{each['size']}" for each in linux[name])
-        for name in ("uidMappings", "gidMappings")
-    )
-    return users, groups
+    """Give the maps of a container's users and groups; None where it has the machine's ids."""
+    maps = maps_of(container.spec["linux"])
+    return None if maps is None else (maps.users, maps.groups)
 
 
 def _root_of(container: Container) -> _core.Files | None:

@@ -8,8 +8,8 @@ it has for everybody: mounts show them mapped, so that nothing is copied and the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -51,6 +51,17 @@ class IdMaps(msgspec.Struct, frozen=True, kw_only=True):
 def spec_mappings(text: str) -> list[IdMapping]:
     """Give a map as the runtime spec has it."""
     return [IdMapping(*map(int, part.split(":"))) for part in text.split(",")]
+
+
+def maps_of(linux: Mapping[str, Any]) -> IdMaps | None:
+    """Give the maps that the runtime spec's Linux part has; None where the container has the machine's ids."""
+    if "uidMappings" not in linux:
+        return None
+    users, groups = (
+        ",".join(f"{each['containerID']}:{each['hostID']}:{each['size']}" for each in linux[name])
+        for name in ("uidMappings", "gidMappings")
+    )
+    return IdMaps(users=users, groups=groups)
 
 
 def wanted_maps(options: Options, used: Iterable[IdMaps]) -> IdMaps | None:
@@ -106,10 +117,11 @@ def check_other_options(options: Options, network: str, mounts: Iterable[object]
             )
 
 
-def _text(maps: str | Iterable[str]) -> str:
+def _text(maps: Iterable[str]) -> str:
     from lamella import _core
+    from lamella.containers.options import several
 
-    text = ",".join([maps] if isinstance(maps, str) else maps)
+    text = ",".join(several(maps))
     _core.check_mount_options([f"uidmap={text}", f"gidmap={text}"])
     return text
 

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lamella.containers.container import Source
+from lamella.containers.container import Source, usable_mounts
 from lamella.containers.defaults import mounts as default_mounts
 from lamella.containers.mounts import PROPAGATIONS, AnyMount, ImageMount, VolumeMount, volume_bind
 from lamella.errors import NotFound
 from lamella.labels import GC_BACK_REF_CONTAINER, GC_REF_CONTENT, GC_ROOT
-from lamella.logs import Log
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from lamella.images import Image
 
 _MANIFEST = f"{GC_REF_CONTENT}.manifest"
-_log = Log("lamella.containers")
 
 
 class Attached(msgspec.Struct):
@@ -135,18 +133,12 @@ def for_launcher(client: Client, sources: Iterable[Source]) -> list[dict[str, An
 
 
 def _mount_of(client: Client, source: Source) -> dict[str, Any]:
-    from lamella.durability import Unverified
-
     if source.volume:
         path = client.volumes.get(source.volume).path
         return {"type": "bind", "source": str(path), "options": ["rbind"]}
-    try:
-        mounts = client.snapshots.mounts(source.snapshot)
-    except Unverified as error:
-        _log.warning("%(reason)s; unpacking them anew", image=source.image, reason=str(error))
-        client.images.unpack(source.image)
-        mounts = client.snapshots.mounts(source.snapshot)
-    [mount] = mounts  # a view is one mount, whatever the snapshotter
+    [mount] = usable_mounts(
+        client, source.snapshot, source.image
+    )  # a view is one mount, whatever the snapshotter
     return {"type": mount.type, "source": mount.source, "options": mount.options}
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from lamella.config import check_identifier
 from lamella.containers.limits import parse_size
+from lamella.containers.options import several
 from lamella.containers.runtime_spec import Mount
 from lamella.errors import InvalidArgument, NotFound, PermissionDenied, Unsupported
 
@@ -82,12 +83,10 @@ def parse_mounts(options: Options) -> list[AnyMount]:
     result = _volumes(options.volumes)
     result += [_mount(item) for item in options.mounts or ()]
     tmpfs = options.tmpfs
-    if isinstance(tmpfs, str):
-        tmpfs = [tmpfs]
     pairs: Iterable[tuple[str, str]] = (
         tmpfs.items()
         if isinstance(tmpfs, Mapping)
-        else ((target, text) for target, _, text in (item.partition(":") for item in tmpfs or ()))
+        else ((target, text) for target, _, text in (item.partition(":") for item in several(tmpfs)))
     )
     result += [_tmpfs(target, [word for word in text.split(",") if word]) for target, text in pairs]
     targets = [posixpath.normpath(mount.destination) for mount in result]
@@ -102,7 +101,7 @@ def parse_mounts(options: Options) -> list[AnyMount]:
 
 def _volumes(volumes: Sequence[str] | Mapping[str, Any] | None) -> list[AnyMount]:
     if not isinstance(volumes, Mapping):
-        return [_volume(text) for text in ([volumes] if isinstance(volumes, str) else volumes or ())]
+        return [_volume(text) for text in several(volumes)]
     result: list[AnyMount] = []
     for source, entry in volumes.items():
         if isinstance(entry, Mapping) and "bind" in entry:

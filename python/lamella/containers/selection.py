@@ -1,49 +1,25 @@
-"""Which containers a listing shows, in docker's words: ``status=exited``, ``label=job=7``, or docker-py's mapping of them.
-
-Of one word several values are alternatives, but for labels, which are all to be there; what is said by different words holds
-together. Source: docker's reference of ``docker ps --filter``. The other language is containerd's (:mod:`lamella.filters`).
-"""
+"""Which containers a listing shows, by docker's words (:mod:`lamella.docker_filters`)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from lamella.docker_filters import has_label, matching
 from lamella.errors import InvalidArgument, Unsupported
 
 if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.containers.container import Container
 
-Filters = Sequence[str] | Mapping[str, Any]
 Selection = Callable[["Container"], bool]
-_FORM = re.compile(r"([a-z-]+)=(?!=)(.*)", re.DOTALL)
-"""What is no filter of containerd: that has two signs for an operator, ``name==box``."""
 _ENDED = {"exited": "stopped", "dead": "unknown"}
 """docker's words for statuses that are called otherwise here."""
 _STATUSES = ("created", "running", "paused", "restarting", "stopped", "unknown", *_ENDED)
-
-
-def docker_filters(filters: Filters) -> dict[str, list[str]] | None:
-    """Return filters by their words where they are docker's, None where they are containerd's. InvalidArgument for both."""
-    if isinstance(filters, Mapping):
-        return {word: _values(value) for word, value in filters.items()}
-    texts = [filters] if isinstance(filters, str) else list(filters)
-    matched = [_FORM.fullmatch(text) for text in texts]
-    if not any(matched):
-        return None
-    found: dict[str, list[str]] = {}
-    for text, match in zip(texts, matched, strict=True):
-        if match is None:
-            raise InvalidArgument(
-                f"the filter {text!r} is not of the same language as the others",
-                hint="Write all of them as docker's (status=running) or as containerd's (status==running).",
-            )
-        found.setdefault(match[1], []).append(match[2])
-    return found
 
 
 def shows_all(filters: Mapping[str, Sequence[str]]) -> bool:
@@ -53,30 +29,13 @@ def shows_all(filters: Mapping[str, Sequence[str]]) -> bool:
 
 def select(client: Client, filters: Mapping[str, Sequence[str]]) -> Selection:
     """Make one predicate of docker's filters. InvalidArgument, NotFound (before, since), Unsupported for what there is not."""
-    predicates = []
-    for word, values in filters.items():
+    for word in filters:
         if word in ("health", "is-task", "isolation"):
             raise Unsupported(
                 f"containers cannot be filtered by {word}: there is none here",
                 hint=f"Known: {', '.join(_WORDS)}.",
             )
-        if word not in _WORDS:
-            raise InvalidArgument(f"there is no filter {word!r}", hint=f"Known: {', '.join(_WORDS)}.")
-        choices = [_WORDS[word](client, value) for value in values]
-        predicates.append((all if word == "label" else any, choices))
-    return lambda container: all(
-        join(choice(container) for choice in choices) for join, choices in predicates
-    )
-
-
-def _values(value: object) -> list[str]:
-    if isinstance(value, bool):
-        return [str(value).lower()]
-    if isinstance(value, str | int):
-        return [str(value)]
-    if isinstance(value, Iterable):
-        return [str(item) for item in value]
-    raise InvalidArgument(f"{value!r} is no value of a filter", hint="Give text, or a list of texts.")
+    return matching(filters, {word: partial(make, client) for word, make in _WORDS.items()})
 
 
 def _id(_: Client, value: str) -> Selection:
@@ -92,10 +51,7 @@ def _name(_: Client, value: str) -> Selection:
 
 
 def _label(_: Client, value: str) -> Selection:
-    key, equals, wanted = value.partition("=")
-    if equals:
-        return lambda container: container.labels.get(key) == wanted
-    return lambda container: key in container.labels
+    return lambda container: has_label(container.labels, value)
 
 
 def _status(_: Client, value: str) -> Selection:

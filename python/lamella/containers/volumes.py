@@ -36,8 +36,8 @@ import msgspec
 from lamella import _core
 from lamella.config import Config, check_identifier
 from lamella.containers.mounts import AnyMount, VolumeMount, check_driver
-from lamella.containers.selection import Filters, docker_filters
 from lamella.disk import TRASH, make_private_folder, names_in, translated
+from lamella.docker_filters import Filters, docker_filters, has_label, matching
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound
 from lamella.filters import Fields, compile_filters
 from lamella.labels import check_labels
@@ -209,24 +209,17 @@ def _selection(filters: Filters) -> Callable[[Fields], bool]:
     if words is None:
         assert not isinstance(filters, Mapping)
         return compile_filters(filters)
-    known: dict[str, Callable[[Any, str], bool]] = {
-        "name": lambda volume, value: value in volume["name"],
-        "label": lambda volume, value: _has_label(volume["labels"], value),
-        "dangling": lambda volume, value: volume["dangling"] == str(value in ("true", "1")).lower(),
-        "driver": lambda volume, value: value == "local",
-    }
-    for word in words:
-        if word not in known:
-            raise InvalidArgument(f"there is no filter {word!r}", hint=f"Known: {', '.join(known)}.")
-    return lambda volume: all(
-        (all if word == "label" else any)(known[word](volume, value) for value in values)
-        for word, values in words.items()
+    return matching(
+        words,
+        {
+            "name": lambda value: lambda volume: value in volume["name"],
+            "label": lambda value: lambda volume: has_label(volume["labels"], value),
+            "dangling": lambda value: (
+                lambda volume: volume["dangling"] == str(value in ("true", "1")).lower()
+            ),
+            "driver": lambda value: lambda volume: value == "local",
+        },
     )
-
-
-def _has_label(labels: Mapping[str, str], value: str) -> bool:
-    key, equals, wanted = value.partition("=")
-    return key in labels and (not equals or labels[key] == wanted)
 
 
 class _Draft(msgspec.Struct):

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from lamella.containers.options import Options
 
 Kind = Literal["none", "host", "container", "pasta", "cni"]
+PER_NETWORK = ("ip", "ip6", "mac_address", "aliases")
+"""What is asked of one network: the fields of Endpoint, which Settings has for the first one."""
 
 
 class Settings(Names, frozen=True, kw_only=True, omit_defaults=True):
@@ -174,18 +176,15 @@ def endpoints_of(extra: Extra) -> list[Endpoint]:
     if kind_of(extra.network) != "cni":
         return []
     settings = extra.network_settings or Settings()
-    fields = {name: getattr(settings, name) for name in _FIRST}
+    fields = {name: getattr(settings, name) for name in PER_NETWORK}
     return [Endpoint(network=extra.network, **fields), *extra.networks]
-
-
-_FIRST = ("ip", "ip6", "mac_address", "aliases")
 
 
 def with_endpoints(extra: Extra, endpoints: Sequence[Endpoint]) -> Extra:
     """Give the same for other CNI networks; without any the container has none."""
     first = endpoints[0] if endpoints else Endpoint(network="none")
     settings = msgspec.structs.replace(
-        extra.network_settings or Settings(), **{name: getattr(first, name) for name in _FIRST}
+        extra.network_settings or Settings(), **{name: getattr(first, name) for name in PER_NETWORK}
     )
     return msgspec.structs.replace(
         extra,

@@ -8,8 +8,8 @@ given.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -103,15 +103,23 @@ def connect_cni(client: Client, record: ContainerRecord, settings: Settings) -> 
     with choose_ports(config, record.id, settings.ports) as ports:
         plugged.ports = list(ports)
         path = plugged.write(config)
-    try:
+    with undone_after_error(record, lambda: release(path)):
         spec = join(record.spec, plugged.release.namespace)
         plugged.pin(config)
         for plug in plugs:
             plug_in(config, plugged, plug, settings, publishes=plug is publisher)
         files = files_of(record, plugged, settings)
+    return Connection(spec, files, lambda: tell(config, record, plugged))
+
+
+@contextmanager
+def undone_after_error(record: ContainerRecord, undo: Callable[[], object]) -> Iterator[None]:
+    """Undo what a block has made of a container's networks when it fails. If that fails, too, the record says what is left."""
+    try:
+        yield
     except BaseException:
         try:
-            release(path)
+            undo()
         except LamellaError as error:  # the first one says more
             _log.warning(
                 "the network of the container %(container_name)s is left half made: %(reason)s",
@@ -120,7 +128,6 @@ def connect_cni(client: Client, record: ContainerRecord, settings: Settings) -> 
                 reason=str(error),
             )
         raise
-    return Connection(spec, files, lambda: tell(config, record, plugged))
 
 
 def files_of(record: ContainerRecord, plugged: Record, settings: Settings) -> dict[str, bytes]:

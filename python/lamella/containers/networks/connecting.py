@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from lamella.containers.networks import (
     with_endpoints,
 )
 from lamella.containers.networks.attachment import Record, Release, attached, is_pinned, pin_path, read
-from lamella.containers.networks.cni import files_of, plug_in, prepare, unplug
+from lamella.containers.networks.cni import files_of, plug_in, prepare, undone_after_error, unplug
 from lamella.containers.networks.files import ISOLATED_RESOLV_CONF
 from lamella.containers.networks.joining import join
 from lamella.containers.networks.naming import names_path, tell
@@ -37,19 +38,16 @@ from lamella.errors import (
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
-    LamellaError,
     NotFound,
     Unsupported,
 )
 from lamella.locks import FileLock, FolderLock, is_locked
-from lamella.logs import Log
 from lamella.metadata import Database, timestamp
 
 if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.containers.container import Container, ContainerRecord
 
-_log = Log("lamella.containers")
 _SUFFIX = ".lock"
 _REFUSED = {
     "host": "it has the host's network",
@@ -165,21 +163,11 @@ def _at_work(client: Client, record: ContainerRecord, task: Task) -> Iterator[Re
         plugged.names = names_path(config, record.id)
         if not is_pinned(plugged.release.namespace):
             _take_namespace(config, record, task, plugged)
-        _finish(client.database, config, record.id, plugged)
-        try:
+        put_right = partial(_finish, client.database, config, record.id, plugged)
+        put_right()
+        with undone_after_error(record, put_right):
             yield plugged
-        except BaseException:
-            try:
-                _finish(client.database, config, record.id, plugged)
-            except LamellaError as error:  # the first one says more
-                _log.warning(
-                    "the network of the container %(container_name)s is left half made: %(reason)s",
-                    container=record.id,
-                    container_name=record.name,
-                    reason=str(error),
-                )
-            raise
-        _finish(client.database, config, record.id, plugged)
+        put_right()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lamella.containers.networks import Endpoint, Kind, Settings, Settled, kind_of
+from lamella.containers.networks import PER_NETWORK, Endpoint, Kind, Settings, Settled, kind_of
 from lamella.containers.networks.files import HOST_GATEWAY
 from lamella.containers.networks.ports import Port, parse_ports
 from lamella.containers.options import Networks, Options, several
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _ITEMS_MAX = 1024
 _NAME = re.compile(r"[A-Za-z0-9_.]([A-Za-z0-9_.-]{0,253})")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-_OWN = ("ip", "ip6", "mac_address", "aliases")
 _WHY = {
     "none": "a container without a network has none",
     "host": "in the host's network it is the host's",
@@ -33,7 +32,7 @@ def settle_options(client: Client, options: Options, exposed: Iterable[Port]) ->
     """See :func:`lamella.containers.networks.settle`."""
     first, *more = _networks(options)
     settings = parse_settings(options, exposed)
-    for name in ("ip", "ip6", "mac_address", "aliases"):
+    for name in PER_NETWORK:
         if value := getattr(first, name):
             if getattr(settings, name):
                 raise InvalidArgument(f"{name} is given for network {first.network}, and for all")
@@ -108,14 +107,14 @@ def _endpoint_of_text(text: str) -> Endpoint:
 
 
 def _endpoint(words: Mapping[str, Any]) -> Endpoint:
-    unknown = words.keys() - {"name", "ip", "ip6", "mac_address", "aliases"}
+    unknown = words.keys() - {"name", *PER_NETWORK}
     name = words.get("name")
     if unknown or not isinstance(name, str):
         raise InvalidArgument(
             f"network {name!r}: {', '.join(sorted(map(str, unknown)))} is not known"
             if unknown
             else "a network has no name",
-            hint="Known: name, ip, ip6, mac_address, aliases.",
+            hint=f"Known: name, {', '.join(PER_NETWORK)}.",
         )
     return make_endpoint(name, **{key: value for key, value in words.items() if key != "name"})
 
@@ -162,20 +161,17 @@ def parse_settings(options: Options, exposed: Iterable[Port] = ()) -> Settings:
             _word(text, "dns_options") for text in _limited(several(options.dns_options), "dns_options")
         ),
         extra_hosts=tuple(_extra_hosts(options.extra_hosts)),
-        ip=endpoint.ip,
-        ip6=endpoint.ip6,
-        mac_address=endpoint.mac_address,
-        aliases=endpoint.aliases,
+        **{name: getattr(endpoint, name) for name in PER_NETWORK},
     )
 
 
 def check(kind: Kind, network: str, options: Options, settings: Settings) -> None:
     """Refuse what a kind of network cannot do, rather than drop it. InvalidArgument."""
     refused = {
-        "none": ("ports", *_OWN),
-        "host": ("ports", *_OWN),
-        "container": ("ports", *_OWN, "dns", "dns_search", "dns_options", "extra_hosts"),
-        "pasta": _OWN,
+        "none": ("ports", *PER_NETWORK),
+        "host": ("ports", *PER_NETWORK),
+        "container": ("ports", *PER_NETWORK, "dns", "dns_search", "dns_options", "extra_hosts"),
+        "pasta": PER_NETWORK,
         "cni": (),
     }[kind]
     for name in refused:
