@@ -432,17 +432,8 @@ impl Monitor {
     /// Whether the first process has ended or is about to, which the kernel knows before the monitor can reap it.
     fn has_ended(&self) -> bool {
         let Ok(init) = self.running() else { return true };
-        init.ended.is_some() || init.pid.is_some_and(is_exiting)
+        init.ended.is_some() || init.pid.is_some_and(sys::is_exiting)
     }
-}
-
-/// Whether the kernel has begun to take a process down: PF_EXITING in its flags (proc_pid_stat(5), field 9).
-fn is_exiting(pid: i32) -> bool {
-    const PF_EXITING: u64 = 4;
-    const FLAGS: usize = 6; // after the name, which may hold spaces and parentheses
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-    let flags = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(FLAGS)?.parse::<u64>().ok());
-    flags.is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
 /// What those are told who come too late. NotFound, as for one who finds no monitor any more.
@@ -454,30 +445,5 @@ impl Process {
     /// It has ended, and something of its output is still open although nothing is to be read from it.
     fn has_stray_output(&self) -> bool {
         self.ended.is_some() && !self.stalled && self.stdio.has_output()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Read;
-
-    #[test]
-    fn a_process_is_exiting_from_its_end_on_and_when_it_is_gone() {
-        let own = std::process::id().cast_signed();
-        assert!(!super::is_exiting(own));
-        let mut child = std::process::Command::new("cat")
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let pid = child.id().cast_signed();
-        assert!(!super::is_exiting(pid));
-        drop(child.stdin.take());
-        child.stdout.take().unwrap().read_to_end(&mut Vec::new()).unwrap();
-        while !super::is_exiting(pid) {
-            std::thread::yield_now();
-        }
-        child.wait().unwrap();
-        assert!(super::is_exiting(pid));
     }
 }

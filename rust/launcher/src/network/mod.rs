@@ -124,6 +124,9 @@ impl Network {
         }
         // Before the pin goes: of a process that is ending nobody can tell any more what it was.
         let companion = release.process.and_then(|pid| companion(pid, &release.namespace));
+        if let (None, Some(pid)) = (&companion, release.process) {
+            await_ending(pid);
+        }
         lamella_core::network::unpin(&release.namespace)?;
         if let Some(pidfd) = companion
             && !ends_within(&pidfd, COMPANION_PATIENCE)
@@ -234,6 +237,16 @@ fn companion(pid: i32, namespace: &Path) -> Option<OwnedFd> {
     let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let name = namespace.as_os_str().as_bytes();
     arguments.split(|byte| *byte == 0).any(|argument| argument == name).then_some(pidfd)
+}
+
+/// Wait for a process that is ending, and has no arguments any more: the ports that it has are taken until it is gone.
+fn await_ending(pid: i32) {
+    let pidfd = Pid::from_raw(pid).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+    if let Some(pidfd) = pidfd
+        && sys::is_exiting(pid)
+    {
+        ends_within(&pidfd, COMPANION_PATIENCE);
+    }
 }
 
 #[cfg(test)]

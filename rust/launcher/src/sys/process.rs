@@ -267,6 +267,15 @@ pub fn child_groups_denied() -> bool {
     std::fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny"))
 }
 
+/// Whether the kernel has begun to take a process down: PF_EXITING in its flags (proc_pid_stat(5), field 9).
+pub fn is_exiting(pid: i32) -> bool {
+    const PF_EXITING: u64 = 4;
+    const FLAGS: usize = 6; // after the name, which may hold spaces and parentheses
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    let flags = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(FLAGS)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & PF_EXITING != 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,5 +295,27 @@ mod tests {
         let taken = inherited(number);
         assert!(taken.is_some() && inherited(number).is_none());
         assert!(inherited(-1).is_none() && inherited(64).is_none());
+    }
+
+    #[test]
+    fn a_process_is_exiting_from_its_end_on_and_when_it_is_gone() {
+        use std::io::Read as _;
+
+        let own = std::process::id().cast_signed();
+        assert!(!is_exiting(own));
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = child.id().cast_signed();
+        assert!(!is_exiting(pid));
+        drop(child.stdin.take());
+        child.stdout.take().unwrap().read_to_end(&mut Vec::new()).unwrap();
+        while !is_exiting(pid) {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(is_exiting(pid));
     }
 }
