@@ -114,6 +114,10 @@ lock: ## Renew requirements/dev.txt from pyproject.toml
 	$(STAMPS)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--custom-compile-command 'make lock' --extra dev --upgrade --output-file requirements/dev.txt pyproject.toml
 
+.PHONY: serve-api
+serve-api: $(STAMPS)/venv ## Generate the messages of containerd's API again, from python/lamella/serve/protos
+	$(BIN)/python tools/serve_api.py
+
 .PHONY: clean
 clean: ## Remove what was built, .venv included
 	rm -rf $(VENV) $(STAMPS) target dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

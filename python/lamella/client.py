@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lamella.config import Config
+from lamella.config import Config, check_identifier
 from lamella.lazy import cached_property
 from lamella.metadata import Database
 from lamella.reserve import fill, frees_space
@@ -97,14 +97,19 @@ class Client:
         """Close the store. Containers go on. Harmless twice."""
         self.database.close()
 
-    def using(self, snapshotter: str) -> Client:
-        """Give a client of this store and namespace that uses another snapshotter: itself if it does. They close together."""
-        if snapshotter == self.config.snapshotter:
+    def using(self, snapshotter: str | None = None, *, namespace: str | None = None) -> Client:
+        """Give a client of this store with another snapshotter or namespace: itself if both are its own. They close together.
+
+        InvalidArgument for a malformed namespace.
+        """
+        snapshotter = self.config.snapshotter if snapshotter is None else snapshotter
+        namespace = self.config.namespace if namespace is None else check_identifier(namespace, "namespace")
+        if (snapshotter, namespace) == (self.config.snapshotter, self.config.namespace):
             return self
         other = object.__new__(type(self))
         other.durable, other.database, other.registry = self.durable, self.database, self.registry
         other._policy = self._policy
-        other.config = msgspec.structs.replace(self.config, snapshotter=snapshotter)
+        other.config = msgspec.structs.replace(self.config, snapshotter=snapshotter, namespace=namespace)
         return other
 
     def connect(self, *, plain_http: bool = False, **changes: Any) -> RegistryClient:

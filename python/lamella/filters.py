@@ -14,6 +14,8 @@ does, and an empty list matches everything. A selector names a field, alone (it 
     value    := quoted | characters other than space, comma and double quote
     quoted   := "..." as in Go, and after ~= also /.../ and |...| for patterns full of quotes or slashes
 
+White space may stand between any two of these.
+
 As in containerd (pkg/filters) ``==`` wants the field to be there, ``!=`` also holds where it is not, and ``~=`` searches
 anywhere in the value (a missing one is empty). Patterns are Python's, which read RE2's common syntax the same way.
 """
@@ -94,12 +96,19 @@ class _Parser:
                 path.append(self._field())
             operator = next((each for each in _OPERATORS if self._take(each)), "")
             selectors.append(_selector(path, operator, self._value(operator) if operator else ""))
+            self._skip_space()
             if self.at == len(self.text):
                 return selectors
             if not self._take(","):
                 raise self._error("expected ',' or one of == != ~=")
 
+    def _skip_space(self) -> None:
+        rest = self.text[self.at :]
+        self.at += len(rest) - len(rest.lstrip())
+
     def _take(self, token: str) -> bool:
+        """Take a token that comes next, but for white space, which may stand between any two."""
+        self._skip_space()
         if self.text.startswith(token, self.at):
             self.at += len(token)
             return True

@@ -127,6 +127,12 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("du", "Show what takes the disk.", "du", "DU"),
             Entry("events", "Follow what happens.", "events", "EVENTS"),
             Entry("metrics", "Print counters and gauges for Prometheus.", "metrics", "METRICS"),
+            Entry(
+                "serve",
+                "Serve containerd's API on a socket, for ctr, nerdctl and Go programs.",
+                "serve",
+                "SERVE",
+            ),
         ),
     ),
     (

@@ -1,0 +1,93 @@
+"""``lamella serve``: containerd's API on a socket."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from lamella.cli.parser import Command, Parser
+from lamella.errors import Unsupported
+
+if TYPE_CHECKING:
+    from lamella.cli.session import Session
+
+GRACE_SECONDS = 10.0
+"""How long calls that are under way may go on after a signal."""
+
+
+def _arguments(parser: Parser) -> None:
+    add = parser.add_argument
+    add(
+        "--address",
+        metavar="PATH",
+        help="The path of the socket (default: containerd.sock in the state folder).",
+    )
+    add(
+        "--uid",
+        metavar="UID",
+        type=int,
+        help="Let this user connect: the socket's owner (default: who runs this).",
+    )
+    add(
+        "--gid",
+        metavar="GID",
+        type=int,
+        help="Let this group connect: the socket's (default: of who runs this).",
+    )
+
+
+def _serve(arguments: argparse.Namespace, session: Session) -> int:
+    import resource
+    import signal
+    import threading
+
+    try:
+        from lamella.serve import Server
+    except ImportError as error:
+        raise Unsupported(
+            f"lamella serve needs what is not installed: {error}", hint="pip install 'lamella[serve]'"
+        ) from None
+
+    # Most systems start programs with 1024 descriptors at first.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    end = threading.Event()
+    previous = {
+        number: signal.signal(number, lambda *_: end.set()) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+
+    def as_before() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    try:
+        with Server(
+            client=session.client, address=arguments.address, uid=arguments.uid, gid=arguments.gid
+        ) as server:
+            if session.json:
+                session.document({"address": str(server.address)})
+            else:
+                session.line(str(server.address))
+            session.flush()
+            session.note("serving containerd's API until Ctrl-C")
+            end.wait()
+            as_before()  # so that a second signal ends at once
+            server.stop(GRACE_SECONDS)
+    finally:
+        as_before()
+    return 0
+
+
+SERVE = Command(
+    "serve",
+    "Serve containerd's API on a socket, for ctr, nerdctl and Go programs.",
+    _serve,
+    _arguments,
+    description="The store speaks containerd's gRPC API until Ctrl-C: what is made over the socket is there for "
+    "lamella and the library, and the reverse. It keeps nothing of its own: containers go on when it ends, and "
+    "the next one finds them. Prints the path of the socket once it listens. Needs pip install lamella[serve].",
+    examples=[
+        ("offer the store to ctr", "lamella serve --address /run/lamella/containerd.sock"),
+        ("and use it", "ctr --address /run/lamella/containerd.sock images ls"),
+    ],
+)

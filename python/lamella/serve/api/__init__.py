@@ -1,0 +1,1 @@
+"""Messages of containerd's API: code generated from protos/ by ``make serve-api``."""

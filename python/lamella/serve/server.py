@@ -1,0 +1,137 @@
+"""The server: a socket, and the services behind it.
+
+On disk::
+
+    <address>         the socket, 0660; by default <state>/containerd.sock
+    <address>.lock    flock: held by the one server that listens there
+
+The socket appears by rename when it listens, over one that a killed server left. Its folder is made, if it has to be, for others
+to pass through (0711).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from lamella.client import Client
+from lamella.disk import make_state_folder, translated
+from lamella.errors import InvalidArgument, Unavailable
+from lamella.locks import FileLock
+from lamella.serve import service
+from lamella.serve.transport import Transport
+
+SOCKET_NAME = "containerd.sock"
+PATH_MAX = 107
+"""Bytes of a socket's path (unix(7))."""
+
+
+class Server:
+    """Serve a store from :meth:`start` to :meth:`stop`; as a context manager, while the block lasts.
+
+    ``root``, ``state`` and ``snapshotter`` are those of :class:`lamella.Client`; ``client``: one to use instead,
+    which stays open. ``address``: the path of the socket. ``uid``, ``gid``: whose it is; None: the caller's.
+
+    Errors of starting: InvalidArgument for an address that is no path, Unavailable when another server listens there.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        state: str | os.PathLike[str] | None = None,
+        *,
+        address: str | os.PathLike[str] | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        snapshotter: str | None = None,
+        client: Client | None = None,
+    ) -> None:
+        self._owned = client is None
+        self.client = client or Client(root, state, snapshotter=snapshotter)
+        self.address = _path(address) if address else self.client.config.state / SOCKET_NAME
+        self._owner = (-1 if uid is None else uid, -1 if gid is None else gid)
+        self._clients: dict[str, Client] = {}
+        self._lock = FileLock(
+            Path(f"{self.address}.lock"), what=f"the address {self.address}", transient=True
+        )
+        self._transport: Transport | None = None
+        self._stopped = threading.Event()
+        self.services = service.services(self)
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def client_of(self, namespace: str) -> Client:
+        """Give the store as that namespace sees it. InvalidArgument for a malformed one."""
+        client = self._clients.get(namespace)
+        if client is None:
+            client = self.client.using(namespace=namespace)
+            if len(self._clients) < 1000:  # names that nobody uses are not kept for ever
+                client = self._clients.setdefault(namespace, client)
+        return client
+
+    def start(self) -> None:
+        """Listen. Once."""
+        try:
+            self._listen()
+        except BaseException:
+            self.stop(0.0)
+            raise
+
+    def _listen(self) -> None:
+        if not self.address.parent.is_dir():
+            make_state_folder(self.address.parent)
+        if not self._lock.try_acquire():
+            raise Unavailable(
+                f"another server listens on {self.address}",
+                hint="Choose another --address: several servers may use one store.",
+            )
+        transport = Transport(service.methods(self.services), self.client_of)
+        with (
+            translated(f"listen on {self.address}"),
+            tempfile.TemporaryDirectory(prefix=".", dir=self.address.parent) as folder,
+        ):
+            fresh = Path(folder, "s")
+            transport.start(str(fresh))
+            self._transport = transport
+            os.chown(fresh, *self._owner)
+            fresh.chmod(0o660)
+            fresh.rename(self.address)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it was stopped, at most ``timeout`` seconds; tell whether it was."""
+        return self._stopped.wait(timeout)
+
+    def stop(self, grace: float = 5.0) -> None:
+        """Take no more calls, and give those under way ``grace`` seconds; containers go on. Harmless twice."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            self.address.unlink(missing_ok=True)
+            transport.stop(grace)
+        self._lock.release()
+        if self._owned:
+            self.client.close()
+        self._stopped.set()
+
+
+def _path(address: str | os.PathLike[str]) -> Path:
+    text = os.fspath(address)
+    path = text.removeprefix("unix://")
+    if not path or path.startswith("@") or "\0" in path or "://" in path:
+        raise InvalidArgument(
+            f"the address {text!r} is not the path of a socket",
+            hint="An abstract one has no owner and no mode, so that anybody could connect.",
+        )
+    whole = Path(path).absolute()
+    if len(os.fsencode(whole)) > PATH_MAX:
+        raise InvalidArgument(f"the address {str(whole)!r} has more than {PATH_MAX} bytes")
+    return whole

@@ -1,0 +1,10 @@
+"""The services of containerd's API, one module each."""
+
+from __future__ import annotations
+
+SERVICES = (
+    "lamella.serve.services.introspection:Introspection",
+    "lamella.serve.services.namespaces:Namespaces",
+    "lamella.serve.services.version:Version",
+)
+"""All that are served: the class's module and name."""

@@ -1,0 +1,82 @@
+"""A running server of a fresh store, and calls to it by grpcio."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from google.protobuf import message_factory
+
+from lamella.serve import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lamella import Client
+
+TIMEOUT = 30.0
+
+
+class Stub:
+    """One service as grpcio calls it: ``stub.Get(request, namespace="default", lease=None, timeout=30)``."""
+
+    def __init__(self, channel: grpc.Channel, service: Any, namespace: str | None) -> None:
+        self._channel, self._service, self._namespace = channel, service, namespace
+
+    def __getattr__(self, name: str) -> Any:
+        rpc = self._service.methods_by_name[name]
+        kind = ("stream" if rpc.client_streaming else "unary", "stream" if rpc.server_streaming else "unary")
+        invoke = getattr(self._channel, "_".join(kind))(
+            f"/{self._service.full_name}/{name}",
+            request_serializer=lambda each: each if isinstance(each, bytes) else each.SerializeToString(),
+            response_deserializer=message_factory.GetMessageClass(rpc.output_type).FromString,
+        )
+
+        def call(
+            request: Any, *, namespace: str | None = None, lease: str | None = None, timeout: float = TIMEOUT
+        ) -> Any:
+            headers = {"containerd-namespace": namespace or self._namespace, "containerd-lease": lease}
+            metadata = [(key, value) for key, value in headers.items() if value]
+            return invoke(request, metadata=metadata, timeout=timeout)
+
+        return call
+
+
+class Served:
+    """A server, its store as the library sees it, and a channel to it."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.address = str(server.address)
+        self.channel = grpc.insecure_channel(
+            f"unix:{self.address}",
+            options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)],
+        )
+
+    @property
+    def client(self) -> Client:
+        """The store, from namespace ``default``."""
+        return self.server.client_of("default")
+
+    def stub(self, module: ModuleType, service: str, *, namespace: str | None = "default") -> Stub:
+        """Give a service: ``served.stub(content_pb2, "Content").Info(request)``; None: without a namespace."""
+        return Stub(self.channel, module.DESCRIPTOR.services_by_name[service], namespace)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    """A running server of a fresh store."""
+    with (
+        # Not in tmp_path, whose length may be too much for a socket's.
+        tempfile.TemporaryDirectory(prefix="lamella-serve-") as folder,
+        Server(root=tmp_path / "root", state=tmp_path / "state", address=Path(folder, "c.sock")) as server,
+    ):
+        made = Served(server)
+        try:
+            yield made
+        finally:
+            made.channel.close()
