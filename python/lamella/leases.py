@@ -33,6 +33,8 @@ from lamella.metadata.clock import parse_time
 from lamella.reserve import frees_space, with_reserve
 
 DAY = 86400
+KINDS = ("content", "ingests", "images", "layers", "snapshots")
+"""What a resource's type begins with."""
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -225,7 +227,9 @@ def _check_resource(type: str, resource: str) -> tuple[str, str]:
         raise InvalidArgument(f"the {type} resource of a lease has no name")
     if type in ("content", "layers"):
         parse_digest(resource)
-    elif type not in ("ingests", "images") and not (kind == "snapshots" and snapshotter):
+    elif type not in ("ingests", "images") and not (
+        kind == "snapshots" and snapshotter and "/" not in snapshotter
+    ):
         raise InvalidArgument(
             f"a lease does not protect {type!r}",
             hint="The types are content, ingests, images, layers and snapshots/<snapshotter>.",

@@ -15,7 +15,6 @@ from xml.etree import ElementTree
 
 import pytest
 from registries import TokenServer, docker_registry_process, push_image, read_all
-from serving import Serve
 
 import lamella
 import machine_image
@@ -27,6 +26,7 @@ from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig
 from lamella.registry.credentials import Credential, CredentialStore
 from lamella.registry.server import RegistryServer, basic_auth
+from serving import Serve
 
 pytestmark = pytest.mark.integration
 

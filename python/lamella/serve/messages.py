@@ -9,8 +9,8 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from lamella.digest import parse_digest
-from lamella.errors import InvalidArgument
+from lamella.digest import Digest, parse_digest
+from lamella.errors import InvalidArgument, Unsupported
 from lamella.metadata.clock import format_time
 from lamella.oci import Descriptor
 from lamella.serve.api import types_pb2
@@ -38,6 +38,14 @@ def from_timestamp(moment: Timestamp) -> str:
     return format_time(moment.seconds * 1_000_000 + moment.nanos // 1000)
 
 
+def from_digest(text: str) -> Digest:
+    """Give a digest. InvalidArgument for what is none, and for one of an algorithm that is not there."""
+    try:
+        return parse_digest(text)
+    except Unsupported as error:
+        raise InvalidArgument(error.message) from None
+
+
 def to_descriptor(descriptor: Descriptor) -> types_pb2.Descriptor:
     """Give the message for a descriptor; it has no field for a platform."""
     return types_pb2.Descriptor(
@@ -54,7 +62,7 @@ def from_descriptor(message: types_pb2.Descriptor) -> Descriptor:
         raise InvalidArgument(f"the descriptor of {message.digest[:80]!r} has the size {message.size}")
     return Descriptor(
         media_type=message.media_type,
-        digest=parse_digest(message.digest),
+        digest=from_digest(message.digest),
         size=message.size,
         annotations=dict(message.annotations) or None,
     )
@@ -100,6 +108,16 @@ def masked_labels(
         for path in mask
         if path.startswith(f"{field}.")
     }
+
+
+def label_changes(mask: FieldMask, labels: Mapping[str, str], present: Mapping[str, str]) -> dict[str, str]:
+    """Give the changes that bring ``present`` labels to what an update asks for: by its mask; without one, to ``labels``.
+
+    InvalidArgument for a mask that names anything else.
+    """
+    paths = mask_paths(mask, ("labels",))
+    changes = masked_labels(paths, labels) if paths else None
+    return dict.fromkeys(present, "") | dict(labels) if changes is None else changes
 
 
 def mask_paths(mask: FieldMask, allowed: Callable[[str], bool] | Iterable[str]) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 SERVICES = (
+    "lamella.serve.services.content:Content",
     "lamella.serve.services.introspection:Introspection",
+    "lamella.serve.services.leases:Leases",
     "lamella.serve.services.namespaces:Namespaces",
     "lamella.serve.services.version:Version",
 )
