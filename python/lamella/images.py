@@ -16,13 +16,14 @@ import msgspec
 
 from lamella import oci
 from lamella.autogc import collect_if_due
+from lamella.config import check_key
 from lamella.digest import Digest
-from lamella.errors import FailedPrecondition, InvalidArgument, LamellaError, NotFound
+from lamella.errors import AlreadyExists, FailedPrecondition, InvalidArgument, LamellaError, NotFound
 from lamella.filters import Fields, compile_filters
 from lamella.labels import GC_EXPIRE, LAYERS_DISCARDED, check_labels, decode_labels, encode_labels
 from lamella.lazy import cached_property
 from lamella.logs import Log
-from lamella.metadata import timestamp
+from lamella.metadata import Transaction, timestamp
 from lamella.reference import Reference
 from lamella.reserve import frees_space
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from lamella.transfer.progress import ProgressCallback
     from lamella.transfer.push import Pushed
 
-_COLUMNS = "name, media_type, digest, size, labels, platform, total_size, created_at, updated_at"
+_COLUMNS = "name, media_type, digest, size, annotations, labels, platform, total_size, created_at, updated_at"
 
 _log = Log("lamella")
 
@@ -88,8 +89,12 @@ class Image:
 
     @property
     def familiar_name(self) -> str:
-        """The name as docker shows it: ``nginx:latest``."""
-        return Reference.parse(self.name).familiar
+        """The name as docker shows it: ``nginx:latest``; one that is no canonical reference as it is."""
+        try:
+            reference = Reference.parse(self.name)
+        except InvalidArgument:
+            return self.name
+        return reference.familiar if str(reference) == self.name else self.name
 
     @cached_property
     def manifest_descriptor(self) -> oci.Descriptor:
@@ -278,6 +283,14 @@ def _fields(image: Image) -> Fields:
     """Give what filters know of an image, by containerd's names."""
     target = {"digest": image.digest, "mediatype": image.target.media_type}
     return {"name": image.name, "target": target, "labels": image.labels}
+
+
+def _checked(target: oci.Descriptor) -> oci.Descriptor:
+    """Return what an image may point at. InvalidArgument, as containerd has it, without a size or a media type."""
+    if target.size <= 0 or not target.media_type:
+        what = "size" if target.size <= 0 else "media type"
+        raise InvalidArgument(f"an image cannot point at {target.digest}: its {what} is missing")
+    return target
 
 
 class Images:
@@ -580,22 +593,18 @@ class Images:
         with self._client.connect(plain_http=plain_http) as registry:
             return list_from(registry)
 
-    def get(self, ref: str | Reference, *, platform: str | oci.Platform | None = None) -> Image:
+    def get(
+        self, ref: str | Reference, *, platform: str | oci.Platform | None = None, exact: bool = False
+    ) -> Image:
         """Return an image of the store. NotFound when there is none of this name.
+
+        Some names are no canonical references: those that containerd's clients chose. Such a one is found by its own text where
+        that does not name another; with ``exact`` the text alone counts.
 
         With ``platform`` its manifest, config and layers are those for that one; they raise NotFound where it is not here.
         """
-        name = str(ref if isinstance(ref, Reference) else Reference.parse(ref))
         with self._client.database.read() as db:
-            row = db.execute(
-                f"SELECT {_COLUMNS} FROM images WHERE namespace = ? AND name = ?",  # noqa: S608 (a constant)
-                (self._client.config.namespace, name),
-            ).fetchone()
-        if row is None:
-            raise NotFound(
-                f"image {name} is not in namespace {self._client.config.namespace}",
-                hint=f"Fetch it: lamella pull {name}",
-            )
+            row = self._find(db, ref, exact)
         if platform is None:
             return self._image(row)
         return self._image((*row[:-4], None, None, *row[-2:]), wanted=_parsed(platform))
@@ -614,33 +623,106 @@ class Images:
         images = [self._image(row) for row in rows]
         return [image for image in images if match(_fields(image))] if filters else images
 
+    def create(
+        self,
+        name: str,
+        target: oci.Descriptor,
+        *,
+        labels: Mapping[str, str] | None = None,
+        at: str | None = None,
+    ) -> Image:
+        """Record an image whose content is, or will be, here; ``at``: when it was made (RFC 3339), now by default.
+
+        The name is taken as it stands, canonical or not, as containerd does. AlreadyExists; InvalidArgument for an empty name
+        or a target without size or media type.
+        """
+        checked = check_labels(labels or {})
+        row = self._row_for(check_key(name, "name", "the name of an image"), _checked(target))
+        with self._client.database.write() as db:
+            if self._row(db, name) is not None:
+                raise AlreadyExists(f"image {name} is in namespace {self._client.config.namespace}")
+            self._write(db, row, checked, at or timestamp())
+            return self.get(name, exact=True)
+
+    def update(
+        self,
+        name: str,
+        *,
+        target: oci.Descriptor | None = None,
+        labels: Mapping[str, str] | None = None,
+        at: str | None = None,
+    ) -> Image:
+        """Point an image at another descriptor, or replace its labels; None leaves either as it is. ``at`` as in :meth:`create`.
+
+        NotFound when there is none of exactly this name; else errors as :meth:`create`. Twice is harmless.
+        """
+        with self._client.database.write() as db:
+            row = self._row(db, name)
+            if row is None:
+                raise self._missing(name)
+            present = self._image(row)
+            row = self._row_for(name, _checked(target or present.target))
+            self._write(
+                db, row, check_labels(present.labels if labels is None else labels), at or timestamp()
+            )
+            return self.get(name, exact=True)
+
     def put(self, name: str, target: oci.Descriptor, labels: Mapping[str, str] | None = None) -> None:
         """Point a canonical name at a descriptor; create the image when it is not there. Twice is harmless."""
-        encoded = encode_labels(check_labels(labels or {}))
-        platform, total_size = self._describe(name, target)
-        now = timestamp()
-        key = (self._client.config.namespace, name)
+        checked = None if labels is None else check_labels(labels)
+        fresh = self._row_for(name, target)
         with self._client.database.write() as db:
-            row = db.execute(
-                "SELECT digest, platform, total_size FROM images WHERE namespace = ? AND name = ?", key
-            ).fetchone()
-            if row == (target.digest, platform, total_size) and labels is None:
-                return
-            db.execute(
-                """
-                INSERT INTO images
-                    (namespace, name, media_type, digest, size, labels, platform, total_size, created_at, updated_at)
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-                ON CONFLICT (namespace, name) DO UPDATE SET
-                  media_type = excluded.media_type, digest = excluded.digest, size = excluded.size,
-                  platform = excluded.platform, total_size = excluded.total_size,
-                  labels = CASE WHEN ? THEN excluded.labels ELSE labels END, updated_at = excluded.updated_at
-                """,
-                (
-                    *key, target.media_type, target.digest, target.size, encoded, platform, total_size,
-                    now, now, labels is not None,
-                ),
-            )  # fmt: skip
+            row = self._row(db, name)
+            if row is None or checked is not None or (*row[:5], *row[6:8]) != fresh:
+                kept = {} if row is None else self._image(row).labels
+                self._write(db, fresh, kept if checked is None else checked, timestamp())
+
+    def _row_for(self, name: str, target: oci.Descriptor) -> tuple[Any, ...]:
+        """Give what an image's row says but for its labels and times."""
+        annotations = encode_labels(target.annotations or {})
+        return name, target.media_type, target.digest, target.size, annotations, *self._describe(name, target)
+
+    def _write(self, db: Transaction, row: tuple[Any, ...], labels: Mapping[str, str], at: str) -> None:
+        """Write the row of an image, which is there already or not."""
+        db.execute(
+            """
+            INSERT INTO images (namespace, name, media_type, digest, size, annotations, platform, total_size,
+                labels, created_at, updated_at)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+            ON CONFLICT (namespace, name) DO UPDATE SET
+              media_type = excluded.media_type, digest = excluded.digest, size = excluded.size,
+              annotations = excluded.annotations, platform = excluded.platform, total_size = excluded.total_size,
+              labels = excluded.labels, updated_at = excluded.updated_at
+            """,
+            (self._client.config.namespace, *row, encode_labels(labels), at, at),
+        )
+
+    def _row(self, db: Transaction, name: str) -> tuple[Any, ...] | None:
+        """Give the row of an image of exactly this name."""
+        row: tuple[Any, ...] | None = db.execute(
+            f"SELECT {_COLUMNS} FROM images WHERE namespace = ? AND name = ?",  # noqa: S608 (a constant)
+            (self._client.config.namespace, name),
+        ).fetchone()
+        return row
+
+    def _find(self, db: Transaction, ref: str | Reference, exact: bool) -> tuple[Any, ...]:
+        """Give the row of the image that a reference names, or else of that name. NotFound; InvalidArgument."""
+        name, invalid = str(ref), None
+        if not exact:
+            try:
+                name = str(ref if isinstance(ref, Reference) else Reference.parse(ref))
+            except InvalidArgument as error:
+                invalid = error
+        row = self._row(db, name) or self._row(db, str(ref))
+        if row is None:
+            raise invalid or self._missing(name)
+        return row
+
+    def _missing(self, name: str) -> NotFound:
+        return NotFound(
+            f"image {name} is not in namespace {self._client.config.namespace}",
+            hint=f"Fetch it: lamella pull {name}",
+        )
 
     def tag(self, source: str | Reference, target: str | Reference) -> Image:
         """Give the image ``source`` another name; one that has it already is moved, as with docker.
@@ -725,34 +807,44 @@ class Images:
         except LamellaError:
             return None, None
 
-    def remove(self, ref: str | Reference, *, sync: bool = False) -> None:
-        """Remove the name. NotFound when there is none.
+    def remove(
+        self, ref: str | Reference, *, sync: bool = False, digest: str | None = None, exact: bool = False
+    ) -> None:
+        """Remove the name, found as by :meth:`get`. NotFound when there is none, or it points at another ``digest`` than this.
 
         Content and snapshots stay until garbage collection; with ``sync`` it runs before this returns, and its errors come too.
         """
-        self._remove(str(ref if isinstance(ref, Reference) else Reference.parse(ref)))
+        self._remove(ref, digest, exact)
         if sync:
             self._client.gc()
         else:
             collect_if_due(self._client)
 
     @frees_space
-    def _remove(self, name: str) -> None:
+    def _remove(self, ref: str | Reference, digest: str | None, exact: bool) -> None:
         with self._client.database.write() as db:
-            rows = db.execute(
-                "DELETE FROM images WHERE namespace = ? AND name = ? RETURNING name",
-                (self._client.config.namespace, name),
-            ).fetchall()
-        if not rows:
-            raise NotFound(f"image {name} is not in namespace {self._client.config.namespace}")
-        _log.info("removed the image %(image)s", image=name, namespace=self._client.config.namespace)
+            image = self._image(self._find(db, ref, exact))
+            if digest and image.digest != digest:
+                raise NotFound(f"image {image.name} points at {image.digest}, not at {digest}")
+            db.execute(
+                "DELETE FROM images WHERE namespace = ? AND name = ?",
+                (self._client.config.namespace, image.name),
+            )
+        _log.info("removed the image %(image)s", image=image.name, namespace=self._client.config.namespace)
 
     def _image(self, row: tuple[Any, ...], *, wanted: oci.Platform | None = None) -> Image:
-        name, media_type, digest, size, labels, platform, total_size, created_at, updated_at = row
+        name, media_type, digest, size, annotations, labels, platform, total_size, created_at, updated_at = (
+            row
+        )
         return Image(
             self._client,
             name=name,
-            target=oci.Descriptor(media_type=media_type, digest=digest, size=size),
+            target=oci.Descriptor(
+                media_type=media_type,
+                digest=digest,
+                size=size,
+                annotations=decode_labels(annotations) or None,
+            ),
             labels=decode_labels(labels),
             created_at=created_at,
             updated_at=updated_at,
