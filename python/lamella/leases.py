@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 
 import msgspec
 
-from lamella.config import Config, check_identifier
+from lamella.config import Config, check_key
 from lamella.digest import parse_digest
 from lamella.errors import AlreadyExists, InvalidArgument, NotFound
 from lamella.filters import compile_filters
@@ -75,9 +75,10 @@ class Leases:
         """Create a lease that ends after ``expires_in`` seconds, or never.
 
         Without ``id`` it gets a random one. As in containerd the label ``containerd.io/gc.expire`` (RFC 3339) sets the
-        end too. AlreadyExists; InvalidArgument for a malformed identifier, label or time.
+        end too. An ``id`` is any text, as there: its clients make some up that are no identifiers. AlreadyExists;
+        InvalidArgument for an empty or very long id, a malformed label or time.
         """
-        lease_id = check_identifier(id, "lease") if id is not None else os.urandom(8).hex()
+        lease_id = check_key(id, "lease", "the id of a lease") if id is not None else os.urandom(8).hex()
         checked = check_labels(labels or {})
         expires_at = None
         if expires_in is not None:

@@ -39,10 +39,16 @@ class TestLeases:
         other.leases.delete("mine")
         assert [lease.id for lease in store.leases.list()] == ["mine"]
 
-    @pytest.mark.parametrize("name", ["", "a b", "../x", "x" * 77])
+    @pytest.mark.parametrize("name", ["", "nul\0", "x" * 5000])
     def test_a_malformed_name_is_an_invalid_argument(self, store, name):
         with pytest.raises(InvalidArgument):
             store.leases.create(name)
+
+    @pytest.mark.parametrize("name", ["a b", "../x", "476439881-Epc_"])
+    def test_any_other_text_is_a_name(self, store, name):
+        assert store.leases.create(name).id == name
+        store.leases.delete(name)
+        assert store.leases.list() == []
 
     def test_it_expires_after_so_many_seconds(self, store):
         before = timestamp(59)
