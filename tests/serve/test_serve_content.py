@@ -12,7 +12,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from lamella.serve.api import content_pb2 as pb
 from lamella.serve.api import leases_pb2
-from serving import refusal
+from rpc import refusal
 
 CODES = grpc.StatusCode
 DATA = bytes(range(256)) * 4096  # 1 MiB

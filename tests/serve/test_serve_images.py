@@ -13,7 +13,7 @@ from lamella.errors import NotFound
 from lamella.oci import Descriptor
 from lamella.serve.api import images_pb2 as pb
 from lamella.serve.api import leases_pb2, types_pb2
-from serving import refusal
+from rpc import refusal
 
 CODES = grpc.StatusCode
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"

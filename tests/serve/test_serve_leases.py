@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from lamella.serve.api import leases_pb2 as pb
-from serving import refusal
+from rpc import refusal
 
 CODES = grpc.StatusCode
 DIGEST = "sha256:" + "1" * 64
