@@ -311,8 +311,13 @@ def chain_ids(diff_ids: list[Digest]) -> list[Digest]:
     """Give the chainID of each layer, bottom first (OCI image spec, config.md, "Layer ChainID")."""
     chain: list[Digest] = []
     for diff_id in diff_ids:
-        chain.append(digest_of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
+        chain.append(chain_id(chain[-1] if chain else "", diff_id))
     return chain
+
+
+def chain_id(parent: str, diff_id: Digest) -> Digest:
+    """Give the chainID of a layer on top of the chain ``parent``; ``""`` where nothing is beneath it."""
+    return digest_of(f"{parent} {diff_id}".encode()) if parent else diff_id
 
 
 def compression_of(descriptor: Descriptor) -> Compression:

@@ -34,6 +34,11 @@ def _arguments(parser: Parser) -> None:
         type=int,
         help="Let this group connect: the socket's (default: of who runs this).",
     )
+    add(
+        "--backend",
+        action="store_true",
+        help="For a containerd that uses this as its snapshotter and content store: what it makes stays until it removes it.",
+    )
 
 
 def _serve(arguments: argparse.Namespace, session: Session) -> int:
@@ -62,7 +67,11 @@ def _serve(arguments: argparse.Namespace, session: Session) -> int:
 
     try:
         with Server(
-            client=session.client, address=arguments.address, uid=arguments.uid, gid=arguments.gid
+            client=session.client,
+            address=arguments.address,
+            uid=arguments.uid,
+            gid=arguments.gid,
+            backend=arguments.backend,
         ) as server:
             if session.json:
                 session.document({"address": str(server.address)})

@@ -34,6 +34,8 @@ class Server:
 
     ``root``, ``state`` and ``snapshotter`` are those of :class:`lamella.Client`; ``client``: one to use instead,
     which stays open. ``address``: the path of the socket. ``uid``, ``gid``: whose it is; None: the caller's.
+    ``backend``: for a containerd that has this as its snapshotter and content store, and itself decides what is kept: blobs,
+    views and committed snapshots that are made over the socket are roots of garbage collection (``containerd.io/gc.root``).
 
     Errors of starting: InvalidArgument for an address that is no path, Unavailable when another server listens there.
     """
@@ -47,8 +49,10 @@ class Server:
         uid: int | None = None,
         gid: int | None = None,
         snapshotter: str | None = None,
+        backend: bool = False,
         client: Client | None = None,
     ) -> None:
+        self.backend = backend
         self._owned = client is None
         self.client = client or Client(root, state, snapshotter=snapshotter)
         self.address = _path(address) if address else self.client.config.state / SOCKET_NAME

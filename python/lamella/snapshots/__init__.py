@@ -287,11 +287,11 @@ def unmount(target: str | os.PathLike[str]) -> None:
     _core.unmount(os.fspath(target))
 
 
-def snapshotter(database: Database, config: Config) -> RecordedSnapshotter:
-    """Give the snapshotter that ``config`` names, as clients use it. Unsupported for a name that is not known.
+def snapshotter(database: Database, config: Config, *, roots: bool = True) -> RecordedSnapshotter:
+    """Give the snapshotter that ``config`` names. Unsupported for a name that is not known.
 
-    As ctr does, it marks the views and commits that are made through it as roots (``containerd.io/gc.root``): they stay
-    until somebody removes them.
+    As clients use it, and as ctr does, it marks the views and commits that are made through it as roots
+    (``containerd.io/gc.root``): they stay until somebody removes them. Without ``roots`` it marks nothing.
     """
     from lamella.labels import GC_ROOT
     from lamella.metadata import timestamp
@@ -302,6 +302,6 @@ def snapshotter(database: Database, config: Config) -> RecordedSnapshotter:
         )
     module, name = SNAPSHOTTERS[config.snapshotter]
     made: RecordedSnapshotter = getattr(import_module(module), name)(
-        database, config, default_labels={GC_ROOT: timestamp()}
+        database, config, default_labels={GC_ROOT: timestamp()} if roots else None
     )
     return made

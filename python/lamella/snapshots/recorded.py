@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from lamella import _core
+from lamella import _core, oci
 from lamella.config import Config, check_key
 from lamella.durability import Unverified
 from lamella.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
@@ -89,6 +89,11 @@ _REMOVE = Operation(
     "remove", "removed the snapshot %(snapshot)r", log=_LOG, counts={"ok": SNAPSHOTS.cell("remove")}
 )
 _MOUNTS = SNAPSHOTS.cell("mounts")
+_OF_CHAIN = """
+SELECT DISTINCT s.layer, l.diff_id FROM snapshots s JOIN layers l ON l.id = s.layer LEFT JOIN snapshots p ON p.number = s.parent
+WHERE s.name = ? AND s.snapshotter = ? AND coalesce(p.name, '') = ? AND s.kind = 'committed'
+    AND l.diff_id IS NOT NULL AND (l.synced OR l.boot_id = ?)
+"""
 _INFO = """
 SELECT s.number, s.name, coalesce(p.name, ''), s.kind, s.labels, s.created_at, s.updated_at
 FROM snapshots s LEFT JOIN snapshots p ON p.number = s.parent
@@ -321,6 +326,37 @@ class RecordedSnapshotter(ABC):
                     hint="Unpack it again; a lease on the layer keeps it.",
                 )
             self._insert(db, name=name, kind="committed", stack=stack, layer=layer.id, labels=text)
+
+    def adopt(self, name: str, parent: str, labels: Mapping[str, str] | None = None) -> bool:
+        """Let this namespace see the committed snapshot of a chain that any other one has unpacked; tell whether it is here.
+
+        ``name`` is a chainID, and says all that is in it; so only layers count that were unpacked from verified blobs. ``labels``
+        are added, also to one that this namespace has already. False where the parent is another one. Twice is harmless.
+        """
+        with self._database.write() as db:
+            there = db.execute(
+                f"{_INFO} WHERE s.namespace = ? AND s.snapshotter = ? AND s.name = ?",
+                (*self._scope, _check_key(name)),
+            ).fetchone()
+            if there is not None:
+                if there[2:4] != (parent, "committed"):
+                    return False
+                if labels and not labels.items() <= decode_labels(there[4]).items():
+                    self.update(name, labels)
+                return True
+            rows = db.execute(_OF_CHAIN, (name, self.name, parent, boot_id())).fetchall()
+            for layer, diff_id in rows:
+                if oci.chain_id(parent, diff_id) == name:
+                    self._insert(
+                        db,
+                        name=name,
+                        kind="committed",
+                        stack=self._parents(db, parent),
+                        layer=layer,
+                        labels=encode_labels(check_labels(labels or {})),
+                    )
+                    return True
+        return False
 
     def renew(self, key: str) -> None:
         """Give an active snapshot or view whose folder is gone a new one, as it began. Harmless where it is there."""

@@ -8,6 +8,7 @@ SERVICES = (
     "lamella.serve.services.introspection:Introspection",
     "lamella.serve.services.leases:Leases",
     "lamella.serve.services.namespaces:Namespaces",
+    "lamella.serve.services.snapshots:Snapshots",
     "lamella.serve.services.version:Version",
 )
 """All that are served: the class's module and name."""

@@ -15,6 +15,8 @@ from google.protobuf.empty_pb2 import Empty
 from lamella.content import ContentInfo, Ingest, IngestStatus
 from lamella.digest import Digest
 from lamella.errors import AlreadyExists, InvalidArgument, NotFound
+from lamella.labels import GC_ROOT
+from lamella.metadata import timestamp
 from lamella.serve.api import content_pb2
 from lamella.serve.call import Call, Conversation, FileRange
 from lamella.serve.messages import batches, from_digest, label_changes, to_timestamp
@@ -101,7 +103,7 @@ class Content(Service):
             return
         if not request.ref:
             raise InvalidArgument("first message must have a reference")
-        write = _Write(call, request)
+        write = _Write(call, request, root=self.server.backend)
         with write.ingest:
             while request is not None:
                 response = write.answer(request)
@@ -114,8 +116,9 @@ class Content(Service):
 class _Write:
     """One stream that writes, with what its client expects so far."""
 
-    def __init__(self, call: Call, request: content_pb2.WriteContentRequest) -> None:
+    def __init__(self, call: Call, request: content_pb2.WriteContentRequest, *, root: bool) -> None:
         self._client = call.client
+        self._root = root
         self._lease = call.lease
         self._total = 0
         self._expected: Digest | None = None
@@ -170,6 +173,8 @@ class _Write:
 
     def _commit(self, labels: dict[str, str]) -> None:
         self._hold(self._expected or self.ingest.digest())
+        if self._root:
+            labels.setdefault(GC_ROOT, timestamp())
         self.ingest.commit(size=self._total, digest=self._expected, labels=labels)
         if self._lease:
             self._client.leases.remove(self._lease, "ingests", self.ingest.ref)
