@@ -140,13 +140,13 @@ class Containerd(System):
     def __enter__(self) -> Self:
         """Start a containerd of its own."""
         self._sockets = _shim_sockets()
-        self._socket = f"{self.disk}/s/c.sock"
+        self.address = f"{self.disk}/s/c.sock"
         config = self.disk / "config.toml"
         config.write_text(
             f'version = 2\nroot = "{self.disk}/root"\nstate = "{self.disk}/s"\n'
             'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", '
             '"io.containerd.cri.v1.runtime", "io.containerd.internal.v1.opt"]\n'
-            f'[grpc]\naddress = "{self._socket}"\n{self.settings}'
+            f'[grpc]\naddress = "{self.address}"\n{self.settings}'
         )
         with (self.disk / "containerd.log").open("wb") as log:
             self._daemon = subprocess.Popen(
@@ -209,7 +209,7 @@ class Containerd(System):
 
     def ctr(self, *arguments: str) -> list[str]:
         """Give the command line of its client."""
-        return [self._program("ctr"), "--address", self._socket, *arguments]
+        return [self._program("ctr"), "--address", self.address, *arguments]
 
     def _program(self, name: str) -> str:
         return str(self.folder / name) if self.folder else name

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
+import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -23,3 +26,31 @@ def built_once(target: Path, build: Callable[[Path], Path]) -> Path:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
     return target
+
+
+def sources_digest(files: Iterable[Path]) -> str:
+    """Give what names a build of these files: some hex digits that change with a name or a byte of one."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def go(work: Path, *arguments: str, cwd: Path | None = None, **variables: str) -> str:
+    """Run go with ``arguments``; give what it prints. CalledProcessError when it fails.
+
+    What it fetches and compiles goes to where the environment says, so that several builds share it; by itself, into ``work``.
+    """
+    places = {"GOPATH": f"{work}/go", "GOCACHE": f"{work}/cache"}
+    places = {name: os.environ.get(name) or place for name, place in places.items()}
+    done = subprocess.run(
+        ["go", *arguments],
+        check=True,
+        cwd=cwd or work,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        # -modcacherw lets the folder be removed.
+        env=os.environ | places | {"GOFLAGS": "-modcacherw"} | variables,
+    )
+    return done.stdout.strip()

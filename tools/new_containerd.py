@@ -10,12 +10,10 @@ Needs Go, and the Go modules that its own settings reach. Prints the path of the
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
-from built_once import built_once
+from built_once import built_once, go
 from real_image import cache_folder
 
 VERSION = "2.4.2"
@@ -35,14 +33,7 @@ def ensure() -> Path:
 def _build(work: Path) -> Path:
     built = work / "bin"
     packages = [f"github.com/containerd/containerd/v2/cmd/{name}@v{VERSION}" for name in PROGRAMS]
-    # What is fetched and compiled on the way is not kept; -modcacherw lets it be removed.
-    places = {"GOPATH": f"{work}/go", "GOCACHE": f"{work}/cache", "GOBIN": str(built)}
-    subprocess.run(
-        ["go", "install", "-modcacherw", *packages],
-        check=True,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | places,
-    )
+    go(work, "install", *packages, GOBIN=str(built))
     return built
 
 

@@ -14,12 +14,10 @@ folder. Doing it again is harmless and quick.
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
-from built_once import built_once
+from built_once import built_once, go
 from real_image import cache_folder
 
 VERSION = "0.9.0"
@@ -41,29 +39,9 @@ def _build(work: Path) -> Path:
     module, built = work / "module", work / "built"
     shutil.copytree(RECIPE, module)
     (built / "validation").mkdir(parents=True)
-    # What is fetched and compiled on the way is not kept; -modcacherw lets it be removed.
-    places = {
-        "GOPATH": f"{work}/go",
-        "GOCACHE": f"{work}/cache",
-        "GOFLAGS": "-modcacherw",
-        "CGO_ENABLED": "0",
-    }
-
-    def go(*arguments: str) -> str:
-        done = subprocess.run(
-            ["go", *arguments],
-            check=True,
-            cwd=module,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | places,
-        )
-        return done.stdout.strip()
-
-    go("build", "-o", f"{built}/validation/", f"{MODULE}/validation/...")
-    go("build", "-o", f"{built}/", f"{MODULE}/cmd/runtimetest")
-    source = Path(go("list", "-m", "-f", "{{.Dir}}", MODULE))
+    for place, packages in (("validation/", "validation/..."), ("", "cmd/runtimetest")):
+        go(work, "build", "-o", f"{built}/{place}", f"{MODULE}/{packages}", cwd=module, CGO_ENABLED="0")
+    source = Path(go(work, "list", "-m", "-f", "{{.Dir}}", MODULE, cwd=module))
     shutil.copy(source / "rootfs-amd64.tar.gz", built)
     return built
 

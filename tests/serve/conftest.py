@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import daemons
 import grpc
 import pytest
 from google.protobuf import message_factory
@@ -14,7 +15,7 @@ from google.protobuf import message_factory
 from lamella.serve import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from lamella import Client
 
@@ -80,3 +81,46 @@ def served(tmp_path: Path) -> Iterator[Served]:
             yield made
         finally:
             made.channel.close()
+
+
+@pytest.fixture(scope="session")
+def lamella_daemon(require_root: Callable[[], None]) -> Iterator[daemons.Daemon]:
+    """``lamella serve`` as a process, for all tests that leave nothing in it."""
+    require_root()
+    with daemons.lamella_serve() as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def containerd_daemon(
+    require_root: Callable[[], None], require_program: Callable[[str], str]
+) -> Iterator[daemons.Daemon]:
+    """The same of containerd 2.4."""
+    require_root()
+    require_program("runc")
+    import new_containerd
+
+    if not new_containerd.folder().is_dir():
+        pytest.skip(f"needs containerd {new_containerd.VERSION}: tools/new_containerd.py builds it")
+    with daemons.containerd() as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def daemon(request: pytest.FixtureRequest) -> daemons.Daemon:
+    """One of the two, whose name is the parameter."""
+    found: daemons.Daemon = request.getfixturevalue(f"{request.param}_daemon")
+    return found
+
+
+@pytest.fixture(params=["1.6", "2.4"])
+def ctr_program(request: pytest.FixtureRequest, require_program: Callable[[str], str]) -> tuple[str, Path]:
+    """containerd's client: its version, and where it is. Both daemons have to do with both."""
+    import new_containerd
+
+    if request.param == "1.6":
+        return request.param, Path(require_program("ctr"))
+    program = new_containerd.folder() / "ctr"
+    if not program.exists():
+        pytest.skip(f"needs containerd {new_containerd.VERSION}: tools/new_containerd.py builds it")
+    return request.param, program

@@ -1,0 +1,65 @@
+"""tests/containerd, in Go, against ``lamella serve`` and against containerd 2.4: its client, and the suites that it exports.
+
+Each of its tests is one here; what it prints stands in the failure.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemons import Daemon
+
+import containerd_contract
+
+NAMES = [
+    name
+    for file in sorted(containerd_contract.SOURCES.glob("*_test.go"))
+    for name in re.findall(r"(?m)^func (Test(?!Main)\w+)\(t \*testing\.T\)", file.read_text())
+]
+INTENDED: dict[str, dict[str, str]] = {"lamella": {}, "containerd": {}}
+"""Parts of tests that a server is not to pass, each with the reason, as ``-test.skip`` takes them."""
+LOAD_SECONDS = 60 if os.environ.get("LAMELLA_NIGHTLY") == "1" else 10
+TIMEOUT = 300.0
+
+pytestmark = pytest.mark.needs_root
+
+
+@pytest.fixture(scope="session")
+def contract_program(require_program: Callable[[str], str]) -> Path:
+    program = containerd_contract.contract()
+    if not program.exists():
+        require_program("go")
+        containerd_contract.ensure_contract()
+    return program
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("daemon", ["containerd"], indirect=True)
+def test_go(daemon: Daemon, contract_program: Path, name: str, small_image_registry: Any) -> None:
+    registry = small_image_registry.address
+    options = {
+        "address": daemon.address,
+        "image": f"{registry}/machine:latest",
+        "push": f"{registry}/contract",
+        "load": f"{LOAD_SECONDS}s",
+        "test.v": "true",
+        "test.run": f"^{name}$",
+        "test.skip": "|".join(INTENDED[daemon.name]),
+    }
+    done = subprocess.run(
+        [contract_program, *(f"-{option}={value}" for option, value in options.items())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert f"--- PASS: {name} (" in done.stdout, done.stdout
