@@ -1,6 +1,6 @@
 /* What a container does while others are set up beside it or in it:
  *
- *   races swap A B      exchanges two names with each other, for ever
+ *   races swap A B      exchanges two names with each other, for ever, whatever comes between: one may be gone, busy or not there yet
  *   races watch SECONDS looks at every process that turns up. Prints "launcher" when it can open the launcher's program, and takes its
  *                       mode and owner away if it can, "written" when it can write to it while it runs or after, and "descriptor PATH" for what
  *                       a process has open that leads out of the container; "done" at the end.
@@ -18,11 +18,10 @@
 #include <time.h>
 #include <unistd.h>
 
-static int swap(const char *one, const char *other)
+static void swap(const char *one, const char *other)
 {
 	for (;;)
-		if (renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE) && errno != ENOENT)
-			return 1;
+		renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE);
 }
 
 static void try_to_write(int file)
@@ -108,7 +107,7 @@ static int open_descriptors(void)
 int main(int count, char **arguments)
 {
 	if (count == 4 && !strcmp(arguments[1], "swap"))
-		return swap(arguments[2], arguments[3]);
+		swap(arguments[2], arguments[3]);
 	if (count == 3 && !strcmp(arguments[1], "watch"))
 		return watch(atoi(arguments[2]));
 	if (count == 2 && !strcmp(arguments[1], "open"))
