@@ -22,18 +22,10 @@ from lamella.errors import (
     DeadlineExceeded,
     FailedPrecondition,
 )
+from waiting import until
 
 PATIENCE = 30.0
 TERM_IS_TAKEN = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done"
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """Wait for something to become true; give it."""
-    deadline = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it does not come about"
-        time.sleep(0.005)
-    return found
 
 
 def said(box: Any) -> bytes:

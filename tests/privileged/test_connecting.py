@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,6 +16,7 @@ from lamella.errors import (
     Unsupported,
 )
 from networking import BUSYBOX, SERVE, ask, inside, leases, pins
+from waiting import until
 
 pytestmark = [pytest.mark.privileged, pytest.mark.needs_program("iptables", "ip", "busybox")]
 SLEEP = ("/bin/busybox", "sleep", "1000")
@@ -325,8 +325,7 @@ def test_an_end_meanwhile_lets_go_of_all(client, fake, start):
     box = start(*SLEEP, network="first")
     with ThreadPoolExecutor(1) as threads:
         connecting = threads.submit(client.networks.get("slow").connect, box)
-        while ("slow", "ADD") not in fake.commands():
-            time.sleep(0.01)
+        until(lambda: ("slow", "ADD") in fake.commands())
         box.kill()
         connecting.result(60)
     box.wait(60)

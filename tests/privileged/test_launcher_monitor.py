@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from launcher_box import CONTROL, DEADLINE, STDERR, STDIN, STDOUT, Box
+from launcher_box import CONTROL, STDERR, STDIN, STDOUT, Box
+
+from waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.privileged]
 MEBIBYTE = 1 << 20
@@ -30,13 +32,6 @@ def box(tmp_path: Path) -> Iterator[Box]:
     box = Box(tmp_path)
     yield box
     box.end()
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.005)
 
 
 def memory_of(pid: int) -> int:
@@ -113,7 +108,7 @@ def test_a_client_that_goes_away_does_no_harm(box: Box) -> None:
 
 def test_output_still_unread_at_the_end_arrives(box: Box) -> None:
     connection = box.start("/bin/sh", "-c", "head -c 3000000 /dev/zero; exit 5")
-    until(lambda: (box.folder / "exit.json").exists() or connection.frame() is None or time.sleep(0.01))
+    until(lambda: (box.folder / "exit.json").exists() or connection.frame() is None)
     # What the line above took is gone; a second run is read only after its end was recorded.
     connection.collect()
     box.await_end()

@@ -29,6 +29,7 @@ from lamella.errors import (
 )
 from networking import BUSYBOX, SERVE, ask, inside, leases, pins
 from probes import NET_RAW, reached
+from waiting import until
 
 pytestmark = [pytest.mark.privileged, pytest.mark.needs_program("iptables", "ip", "busybox")]
 
@@ -405,8 +406,7 @@ def test_a_pasta_that_dies_is_told_and_harms_nobody(client, machine, start):
         "process"
     ]
     os.kill(pid, signal.SIGKILL)
-    while box.inspect()["network"]["connected"]:
-        time.sleep(0.01)
+    until(lambda: not box.inspect()["network"]["connected"])
     assert box.status == "running"
     (problem,) = client.networks.check()
     assert (problem.container, problem.network, "pasta has ended" in problem.reason) == (

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lamella
+import waiting
 from lamella.errors import CommandNotFound, FailedPrecondition
 from lamella.events import EventStream, spool
 
@@ -52,13 +51,6 @@ def until(stream: EventStream, topic: str) -> list[lamella.Event]:
 
 def topics(events: list[lamella.Event]) -> list[str]:
     return [event.topic for event in events]
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_a_run_tells_its_whole_life_in_order(client, image, stream):
@@ -176,7 +168,7 @@ def test_a_monitor_that_was_killed_tells_no_exit_and_none_is_made_up(client, str
     pid = int((box.task.folder / "pid").read_text())
     monitor = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(monitor, signal.SIGKILL)
-    wait_for(lambda: box.status == "unknown")
+    waiting.until(lambda: box.status == "unknown")
     client.gc()
     box.remove()
     events = until(stream, "/snapshot/remove")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import pytest
+
+from waiting import until
 
 if TYPE_CHECKING:
     from lamella import Client, Container, Image
@@ -42,10 +43,7 @@ def test_only_the_root_of_what_is_removed_at_its_end_is_volatile(client: Client,
 
 def await_runs(box: Container, count: int) -> None:
     """Wait until the program has written that it was run so many times, and not more."""
-    deadline = time.monotonic() + 30
-    while (found := _runs(box)) < count and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert found == count
+    assert until(lambda: (found := _runs(box)) >= count and found) == count
 
 
 def _runs(box: Container) -> int:
