@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lamella.errors import NotFound
+from monitors import monitor_of
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 SOURCES = Path(__file__).with_name("security")
@@ -99,7 +100,7 @@ def bait(client, small_image, tmp_path):
             f"state={config.state}",
             f"store={config.root}",
             f"pid={victim.pid}",
-            f"monitor={_monitor_of(other)}",
+            f"monitor={monitor_of(other)}",
             f"control={_short(task / 'control.sock', stack)}",
             f"address={maps.partition('-')[0]}",
             f"disk_major={os.major(disk)}",
@@ -111,11 +112,6 @@ def bait(client, small_image, tmp_path):
             f"port={loopback.getsockname()[1]}",
         ]
     assert secret.read_text() == "secret"
-
-
-def _monitor_of(container):
-    status = Path(f"/proc/{container.pid}/stat").read_text()
-    return status.rpartition(")")[2].split()[1]
 
 
 def _short(path, stack):

@@ -22,6 +22,7 @@ from lamella.errors import (
     DeadlineExceeded,
     FailedPrecondition,
 )
+from monitors import cgroups, monitor_of
 from waiting import until
 
 PATIENCE = 30.0
@@ -31,13 +32,6 @@ TERM_IS_TAKEN = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done"
 def said(box: Any) -> bytes:
     """Give all that the log has of a container."""
     return b"".join(data for _, data in box.logs())
-
-
-def cgroups(box: Any) -> list[Path]:
-    """Give the folders of a container's cgroups."""
-    relative = box.spec["linux"]["cgroupsPath"].strip("/")
-    root = Path("/sys/fs/cgroup")
-    return [path for top in (root, *root.iterdir()) if (path := top / relative).is_dir()]
 
 
 class ContainerContract:
@@ -368,7 +362,7 @@ class ContainerContract:
     @pytest.mark.parametrize("who", ["monitor", "both"])
     def test_a_killed_monitor_takes_everything_with_it(self, box, who):
         first = box.pid
-        monitor = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
+        monitor = monitor_of(box)
         children = Path(f"/proc/{monitor}/task/{monitor}/children").read_text().split()
         keepers = [int(child) for child in children if int(child) != first]
         victims = [*keepers, monitor] if who == "both" else [monitor]

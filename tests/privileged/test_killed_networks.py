@@ -5,9 +5,7 @@ Whoever dies: the next look at the store lets go of the namespace, the addresses
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import socket
 import time
 from contextlib import suppress
@@ -19,6 +17,7 @@ import lamella
 from crashes import each_kill, image
 from lamella import _core
 from lamella.errors import LamellaError
+from monitors import kill_monitor
 from networking import Machine, leases, pins
 from steps import patience
 
@@ -115,10 +114,7 @@ def test_the_next_look_takes_away_what_a_killed_monitor_left(
     client.containers.run(reference, ["/bin/true"], network="web", ports=["8080:80"], remove=True)
     rules = machine.rules()
     box = client.containers.run(reference, ["/bin/forever"], network=network, ports=["8080:80"], detach=True)
-    monitor = int(Path(f"/proc/{box.pid}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(monitor, signal.SIGKILL)
-    while box.task.monitored():
-        time.sleep(0.01)
+    kill_monitor(box)
     assert pins(client.config)
     if look == "list":
         assert client.containers.list() == []
@@ -148,10 +144,7 @@ def test_after_a_restart_of_the_machine_addresses_are_given_back(
     path = client.networks.get("web").path
     path.write_text(path.read_text().replace(f"{client.config.state}/networks/leases", f"{tmp_path}/leases"))
     box = client.containers.run(reference, ["/bin/forever"], network="web", ports=["8080:80"], detach=True)
-    monitor = int(Path(f"/proc/{box.pid}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(monitor, signal.SIGKILL)
-    while box.task.monitored():
-        time.sleep(0.01)
+    kill_monitor(box)
     assert list((tmp_path / "leases/web").glob("10.*"))
     _core.unpin_network(str(client.config.state / "networks" / box.id))
     shutil.rmtree(client.config.state)
@@ -236,10 +229,7 @@ def test_what_a_restart_of_the_machine_leaves_of_several_networks_is_given_back(
         text = network.path.read_text()
         network.path.write_text(text.replace(f"{client.config.state}/networks/leases", f"{tmp_path}/leases"))
     box = client.containers.run(reference, ["/bin/forever"], networks=["web", "lab"], detach=True)
-    monitor = int(Path(f"/proc/{box.pid}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(monitor, signal.SIGKILL)
-    while box.task.monitored():
-        time.sleep(0.01)
+    kill_monitor(box)
     assert len(list((tmp_path / "leases").glob("*/10.*"))) == 2
     _core.unpin_network(str(client.config.state / "networks" / box.id))
     shutil.rmtree(client.config.state)

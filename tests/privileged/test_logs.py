@@ -18,6 +18,7 @@ import pytest
 
 import lamella
 from lamella.errors import FailedPrecondition
+from monitors import monitor_of
 from waiting import until
 
 pytestmark = pytest.mark.privileged
@@ -47,10 +48,6 @@ def start(client, image):
 
 def text(pieces: Iterator[tuple[str, bytes]], stream: str | None = None) -> str:
     return b"".join(data for name, data in pieces if stream in (None, name)).decode()
-
-
-def monitor_of(box) -> int:
-    return int(Path(f"/proc/{box.pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def memory_of(pid: int) -> int:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import lamella
-from lamella.containers.cgroups import _hierarchies
 from lamella.errors import FailedPrecondition
+from monitors import cgroups, kill_monitor
 from waiting import until
 
 pytestmark = pytest.mark.privileged
@@ -70,19 +70,10 @@ def in_another_process(client, code: str) -> str:
     return done.stdout.strip()
 
 
-def monitor_of(box) -> int:
-    return int(Path(f"/proc/{box.pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def cgroups(box) -> list[Path]:
-    relative = box.spec["linux"]["cgroupsPath"].strip("/")
-    return [hierarchy / relative for hierarchy in _hierarchies() if (hierarchy / relative).is_dir()]
-
-
 def kill_the_monitor(box) -> list[int]:
     """Kill it, and give the container's processes, which have to go with it."""
     pids = [int(pid) for folder in cgroups(box) for pid in (folder / "cgroup.procs").read_text().split()]
-    os.kill(monitor_of(box), signal.SIGKILL)
+    kill_monitor(box)
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     return pids
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import lamella
-from lamella.containers.cgroups import _hierarchies
 from lamella.errors import CommandNotFound, FailedPrecondition, InvalidArgument
+from monitors import cgroups, monitor_of
 from waiting import until
 
 pytestmark = pytest.mark.privileged
@@ -39,17 +39,8 @@ def create(client, image):
         box.remove(force=True)
 
 
-def monitor_of(box) -> int:
-    return int(Path(f"/proc/{box.pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def output(box) -> str:
     return b"".join(data for _, data in box.logs()).decode()
-
-
-def cgroups(box) -> list[Path]:
-    relative = box.spec["linux"]["cgroupsPath"].strip("/")
-    return [hierarchy / relative for hierarchy in _hierarchies() if (hierarchy / relative).is_dir()]
 
 
 COUNT = "n=$(cat /n 2>/dev/null || echo 0); n=$((n+1)); echo $n > /n; echo run $n; "

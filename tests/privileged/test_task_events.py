@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ import lamella
 import waiting
 from lamella.errors import CommandNotFound, FailedPrecondition
 from lamella.events import EventStream, spool
+from monitors import monitor_of
 
 pytestmark = pytest.mark.privileged
 
@@ -165,9 +165,7 @@ def test_a_second_start_gives_the_first_exit_up(client, image, stream):
 
 def test_a_monitor_that_was_killed_tells_no_exit_and_none_is_made_up(client, stream, box):
     until(stream, "/tasks/start")
-    pid = int((box.task.folder / "pid").read_text())
-    monitor = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(monitor, signal.SIGKILL)
+    os.kill(monitor_of(box), signal.SIGKILL)
     waiting.until(lambda: box.status == "unknown")
     client.gc()
     box.remove()
