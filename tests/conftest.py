@@ -315,3 +315,9 @@ def client(tmp_path: Path) -> Iterator[Any]:
 
     with lamella.Client(root=tmp_path / "root", state=tmp_path / "state") as opened:
         yield opened
+
+
+@pytest.fixture
+def image(client: Any, small_image: str) -> Any:
+    """Pull the small image into the client's store; give it."""
+    return client.images.pull(small_image)

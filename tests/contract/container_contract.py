@@ -42,10 +42,6 @@ class ContainerContract:
         raise NotImplementedError
 
     @pytest.fixture
-    def image(self, client, small_image):
-        return client.images.pull(small_image)
-
-    @pytest.fixture
     def run(self, client, image, runtime):
         def call(*command: str, **options: Any) -> Any:
             return client.containers.run(image, list(command), remove=True, runtime=runtime, **options)

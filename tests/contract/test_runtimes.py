@@ -53,11 +53,6 @@ if shutil.which("crun") and not IS_V1:  # crun refuses cgroups of which some are
             return "crun"
 
 
-@pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
 # What a program sees
 
 WAYS: dict[str, dict[str, Any]] = {

@@ -17,11 +17,6 @@ SCRIPT = "echo new > /new && rm /etc/passwd && mkdir /made && echo x > /made/fil
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def box(client, image):
     """Give a container that has written and ended."""
     client.containers.run(image, ["/bin/sh", "-c", SCRIPT], name="box", environment={"A": "b"}, check=True)

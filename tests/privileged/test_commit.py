@@ -28,11 +28,6 @@ rm /etc/passwd && mkdir /etc/passwd && echo changed >> /etc/group
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def box(client, image):
     box = client.containers.create(image, ["/bin/sleep", "300"], name="box")
     box.start()

@@ -23,11 +23,6 @@ SLEEP = ("/bin/busybox", "sleep", "1000")
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def two(client, cni):
     """Two networks that are there."""
     return (

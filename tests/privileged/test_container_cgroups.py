@@ -28,18 +28,6 @@ NOBODY = 65534
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def box(tmp_path: Path) -> Iterator[Box]:
-    box = Box(tmp_path)
-    yield box
-    box.end()
-
-
-@pytest.fixture
-def image(client: Any, small_image: str) -> Any:
-    return client.images.pull(small_image)
-
-
 def hierarchies() -> list[Path]:
     if UNIFIED:
         return [ROOT]

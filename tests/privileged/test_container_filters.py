@@ -11,11 +11,6 @@ pytestmark = pytest.mark.privileged
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def boxes(client, image):
     """Give containers in several states: one runs, one is paused, one has ended by 3, one has never run."""
     create = client.containers.create

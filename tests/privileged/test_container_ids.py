@@ -18,11 +18,6 @@ MAPS = {"uid_maps": [f"0:{HOST}:{SIZE}"], "gid_maps": [f"0:{HOST + 5 * SIZE}:{SI
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def create(client, image):
     made = []
 

@@ -25,11 +25,6 @@ pytestmark = pytest.mark.privileged
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def box(client, image):
     box = client.containers.run(image, ["sleep", "1000"], name="box", detach=True)
     yield box

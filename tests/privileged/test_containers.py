@@ -32,11 +32,6 @@ pytestmark = pytest.mark.privileged
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def run(client, image):
     def call(*command, **options):
         return client.containers.run(image, list(command), remove=True, **options)

@@ -34,11 +34,6 @@ STATES = ("created", "running", "paused", "stopped")
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def make_box(client, image):
     made = []
 

@@ -8,7 +8,6 @@ import lamella
 from lamella import durability
 from lamella.errors import FailedPrecondition, InvalidArgument, LamellaError, NotFound
 from lamella.metadata import boot
-from lamella.registry.server import RegistryServer
 from layers import Built, file, folder, symlink, tar, whiteout
 
 pytestmark = pytest.mark.privileged
@@ -17,12 +16,6 @@ pytestmark = pytest.mark.privileged
 @pytest.fixture
 def base(client, small_image):
     return client.images.pull(small_image)
-
-
-@pytest.fixture
-def server():
-    with RegistryServer() as running:
-        yield running
 
 
 @pytest.fixture

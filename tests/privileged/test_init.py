@@ -17,11 +17,6 @@ pytestmark = pytest.mark.privileged
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def run(client, image):
     def call(*command: str, **options: Any):
         return client.containers.run(image, list(command), remove=True, init=True, **options)
@@ -42,13 +37,6 @@ def start(client, image):
     yield call
     for box in boxes:
         box.remove(force=True)
-
-
-@pytest.fixture
-def box(tmp_path: Path):
-    box = Box(tmp_path)
-    yield box
-    box.end()
 
 
 def output(box) -> str:

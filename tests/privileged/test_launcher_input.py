@@ -83,13 +83,6 @@ def wrong(document: dict[str, Any], chance: random.Random) -> Iterator[Any]:
     yield {**document, "nobodyKnows": 1}
 
 
-@pytest.fixture
-def box(tmp_path: Path) -> Iterator[Box]:
-    box = Box(tmp_path)
-    yield box
-    box.end()
-
-
 def test_nothing_is_made_for_a_document_that_is_refused(box: Box, tmp_path: Path) -> None:
     seed = int(os.environ.get("LAMELLA_SEED") or random.randrange(2**32))
     print(f"LAMELLA_SEED={seed}")

@@ -13,25 +13,14 @@ import threading
 import time
 from base64 import b64decode
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from launcher_box import CONTROL, STDERR, STDIN, STDOUT, Box
 
 from waiting import until
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 pytestmark = [pytest.mark.privileged]
 MEBIBYTE = 1 << 20
-
-
-@pytest.fixture
-def box(tmp_path: Path) -> Iterator[Box]:
-    box = Box(tmp_path)
-    yield box
-    box.end()
 
 
 def memory_of(pid: int) -> int:

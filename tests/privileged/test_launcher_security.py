@@ -15,7 +15,7 @@ from lamella.containers import defaults
 from probes import NET_RAW, reached
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 pytestmark = [pytest.mark.privileged]
 X86_64 = platform.machine() == "x86_64"
@@ -28,13 +28,6 @@ NUMBERS = {
     "io_uring_setup": 425, "kcmp": 312, "lookup_dcookie": 212, "syslog": 103, "vhangup": 153, "mbind": 237,
     "move_pages": 279, "pidfd_getfd": 438, "process_madvise": 440,
 }  # fmt: skip
-
-
-@pytest.fixture
-def box(tmp_path: Path) -> Iterator[Box]:
-    box = Box(tmp_path)
-    yield box
-    box.end()
 
 
 # ---- system calls

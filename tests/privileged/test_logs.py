@@ -27,11 +27,6 @@ MEBIBYTE = 1 << 20
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def start(client, image):
     boxes = []
 

@@ -17,11 +17,6 @@ from lamella.errors import NotFound
 pytestmark = pytest.mark.privileged
 
 
-@pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
 def mount_points(client):
     return [
         line.split()[4]

@@ -16,11 +16,6 @@ pytestmark = pytest.mark.privileged
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def sh(client, image):
     def call(script, **options):
         result = client.containers.run(image, ["/bin/sh", "-c", script], remove=True, **options)

@@ -34,11 +34,6 @@ from waiting import until
 pytestmark = [pytest.mark.privileged, pytest.mark.needs_program("iptables", "ip", "busybox")]
 
 
-@pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
 def nothing_left(client, machine, before, network="bridge"):
     links, rules = before
     assert (pins(client.config), leases(client.config, network)) == ([], [])

@@ -24,11 +24,6 @@ ANSWER = "echo up; read line; echo got $line; exit 9"
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def cleared(client):
     yield
     for box in client.containers.list(all=True):

@@ -17,11 +17,6 @@ from lamella.errors import CommandNotFound, FailedPrecondition, InvalidArgument,
 pytestmark = pytest.mark.privileged
 
 
-@pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
 def rows(client):
     with client.database.read() as db:
         return db.execute("SELECT count(*) FROM containers").fetchone()[0]

@@ -22,11 +22,6 @@ NIGHTLY = os.environ.get("LAMELLA_NIGHTLY") == "1"
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def create(client, image):
     boxes = []
 

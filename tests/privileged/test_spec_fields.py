@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,6 @@ from spec_fields import REFUSED, SECCOMP, SUPPORTED, Field, put, rows
 
 pytestmark = pytest.mark.privileged
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "oci-runtime.md"
-
-
-@pytest.fixture
-def box(tmp_path: Path) -> Iterator[Box]:
-    box = Box(tmp_path)
-    yield box
-    box.end()
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,6 @@ OF_A_REMOVAL = ["/tasks/delete", "/containers/delete", "/snapshot/remove"]
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def stream(client, image):
     with client.events(timeout=20) as opened:
         yield opened

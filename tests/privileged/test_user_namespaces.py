@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import layers
-from lamella.registry.server import RegistryServer
 
 pytestmark = pytest.mark.privileged
 
@@ -65,12 +64,6 @@ def image(owner: int, *more: layers.Entry) -> layers.Built:
         layers.file("replaced/new"),
     )
     return layers.Built(below, above)
-
-
-@pytest.fixture
-def server():
-    with RegistryServer() as running:
-        yield running
 
 
 @pytest.fixture

@@ -21,11 +21,6 @@ ROOT = [
 COUNT = ["/bin/sh", "-c", "echo run >> /runs; while read line; do echo $line; done < /runs; sleep 100"]
 
 
-@pytest.fixture
-def image(client: Client, small_image: str) -> Image:
-    return client.images.pull(small_image)
-
-
 def is_volatile(text: bytes) -> bool:
     assert b"upperdir=" in text
     return b"volatile" in text

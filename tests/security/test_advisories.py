@@ -12,7 +12,7 @@ import re
 import stat
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -21,9 +21,6 @@ from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import CommandNotFound, DataLoss, FailedPrecondition, LamellaError, Unsupported
 from layers import Built, file, folder, program, tar
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = pytest.mark.privileged
 
@@ -42,14 +39,6 @@ TOOLS = [
     "xz",
     "zstd",
 ]
-
-
-@pytest.fixture
-def server() -> Iterator[Any]:
-    from lamella.registry.server import RegistryServer
-
-    with RegistryServer() as running:
-        yield running
 
 
 def with_blob(built: Built, blob: bytes, media_type: str = oci.OCI_LAYER_GZIP) -> Built:

@@ -42,11 +42,6 @@ def sets(stdout):
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def program(compiled, tmp_path):
     """Give a program that says what it may, with ``mode`` and ``capabilities`` of its file."""
 

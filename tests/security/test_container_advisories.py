@@ -20,14 +20,6 @@ PROGRAM = "/probe/races"
 
 
 @pytest.fixture
-def server():
-    from lamella.registry.server import RegistryServer
-
-    with RegistryServer() as running:
-        yield running
-
-
-@pytest.fixture
 def make(client, server, compiled):
     """``make(entry, ..., config={...})`` pulls an image of one layer with these entries, and races.c as /bin/races."""
 

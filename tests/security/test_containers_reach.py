@@ -31,11 +31,6 @@ print(json.dumps([stat.S_ISCHR(mode), attempt(os.fchmod, 0, stat.S_IMODE(mode)),
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def python(client, image):
     def call(code, volumes=(), **options):
         command = [PYTHON, "-c", PREAMBLE + code]

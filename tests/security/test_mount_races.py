@@ -34,11 +34,6 @@ def swapping(compiled):
 
 
 @pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
-@pytest.fixture
 def outside(tmp_path):
     """A folder of the host that no container may see, and nothing may be made in."""
     top = tmp_path / "outside"

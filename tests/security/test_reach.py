@@ -80,11 +80,6 @@ def _is_absent(number):
     return LIBC.syscall(number, 0, 0, 0, 0) == -1 and ctypes.get_errno() == 38
 
 
-@pytest.fixture
-def image(client, small_image):
-    return client.images.pull(small_image)
-
-
 def test_on_the_machine_itself_every_try_works(bait, compiled):
     """What the tests below need to be able to fail."""
     top = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
