@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY / name) for name in ("examples", "tools", "benches")]
-pytest.register_assert_rewrite("crashes", "stores")
+pytest.register_assert_rewrite("crashes", "monitors", "networking", "probes", "stores", "waiting")
 
 REQUIRE_ALL = os.environ.get("LAMELLA_REQUIRE_ALL") == "1"
 SESSION_TAG = f"LAMELLA_TEST_SESSION={uuid.uuid4().hex}"

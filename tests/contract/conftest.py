@@ -9,4 +9,4 @@ from stores import open_store, store
 
 __all__ = ["alone", "open_store", "server", "store"]
 
-pytest.register_assert_rewrite("snapshotter_contract", "content_contract")
+pytest.register_assert_rewrite("container_contract", "content_contract", "snapshotter_contract")

@@ -151,8 +151,7 @@ def test_fsck_names_a_container_whose_image_is_gone(client, base, tools):
 def test_layers_that_a_power_cut_may_have_spoiled_are_unpacked_anew(client, base, tools, monkeypatch):
     box = client.containers.create(base, ["/bin/cat", "/tools/tool/version"], mounts=[mount(tools)])
     monkeypatch.setattr(boot, "boot_id", lambda: "a later one")
-    for module in (durability,):
-        monkeypatch.setattr(module, "boot_id", boot.boot_id)
+    monkeypatch.setattr(durability, "boot_id", boot.boot_id)
     box.start()
     assert box.wait(60) == 0
     assert [data for _, data in box.logs()] == [b"two"]

@@ -35,9 +35,7 @@ for line in sys.stdin:
     bundle, request, config = json.loads(line)
     with open(os.path.join(bundle, "config.json"), "w") as file:
         file.write(config)
-    ours, theirs = os.pipe()
     reply = json.loads(_core.launch(request.encode(), []))
-    os.close(ours), os.close(theirs)
     print(json.dumps(reply), flush=True)
 """
 OTHERS: dict[type, list[Any]] = {

@@ -165,7 +165,7 @@ def part(path, **fields):
     return {"type": "volume", "source": "data", "target": "/x", "volume-subpath": path, **fields}
 
 
-def test_a_part_of_a_volume_is_mounted(client, sh, volume):
+def test_a_part_of_a_volume_is_mounted(client, image, sh, volume):
     assert sh("cat /x/file; echo new >/x/deep/new", mounts=[part("part")]) == "part"
     assert (volume.path / "part" / "deep" / "new").read_text() == "new\n"
     assert sh("cat /x/file", mounts=[part("way")]) == "part"
@@ -173,15 +173,11 @@ def test_a_part_of_a_volume_is_mounted(client, sh, volume):
     assert (volume.path / "part" / "file").read_text() == "partmore\n"
     assert sh("echo >/x/new 2>/dev/null || echo refused", mounts=[part("part", readonly=True)]) == "refused\n"
     with pytest.raises(FailedPrecondition, match="in use"):
-        box = client.containers.create(volume_image(client), ["/bin/true"], mounts=[part("part")])
+        box = client.containers.create(image, ["/bin/true"], mounts=[part("part")])
         try:
             client.volumes.remove("data")
         finally:
             box.remove()
-
-
-def volume_image(client):
-    return client.images.list()[0]
 
 
 def test_a_part_is_looked_up_at_each_start(client, image, volume):
