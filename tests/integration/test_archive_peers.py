@@ -15,6 +15,7 @@ import pytest
 
 import lamella
 import machine_image
+import systems
 from archives import Pipe
 from lamella import Client
 from lamella.registry.server import RegistryServer
@@ -22,7 +23,6 @@ from tree import read_tree
 
 pytestmark = pytest.mark.integration
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 NAME = "docker.io/library/machine:v1"
 Run = Callable[..., bytes]
 
@@ -57,11 +57,8 @@ def digest(layout: Path) -> str:
 
 
 @pytest.fixture
-def podman(monkeypatch: pytest.MonkeyPatch, require_program: Callable[[str], str]) -> Iterator[Run]:
+def podman(require_program: Callable[[str], str]) -> Iterator[Run]:
     require_program("podman")
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benches"))
-    import systems
-
     with tempfile.TemporaryDirectory() as folder, systems.Podman(Path(folder), "", Path()) as running:
 
         def command(*words: str | Path, data: bytes | None = None) -> bytes:
@@ -72,10 +69,7 @@ def podman(monkeypatch: pytest.MonkeyPatch, require_program: Callable[[str], str
 
 
 @pytest.fixture
-def containerd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benches"))
-    import systems
-
+def containerd() -> Iterator[Run]:
     with tempfile.TemporaryDirectory() as folder, systems.Containerd(Path(folder), "", Path()) as running:
 
         def ctr(*words: str | Path, data: bytes | None = None) -> bytes:

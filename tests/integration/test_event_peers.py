@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+import systems
+
 pytestmark = [
     pytest.mark.privileged,
     pytest.mark.integration,
     pytest.mark.needs_program("containerd", "ctr", "runc"),
 ]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 NOT_OURS = {"/tasks/create": {"rootfs", "io"}, "/tasks/delete": {"pid"}}
 """What containerd tells beyond: mounts, the paths of its fifos, the pid of a process that is gone."""
 LIFE = ["/containers/create", "/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
@@ -27,10 +28,7 @@ Told = list[tuple[str, dict[str, Any]]]
 
 
 @pytest.fixture
-def containerd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benches"))
-    import systems
-
+def containerd() -> Iterator[Any]:
     with tempfile.TemporaryDirectory() as folder, systems.Containerd(Path(folder), "", Path()) as running:
         yield running
 

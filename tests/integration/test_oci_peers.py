@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +11,11 @@ from typing import Any
 
 import pytest
 
+import systems
+from oci_program import COMMAND
 from waiting import until
 
 pytestmark = [pytest.mark.privileged, pytest.mark.integration]
-REPOSITORY = Path(__file__).resolve().parents[2]
-COMMAND = os.environ.get("LAMELLA_OCI") or str(Path(sys.executable).with_name("lamella-oci"))
 NAME = "localhost/box:latest"
 TERMINAL = ["/bin/sh", "-c", "test -t 0 && test -t 1 && echo a terminal"]
 
@@ -32,15 +30,7 @@ def _run(command: list[str], check: bool, **options: Any) -> subprocess.Complete
 
 
 @pytest.fixture
-def systems(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benches"))
-    import systems
-
-    return systems
-
-
-@pytest.fixture
-def podman(systems: Any, small_image: str) -> Iterator[Run]:
+def podman(small_image: str) -> Iterator[Run]:
     with tempfile.TemporaryDirectory() as folder, systems.Podman(Path(folder), "", Path()) as running:
 
         def command(*words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -106,7 +96,7 @@ class TestPodman:
 
 
 @pytest.mark.needs_program("containerd", "ctr", "runc")
-def test_containerds_shim_runs_containers_with_it(systems: Any, small_image: str) -> None:
+def test_containerds_shim_runs_containers_with_it(small_image: str) -> None:
     with tempfile.TemporaryDirectory() as folder, systems.Containerd(Path(folder), "", Path()) as running:
 
         def ctr(*words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from registries import Asked, Reply, ScriptedServer, read_all
 
+import new_containerd
+import systems
 from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import LamellaError
@@ -24,7 +26,6 @@ from lamella.registry.outages import Outages
 
 pytestmark = pytest.mark.integration
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 Order = dict[str, list[str]]
 
 
@@ -154,11 +155,7 @@ def ctr(
 ) -> Iterator[Callable[[Path, str], bool]]:
     """Give what lets a containerd of its own fetch an image by a hosts folder, and says whether it is the newer one."""
     require_root()
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.syspath_prepend(str(REPOSITORY / "benches"))
-        import new_containerd
-        import systems
-
+    with tempfile.TemporaryDirectory() as folder:
         for program in systems.Containerd.programs:
             request.getfixturevalue("require_program")(program)
 

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -23,10 +22,10 @@ from typing import NamedTuple
 import pytest
 
 import runtime_validation
+from oci_program import COMMAND
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "oci-runtime.md"
-COMMAND = os.environ.get("LAMELLA_OCI") or str(Path(sys.executable).with_name("lamella-oci"))
 AT_ONCE = 4
 ATTEMPTS = 3
 REFUSED = "it ends: exit status 1"

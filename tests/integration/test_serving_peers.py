@@ -17,6 +17,7 @@ import pytest
 from registries import docker_registry_process
 
 import lamella
+import systems
 from lamella.digest import digest_of
 from lamella.registry.server import RegistryServer, basic_auth, htpasswd
 
@@ -25,7 +26,6 @@ pytestmark = pytest.mark.integration
 NGINX = "docker.io/library/nginx:latest"
 # What `htpasswd -B` makes of ann's password.
 HTPASSWD = "ann:$2y$05$GjowGl.EJeQMGxoYeAu/vuMXAVNeg5hW/.OC52ps.yQhTOcjqROyC\n"
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def run(*command: str | Path, fails: bool = False, **options: Any) -> str:
@@ -267,10 +267,7 @@ def test_docker_registry_mirrors_the_store(
 
 
 @pytest.fixture
-def ctr(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benches"))
-    import systems
-
+def ctr() -> Iterator[Callable[..., str]]:
     with tempfile.TemporaryDirectory() as folder, systems.Containerd(Path(folder), "", Path()) as running:
         yield lambda *words: run(*running.ctr(*words))
 

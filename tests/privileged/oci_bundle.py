@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 
 from launcher_box import Box
 
+from oci_program import COMMAND
 from waiting import until
 
-COMMAND = Path(os.environ.get("LAMELLA_OCI") or Path(sys.executable).with_name("lamella-oci"))
 PR_SET_CHILD_SUBREAPER = 36
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 from launcher_box import PYTHON
-from oci_bundle import COMMAND, OciBundle, reaping
+from oci_bundle import OciBundle, reaping
 
+from oci_program import COMMAND
 from waiting import until
 
 pytestmark = pytest.mark.privileged
