@@ -34,8 +34,8 @@ pub struct Plan {
     pub terminal: Option<Option<Size>>,
     /// What the program waits for once all is set up.
     pub wait: Wait,
-    /// Programs to run on the way.
-    pub hooks: hooks::Plan,
+    /// Programs to run on the way, where whoever makes the container runs any.
+    pub hooks: Option<hooks::Plan>,
 }
 
 /// What is waited for before a container's program is run.
@@ -84,7 +84,7 @@ pub fn become_container(
     if let Err(failure) = set_up(plan, channel, cgroup, streams, outside) {
         fail(failure, channel);
     }
-    run(&plan.process, channel, &plan.wait, Some(&plan.hooks))
+    run(&plan.process, channel, &plan.wait, plan.hooks.as_ref())
 }
 
 /// Say what failed, and end.
@@ -147,10 +147,10 @@ fn set_up(
         }
         (None, streams) => streams,
     };
-    if plan.hooks.any_at_creation() {
+    if let Some(hooks) = plan.hooks.as_ref().filter(|hooks| hooks.any_at_creation()) {
         channel.send(&Message::Made)?;
         expect(channel, |message| matches!(message, Message::Proceed))?;
-        plan.hooks.in_container()?;
+        hooks.in_container()?;
     }
     plan.rootfs.enter(&root)?;
     if let Some(streams) = streams {

@@ -18,7 +18,6 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use crate::cgroup::Cgroup;
 use crate::channel::{Channel, Message};
 use crate::error::{Failure, Kind, Step};
-use crate::hooks;
 use crate::monitor::{self, Monitor, Start, Stdio};
 use crate::network::{self, Network};
 use crate::request::{Reply, Request};
@@ -218,7 +217,7 @@ fn begin(
     reply: BorrowedFd<'_>,
 ) -> Result<(Begun, i32), Failure> {
     let mut begun = run.begin(request.stdin, cgroup, lock)?;
-    match follow(&mut begun, run.builder.hooks(), reply, &mut run.warnings) {
+    match follow(&mut begun, reply, &mut run.warnings) {
         Ok(pid) => Ok((begun, pid)),
         Err(failure) => {
             begun.maker.end();
@@ -228,12 +227,7 @@ fn begin(
 }
 
 /// Hear how the making fares. Returns the id of the first process.
-fn follow(
-    begun: &mut Begun,
-    hooks: Option<&hooks::Plan>,
-    reply: BorrowedFd<'_>,
-    warnings: &mut Vec<String>,
-) -> Result<i32, Failure> {
+fn follow(begun: &mut Begun, reply: BorrowedFd<'_>, warnings: &mut Vec<String>) -> Result<i32, Failure> {
     let (mut pid, maker) = match begun.maker {
         Maker::Process(pid) => (Some(pid), pid),
         Maker::Helper(helper) => (None, helper),
@@ -250,11 +244,6 @@ fn follow(
                 begun.stdio = Stdio::of_terminal(master)?;
                 false
             }
-            Some(Message::Made) => {
-                hooks.map_or(Ok(()), |hooks| hooks.at_creation(maker))?;
-                begun.channel.send(&Message::Proceed)?;
-                false
-            }
             Some(Message::Failed(failure)) => return Err(failure),
             Some(Message::Ready) => true,
             Some(Message::Running) => {
@@ -265,7 +254,7 @@ fn follow(
                 pid = Some(told);
                 false
             }
-            Some(Message::Mapped | Message::Proceed | Message::Go(_)) => false,
+            Some(Message::Made | Message::Mapped | Message::Proceed | Message::Go(_)) => false,
             None if running || is_alive(maker) => true,
             None => return Err(killed_early()),
         };

@@ -194,12 +194,6 @@ impl Request {
         Path::new(self.cgroup_root.as_deref().unwrap_or(cgroup::ROOT))
     }
 
-    /// The container's identifier, as far as it is known here.
-    pub fn container(&self) -> &str {
-        let folder = self.bundle.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
-        self.events.as_ref().map_or(folder, |events| &events.container)
-    }
-
     /// Parse and check a request.
     pub fn parse(document: &str) -> Result<Self, Failure> {
         let request: Self = spec::parse_document(document, "request")?;

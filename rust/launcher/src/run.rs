@@ -14,7 +14,6 @@ use crate::cgroup::{Cgroup, CgroupPlan};
 use crate::channel::{Channel, Message};
 use crate::container::{Plan, Streams, Wait, become_container};
 use crate::error::{Failure, Step};
-use crate::hooks;
 use crate::init;
 use crate::monitor::{Shared, Stdio};
 use crate::namespaces::{self, Namespaces};
@@ -43,8 +42,8 @@ pub struct Run {
 }
 
 impl Run {
-    /// Prepare a checked spec; nothing is made. `container` is the identifier that hooks are told.
-    pub fn new(mut spec: Spec, rootfs: RootfsPlan, bundle: &str, container: &str) -> Result<Self, Failure> {
+    /// Prepare a checked spec, but for its hooks; nothing is made.
+    pub fn new(mut spec: Spec, rootfs: RootfsPlan) -> Result<Self, Failure> {
         let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
         let mut process = process::Plan::new(&spec.process, filter, spec.linux.personality.as_ref())?;
         let namespaces = Namespaces::new(&spec.linux)?;
@@ -70,7 +69,7 @@ impl Run {
             domainname: spec.domainname.take().unwrap_or_default(),
             terminal: spec.process.terminal.then_some(spec.process.console_size),
             wait: Wait::Nothing,
-            hooks: hooks::Plan::new(&mut spec, bundle, container),
+            hooks: None,
         };
         let cgroup = CgroupPlan::new(&mut spec);
         Ok(Self { plan, cgroup, shared, warnings })
@@ -84,13 +83,6 @@ pub enum Builder {
     Launcher(Box<Plan>, Box<CgroupPlan>),
     /// Another OCI runtime, all of it.
     Runtime(Rc<Runtime>),
-}
-
-impl Builder {
-    /// The hooks that are the monitor's to run; a runtime runs them itself.
-    pub fn hooks(&self) -> Option<&hooks::Plan> {
-        if let Self::Launcher(plan, _) = self { Some(&plan.hooks) } else { None }
-    }
 }
 
 /// A run of a monitor's container that is about to begin, whoever makes that.
@@ -133,7 +125,7 @@ impl Prepared {
         let snapshot = request.rootfs.iter().cloned().map(Into::into).collect();
         let sources = request.sources.iter().cloned().map(Into::into).collect();
         let rootfs = RootfsPlan::new(&request.bundle, snapshot, sources, &spec)?;
-        let mut run = Run::new(spec, rootfs, &request.bundle, request.container())?;
+        let mut run = Run::new(spec, rootfs)?;
         run.cgroup.check(request.cgroup_root())?;
         if request.init {
             run.plan.process.init = Some(init::sealed_copy()?);

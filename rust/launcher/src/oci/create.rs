@@ -168,17 +168,19 @@ fn make(
         container.save()?;
         let plan = container.cgroup_plan(&mut spec);
         let rootfs = RootfsPlan::new(&path, Vec::new(), Vec::new(), &spec)?;
-        let Run { plan: mut whole, warnings: told, .. } = Run::new(spec, rootfs, &path, id)?;
+        let hooks = hooks::Plan::new(&mut spec, &path, id);
+        let Run { plan: mut whole, warnings: told, .. } = Run::new(spec, rootfs)?;
         warnings.extend(told);
         wishes.apply(&mut whole.process)?;
         whole.wait = Wait::Starter(container.listen()?);
+        whole.hooks = Some(hooks);
         cgroup = plan.create(Path::new(cgroup::ROOT), &mut warnings)?;
         let (pid, channel) = run::make_first_process(&whole, None, &cgroup, &mut warnings)?;
         let followed = (|| {
             container.record.pid = pid;
             container.record.start_time = start_time(pid).unwrap_or_default();
             container.save()?;
-            follow(&mut container.record.pid, &channel, Some(&whole.hooks), &mut warnings, take_terminal)?;
+            follow(&mut container.record.pid, &channel, whole.hooks.as_ref(), &mut warnings, take_terminal)?;
             wishes.tell(pid)?;
             container.record.created = time::now();
             container.save()
