@@ -57,19 +57,23 @@ impl CgroupPlan {
 
     /// See whether this machine can have the limits, so that nothing is made for ones that it cannot.
     pub fn check(&self, root: &Path) -> Result<(), Failure> {
+        self.settings(root).map(drop)
+    }
+
+    /// What the limits become on this machine; limits without a cgroup are refused.
+    fn settings(&self, root: &Path) -> Result<Vec<Setting>, Failure> {
         if self.path.is_none() && self.resources.ask_for_limits() {
             return Err(Failure::invalid("linux.resources", "limits need a linux.cgroupsPath"));
         }
-        settings_on(root, &self.resources).map(drop)
+        settings_on(root, &self.resources)
     }
 
     /// Make the cgroup below `root` and set the limits. On failure nothing is left. What could not be had and was not
     /// asked for is said in `warnings`.
     pub fn create(&self, root: &Path, warnings: &mut Vec<String>) -> Result<Cgroup, Failure> {
-        self.check(root)?;
+        let settings = self.settings(root)?;
         let Some(path) = &self.path else { return Ok(Cgroup::default()) };
         let unified = is_unified(root);
-        let settings = settings_on(root, &self.resources)?;
         let mut cgroup = Cgroup { root: root.to_owned(), folders: Vec::new(), unified: None };
         let made =
             if unified { v2::create(&mut cgroup, path, &settings) } else { v1::create(&mut cgroup, path, &settings) };
