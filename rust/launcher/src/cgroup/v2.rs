@@ -23,14 +23,8 @@ const ASIDE: &str = "init";
 /// Make the folder below `top`, with the controllers that are needed enabled on the way to it.
 pub(super) fn make_leaf(top: &Path, path: &str, settings: &[Setting]) -> Result<PathBuf, Failure> {
     let needed = needed(top, settings)?;
-    enable(top, &needed)?;
     let leaf_path = top.join(path);
-    // From the top down: a controller comes from the parent.
-    let mut way: Vec<&Path> = leaf_path.ancestors().skip(1).take_while(|folder| *folder != top).collect();
-    way.reverse();
-    for folder in way.into_iter().filter(|folder| folder.is_dir()) {
-        enable(folder, &needed)?;
-    }
+    enable_down(top, &leaf_path, &needed)?;
     make_folder(top, path, &mut |folder| {
         // The leaf holds processes: a folder with controllers for its children must not.
         if folder == leaf_path { Ok(()) } else { enable(folder, &needed) }
@@ -81,10 +75,14 @@ fn needed<'a>(root: &Path, settings: &'a [Setting]) -> Result<BTreeSet<&'a str>,
 
 /// Enable what settings need for a folder that is there already, from `root` down.
 pub(super) fn enable_on_the_way(root: &Path, leaf: &Path, settings: &[Setting]) -> Result<(), Failure> {
-    let needed = needed(root, settings)?;
-    let mut way: Vec<&Path> = leaf.ancestors().skip(1).take_while(|folder| folder.starts_with(root)).collect();
+    enable_down(root, leaf, &needed(root, settings)?)
+}
+
+/// Enable controllers in those folders that are there from `top` to the parent of `leaf`: each has them from its parent.
+fn enable_down(top: &Path, leaf: &Path, needed: &BTreeSet<&str>) -> Result<(), Failure> {
+    let mut way: Vec<&Path> = leaf.ancestors().skip(1).take_while(|folder| folder.starts_with(top)).collect();
     way.reverse();
-    way.into_iter().try_for_each(|folder| enable(folder, &needed))
+    way.into_iter().filter(|folder| folder.is_dir()).try_for_each(|folder| enable(folder, needed))
 }
 
 /// The controllers that a file of a cgroup names; none where there is no such file.
