@@ -39,7 +39,7 @@ use crate::container::Streams;
 use crate::error::{Failure, Kind, Step};
 use crate::request::Request;
 use crate::rootfs;
-use crate::spec::{Size, parse_document};
+use crate::spec::{Size, check_cgroups_path, parse_document};
 use crate::sys;
 use console::ConsoleSocket;
 pub use exec::Addition;
@@ -111,12 +111,16 @@ impl Runtime {
     pub fn new(program: &str, request: &Request, config: &str) -> Result<Self, Failure> {
         let bundle = PathBuf::from(&request.bundle);
         let id = bundle.file_name().map(|name| name.to_string_lossy().into_owned());
+        let config: Config = parse_document(config, "config.json")?;
+        if let Some(path) = &config.linux.cgroups_path {
+            check_cgroups_path(path)?;
+        }
         Ok(Self {
             program: program.into(),
             id: id.ok_or_else(|| Failure::invalid("bundle", "has no name"))?,
             bundle,
             cgroup_root: request.cgroup_root().to_owned(),
-            config: parse_document(config, "config.json")?,
+            config,
             snapshot: request.rootfs.iter().cloned().map(Into::into).collect(),
             sources: request.sources.iter().cloned().map(Into::into).collect(),
             init: request.init,
@@ -367,6 +371,16 @@ mod tests {
         let runtime = runtime(folder.path(), "", config);
         assert!(runtime.has_own_pids() && runtime.has_terminal());
         assert_eq!(runtime.id, "box");
+    }
+
+    #[test]
+    fn a_cgroup_that_is_the_root_of_all_is_refused() {
+        let request = Request::parse(r#"{"version":2,"bundle":"/box"}"#).expect("valid");
+        for path in ["", "/", "/a/../.."] {
+            let config = format!(r#"{{"linux":{{"cgroupsPath":{path:?}}}}}"#);
+            let failure = Runtime::new("/runx", &request, &config).expect_err(path);
+            assert_eq!(failure.kind, Kind::InvalidArgument);
+        }
     }
 
     #[test]

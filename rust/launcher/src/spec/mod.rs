@@ -21,7 +21,7 @@ pub use linux::{Device, IdMapping, Linux, Namespace, Personality, Seccomp, Secco
 pub use mount::Mount;
 pub use process::{Capabilities, IoPriority, Process, Rlimit, Scheduler, Size, User};
 pub use resources::{BlockIo, Cpu, DeviceRule, HugepageLimit, Memory, Pids, Resources, ThrottleDevice, WeightDevice};
-pub use validate::{NAMESPACES, check_text};
+pub use validate::{NAMESPACES, check_cgroups_path, check_text};
 
 use crate::error::Failure;
 

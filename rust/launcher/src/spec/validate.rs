@@ -207,15 +207,7 @@ impl Linux {
             return Err(Failure::unsupported("linux.mountLabel"));
         }
         if let Some(path) = &self.cgroups_path {
-            check_text("linux.cgroupsPath", path)?;
-            if !path.starts_with('/') && path.contains(':') {
-                return Err(Failure::unsupported(format!("linux.cgroupsPath {path:?}, a systemd unit,"))
-                    .with_hint("give a path; podman and containerd do with cgroup_manager = cgroupfs"));
-            }
-            let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-            if parts.is_empty() || parts.iter().any(|part| *part == "." || *part == "..") {
-                return Err(Failure::invalid("linux.cgroupsPath", format!("{path:?} is not a plain path")));
-            }
+            check_cgroups_path(path)?;
         }
         if let Some(personality) = &self.personality {
             if !["LINUX", "LINUX32"].contains(&personality.domain.as_str()) {
@@ -307,6 +299,20 @@ fn check_environment(field: &str, variables: &[String]) -> Result<(), Failure> {
 /// Nothing that reaches the kernel as a C string may hold a NUL byte: it would be cut there.
 pub fn check_text(field: &str, value: &str) -> Result<(), Failure> {
     if value.contains('\0') { Err(Failure::invalid(field, "contains a NUL byte")) } else { Ok(()) }
+}
+
+/// A cgroup's path leads below the root of a hierarchy: what is in it is killed, and removed.
+pub fn check_cgroups_path(path: &str) -> Result<(), Failure> {
+    check_text("linux.cgroupsPath", path)?;
+    if !path.starts_with('/') && path.contains(':') {
+        return Err(Failure::unsupported(format!("linux.cgroupsPath {path:?}, a systemd unit,"))
+            .with_hint("give a path; podman and containerd do with cgroup_manager = cgroupfs"));
+    }
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() || parts.iter().any(|part| *part == "." || *part == "..") {
+        return Err(Failure::invalid("linux.cgroupsPath", format!("{path:?} is not a plain path")));
+    }
+    Ok(())
 }
 
 fn check_absolute(field: &str, value: &str) -> Result<(), Failure> {
