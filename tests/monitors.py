@@ -21,6 +21,14 @@ def kill_monitor(box: Any) -> None:
     until(lambda: not box.task.monitored())
 
 
+def hierarchies() -> list[Path]:
+    """Give the tops of the cgroup hierarchies: the one of v2, or those of v1 and what lies beside them."""
+    root = Path("/sys/fs/cgroup")
+    if (root / "cgroup.controllers").exists():
+        return [root]
+    return [folder for folder in root.iterdir() if folder.is_dir() and not folder.is_symlink()]
+
+
 def cgroups(box: Any) -> list[Path]:
     """Give the folders of a container's cgroups that are there."""
     relative = box.spec["linux"]["cgroupsPath"].strip("/")

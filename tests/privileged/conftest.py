@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from typing import TYPE_CHECKING
 
 import pytest
 
 from crashes import alone, server
+from monitors import hierarchies
 from networking import cni, fake, machine, start
 from probes import bait, compiled
 
@@ -19,6 +22,19 @@ if TYPE_CHECKING:
 __all__ = ["alone", "bait", "cni", "compiled", "fake", "machine", "server", "start"]
 
 pytest.register_assert_rewrite("launcher_box", "oci_bundle")
+
+
+@pytest.fixture
+def parent() -> Iterator[str]:
+    """Give a name for a cgroup; what is made under it in any hierarchy is removed after the test."""
+    name = f"parent-{uuid.uuid4().hex[:8]}"
+    yield name
+    for top in hierarchies():
+        for folder in sorted((top / name).rglob("*"), reverse=True):
+            if folder.is_dir():
+                folder.rmdir()
+        with contextlib.suppress(FileNotFoundError):
+            (top / name).rmdir()
 
 
 @pytest.fixture

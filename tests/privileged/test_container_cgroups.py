@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
 import sys
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,7 @@ import pytest
 from launcher_box import Box, Connection, launch
 
 from lamella.containers.defaults import ALL_CAPABILITIES
+from monitors import hierarchies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,12 +27,6 @@ NOBODY = 65534
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def hierarchies() -> list[Path]:
-    if UNIFIED:
-        return [ROOT]
-    return [folder for folder in ROOT.iterdir() if folder.is_dir() and not folder.is_symlink()]
-
-
 def v2() -> Path:
     """Give the mount point of cgroup v2, or skip."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
@@ -43,27 +36,21 @@ def v2() -> Path:
     return found
 
 
-@pytest.fixture
-def parent() -> Iterator[str]:
-    name = f"parent-{uuid.uuid4().hex[:8]}"
-    yield name
-    for top in hierarchies():
-        for folder in sorted((top / name).rglob("*"), reverse=True):
-            if folder.is_dir():
-                folder.rmdir()
-        with contextlib.suppress(FileNotFoundError):
-            (top / name).rmdir()
-
-
+@pytest.mark.parametrize(
+    "runtime", ["lamella", pytest.param("runc", marks=pytest.mark.needs_program("runc"))]
+)
 def test_a_container_is_in_the_parent_that_is_named_and_leaves_it(
-    client: Any, image: Any, parent: str
+    client: Any, image: Any, parent: str, runtime: str
 ) -> None:
     (PIDS / parent).mkdir()
     (PIDS / parent / "pids.max").write_text("7")
-    container = client.containers.run(image, ["/bin/sleep", "600"], detach=True, cgroup_parent=f"/{parent}")
+    container = client.containers.run(
+        image, ["/bin/sleep", "600"], detach=True, cgroup_parent=f"/{parent}", runtime=runtime
+    )
     try:
         assert f"/{parent}/{container.id}" in Path(f"/proc/{container.pid}/cgroup").read_text()
         assert container.stats().pids.current == 1
+        container.restart(timeout=0)
         others = {top for top in hierarchies() if (top / parent).is_dir()} - {PIDS}
     finally:
         container.remove(force=True)

@@ -18,6 +18,7 @@ import pytest
 from launcher_box import PYTHON
 from oci_bundle import OciBundle, reaping
 
+from monitors import hierarchies
 from oci_program import COMMAND
 from waiting import until
 
@@ -381,6 +382,22 @@ def test_a_container_is_paused_resumed_and_given_other_limits(box: OciBundle) ->
     box.call("pause", box.id)
     box.call("kill", box.id, "KILL")
     assert box.wait() == -signal.SIGKILL
+
+
+def test_deleting_takes_the_cgroup_and_the_parent_that_is_ours_and_leaves_others(
+    box: OciBundle, parent: str
+) -> None:
+    for top in hierarchies():
+        (top / parent).mkdir()
+    for cgroup, stays in ((f"/{parent}/{box.id}", True), (f"/{parent}/lamella-oci/{box.id}", False)):
+        box.cgroup = box.linux["cgroupsPath"] = cgroup
+        box.start(*SLEEP)
+        folders = box.cgroup_folders()
+        box.call("kill", box.id, "KILL")
+        box.wait()
+        box.call("delete", box.id)
+        assert box.left() == []
+        assert {folder.parent.is_dir() for folder in folders} == {stays}
 
 
 def test_all_containers_are_listed(make: Callable[[], OciBundle]) -> None:

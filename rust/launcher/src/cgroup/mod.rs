@@ -8,8 +8,9 @@
 //! v2                <root>/<cgroupsPath>/...
 //! ```
 //! The monitor makes the folders before the container's first process exists and removes them after its last is gone, with
-//! parents that are empty then: those from the name `lamella` on, and others that were not there before. The bundle's
-//! lock guards them: two monitors never share a cgroupsPath.
+//! parents that are empty then: those from a name of [`OURS`] on, and others that were not there before. Whoever finds a
+//! cgroup again does not know the latter, and leaves them. The bundle's lock guards the folders: two monitors never share
+//! a cgroupsPath.
 //!
 //! On v1 a process joins by writing 0 to an already open `tasks` file: a parent that writes a child's id waits for an
 //! RCU grace period (12-29 ms when cold). On v2 clone3 makes the process right in the cgroup.
@@ -35,6 +36,8 @@ use settings::Setting;
 
 /// Where the hierarchies are mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
+/// Parents with these names are ours, whoever made them: the library's, and lamella-oci's.
+const OURS: [&str; 2] = ["lamella", crate::oci::NAME];
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 /// How often to try again what the kernel refuses for a moment, and how long to wait in between.
 const ATTEMPTS: u32 = 400;
@@ -162,9 +165,54 @@ impl Folder {
 /// The parent of a cgroup that is to stay: what is beneath it is ours to remove when it is empty.
 fn kept_parent(top: &Path, path: &str) -> PathBuf {
     let parts: Vec<&str> = path.split('/').collect();
-    match parts.iter().position(|part| *part == "lamella") {
+    match parts.iter().position(|part| OURS.contains(part)) {
         Some(position) => parts[..position].iter().fold(top.to_owned(), |parent, part| parent.join(part)),
         None => top.join(path).ancestors().skip(1).find(|parent| parent.is_dir()).unwrap_or(top).to_owned(),
+    }
+}
+
+/// Where another runtime makes a container's cgroup: at a path of every hierarchy, which are more than those that
+/// [`Cgroup`] counts and limits by.
+#[derive(Debug)]
+pub struct Place {
+    root: PathBuf,
+    path: String,
+    /// The top of each hierarchy, and the parent that is left there.
+    hierarchies: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Place {
+    /// Look where it will be; nothing is made. Parents that are not there yet will go with it.
+    pub fn new(root: &Path, path: &str) -> Self {
+        let path = clean(path);
+        let tops = if is_unified(root) {
+            vec![root.to_owned()]
+        } else {
+            hierarchies(root).map(|name| root.join(name)).collect()
+        };
+        let kept = tops.iter().map(|top| kept_parent(top, &path)).collect::<Vec<_>>();
+        let hierarchies = tops.into_iter().zip(kept).collect();
+        Self { root: root.to_owned(), path, hierarchies }
+    }
+
+    /// Make the folders that the runtime is about to make, which does not try again when a container that ends at the same
+    /// moment removes a parent. What cannot be made is left to it.
+    pub fn reserve(&self) {
+        for (top, _) in &self.hierarchies {
+            let _ = make_folder(top, &self.path, &mut |_| Ok(()));
+        }
+    }
+
+    /// Take over what the runtime has made; none where there is nothing.
+    pub fn open(&self) -> Cgroup {
+        Cgroup::open(&self.root, &self.path)
+    }
+
+    /// Remove what the runtime has made, or has left when it failed, and parents that are empty then. Harmless twice.
+    pub fn remove(&self) {
+        for (top, kept) in &self.hierarchies {
+            remove_with_parents(kept, &top.join(&self.path));
+        }
     }
 }
 
@@ -177,43 +225,15 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Take over what another runtime has made at a path of every hierarchy; none where there is nothing.
-    pub fn open(root: &Path, path: &str) -> Self {
-        let path = clean(path);
+    /// Find what was made at a path of every hierarchy; none where there is nothing.
+    fn open(root: &Path, path: &str) -> Self {
         let mut cgroup = Self { root: root.to_owned(), ..Self::default() };
         if is_unified(root) {
-            v2::open(&mut cgroup, &path)
+            v2::open(&mut cgroup, path)
         } else {
-            v1::open(&mut cgroup, &path)
+            v1::open(&mut cgroup, path)
         }
         cgroup
-    }
-
-    /// Make the folders that another runtime is about to make, which does not try again when a container that ends at the
-    /// same moment removes a parent. What cannot be made is left to it.
-    pub fn reserve(root: &Path, path: &str) {
-        let path = clean(path);
-        let tops = if is_unified(root) {
-            vec![root.to_owned()]
-        } else {
-            hierarchies(root).map(|name| root.join(name)).collect()
-        };
-        for top in tops {
-            let _ = make_folder(&top, &path, &mut |_| Ok(()));
-        }
-    }
-
-    /// Remove what another runtime has made, or has left when it failed: the folders at a path of every hierarchy, and
-    /// parents that are empty then. Harmless twice.
-    pub fn remove_at(root: &Path, path: &str) {
-        let path = clean(path);
-        if is_unified(root) {
-            return remove_with_parents(&kept_parent(root, &path), &root.join(&path));
-        }
-        for hierarchy in hierarchies(root) {
-            let top = root.join(hierarchy);
-            remove_with_parents(&kept_parent(&top, &path), &top.join(&path));
-        }
     }
 
     /// The folder that clone3 shall make the first process in (v2).

@@ -140,6 +140,40 @@ fn a_parent_that_was_there_before_stays_and_one_that_was_made_goes() {
 }
 
 #[test]
+fn what_is_found_again_leaves_parents_that_are_not_ours() {
+    for (root, top) in [(legacy_tree(), "pids"), (unified_tree(), "")] {
+        let top = root.path().join(top);
+        for (path, parent, stays) in [
+            ("builds/box", "builds", true),
+            ("lamella/default/box", "lamella", false),
+            ("lamella-oci/box", "lamella-oci", false),
+        ] {
+            fs::create_dir(top.join(parent)).expect("made");
+            let plan = CgroupPlan { path: Some(path.into()), resources: Resources::default() };
+            plan.create(root.path(), &mut Vec::new()).expect("created");
+            plan.open(root.path()).remove();
+            assert!(!top.join(path).exists(), "{path}");
+            assert_eq!(top.join(parent).is_dir(), stays, "{parent}");
+        }
+    }
+}
+
+#[test]
+fn another_runtimes_cgroup_goes_with_the_parents_that_were_made_for_it() {
+    let root = legacy_tree();
+    fs::create_dir(root.path().join("pids/builds")).expect("made");
+    let before = tree(root.path());
+    let place = Place::new(root.path(), "/builds/one/box");
+    place.reserve();
+    assert!(root.path().join("memory/builds/one/box").is_dir());
+    fs::write(root.path().join("pids/builds/one/box/tasks"), "").expect("written");
+    place.open().remove();
+    place.remove();
+    place.remove();
+    assert_eq!(tree(root.path()), before);
+}
+
+#[test]
 fn what_a_machine_cannot_limit_is_seen_before_anything_is_made() {
     let root = legacy_tree();
     let before = tree(root.path());

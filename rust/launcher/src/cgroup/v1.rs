@@ -72,16 +72,15 @@ pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> R
 
 /// Find the folders that [`create`] made, whichever controllers it needed.
 pub(super) fn open(cgroup: &mut Cgroup, path: &str) {
-    for entry in std::fs::read_dir(&cgroup.root).into_iter().flatten().flatten() {
-        let hierarchy = entry.file_name().to_string_lossy().into_owned();
-        // Links stand for hierarchies that are there; systemd's is one without a controller.
-        let ours = entry.file_type().is_ok_and(|kind| kind.is_dir()) && hierarchy != "systemd";
+    // systemd's is one without a controller.
+    for hierarchy in super::hierarchies(&cgroup.root).filter(|name| name != "systemd") {
         let (file, controllers) = match hierarchy.as_str() {
             BESIDE => ("cgroup.procs", beside(&cgroup.root)),
             names => ("tasks", names.split(',').map(str::to_owned).collect()),
         };
-        let (kept, path) = (entry.path(), entry.path().join(path));
-        if ours && let Ok(joining) = OpenOptions::new().write(true).open(path.join(file)) {
+        let top = cgroup.root.join(&hierarchy);
+        let (kept, path) = (kept_parent(&top, path), top.join(path));
+        if let Ok(joining) = OpenOptions::new().write(true).open(path.join(file)) {
             cgroup.folders.push(Folder { hierarchy, controllers, path, kept, joining: joining.into() });
         }
     }

@@ -54,7 +54,7 @@ pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> R
 pub(super) fn open(cgroup: &mut Cgroup, path: &str) {
     let leaf = cgroup.root.join(path);
     if let Ok(joining) = rustix::fs::openat(CWD, &leaf, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
-        let (hierarchy, controllers, kept) = (String::new(), Vec::new(), cgroup.root.clone());
+        let (hierarchy, controllers, kept) = (String::new(), Vec::new(), kept_parent(&cgroup.root, path));
         cgroup.folders.push(Folder { hierarchy, controllers, path: leaf.clone(), kept, joining });
         cgroup.unified = Some(leaf);
     }

@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::process::PidfdFlags;
 
 use super::{Making, Runtime, await_end, keep_only, make_folder};
-use crate::cgroup::Cgroup;
 use crate::channel::{Channel, Message};
 use crate::container::Streams;
 use crate::error::{Failure, Step};
@@ -56,8 +55,8 @@ impl Runtime {
         // Of a run whose monitor and keeper were both killed.
         self.delete()?;
         self.forget_commands();
-        if let Some(path) = &self.config.linux.cgroups_path {
-            Cgroup::reserve(&self.cgroup_root, path);
+        if let Some(place) = &self.place {
+            place.reserve();
         }
         if self.init {
             init::write_copy(&self.bundle.join(INIT))?;

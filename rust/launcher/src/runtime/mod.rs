@@ -33,7 +33,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, WaitOptions};
 use serde::Deserialize;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Place};
 use crate::channel::{Channel, Message};
 use crate::container::Streams;
 use crate::error::{Failure, Kind, Step};
@@ -57,8 +57,8 @@ pub struct Runtime {
     bundle: PathBuf,
     /// What it calls the container.
     id: String,
-    /// Where the cgroup hierarchies are mounted.
-    cgroup_root: PathBuf,
+    /// Where its cgroup is; None when it has none of its own.
+    place: Option<Place>,
     config: Config,
     snapshot: Vec<lamella_core::mount::Mount>,
     sources: Vec<rootfs::Source>,
@@ -119,7 +119,7 @@ impl Runtime {
             program: program.into(),
             id: id.ok_or_else(|| Failure::invalid("bundle", "has no name"))?,
             bundle,
-            cgroup_root: request.cgroup_root().to_owned(),
+            place: config.linux.cgroups_path.as_deref().map(|path| Place::new(request.cgroup_root(), path)),
             config,
             snapshot: request.rootfs.iter().cloned().map(Into::into).collect(),
             sources: request.sources.iter().cloned().map(Into::into).collect(),
@@ -139,8 +139,7 @@ impl Runtime {
 
     /// The cgroup that the runtime has made; none before that.
     pub fn cgroup(&self) -> Cgroup {
-        let path = self.config.linux.cgroups_path.as_deref();
-        path.map_or_else(Cgroup::default, |path| Cgroup::open(&self.cgroup_root, path))
+        self.place.as_ref().map(Place::open).unwrap_or_default()
     }
 
     /// Have the runtime let go of what it keeps of a container that has ended. Harmless twice, and where there is nothing.
@@ -165,11 +164,11 @@ impl Runtime {
         self.remove_cgroup();
     }
 
-    /// Remove the cgroup wherever the runtime has made it, which is in more hierarchies than those that [`Cgroup`] counts and
-    /// limits by, and parents that are empty then: those a runtime leaves. Harmless twice.
+    /// Remove the cgroup wherever the runtime has made it, and parents that are empty then, but for those that were there
+    /// before: a runtime leaves parents. Harmless twice.
     pub fn remove_cgroup(&self) {
-        if let Some(path) = &self.config.linux.cgroups_path {
-            Cgroup::remove_at(&self.cgroup_root, path);
+        if let Some(place) = &self.place {
+            place.remove();
         }
     }
 
