@@ -6,17 +6,18 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Serialize;
 
 use crate::error::{Failure, Kind, Step, describe};
 use crate::spec::{self, Hook, Hooks, Spec};
+use crate::sys;
 
 /// How much of what a failed hook said is told, in bytes.
 const LONGEST_WORDS: u64 = 2048;
@@ -167,22 +168,14 @@ fn failed(name: &str, why: &str) -> Failure {
 /// Wait for a child; None when it had to be killed for its time was over.
 fn wait(child: &mut Child, seconds: Option<u32>) -> std::io::Result<Option<ExitStatus>> {
     let Some(seconds) = seconds else { return child.wait().map(Some) };
-    let end = Instant::now() + Duration::from_secs(seconds.into());
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(rustix::io::Errno::SRCH)?;
     let file = pidfd_open(pid, PidfdFlags::empty())?;
-    loop {
-        let left = Timespec::try_from(end.saturating_duration_since(Instant::now())).unwrap_or_default();
-        match poll(&mut [PollFd::new(&file, PollFlags::IN)], Some(&left)) {
-            Ok(0) => {
-                child.kill()?;
-                child.wait()?;
-                return Ok(None);
-            }
-            Ok(_) => return child.wait().map(Some),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+    let ended = sys::ends_within(file.as_fd(), Some(Duration::from_secs(seconds.into())));
+    if !ended {
+        child.kill()?;
     }
+    let status = child.wait()?;
+    Ok(ended.then_some(status))
 }
 
 #[cfg(test)]

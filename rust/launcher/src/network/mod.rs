@@ -22,7 +22,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::Deserialize;
 
 use crate::error::{Failure, Step};
-use crate::network::program::{Ended, Program, ends_within};
+use crate::network::program::{Ended, Program};
 use crate::{spec, sys};
 
 /// A record longer than this is none.
@@ -129,10 +129,10 @@ impl Network {
         }
         lamella_core::network::unpin(&release.namespace)?;
         if let Some(pidfd) = companion
-            && !ends_within(&pidfd, COMPANION_PATIENCE)
+            && !sys::ends_within(pidfd.as_fd(), Some(COMPANION_PATIENCE))
         {
             let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-            ends_within(&pidfd, COMPANION_PATIENCE);
+            sys::ends_within(pidfd.as_fd(), Some(COMPANION_PATIENCE));
         }
         // Of a pasta whose start was killed.
         let _ = std::fs::remove_file(beside(&release.namespace, ".pid"));
@@ -245,7 +245,7 @@ fn await_ending(pid: i32) {
     if let Some(pidfd) = pidfd
         && sys::is_exiting(pid)
     {
-        ends_within(&pidfd, COMPANION_PATIENCE);
+        sys::ends_within(pidfd.as_fd(), Some(COMPANION_PATIENCE));
     }
 }
 

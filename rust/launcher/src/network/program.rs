@@ -5,18 +5,18 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::Deserialize;
 
 use crate::error::{Failure, Step};
 use crate::network::strays;
+use crate::sys;
 
 /// How much of an output is kept.
 const LONGEST_OUTPUT: u64 = 1 << 20;
@@ -94,24 +94,13 @@ fn await_end(
     let Ok(pidfd) = pid.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())) else { return Ok(true) };
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        if ends_within(&pidfd, left.min(LOOK)) {
+        if sys::ends_within(pidfd.as_fd(), Some(left.min(LOOK))) {
             return Ok(true);
         }
         if left.is_zero() {
             return Ok(false);
         }
         check()?;
-    }
-}
-
-/// Wait for the end of a process; false when it does not come.
-pub fn ends_within(pidfd: &OwnedFd, time: Duration) -> bool {
-    let timeout = Timespec::try_from(time).ok();
-    loop {
-        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], timeout.as_ref()) {
-            Err(rustix::io::Errno::INTR) => {}
-            result => return result.is_ok_and(|count| count > 0),
-        }
     }
 }
 

@@ -1,8 +1,7 @@
 //! `delete`: taking away what a container has left.
 
 use std::os::fd::AsFd;
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::time::Duration;
 
 use super::arguments::{Arguments, Global};
 use super::container::Container;
@@ -10,9 +9,10 @@ use super::journal::Journal;
 use super::running;
 use crate::error::{Failure, Kind};
 use crate::hooks::{self, Status};
+use crate::sys;
 
 /// How long a killed process may take to end.
-const PATIENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Delete a container that has ended; with `--force` one that has not, too, and then it is harmless twice.
 pub(super) fn delete(global: &Global, arguments: Arguments, journal: &mut Journal) -> Result<i32, Failure> {
@@ -63,8 +63,8 @@ fn end(container: &Container) -> Result<(), Failure> {
         Err(failure) if failure.kind != Kind::FailedPrecondition => return Err(failure),
         _ => {}
     }
-    match poll(&mut [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)], Some(&PATIENCE)) {
-        Ok(0) => Err(Failure::new(Kind::Unavailable, format!("the container {:?} does not end", container.id))),
-        _ => Ok(()),
+    if sys::ends_within(process.as_fd(), Some(PATIENCE)) {
+        return Ok(());
     }
+    Err(Failure::new(Kind::Unavailable, format!("the container {:?} does not end", container.id)))
 }

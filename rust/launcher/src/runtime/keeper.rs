@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::process::PidfdFlags;
 
-use super::{Making, Runtime, await_end, keep_only, make_folder};
+use super::{Making, Runtime, keep_only, make_folder};
 use crate::channel::{Channel, Message};
 use crate::container::Streams;
 use crate::error::{Failure, Step};
@@ -43,7 +43,7 @@ impl Runtime {
         // The end of the channel says that the program runs.
         keep_only(&[monitor.as_fd(), lock], None);
         if told.is_ok() {
-            await_end(monitor.as_fd(), None);
+            sys::ends_within(monitor.as_fd(), None);
         }
         self.clear();
         let _ = rustix::fs::unlink(self.bundle.join("control.sock"));

@@ -29,7 +29,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, WaitOptions};
 use serde::Deserialize;
 
@@ -158,7 +157,7 @@ impl Runtime {
         cgroup.signal_all(libc::SIGKILL);
         // A runtime that has to kill by itself looks only every tenth of a second.
         for process in &processes {
-            await_end(process.as_fd(), Some(PATIENCE));
+            sys::ends_within(process.as_fd(), Some(PATIENCE));
         }
         let _ = self.delete();
         self.remove_cgroup();
@@ -304,13 +303,6 @@ pub fn dismiss(helper: i32) {
         let _ = sys::kill(target, libc::SIGKILL);
     }
     let _ = rustix::process::waitpid(Pid::from_raw(helper), WaitOptions::empty());
-}
-
-/// Wait for the end of a process, for so long.
-fn await_end(pidfd: BorrowedFd<'_>, patience: Option<Duration>) {
-    let timeout = patience.and_then(|time| Timespec::try_from(time).ok());
-    let mut watched = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
-    while let Err(rustix::io::Errno::INTR) = poll(&mut watched, timeout.as_ref()) {}
 }
 
 /// In a process that was forked: let go of every descriptor but some and the streams that it is to hand down. The monitor's

@@ -9,8 +9,8 @@ mod signal;
 use std::io;
 
 pub use process::{
-    CLONE_NEWTIME, Forked, Scheduling, child_groups_denied, clone_process, close_all_but, close_from, execute,
-    execute_file, exit_now, fork, fork_plainly, hand_down, inherited, is_exiting, join_session_keyring, kill,
+    CLONE_NEWTIME, Forked, Scheduling, child_groups_denied, clone_process, close_all_but, close_from, ends_within,
+    execute, execute_file, exit_now, fork, fork_plainly, hand_down, inherited, is_exiting, join_session_keyring, kill,
     move_into, set_io_priority, set_personality, set_rlimit, set_scheduling, signal_process, unshare,
 };
 pub use program::{SeccompInstruction, attach_device_program, install_seccomp};

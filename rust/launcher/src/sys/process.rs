@@ -4,6 +4,9 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::checked;
 
@@ -172,6 +175,20 @@ pub fn signal_process(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     // SAFETY: integers, and a null pointer, which asks for the information that kill(2) gives.
     checked(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, information, 0) })?;
     Ok(())
+}
+
+/// Wait for the end of the process that a pidfd stands for, without a bound where no time is given; false when it does not
+/// come.
+pub fn ends_within(process: BorrowedFd<'_>, time: Option<Duration>) -> bool {
+    let deadline = time.map(|time| Instant::now() + time);
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut [PollFd::from_borrowed_fd(process, PollFlags::IN)], timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return result.is_ok_and(|count| count > 0),
+        }
+    }
 }
 
 /// Move this process to new namespaces; EINVAL for other flags.
