@@ -24,7 +24,7 @@ mod v2;
 
 use std::fs::{DirEntry, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -153,7 +153,7 @@ struct Folder {
     /// The parent that is left, empty or not.
     kept: PathBuf,
     /// v1: the `tasks` file, or `cgroup.procs` of the v2 hierarchy beside; v2: the folder itself.
-    joining: std::os::fd::OwnedFd,
+    joining: OwnedFd,
 }
 
 impl Folder {
@@ -342,12 +342,12 @@ impl Cgroup {
         let path = parent.join(name);
         std::fs::create_dir(&path).ok()?;
         let made = if self.unified.is_some() {
-            File::open(&path)
+            File::open(&path).map(OwnedFd::from)
         } else {
-            OpenOptions::new().write(true).create(cfg!(test)).truncate(cfg!(test)).open(path.join("tasks"))
+            open_to_join(&path.join("tasks"))
         };
         match made {
-            Ok(joining) => Some(Group { path, hierarchy, joining: joining.into(), unified: self.unified.is_some() }),
+            Ok(joining) => Some(Group { path, hierarchy, joining, unified: self.unified.is_some() }),
             Err(_) => {
                 let _ = std::fs::remove_dir(&path);
                 None
@@ -362,7 +362,7 @@ impl Cgroup {
 pub struct Group {
     path: PathBuf,
     hierarchy: String,
-    joining: std::os::fd::OwnedFd,
+    joining: OwnedFd,
     unified: bool,
 }
 
@@ -590,6 +590,11 @@ fn make_folder(top: &Path, path: &str, each: &mut dyn FnMut(&Path) -> Result<(),
         }
     }
     Err(Failure::new(Kind::Unavailable, format!("make the cgroup {}: its parents come and go", leaf.display())))
+}
+
+/// Open the file of a cgroup by which processes join it; it is made in a test's tree alone.
+fn open_to_join(file: &Path) -> io::Result<OwnedFd> {
+    Ok(OpenOptions::new().write(true).create(cfg!(test)).truncate(cfg!(test)).open(file)?.into())
 }
 
 /// Write a control file in one write, as the kernel wants it. Control files are never made, but in a test's tree.

@@ -166,7 +166,6 @@ fn another_runtimes_cgroup_goes_with_the_parents_that_were_made_for_it() {
     let place = Place::new(root.path(), "/builds/one/box");
     place.reserve();
     assert!(root.path().join("memory/builds/one/box").is_dir());
-    fs::write(root.path().join("pids/builds/one/box/tasks"), "").expect("written");
     place.open().remove();
     place.remove();
     place.remove();

@@ -1,11 +1,10 @@
 //! cgroup v1: one hierarchy a controller, also on hybrid machines.
 
-use std::fs::OpenOptions;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use super::settings::Setting;
-use super::{ATTEMPTS, Cgroup, Folder, PAUSE, devices, kept_parent, make_folder, v2, write_file};
+use super::{ATTEMPTS, Cgroup, Folder, PAUSE, devices, kept_parent, make_folder, open_to_join, v2, write_file};
 use crate::error::{Failure, Kind, Step};
 
 /// Every container has these (35 microseconds each, from making to removing), where the machine has them: memory for
@@ -49,17 +48,7 @@ pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> R
         let kept = kept_parent(&top, path);
         let cpuset = hierarchy.split(',').any(|name| name == "cpuset");
         let leaf = make_folder(&top, path, &mut |folder| if cpuset { inherit_cpuset(folder) } else { Ok(()) })?;
-        let tasks = OpenOptions::new().write(true).create(cfg!(test)).truncate(cfg!(test)).open(leaf.join("tasks"));
-        match tasks {
-            Ok(tasks) => {
-                let controllers = hierarchy.split(',').map(str::to_owned).collect();
-                cgroup.folders.push(Folder { hierarchy, controllers, path: leaf, kept, joining: OwnedFd::from(tasks) });
-            }
-            Err(error) => {
-                let _ = std::fs::remove_dir(&leaf);
-                return Err(Failure::system(format!("open {}/tasks", leaf.display()), &error));
-            }
-        }
+        add(cgroup, hierarchy, leaf, kept)?;
     }
     if cgroup.folders.is_empty() {
         return Err(Failure::new(
@@ -74,15 +63,9 @@ pub(super) fn create(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> R
 pub(super) fn open(cgroup: &mut Cgroup, path: &str) {
     // systemd's is one without a controller.
     for hierarchy in super::hierarchies(&cgroup.root).filter(|name| name != "systemd") {
-        let (file, controllers) = match hierarchy.as_str() {
-            BESIDE => ("cgroup.procs", beside(&cgroup.root)),
-            names => ("tasks", names.split(',').map(str::to_owned).collect()),
-        };
         let top = cgroup.root.join(&hierarchy);
-        let (kept, path) = (kept_parent(&top, path), top.join(path));
-        if let Ok(joining) = OpenOptions::new().write(true).open(path.join(file)) {
-            cgroup.folders.push(Folder { hierarchy, controllers, path, kept, joining: joining.into() });
-        }
+        let kept = kept_parent(&top, path);
+        cgroup.folders.extend(folder(&cgroup.root, hierarchy, top.join(path), kept));
     }
 }
 
@@ -94,24 +77,29 @@ fn create_beside(cgroup: &mut Cgroup, path: &str, settings: &[Setting]) -> Resul
         settings.iter().filter(|setting| controllers.iter().any(|name| name == setting.controller)).cloned().collect();
     let kept = kept_parent(&top, path);
     let leaf = v2::make_leaf(&top, path, &there)?;
-    let joining =
-        OpenOptions::new().write(true).create(cfg!(test)).truncate(cfg!(test)).open(leaf.join("cgroup.procs"));
-    match joining {
-        Ok(joining) => {
-            cgroup.folders.push(Folder {
-                hierarchy: BESIDE.to_owned(),
-                controllers,
-                path: leaf,
-                kept,
-                joining: joining.into(),
-            });
-            Ok(())
-        }
+    add(cgroup, BESIDE.to_owned(), leaf, kept)
+}
+
+/// Open a folder of a hierarchy to be joined.
+fn folder(root: &Path, hierarchy: String, path: PathBuf, kept: PathBuf) -> io::Result<Folder> {
+    let (file, controllers) = match hierarchy.as_str() {
+        BESIDE => ("cgroup.procs", beside(root)),
+        names => ("tasks", names.split(',').map(str::to_owned).collect()),
+    };
+    let joining = open_to_join(&path.join(file))?;
+    Ok(Folder { hierarchy, controllers, path, kept, joining })
+}
+
+/// Take a folder that was made among those of the cgroup; on failure it is removed.
+fn add(cgroup: &mut Cgroup, hierarchy: String, leaf: PathBuf, kept: PathBuf) -> Result<(), Failure> {
+    match folder(&cgroup.root, hierarchy, leaf.clone(), kept) {
+        Ok(folder) => cgroup.folders.push(folder),
         Err(error) => {
             let _ = std::fs::remove_dir(&leaf);
-            Err(Failure::system(format!("open {}/cgroup.procs", leaf.display()), &error))
+            return Err(Failure::system(format!("open the cgroup {}", leaf.display()), &error));
         }
     }
+    Ok(())
 }
 
 /// A new cpuset is empty, and nothing can join it then.
