@@ -12,9 +12,9 @@ use crate::cgroup::{Cgroup, Group};
 use crate::channel::{Channel, Message};
 use crate::container::{Streams, Wait, fail, run, take_streams, take_terminal};
 use crate::error::{Failure, Step};
-use crate::process;
+use crate::process::{self, seccomp::Filter};
 use crate::rootfs::{Console, Root};
-use crate::spec::Size;
+use crate::spec::{self, Personality, Size};
 use crate::sys::{self, Forked};
 
 /// A process to add, checked.
@@ -24,6 +24,29 @@ pub struct Entry {
     pub process: process::Plan,
     /// It gets a terminal, of this size if one is given.
     pub terminal: Option<Option<Size>>,
+}
+
+impl Entry {
+    /// Prepare a process for a container whose `namespaces` it is to enter. That `who` lacks capabilities that it asks for is
+    /// said in `warnings`.
+    pub fn new(
+        process: &spec::Process,
+        filter: Option<Filter>,
+        personality: Option<&Personality>,
+        namespaces: i32,
+        who: &str,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self, Failure> {
+        process.validate("process")?;
+        let mut plan = process::Plan::new(process, filter, personality)?;
+        if namespaces & libc::CLONE_NEWUSER == 0 {
+            let missing = plan.limit_capabilities()?;
+            if !missing.is_empty() {
+                warnings.push(format!("{who} itself lacks {}", missing.join(", ")));
+            }
+        }
+        Ok(Self { process: plan, terminal: process.terminal.then_some(process.console_size) })
+    }
 }
 
 /// Start the helper; returns its id. What becomes of the process is said on the channel, whose other end is `theirs`.

@@ -219,12 +219,7 @@ pub fn make_first_process(
         }
     };
     drop((theirs, streams, outside));
-    if let Some(score) = plan.process.oom_score_adjustment {
-        // Lowering it below the present one takes CAP_SYS_RESOURCE.
-        if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
-            warnings.push(Failure::system(format!("set oom_score_adj to {score}"), &error).message);
-        }
-    }
+    warnings.extend(process::adjust_oom_score(pid, plan.process.oom_score_adjustment));
     if let Some((uids, gids)) = &plan.namespaces.mappings {
         let mapped = namespaces::write_mappings(pid, uids, gids).and_then(|()| ours.send(&Message::Mapped));
         if let Err(failure) = mapped {

@@ -6,12 +6,12 @@ use rustix::event::epoll;
 use serde_json::{Value, json};
 
 use super::record::ExitRecord;
-use super::{INIT, Monitor, Process, Stdio, ended, events};
+use super::{INIT, Monitor, Process, Shared, Stdio, ended, events};
 use crate::cgroup::Group;
 use crate::channel::{Channel, Message};
 use crate::enter::{Entry, enter};
 use crate::error::{Failure, Kind};
-use crate::process::Plan;
+use crate::process::adjust_oom_score;
 use crate::rootfs;
 use crate::runtime::Addition;
 use crate::spec;
@@ -87,15 +87,8 @@ impl Monitor {
                 Failure::new(Kind::InvalidArgument, message)
             }
         })?;
-        process.validate("process")?;
-        let mut plan = Plan::new(&process, self.shared.filter.clone(), self.shared.personality.as_ref())?;
-        if self.shared.namespaces & libc::CLONE_NEWUSER == 0 {
-            let missing = plan.limit_capabilities()?;
-            if !missing.is_empty() {
-                warnings.push(format!("the launcher itself lacks {}", missing.join(", ")));
-            }
-        }
-        Ok(Entry { process: plan, terminal: process.terminal.then_some(process.console_size) })
+        let Shared { filter, personality, namespaces, .. } = &self.shared;
+        Entry::new(&process, filter.clone(), personality.as_ref(), *namespaces, "the launcher", warnings)
     }
 
     /// Hear what a process that is being started has to say.
@@ -131,11 +124,7 @@ impl Monitor {
         {
             group.take_in(pid);
         }
-        if let Some(score) = process.oom_score_adjustment
-            && let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
-        {
-            process.warnings.push(Failure::system(format!("set oom_score_adj to {score}"), &error).message);
-        }
+        process.warnings.extend(adjust_oom_score(pid, process.oom_score_adjustment));
         let ended = self.unclaimed.remove(&pid);
         if !self.processes.values().any(|process| process.pid.is_none()) {
             self.unclaimed.clear();

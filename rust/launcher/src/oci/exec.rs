@@ -14,7 +14,7 @@ use crate::enter::{Entry, enter};
 use crate::error::{Failure, Step};
 use crate::hooks::Status;
 use crate::namespaces;
-use crate::process::{Plan, seccomp};
+use crate::process::{adjust_oom_score, seccomp};
 use crate::run;
 use crate::spec::{self, Process, User};
 
@@ -33,23 +33,15 @@ pub(super) fn exec(global: &Global, arguments: Arguments, journal: &mut Journal)
         }
         None => process(std::mem::take(&mut spec.process), command, &arguments)?,
     };
-    process.validate("process")?;
     let filter = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
-    let mut plan = Plan::new(&process, filter, spec.linux.personality.as_ref())?;
     let mut warnings = Vec::new();
     let flags = namespaces::entered(&spec.linux);
-    if flags & libc::CLONE_NEWUSER == 0 {
-        let missing = plan.limit_capabilities()?;
-        if !missing.is_empty() {
-            warnings.push(format!("this process itself lacks {}", missing.join(", ")));
-        }
-    }
-    wishes.apply(&mut plan)?;
+    let personality = spec.linux.personality.as_ref();
+    let mut entry = Entry::new(&process, filter, personality, flags, "this process", &mut warnings)?;
+    wishes.apply(&mut entry.process)?;
     let detach = arguments.has("detach");
     let console =
         if detach || arguments.value("console-socket").is_some() { wishes.console(process.terminal)? } else { None };
-    let adjustment = plan.oom_score_adjustment;
-    let entry = Entry { process: plan, terminal: process.terminal.then_some(process.console_size) };
     let (ours, theirs) = Channel::pair()?;
     let mut foreground = Foreground::default();
     let helper = enter(container.record.pid, flags, &container.cgroup()?, None, &entry, &theirs, None)?;
@@ -70,10 +62,8 @@ pub(super) fn exec(global: &Global, arguments: Arguments, journal: &mut Journal)
         }
         return Err(failure);
     }
-    if let Some(score) = adjustment
-        && let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
-    {
-        journal.warn(&Failure::system(format!("set oom_score_adj to {score}"), &error).message);
+    if let Some(warning) = adjust_oom_score(pid, entry.process.oom_score_adjustment) {
+        journal.warn(&warning);
     }
     wishes.tell(pid)?;
     if detach {

@@ -78,6 +78,14 @@ fn become_init(init: &OwnedFd, channel: BorrowedFd<'_>, arguments: &[CString], e
     Failure::system("run the container's init", &error)
 }
 
+/// Set how readily the kernel kills a process where memory runs out, if that was asked for; what went wrong, if anything did:
+/// below the present value it takes CAP_SYS_RESOURCE. proc_pid_oom_score_adj(5)
+pub fn adjust_oom_score(pid: i32, score: Option<i32>) -> Option<String> {
+    let score = score?;
+    let error = std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()).err()?;
+    Some(Failure::system(format!("set oom_score_adj to {score}"), &error).message)
+}
+
 impl Plan {
     /// Prepare a checked process of the spec.
     pub fn new(
