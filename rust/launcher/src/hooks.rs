@@ -4,14 +4,12 @@
 //! told when it fails. They run one after the other; the first that fails ends the row.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Serialize;
 
@@ -134,11 +132,9 @@ fn field(point: &str, index: usize, hook: &Hook) -> String {
 /// Run one program to its end, or to its time-out.
 fn run_one(name: &str, hook: &Hook, state: &State) -> Result<(), Failure> {
     let prepare = || format!("prepare {name}");
-    let memory = || rustix::fs::memfd_create("lamella-hook", MemfdFlags::CLOEXEC).map(File::from);
-    let mut input = memory().step(prepare)?;
-    input.write_all(&serde_json::to_vec(state).unwrap_or_default()).step(prepare)?;
-    input.seek(SeekFrom::Start(0)).step(prepare)?;
-    let mut words = memory().step(prepare)?;
+    let memory = |content: &[u8]| sys::memory_file("lamella-hook", content).step(prepare);
+    let input = memory(&serde_json::to_vec(state).unwrap_or_default())?;
+    let mut words = memory(&[])?;
     let mut command = Command::new(&hook.path);
     if let Some((first, rest)) = hook.args.split_first() {
         command.arg0(first).args(rest);
@@ -156,7 +152,7 @@ fn run_one(name: &str, hook: &Hook, state: &State) -> Result<(), Failure> {
         return Ok(());
     }
     let mut text = Vec::new();
-    let _ = words.seek(SeekFrom::Start(0)).and_then(|_| words.take(LONGEST_WORDS).read_to_end(&mut text));
+    let _ = words.rewind().and_then(|_| words.take(LONGEST_WORDS).read_to_end(&mut text));
     let text = String::from_utf8_lossy(&text);
     Err(failed(name, format!("{status}: {}", text.trim()).trim_end_matches(": ")))
 }

@@ -52,7 +52,7 @@ pub fn sealed_copy() -> Result<OwnedFd, Failure> {
     Ok(File::open(path).step(step)?.into())
 }
 
-/// Copy this executable to a file of a container, from where another runtime mounts it read-only.
+/// Copy this executable to a file: for a container, in which another runtime mounts it read-only, or to be called there.
 pub fn write_copy(path: &Path) -> Result<(), Failure> {
     let step = || format!("write {}", path.display());
     let _ = std::fs::remove_file(path);
@@ -60,9 +60,9 @@ pub fn write_copy(path: &Path) -> Result<(), Failure> {
     std::fs::set_permissions(path, Permissions::from_mode(0o755)).step(step)
 }
 
-/// Whether this process was started as an init.
-pub fn is_meant() -> bool {
-    std::env::args_os().next().is_some_and(|name| Path::new(&name).file_name().is_some_and(|name| name == NAME))
+/// Whether this process was started by a name: the executable's roles are told apart by theirs.
+pub fn is_called(name: &str) -> bool {
+    std::env::args_os().next().is_some_and(|path| Path::new(&path).file_name().is_some_and(|own| own == name))
 }
 
 /// Be the init: arguments and environment are the program's, behind its own name and `--`. The result is its exit status.

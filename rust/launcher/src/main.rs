@@ -3,9 +3,9 @@
 use lamella_launcher::{init, launch, oci};
 
 fn main() {
-    std::process::exit(if init::is_meant() {
+    std::process::exit(if init::is_called(init::NAME) {
         init::run()
-    } else if oci::is_meant() {
+    } else if init::is_called(oci::NAME) {
         oci::run()
     } else {
         launch::run()

@@ -3,17 +3,17 @@
 //! The request comes as a JSON document on descriptor 3; the reply leaves on descriptor 4.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::error::{Failure, Kind, Step};
 use crate::rootfs::Source;
 use crate::spec;
+use crate::sys;
 
 /// The version of the protocol that this launcher speaks.
 pub const VERSION: u32 = 2;
@@ -105,12 +105,8 @@ pub struct Program {
 impl Program {
     /// Write it to a file in memory: arguments may be longer than a message.
     pub fn into_file(self) -> Result<OwnedFd, Failure> {
-        let step = || "write down the program";
-        let file = rustix::fs::memfd_create("lamella-program", MemfdFlags::CLOEXEC).step(step)?;
-        let mut file = File::from(file);
-        file.write_all(&serde_json::to_vec(&self).unwrap_or_default()).step(step)?;
-        file.seek(SeekFrom::Start(0)).step(step)?;
-        Ok(file.into())
+        let text = serde_json::to_vec(&self).unwrap_or_default();
+        Ok(sys::memory_file("lamella-program", &text).step(|| "write down the program")?.into())
     }
 
     /// Read what [`Program::into_file`] wrote.

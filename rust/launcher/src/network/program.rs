@@ -4,13 +4,12 @@
 //! one that does not read holds nobody up, and so are its outputs, of which only the beginning is kept.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::Deserialize;
 
@@ -55,11 +54,9 @@ impl Program {
             return Err(Failure::invalid("program", "it has no name"));
         };
         let step = || path.to_owned();
-        let memory = |name| rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).map(File::from).step(step);
-        let mut input = memory("lamella-input")?;
-        input.write_all(self.input.as_bytes()).step(step)?;
-        rustix::fs::seek(&input, rustix::fs::SeekFrom::Start(0)).step(step)?;
-        let (output, said) = (memory("lamella-output")?, memory("lamella-errors")?);
+        let memory = |name, content: &[u8]| sys::memory_file(name, content).step(step);
+        let input = memory("lamella-input", self.input.as_bytes())?;
+        let (output, said) = (memory("lamella-output", &[])?, memory("lamella-errors", &[])?);
         let mut command = Command::new(path);
         command.args(arguments).env_clear().current_dir("/").process_group(0);
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");

@@ -30,12 +30,6 @@ use journal::Journal;
 /// What it is called; by its name the executable knows its role.
 pub const NAME: &str = "lamella-oci";
 
-/// Whether this process was started as an OCI runtime.
-pub fn is_meant() -> bool {
-    let name = std::env::args_os().next().unwrap_or_default();
-    std::path::Path::new(&name).file_name().is_some_and(|name| name == NAME)
-}
-
 /// Do what the arguments say; the result is the exit status.
 pub fn run() -> i32 {
     let parsed = arguments::parse(std::env::args_os().skip(1));
@@ -97,19 +91,13 @@ fn isolated() -> Result<(), Failure> {
 
 /// Copy this executable to a file: called from there it starts without Python.
 fn install(arguments: Arguments) -> Result<i32, Failure> {
-    use std::os::unix::fs::PermissionsExt;
     let path = std::path::Path::new(arguments.only_argument()?);
     if path.file_name().is_none_or(|name| name != NAME) {
         return Err(arguments::wrong(format!("the file must be called {NAME}: by its name it knows what it is")));
     }
-    let step = || format!("install {}", path.display());
     let partial = path.with_extension("partial");
-    let mut own = std::fs::File::open("/proc/self/exe").step(step)?;
-    let mut file = std::fs::File::create(&partial).step(step)?;
-    std::io::copy(&mut own, &mut file).step(step)?;
-    file.set_permissions(std::fs::Permissions::from_mode(0o755)).step(step)?;
-    drop(file);
-    std::fs::rename(&partial, path).step(step)?;
+    init::write_copy(&partial)?;
+    std::fs::rename(&partial, path).step(|| format!("install {}", path.display()))?;
     Ok(0)
 }
 

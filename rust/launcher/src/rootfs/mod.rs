@@ -30,7 +30,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use lamella_core::mount::{Mount, Propagation};
-use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::MountAttrFlags;
 
 use crate::cgroup::Cgroup;
@@ -156,22 +155,18 @@ pub fn mount_for_runtime(
 /// private; with a shared root the volumes stay peers of the host's mounts, and only the mount that the root is made
 /// on becomes private.
 fn detach_from_host(propagation: Option<(Propagation, bool)>, root: &str) -> Result<(), Failure> {
-    let open = |path: &str| {
-        rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .step(|| format!("open {path}"))
-    };
     let (path, recursive, propagation) = match propagation.map(|(propagation, _)| propagation) {
         None | Some(Propagation::Slave) => ("/".to_owned(), true, Propagation::Slave),
         Some(Propagation::Private | Propagation::Unbindable) => ("/".to_owned(), true, Propagation::Private),
         Some(Propagation::Shared) => (mount_point_of(root)?, false, Propagation::Private),
     };
-    set_propagation(open(&path)?, recursive, flag(propagation)).step(|| "detach the mounts from the host's")
+    let folder = snapshot::open_folder(&path).step(|| format!("open {path}"))?;
+    set_propagation(folder, recursive, flag(propagation)).step(|| "detach the mounts from the host's")
 }
 
 /// Exchange the root, by descriptors: the old root is stacked on the new one for a moment, then detached.
 fn pivot(root: &Root) -> Result<(), Failure> {
-    let old = rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .step(|| "open the host's root")?;
+    let old = snapshot::open_folder("/").step(|| "open the host's root")?;
     rustix::process::fchdir(root.as_fd()).step(|| "change to the new root")?;
     rustix::process::pivot_root(".", ".").step(|| "make the container's root the root")?;
     rustix::process::fchdir(&old).step(|| "change to the old root")?;
