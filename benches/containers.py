@@ -83,7 +83,7 @@ def starts(client: lamella.Client, image: lamella.Image, times: int) -> Figures:
 
 def pools(client: lamella.Client, image: lamella.Image, times: int) -> Figures:
     """Measure starts from a pool that is full each time."""
-    with client.containers.pool(image, size=4) as pool:
+    with client.containers.pool(image, size=4, auto_remove=True) as pool:
         pool.wait()
 
         def refilled(taken: lamella.Container) -> None:

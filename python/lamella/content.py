@@ -41,7 +41,6 @@ from lamella.errors import (
     NotFound,
     PermissionDenied,
 )
-from lamella.filters import compile_filters
 from lamella.ingest import (
     Ingest,
     IngestRecord,
@@ -191,6 +190,8 @@ class ContentStore:
 
         What is added or deleted meanwhile may appear or not.
         """
+        from lamella.filters import compile_filters
+
         match = compile_filters(filters)
         after = ""
         while True:
@@ -373,6 +374,8 @@ class ContentStore:
 
     def ingests(self, *, filters: Sequence[str] = ()) -> list[IngestStatus]:
         """Return this namespace's ingests, sorted by ref, whether somebody writes to them or not. Filters know ``ref``."""
+        from lamella.filters import compile_filters
+
         match = compile_filters(filters)
         found = []
         with translated("list the ingests"):

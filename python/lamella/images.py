@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import msgspec
 
 from lamella import oci
-from lamella.autogc import collect_if_due
 from lamella.config import check_key
 from lamella.digest import Digest
 from lamella.errors import AlreadyExists, FailedPrecondition, InvalidArgument, LamellaError, NotFound
-from lamella.filters import Fields, compile_filters
 from lamella.labels import GC_EXPIRE, LAYERS_DISCARDED, check_labels, decode_labels, encode_labels
 from lamella.lazy import cached_property
 from lamella.logs import Log
@@ -29,6 +27,7 @@ from lamella.reserve import frees_space
 
 if TYPE_CHECKING:
     from lamella.client import Client
+    from lamella.filters import Fields
     from lamella.policy import AnyPolicy
     from lamella.transfer.discover import Referrer
     from lamella.transfer.endpoints import Source
@@ -279,6 +278,12 @@ def _parsed(platform: str | oci.Platform) -> oci.Platform:
     return parse_platform(platform) if isinstance(platform, str) else platform
 
 
+def _collect_if_due(client: Client) -> None:
+    from lamella.autogc import collect_if_due
+
+    collect_if_due(client)
+
+
 def _fields(image: Image) -> Fields:
     """Give what filters know of an image, by containerd's names."""
     target = {"digest": image.digest, "mediatype": image.target.media_type}
@@ -355,7 +360,7 @@ class Images:
         if self._client.durable if sync is None else sync:
             self._client.sync()
         if pulled.fetched:
-            collect_if_due(self._client)
+            _collect_if_due(self._client)
         return pulled.image
 
     def import_(
@@ -412,7 +417,7 @@ class Images:
             ).run(source)
         if self._client.durable if sync is None else sync:
             self._client.sync()
-        collect_if_due(self._client)
+        _collect_if_due(self._client)
         return imported
 
     def export(
@@ -614,6 +619,8 @@ class Images:
 
         With ``filters`` those that match one of them (:mod:`lamella.filters`): by name, target.digest, target.mediatype, labels.
         """
+        from lamella.filters import compile_filters
+
         match = compile_filters(filters)
         with self._client.database.read() as db:
             rows = db.execute(
@@ -818,7 +825,7 @@ class Images:
         if sync:
             self._client.gc()
         else:
-            collect_if_due(self._client)
+            _collect_if_due(self._client)
 
     @frees_space
     def _remove(self, ref: str | Reference, digest: str | None, exact: bool) -> None:

@@ -35,7 +35,6 @@ _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _DOMAIN = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?"
 _PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
 _TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
-_BARE_ID = r"[a-f0-9]{64}"
 
 
 class Reference(msgspec.Struct, frozen=True):
@@ -55,7 +54,7 @@ class Reference(msgspec.Struct, frozen=True):
         """Read a reference as docker would; InvalidArgument says what is wrong with a malformed one."""
         if not text:
             raise InvalidArgument("the image reference is empty", hint="Name an image, such as nginx:latest.")
-        if re.fullmatch(_BARE_ID, text):
+        if len(text) == 64 and not text.strip("0123456789abcdef"):
             raise InvalidArgument(
                 f"{text!r} is an image ID, not an image reference",
                 hint=f"To pull by digest write NAME@sha256:{text}.",

@@ -36,6 +36,14 @@ def test_only_the_root_of_what_is_removed_at_its_end_is_volatile(client: Client,
     detached.remove(force=True)
 
 
+@pytest.mark.parametrize("removed", [False, True])
+def test_the_root_of_what_waits_in_a_pool_is_volatile_where_all_of_it_is_removed(
+    client: Client, image: Image, removed: bool
+) -> None:
+    with client.containers.pool(image, size=1, auto_remove=removed) as pool:
+        assert is_volatile(pool.run(ROOT).stdout) == removed
+
+
 def await_runs(box: Container, count: int) -> None:
     """Wait until the program has written that it was run so many times, and not more."""
     assert until(lambda: (found := _runs(box)) >= count and found) == count

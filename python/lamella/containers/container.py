@@ -314,7 +314,7 @@ class Container:
 
     def refresh(self) -> None:
         """Read the record again: its name, limits or networks may have been changed by others. NotFound."""
-        self.record = self._client.containers.get(self.record.id).record
+        self.record = self._client.containers.reread(self.record)
 
     def _forget_past_run(self) -> None:
         if self.task.past_run() is None:

@@ -177,9 +177,17 @@ class Pool:
             if self._closed:
                 raise FailedPrecondition("the pool is closed")
             held = self._ready.popleft() if self._ready else None
-            self._takes += 1
-            self._changed.notify_all()
-        held = held or self._make()
+        try:
+            return self._start(held or self._make(), program, more)
+        finally:
+            with (
+                self._changed
+            ):  # not before: whoever makes the next one would share the interpreter with this start
+                self._takes += 1
+                self._changed.notify_all()
+
+    def _start(self, held: _Held, program: list[str], more: dict[str, str]) -> tuple[Container, Attached]:
+        """Have a container that waits run its program; after an error nothing is left of it."""
         record = held.container.record
         try:
             with _START(

@@ -127,6 +127,9 @@ class Task:
 
     def _reset(self, before_reset: Callable[[], None]) -> None:
         """Take away what is left of the last run; its records go."""
+        if names_in(self.folder) == ["rootfs"] and not self._has_run():
+            self._unplug()  # a start that was killed may have begun with that
+            return
         if self._settled():
             raise FailedPrecondition("the container is running already")
         self._await_monitor()

@@ -11,9 +11,11 @@ image, container or registry is ever one, for each combination costs a time seri
 from __future__ import annotations
 
 from itertools import product
+from math import prod
 
 from lamella import errors
 from lamella.digest import digest_of, split_digest
+from lamella.lazy import cached_property
 
 NANO = 1_000_000_000
 
@@ -26,12 +28,14 @@ class Counter:
     def __init__(self, name: str, help: str, *, sparse: bool = False, **labels: tuple[str, ...]) -> None:
         self.name, self.help, self.sparse = name, help, sparse
         self.labels, self.values = tuple(labels), tuple(labels.values())
-        self.cells = {values: at for at, values in enumerate(product(*labels.values()))}
-        self.size = len(self.cells)
+        self.size = prod(map(len, self.values))
+        self.first = 0
+        """Its first cell, once the table is there."""
 
-    def place(self, start: int) -> None:
-        """Say where its cells begin."""
-        self.cells = {values: start + at for values, at in self.cells.items()}
+    @cached_property
+    def cells(self) -> dict[tuple[str, ...], int]:
+        """The cell of each combination of label values; made when it is asked for, as most of them never are by a process."""
+        return {values: self.first + at for at, values in enumerate(product(*self.values))}
 
     def cell(self, *values: str) -> int:
         """Give the index of the cell of some label values."""
@@ -70,15 +74,16 @@ class Histogram:
     def __init__(self, name: str, help: str, bounds: tuple[float, ...], **labels: tuple[str, ...]) -> None:
         self.name, self.help, self.bounds = name, help, bounds
         self.labels, self.values = tuple(labels), tuple(labels.values())
-        each = len(bounds) + 2
-        combinations = list(product(*labels.values()))
-        self.cells = {values: Series(at * each, bounds) for at, values in enumerate(combinations)}
-        self.size = each * len(combinations)
+        self._each = len(bounds) + 2
+        self.size = self._each * prod(map(len, self.values))
+        self.first = 0
+        """Its first cell, once the table is there."""
 
-    def place(self, start: int) -> None:
-        """Say where its cells begin."""
-        for series in self.cells.values():
-            series.first += start
+    @cached_property
+    def cells(self) -> dict[tuple[str, ...], Series]:
+        """The histogram of each combination of label values."""
+        combinations = enumerate(product(*self.values))
+        return {values: Series(self.first + at * self._each, self.bounds) for at, values in combinations}
 
     def series(self, *values: str) -> Series:
         """Give the histogram of some label values."""
@@ -221,7 +226,7 @@ TABLE: tuple[Counter | Histogram, ...] = (
 def _place() -> int:
     start = 0
     for row in TABLE:
-        row.place(start)
+        row.first = start
         start += row.size
     return start
 

@@ -107,6 +107,6 @@ def _overlay_options(*, user_attributes: bool) -> tuple[str, ...]:
 
 def _is_on(parameter: str) -> bool:
     try:
-        return Path("/sys/module/overlay/parameters", parameter).read_text(encoding="ascii").strip() == "Y"
+        return Path("/sys/module/overlay/parameters", parameter).read_text(encoding="utf-8").strip() == "Y"
     except OSError:
         return False

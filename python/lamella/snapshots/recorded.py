@@ -24,7 +24,6 @@ from lamella import _core, oci
 from lamella.config import Config, check_key
 from lamella.durability import Unverified
 from lamella.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from lamella.filters import compile_filters
 from lamella.labels import GID_MAPPING, UID_MAPPING, check_labels, decode_labels, encode_labels, merge_labels
 from lamella.logs import Log
 from lamella.metadata import Database, Transaction, timestamp
@@ -171,16 +170,20 @@ class RecordedSnapshotter(ABC):
     @contextmanager
     def preparing(
         self, key: str, parent: str = "", labels: Mapping[str, str] | None = None
-    ) -> Iterator[Callable[[], list[Mount]]]:
+    ) -> Iterator[Callable[[], list[str]]]:
         """Prepare in two steps, for who records more than the snapshot.
 
-        What takes long is done before the block; the rest by the function that it gets, inside the caller's transaction.
+        What takes long is done before the block; the rest by the function that it gets, inside the caller's transaction, which
+        returns the folders of the new stack, nearest first.
         """
         text = encode_labels(check_labels(labels or {}))
+        _id_maps(text)  # which may refuse
 
-        def prepare() -> list[Mount]:
+        def prepare() -> list[str]:
             with _PREPARE(self._database.metrics, snapshot=key, parent=parent):
-                return self._create("active", key, parent, text, filled)
+                own, parents = self._record("active", key, parent, text, filled)
+                assert own is not None
+                return [self._folders.fs(layer) for layer in (own, *(parents if self.stacks else ()))]
 
         with self._filled_folder(parent, key) as filled:
             yield prepare
@@ -503,6 +506,8 @@ class RecordedSnapshotter(ABC):
         filters: Sequence[str] = (),
     ) -> Iterator[SnapshotInfo]:
         """Go through the snapshots, parents before their children."""
+        from lamella.filters import compile_filters
+
         match = compile_filters(filters)
         wanted = labels or {}
         # "+" keeps SQLite from sorting each page anew: the rows come in the order of their numbers.
@@ -549,6 +554,13 @@ class RecordedSnapshotter(ABC):
         self, kind: SnapshotKind, key: str, parent: str, labels: str, filled: Draft | None
     ) -> list[Mount]:
         maps = _id_maps(labels)
+        own, parents = self._record(kind, key, parent, labels, filled)
+        return _mapped(self._mounts(kind, own, parents), maps)
+
+    def _record(
+        self, kind: SnapshotKind, key: str, parent: str, labels: str, filled: Draft | None
+    ) -> tuple[str | None, list[str]]:
+        """Record a new snapshot, its folder made; give its own layer, if it has one, and those beneath, nearest first."""
         with self._database.write() as db:
             self._check_free(db, key)
             stack = self._parents(db, parent)
@@ -558,7 +570,7 @@ class RecordedSnapshotter(ABC):
                 self._database.on_rollback(lambda _: self._folders.remove(own))
                 self._insert_layer(db, own, filled)
             self._insert(db, name=key, kind=kind, stack=stack, layer=own, labels=labels)
-        return _mapped(self._mounts(kind, own, parents), maps)
+        return own, parents
 
     def _insert_layer(self, db: Transaction, layer: str, filled: Draft | None) -> None:
         size, inodes = filled.usage if filled is not None else (0, 0)
