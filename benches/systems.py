@@ -135,7 +135,17 @@ class Containerd(System):
     name = "containerd (Debian)"
     programs = ("containerd", "ctr", "runc")
     folder: ClassVar[Path | None] = None
+    disabled: ClassVar[tuple[str, ...]] = (
+        "io.containerd.grpc.v1.cri",
+        "io.containerd.cri.v1.images",
+        "io.containerd.cri.v1.runtime",
+        "io.containerd.internal.v1.opt",
+    )
+    """Plugins that are left out."""
+    version: ClassVar[int] = 2
+    """Of the configuration."""
     settings: ClassVar[str] = ""
+    """More of it."""
 
     def __enter__(self) -> Self:
         """Start a containerd of its own."""
@@ -143,9 +153,8 @@ class Containerd(System):
         self.address = f"{self.disk}/s/c.sock"
         config = self.disk / "config.toml"
         config.write_text(
-            f'version = 2\nroot = "{self.disk}/root"\nstate = "{self.disk}/s"\n'
-            'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", '
-            '"io.containerd.cri.v1.runtime", "io.containerd.internal.v1.opt"]\n'
+            f'version = {self.version}\nroot = "{self.disk}/root"\nstate = "{self.disk}/s"\n'
+            f"disabled_plugins = {json.dumps(self.disabled)}\n"
             f'[grpc]\naddress = "{self.address}"\n{self.settings}'
         )
         with (self.disk / "containerd.log").open("wb") as log:
@@ -154,7 +163,7 @@ class Containerd(System):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._environment(),
+                env=self.environment(),
             )
         deadline = time.monotonic() + 20
         while subprocess.run(self.ctr("version"), capture_output=True, check=False).returncode:
@@ -191,7 +200,7 @@ class Containerd(System):
     def pull(self) -> Cost:
         """Pull and unpack."""
         before = process_cpu(self._daemon.pid)
-        cost = run(self.ctr("images", "pull", "--plain-http", self.reference), env=self._environment())
+        cost = run(self.ctr("images", "pull", "--plain-http", self.reference), env=self.environment())
         return cost._replace(
             cpu=cost.cpu + process_cpu(self._daemon.pid) - before, peak=_peak(self._daemon.pid)
         )
@@ -214,7 +223,8 @@ class Containerd(System):
     def _program(self, name: str) -> str:
         return str(self.folder / name) if self.folder else name
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Give the environment of its programs."""
         path = os.environ["PATH"]
         return environment(PATH=f"{self.folder}:{path}" if self.folder else path)
 

@@ -21,21 +21,21 @@ class Daemon(NamedTuple):
 
 
 @contextlib.contextmanager
-def lamella_serve() -> Iterator[Daemon]:
+def lamella_serve(*options: str) -> Iterator[Daemon]:
     """Run ``lamella serve`` with a store of its own, until it is told to end by SIGTERM."""
     with tempfile.TemporaryDirectory(prefix="lamella-serve-") as name:
         folder = Path(name)
-        with lamella_process(folder) as address:
+        with lamella_process(folder, *options) as address:
             yield Daemon("lamella", address, folder)
 
 
 @contextlib.contextmanager
-def lamella_process(folder: Path) -> Iterator[str]:
+def lamella_process(folder: Path, *options: str) -> Iterator[str]:
     """Run ``lamella serve`` on the store in a folder; give the address. It has to end well."""
     places = ["--root", f"{folder}/root", "--state", f"{folder}/state"]
     with (folder / "serve.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "lamella", *places, "serve", "--address", f"{folder}/c.sock"],
+            [sys.executable, "-m", "lamella", *places, "serve", "--address", f"{folder}/c.sock", *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

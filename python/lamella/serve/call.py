@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from lamella.errors import FailedPrecondition, Internal
+from lamella.errors import Internal
 from lamella.transfer.cancellation import Cancellation
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Call:
     def __init__(
         self,
         headers: Mapping[str, str],
-        client_of: Callable[[str], Client],
+        client_of: Callable[[str | None], Client],
         *,
         deadline: float | None = None,
         send: Callable[[Message], None] | None = None,
@@ -74,14 +74,6 @@ class Call:
         self._finish = finish
 
     @property
-    def namespace(self) -> str:
-        """The namespace that the client asks for. FailedPrecondition where it asks for none, as containerd has it."""
-        namespace = self.headers.get(NAMESPACE_HEADER)
-        if not namespace:
-            raise FailedPrecondition("namespace is required")
-        return namespace
-
-    @property
     def lease(self) -> str | None:
         """The lease that what is made belongs to; None: no lease."""
         return self.headers.get(LEASE_HEADER) or None
@@ -89,7 +81,7 @@ class Call:
     @property
     def client(self) -> Client:
         """The store, seen from the namespace. FailedPrecondition without one, InvalidArgument for a malformed one."""
-        return self._client_of(self.namespace)
+        return self._client_of(self.headers.get(NAMESPACE_HEADER) or None)
 
     def remaining(self) -> float | None:
         """Give the seconds until the deadline, 0.0 after it; None: there is none."""

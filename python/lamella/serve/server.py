@@ -19,7 +19,7 @@ from types import TracebackType
 
 from lamella.client import Client
 from lamella.disk import make_state_folder, translated
-from lamella.errors import InvalidArgument, Unavailable
+from lamella.errors import FailedPrecondition, InvalidArgument, Unavailable
 from lamella.locks import FileLock
 from lamella.serve import service
 from lamella.serve.transport import Transport
@@ -35,7 +35,8 @@ class Server:
     ``root``, ``state`` and ``snapshotter`` are those of :class:`lamella.Client`; ``client``: one to use instead,
     which stays open. ``address``: the path of the socket. ``uid``, ``gid``: whose it is; None: the caller's.
     ``backend``: for a containerd that has this as its snapshotter and content store, and itself decides what is kept: blobs,
-    views and committed snapshots that are made over the socket are roots of garbage collection (``containerd.io/gc.root``).
+    views and committed snapshots that are made over the socket are roots of garbage collection (``containerd.io/gc.root``),
+    all in the client's namespace. Its name for the snapshotter is any: what is not one of ours means the client's.
 
     Errors of starting: InvalidArgument for an address that is no path, Unavailable when another server listens there.
     """
@@ -74,8 +75,16 @@ class Server:
     ) -> None:
         self.stop()
 
-    def client_of(self, namespace: str) -> Client:
-        """Give the store as that namespace sees it. InvalidArgument for a malformed one."""
+    def client_of(self, namespace: str | None) -> Client:
+        """Give the store as that namespace sees it. FailedPrecondition without one, InvalidArgument for a malformed one.
+
+        A backend has one namespace, its client's: the containerd before it keeps namespaces itself, and names none when it
+        collects what no longer belongs to any of them.
+        """
+        if self.backend:
+            return self.client
+        if not namespace:
+            raise FailedPrecondition("namespace is required")
         client = self._clients.get(namespace)
         if client is None:
             client = self.client.using(namespace=namespace)

@@ -33,7 +33,7 @@ _END = object()
 class Transport:
     """Serves methods on one socket, from :meth:`start` to :meth:`stop`."""
 
-    def __init__(self, methods: Mapping[str, Method], client_of: Callable[[str], Client]) -> None:
+    def __init__(self, methods: Mapping[str, Method], client_of: Callable[[str | None], Client]) -> None:
         self._server = grpc.server(
             ThreadPoolExecutor(THREADS, thread_name_prefix="serve"),
             handlers=[_Handlers(methods, client_of)],
@@ -55,7 +55,7 @@ class Transport:
 
 
 class _Handlers(grpc.GenericRpcHandler):
-    def __init__(self, methods: Mapping[str, Method], client_of: Callable[[str], Client]) -> None:
+    def __init__(self, methods: Mapping[str, Method], client_of: Callable[[str | None], Client]) -> None:
         self._methods = methods
         self._client_of = client_of
 

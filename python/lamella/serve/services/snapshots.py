@@ -35,12 +35,14 @@ class Snapshots(Service):
 
     def _snapshotter(self, call: Call, name: str) -> RecordedSnapshotter:
         """Give a snapshotter; what it makes is a root of garbage collection only where clients cannot say so themselves."""
+        backend = self.server.backend
         if not name:
             raise InvalidArgument("snapshotter argument missing")
-        if name not in SNAPSHOTTERS:
+        if name not in SNAPSHOTTERS and not backend:
             raise InvalidArgument(f"snapshotter not loaded: {name[:200]}")
         client = call.client
-        return snapshotter(client.database, client.using(name).config, roots=self.server.backend)
+        used = client.using(name if name in SNAPSHOTTERS else None)
+        return snapshotter(client.database, used.config, roots=backend)
 
     # Life
 
