@@ -124,3 +124,15 @@ def ctr_program(request: pytest.FixtureRequest, require_program: Callable[[str],
     if not program.exists():
         pytest.skip(f"needs containerd {new_containerd.VERSION}: tools/new_containerd.py builds it")
     return request.param, program
+
+
+@pytest.fixture(scope="session")
+def nerdctl_program(require_program: Callable[[str], str]) -> Path:
+    """Where nerdctl is; it is built where it is missing."""
+    import containerd_contract
+
+    program = containerd_contract.nerdctl()
+    if not program.exists():
+        require_program("go")
+        containerd_contract.ensure_nerdctl()
+    return program

@@ -14,6 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 SECONDS = 30.0
+PRELUDE = """
+ctr() { "$CTR" --address "$ADDRESS" "$@"; }
+nerdctl() { "$NERDCTL" --address "$ADDRESS" --data-root "$PWD/nerdctl" --insecure-registry --cgroup-manager cgroupfs "$@"; }
+"""
 _ALIKE: tuple[tuple[str, str], ...] = (
     (r"time=\"[^\"]*\" ", ""),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", "<time>"),
@@ -47,10 +51,9 @@ def run(file: Path, version: str, folder: Path, variables: Mapping[str, str]) ->
     known: dict[str, str] = {}
     pieces = []
     for command in commands(file, version):
-        prelude = 'ctr() { "$CTR" --address "$ADDRESS" "$@"; }\n'
         with (folder / ".output").open("w+b") as output:
             process = subprocess.Popen(
-                ["bash", "-c", prelude + command],
+                ["bash", "-c", PRELUDE + command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -76,7 +79,7 @@ def run(file: Path, version: str, folder: Path, variables: Mapping[str, str]) ->
 
 def _alike(text: str, folder: Path, variables: Mapping[str, str], known: dict[str, str]) -> str:
     text = text.replace(str(folder), "FOLDER")
-    for name in ("IMAGE", "REGISTRY", "NAMESPACE", "ADDRESS"):
+    for name in ("IMAGE", "REGISTRY", "HOST", "NAMESPACE", "ADDRESS"):
         text = text.replace(variables[name], f"${name}")
     for pattern, shown in _ALIKE:
         text = re.sub(pattern, shown, text)

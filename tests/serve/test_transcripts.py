@@ -1,0 +1,107 @@
+"""Commands of containerd's clients, unchanged, against ``lamella serve``: they print what they print with containerd 2.4.
+
+``ctr/NAME.txt`` and ``nerdctl/NAME.txt`` are the commands, ``VERSION/NAME.txt`` beside them what they print: recorded from
+containerd by ``LAMELLA_UPDATE_GOLDEN=1 pytest tests/serve/test_transcripts.py -k containerd``. Where lamella is to differ,
+``INTENDED`` says so with a reason, and docs/serve-peers.md tells its users.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transcripts
+from daemons import Daemon
+
+HERE = Path(__file__).resolve().parent
+SERVED = ["about", "leases"]
+RECORDS = os.environ.get("LAMELLA_UPDATE_GOLDEN") == "1" or os.environ.get("LAMELLA_NIGHTLY") == "1"
+"""Whether containerd is asked again: what it prints does not change from day to day."""
+INTENDED: dict[str, str] = {}
+"""Commands whose output may differ, each with the reason."""
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_program("script")]
+
+
+def _topics(program: str, lamella: Sequence[str] | None = None) -> pytest.MarkDecorator:
+    """Have a test run for each file of a program's commands, against both daemons."""
+    names = sorted(file.stem for file in (HERE / program).glob("*.txt"))
+    return pytest.mark.parametrize(
+        ("daemon", "name"),
+        [
+            *(("lamella", name) for name in (names if lamella is None else lamella)),
+            *(("containerd", name) for name in names if RECORDS),
+        ],
+        indirect=["daemon"],
+    )
+
+
+@_topics("ctr", SERVED)
+def test_ctr(
+    daemon: Daemon, ctr_program: tuple[str, Path], name: str, small_image_registry: Any, tmp_path: Path
+) -> None:
+    version, program = ctr_program
+    variables = {"CTR": str(program), "FIFOS": f"--fifo-dir {tmp_path}/fifo"}
+    _check(daemon, HERE / "ctr" / f"{name}.txt", version, variables, small_image_registry.address, tmp_path)
+
+
+@_topics("nerdctl", [])
+def test_nerdctl(
+    daemon: Daemon, nerdctl_program: Path, name: str, small_image_registry: Any, tmp_path: Path
+) -> None:
+    variables = {"NERDCTL": str(nerdctl_program), "LC_ALL": "C.UTF-8"}
+    _check(daemon, HERE / "nerdctl" / f"{name}.txt", "2.0", variables, small_image_registry.address, tmp_path)
+
+
+def _check(
+    daemon: Daemon, commands: Path, version: str, more: dict[str, str], registry: str, folder: Path
+) -> None:
+    """Run the commands, and compare with what they are expected to print."""
+    namespace = f"{commands.stem}-{version}"
+    variables = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "ADDRESS": daemon.address,
+        "HOST": registry,
+        "REGISTRY": f"{registry}/{namespace}",
+        "IMAGE": f"{registry}/machine:latest",
+        "NAMESPACE": namespace,
+        "CONTAINERD_NAMESPACE": namespace,
+        "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS": "1",
+    }
+    try:
+        got = transcripts.run(commands, version, folder, variables | more)
+    finally:
+        _end_containers(daemon, namespace)
+    expected = commands.parent / version / commands.name
+    if daemon.name == "containerd" and os.environ.get("LAMELLA_UPDATE_GOLDEN") == "1":
+        expected.parent.mkdir(exist_ok=True)
+        expected.write_text(got)
+    want = expected.read_text()
+    if daemon.name == "lamella":
+        got, want = _without_words(got), _without_words(want)
+    lines = (want.splitlines(), got.splitlines())
+    differences = list(difflib.unified_diff(*lines, "expected", "got", lineterm="", n=4))
+    assert not differences, "\n" + "\n".join(differences)
+
+
+def _end_containers(daemon: Daemon, namespace: str) -> None:
+    """End what runs yet, and remove it: there is nothing unless a command failed."""
+    ctr = ["ctr", "--address", daemon.address, "--namespace", namespace]
+    done = subprocess.run([*ctr, "containers", "ls", "-q"], capture_output=True, text=True, check=False)
+    for container in done.stdout.split():
+        for command in (["tasks", "rm", "--force"], ["containers", "rm"]):
+            subprocess.run([*ctr, *command, container], capture_output=True, check=False)
+
+
+def _without_words(transcript: str) -> str:
+    """Leave out how an error is worded, and what is to differ."""
+    pieces = re.split(r"(?m)^(?=\$ )", transcript)
+    text = "".join(piece for piece in pieces if piece.partition("\n")[0].removeprefix("$ ") not in INTENDED)
+    return re.sub(r"(?m)^(ctr: |level=)(?!.*grpc).*", r"\1...", text)
