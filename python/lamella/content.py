@@ -316,15 +316,18 @@ class ContentStore:
         wait: bool = False,
         waiting: Callable[[], object] | None = None,
         shared: bool = False,
+        adopt: bool = True,
     ) -> Ingest:
         """Open the ingest of a ref, or the one that was left unfinished, to go on at its offset.
 
         ``size`` and ``digest`` are what is expected in the end (0 and None: unknown). An unfinished ingest that was
-        to have another size or digest starts over. ``shared``, with a digest: there is one such ingest for all namespaces,
-        whatever its ref; it is listed in the namespace of its last writer. ``waiting`` is called while another writes, see
+        to have another size or digest starts over; what was expected of it counts no more where nothing is now.
+        ``shared``, with a digest: there is one such ingest for all namespaces, whatever its ref; it is listed in the
+        namespace of its last writer. ``waiting`` is called while another writes, see
         :meth:`lamella.locks.FileLock.acquire`. Errors: InvalidArgument for an empty ref; Unavailable while another
-        writes to it, unless ``wait``; AlreadyExists when the digest is in the store (one that only other namespaces see
-        becomes visible in this one, as in containerd).
+        writes to it, unless ``wait``; AlreadyExists when the digest is in the store: one that only other namespaces
+        see becomes visible in this one. Without ``adopt`` that takes a commit: the ingest begins as a copy of it, as
+        a client of containerd expects.
         """
         check_ref(ref)
         if shared and digest is None:
@@ -333,18 +336,23 @@ class ContentStore:
             raise InvalidArgument(f"ingest {ref!r}: the size {size} is negative")
         expected = parse_digest(digest) if digest else None
         if expected is not None:
-            self._refuse_present(expected)
+            self._refuse_present(expected, adopt)
         folder = self._shared_folder(expected) if shared and expected else self._folder(ref)
         waits = self._database.metrics.waits("ingest")
         lock = FileLock(folder / "lock", what=f"ingest {ref!r}", waited=waits)
         lock.acquire(wait=wait, waiting=waiting)
         try:
             if expected is not None:  # its writer may just have committed it
-                self._refuse_present(expected)
+                self._refuse_present(expected, adopt)
             with translated(f"open the ingest {ref!r}"):
                 record = self._resume(
                     folder, IngestRecord(self._namespace, ref, size, expected or "", timestamp())
                 )
+                if expected is not None and not adopt and self.exists(expected):
+                    import shutil
+
+                    with suppress(FileNotFoundError):  # collected meanwhile
+                        shutil.copyfile(self._file(expected), folder / "data")
                 return Ingest(folder, lock, record, self._publish)
         except BaseException as error:
             with suppress(OSError, LamellaError):
@@ -410,12 +418,13 @@ class ContentStore:
         data = folder / "data"
         record = read_ingest(folder)
         if record is not None:
-            total, expected = wanted.total or record.total, wanted.expected or record.expected
-            same = (total, expected) == (record.total or total, record.expected or expected)
+            total = wanted.total or record.total
+            same = total == (record.total or total) and wanted.expected in (
+                "",
+                record.expected or wanted.expected,
+            )
             if same and (not total or file_length(data) <= total):
-                found = msgspec.structs.replace(
-                    wanted, total=total, expected=expected, started_at=record.started_at
-                )
+                found = msgspec.structs.replace(wanted, total=total, started_at=record.started_at)
                 if found != record:
                     write_record(folder, found)
                 return found
@@ -423,10 +432,13 @@ class ContentStore:
         write_record(folder, wanted)
         return wanted
 
-    def _refuse_present(self, digest: Digest) -> None:
+    def _refuse_present(self, digest: Digest, adopt: bool) -> None:
         if self.exists(digest):
             try:
-                self.adopt(digest)
+                if adopt:
+                    self.adopt(digest)
+                else:
+                    self.info(digest)
             except NotFound:  # deleted between the two
                 return
             raise AlreadyExists(f"content {digest} is in the store")

@@ -141,10 +141,38 @@ def test_content_that_is_here_is_not_written_again(content) -> None:
     ]
     assert refusal(content.Write, iter(late)) is CODES.ALREADY_EXISTS
     assert not content.ListStatuses(pb.ListStatusesRequest()).statuses
-    # Another namespace gets it without a byte on the way.
+
+
+def test_another_namespace_gets_content_that_is_here_without_a_byte_on_the_way(content) -> None:
+    write(content, whole(DATA))
     asked = pb.WriteContentRequest(action=pb.STAT, ref="y", expected=sha256(DATA), total=len(DATA))
-    assert refusal(content.Write, iter([asked]), namespace="other") is CODES.ALREADY_EXISTS
+    commit = pb.WriteContentRequest(action=pb.COMMIT, offset=len(DATA), total=len(DATA))
+    found, _ = content.Write(iter([asked, commit]), namespace="other")
+    assert (found.offset, found.digest) == (len(DATA), sha256(DATA))
     assert content.Info(pb.InfoRequest(digest=sha256(DATA)), namespace="other").info.size == len(DATA)
+
+
+def test_content_of_another_namespace_is_seen_once_it_was_committed(content) -> None:
+    write(content, whole(DATA))
+    asked = pb.WriteContentRequest(action=pb.STAT, ref="y", expected=sha256(DATA), total=len(DATA))
+    list(content.Write(iter([asked]), namespace="other"))
+    missing = pb.InfoRequest(digest=sha256(DATA))
+    assert refusal(content.Info, missing, namespace="other") is CODES.NOT_FOUND
+    (status,) = content.ListStatuses(pb.ListStatusesRequest(), namespace="other").statuses
+    assert status.offset == len(DATA)
+
+
+def test_a_size_that_comes_with_the_commit_is_checked(content) -> None:
+    begun = pb.WriteContentRequest(action=pb.WRITE, ref="sized", data=DATA)
+    commit = pb.WriteContentRequest(action=pb.COMMIT, offset=len(DATA), total=len(DATA) + 1)
+    assert refusal(content.Write, iter([begun, commit])) is CODES.FAILED_PRECONDITION
+
+
+def test_what_an_earlier_write_expected_is_forgotten(content) -> None:
+    first = pb.WriteContentRequest(action=pb.COMMIT, ref="r", data=DATA, expected=sha256(b"other"))
+    assert refusal(content.Write, iter([first])) is CODES.FAILED_PRECONDITION
+    write(content, pb.WriteContentRequest(action=pb.COMMIT, ref="r", offset=len(DATA)))
+    assert content.Info(pb.InfoRequest(digest=sha256(DATA))).info.size == len(DATA)
 
 
 def test_a_ref_has_one_writer(served, content) -> None:

@@ -20,7 +20,7 @@ import transcripts
 from daemons import Daemon
 
 HERE = Path(__file__).resolve().parent
-SERVED = ["about", "leases"]
+SERVED = ["about", "leases", "namespaces"]
 RECORDS = os.environ.get("LAMELLA_UPDATE_GOLDEN") == "1" or os.environ.get("LAMELLA_NIGHTLY") == "1"
 """Whether containerd is asked again: what it prints does not change from day to day."""
 INTENDED: dict[str, str] = {}

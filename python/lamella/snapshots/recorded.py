@@ -223,8 +223,8 @@ class RecordedSnapshotter(ABC):
         )
         db.execute(
             """
-            UPDATE snapshots SET name = ?, kind = 'committed', labels = ?, updated_at = ?
-            WHERE namespace = ? AND snapshotter = ? AND name = ?
+            UPDATE snapshots SET name = ?1, kind = 'committed', labels = ?2, created_at = ?3, updated_at = ?3
+            WHERE namespace = ?4 AND snapshotter = ?5 AND name = ?6
             """,
             (name, labels, timestamp(), *self._scope, key),
         )
@@ -301,7 +301,7 @@ class RecordedSnapshotter(ABC):
             number, layer, has_children = row
             if has_children:
                 raise FailedPrecondition(
-                    f"snapshot {key!r} is the parent of others",
+                    f"cannot remove snapshot {key!r}: it is the parent of others",
                     hint=f"Remove those first; lamella snapshots ls --filter 'parent==\"{key}\"' lists them.",
                 )
             db.execute("DELETE FROM snapshots WHERE number = ?", (number,))

@@ -128,13 +128,14 @@ class _Write:
         if self._expected:
             self._hold(self._expected)
         self.ingest: Ingest = self._client.content.writer(
-            request.ref, size=self._total, digest=self._expected
+            request.ref, size=self._total, digest=self._expected, adopt=False
         )
 
     def answer(self, request: content_pb2.WriteContentRequest) -> content_pb2.WriteContentResponse:
         """Do what one message asks for."""
         ingest = self.ingest
-        if request.expected and self._is_here(self._expect(request)):
+        expected = self._expect(request)
+        if request.expected and self._is_here(expected):
             ingest.discard()
             raise AlreadyExists(f"blob with expected digest {request.expected} exists")
         if request.action == content_pb2.STAT:
