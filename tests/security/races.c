@@ -2,8 +2,10 @@
  *
  *   races swap A B      exchanges two names with each other, for ever, whatever comes between: one may be gone, busy or not there yet
  *   races watch SECONDS looks at every process that turns up. Prints "launcher" when it can open the launcher's program, and takes its
- *                       mode and owner away if it can, "written" when it can write to it while it runs or after, and "descriptor PATH" for what
- *                       a process has open that leads out of the container; "done" at the end.
+ *                       mode and owner away if it can, "written" when it can write to it while it runs or after; "done" at the end
+ *   races look SECONDS  looks into every process that turns up, at once and again and again. Prints "launcher" when it sees that one runs
+ *                       the launcher's program, "descriptor PATH" for a file or folder that one has open and that is on no file system
+ *                       of the container; "done" at the end
  *   races open          prints "open N PATH" for each descriptor beyond the standard ones, "outside" when the working folder is
  *                       not in the container; "done" at the end
  */
@@ -42,41 +44,67 @@ static void try_to_write(int file)
 	}
 }
 
-static int watch(int seconds)
+/* What a link of /proc leads to; "" when it cannot be read. */
+static const char *target(const char *path)
+{
+	static char text[4096];
+	ssize_t length = readlink(path, text, sizeof text - 1);
+	text[length < 0 ? 0 : length] = 0;
+	return text;
+}
+
+static int runs_launcher(int pid, char *path, size_t size)
+{
+	snprintf(path, size, "/proc/%d/exe", pid);
+	return strstr(target(path), "lamella-launcher") != NULL;
+}
+
+static void attack(int pid)
+{
+	static int seen;
+	char path[64];
+	if (!runs_launcher(pid, path, sizeof path))
+		return;
+	int file = open(path, O_RDONLY | O_CLOEXEC);
+	if (file < 0)
+		return;
+	if (!seen++)
+		puts("launcher");
+	fchmod(file, 0);
+	if (fchown(file, 1, 1))
+		errno = 0;
+	try_to_write(file);
+	close(file);
+}
+
+static void look_into(int pid)
+{
+	static int seen;
+	struct stat root, status;
+	char path[64];
+	if (runs_launcher(pid, path, sizeof path) && !seen++)
+		puts("launcher");
+	stat("/", &root);
+	for (int number = 0; number < 64; number++) {
+		snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, number);
+		const char *name = target(path);
+		/* Its name may lead nowhere in here; the link does. */
+		if (name[0] == '/' && strncmp(name, "/dev/", 5) && strncmp(name, "/proc", 5) && strncmp(name, "/memfd:", 7) &&
+		    !stat(path, &status) && status.st_dev != root.st_dev)
+			printf("descriptor %s\n", name);
+	}
+}
+
+static int every_process(int seconds, void (*act)(int pid))
 {
 	time_t end = time(NULL) + seconds;
-	int seen = 0;
 	while (time(NULL) < end) {
 		DIR *folder = opendir("/proc");
 		struct dirent *entry;
 		while (folder && (entry = readdir(folder))) {
 			int pid = atoi(entry->d_name);
-			char path[512], target[4096];
-			if (pid <= 1 || pid == getpid())
-				continue;
-			snprintf(path, sizeof path, "/proc/%d/exe", pid);
-			ssize_t length = readlink(path, target, sizeof target - 1);
-			target[length < 0 ? 0 : length] = 0;
-			if (strstr(target, "lamella-launcher")) {
-				int file = open(path, O_RDONLY | O_CLOEXEC);
-				if (file >= 0) {
-					if (!seen++)
-						puts("launcher");
-					fchmod(file, 0);
-					if (fchown(file, 1, 1))
-						errno = 0;
-					try_to_write(file);
-					close(file);
-				}
-			}
-			for (int number = 0; number < 32; number++) {
-				struct stat status;
-				snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, number);
-				length = readlink(path, target, sizeof target - 1);
-				target[length < 0 ? 0 : length] = 0;
-				if (length > 0 && target[0] == '/' && strncmp(target, "/dev/", 5) && strncmp(target, "/proc", 5) && stat(target, &status))
-					printf("descriptor %s\n", target);
-			}
+			if (pid > 1 && pid != getpid())
+				act(pid);
 		}
 		if (folder)
 			closedir(folder);
@@ -89,16 +117,14 @@ static int watch(int seconds)
 static int open_descriptors(void)
 {
 	struct stat root, status;
-	char path[64], target[4096];
+	char path[64], folder[4096];
 	stat("/", &root);
 	for (int number = 3; number < 1024; number++)
 		if (!fstat(number, &status)) {
 			snprintf(path, sizeof path, "/proc/self/fd/%d", number);
-			ssize_t length = readlink(path, target, sizeof target - 1);
-			target[length < 0 ? 0 : length] = 0;
-			printf("open %d %s\n", number, target);
+			printf("open %d %s\n", number, target(path));
 		}
-	if (!getcwd(target, sizeof target) || target[0] != '/')
+	if (!getcwd(folder, sizeof folder) || folder[0] != '/')
 		puts("outside");
 	puts("done");
 	return 0;
@@ -109,7 +135,9 @@ int main(int count, char **arguments)
 	if (count == 4 && !strcmp(arguments[1], "swap"))
 		swap(arguments[2], arguments[3]);
 	if (count == 3 && !strcmp(arguments[1], "watch"))
-		return watch(atoi(arguments[2]));
+		return every_process(atoi(arguments[2]), attack);
+	if (count == 3 && !strcmp(arguments[1], "look"))
+		return every_process(atoi(arguments[2]), look_into);
 	if (count == 2 && !strcmp(arguments[1], "open"))
 		return open_descriptors();
 	return 2;

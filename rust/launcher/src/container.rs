@@ -1,7 +1,7 @@
 //! The container's first process, from clone to exec.
 
 use std::cell::OnceCell;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Gid, Uid};
 use rustix::process::DumpableBehavior;
@@ -61,10 +61,15 @@ pub struct Streams {
 }
 
 impl Streams {
+    /// Those that are there.
+    pub fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.input.iter().chain([&self.output, &self.error]).map(AsFd::as_fd)
+    }
+
     /// Let the root of a user namespace own those that are pipes: it hands them on to the program's user, and could not take
     /// what belongs to nobody of its own.
     pub fn give_to(&self, (uid, gid): (u32, u32)) {
-        for stream in self.input.iter().chain([&self.output, &self.error]) {
+        for stream in self.all() {
             let is_pipe = |status: rustix::fs::Stat| FileType::from_raw_mode(status.st_mode) == FileType::Fifo;
             if rustix::fs::fstat(stream).is_ok_and(is_pipe) {
                 let _ = rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
@@ -188,9 +193,7 @@ pub fn run(process: &process::Plan, channel: &Channel, wait: &Wait, hooks: Optio
     };
     // Everything that was open for the set-up goes now: a descriptor of a host folder would be a way out
     // (CVE-2024-21626). The owners of those descriptors live in our caller and are never dropped.
-    let init = process.init.as_ref().map(AsFd::as_fd);
-    let kept = [Some(channel.as_fd()), init, starter];
-    sys::close_all_but(kept.into_iter().chain(process.preserved.iter().map(|file| Some(file.as_fd()))));
+    sys::close_all_but([channel.as_fd()].into_iter().chain(starter).chain(process.files()));
     // Whoever starts the program takes the place of whoever set it up.
     let starting = OnceCell::new();
     let mut warn = |text| {

@@ -1,8 +1,8 @@
 //! A further process of a running container, from fork to exec.
 //!
 //! A helper joins the container's cgroup and namespaces, makes the process as a child of the monitor (CLONE_PARENT) in
-//! the container's PID namespace, says its id and ends. Both cannot be looked into by processes of the container
-//! (PR_SET_DUMPABLE): until exec they hold descriptors of the host.
+//! the container's PID namespace, says its id and ends. Until exec the process cannot be looked into by others of the container
+//! (PR_SET_DUMPABLE), and it has nothing open that leads to the host: who has CAP_SYS_PTRACE can look into it all the same.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -65,21 +65,25 @@ pub fn enter(
     let target = group.and_then(Group::clone_target).or_else(|| cgroup.clone_target());
     match sys::clone_process(0, target).step(|| "start a helper to enter the container")? {
         Forked::Parent(helper) => Ok(helper),
-        Forked::Child => match join(init.as_fd(), namespaces, cgroup, group, theirs) {
-            Ok(Forked::Parent(_)) => sys::exit_now(0),
-            Ok(Forked::Child) => become_process(entry, theirs, streams),
-            Err(failure) => fail(failure, theirs),
-        },
+        Forked::Child => {
+            let kept = streams.iter().flat_map(Streams::all).chain(entry.process.files());
+            match join(init.as_fd(), namespaces, cgroup, group, theirs, kept) {
+                Ok(Forked::Parent(_)) => sys::exit_now(0),
+                Ok(Forked::Child) => become_process(entry, theirs, streams),
+                Err(failure) => fail(failure, theirs),
+            }
+        }
     }
 }
 
-/// In the helper: join the container and make the process.
-fn join(
+/// In the helper: join the container and make the process, which finds nothing open but its channel and what is `kept`.
+fn join<'a>(
     init: BorrowedFd<'_>,
     namespaces: i32,
     cgroup: &Cgroup,
     group: Option<&Group>,
-    channel: &Channel,
+    channel: &'a Channel,
+    kept: impl Iterator<Item = BorrowedFd<'a>>,
 ) -> Result<Forked, Failure> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).step(|| "hide from the container")?;
     cgroup.join()?;
@@ -87,6 +91,7 @@ fn join(
         group.join()?;
     }
     sys::move_into(init, namespaces).step(|| "enter the container's namespaces")?;
+    sys::close_all_but(kept.chain([channel.as_fd()]));
     let forked = sys::clone_process(libc::CLONE_PARENT as u64, None).step(|| "start the process in the container")?;
     if let Forked::Parent(pid) = forked {
         channel.send(&Message::Pid(pid))?;

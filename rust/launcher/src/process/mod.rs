@@ -121,6 +121,11 @@ impl Plan {
         self.filter.as_ref()
     }
 
+    /// What its program, or its init, is to find open, or is made of.
+    pub fn files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.init.iter().chain(&self.preserved).map(AsFd::as_fd)
+    }
+
     /// Drop the capabilities that this process does not have itself; returns their names.
     pub fn limit_capabilities(&mut self) -> Result<Vec<String>, Failure> {
         self.capabilities.limit_to_own()

@@ -308,11 +308,7 @@ pub fn dismiss(helper: i32) {
 /// In a process that was forked: let go of every descriptor but some and the streams that it is to hand down. The monitor's
 /// socket and its ends of pipes are among them, and others wait for the end of those.
 fn keep_only(kept: &[BorrowedFd<'_>], streams: Option<&Streams>) {
-    let mut all: Vec<Option<BorrowedFd<'_>>> = kept.iter().copied().map(Some).collect();
-    if let Some(streams) = streams {
-        all.extend([streams.input.as_ref(), Some(&streams.output), Some(&streams.error)].map(|it| it.map(AsFd::as_fd)));
-    }
-    sys::close_all_but(all);
+    sys::close_all_but(kept.iter().copied().chain(streams.into_iter().flat_map(Streams::all)));
 }
 
 /// Make a folder that is there or not.

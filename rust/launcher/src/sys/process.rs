@@ -94,13 +94,13 @@ pub fn inherited(descriptor: RawFd) -> Option<OwnedFd> {
 }
 
 /// Close every descriptor above standard error but some. Whoever still owns another must not use or drop it.
-pub fn close_all_but<'a>(kept: impl IntoIterator<Item = Option<BorrowedFd<'a>>>) {
+pub fn close_all_but<'a>(kept: impl IntoIterator<Item = BorrowedFd<'a>>) {
     let close = |first: RawFd, last: u32| {
         // SAFETY: integers only. Values that own one of these descriptors are left dangling: the caller is about to become
-        // another program, and touches none of them.
+        // another program, or to make the process that is, and touches none of them.
         unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     };
-    let mut kept: Vec<RawFd> = kept.into_iter().flatten().map(|file| file.as_raw_fd()).collect();
+    let mut kept: Vec<RawFd> = kept.into_iter().map(|file| file.as_raw_fd()).collect();
     kept.sort_unstable();
     let mut next = 3;
     for descriptor in kept {
