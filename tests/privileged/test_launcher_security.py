@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,28 @@ NUMBERS = {
     "io_uring_setup": 425, "kcmp": 312, "lookup_dcookie": 212, "syslog": 103, "vhangup": 153, "mbind": 237,
     "move_pages": 279, "pidfd_getfd": 438, "process_madvise": 440,
 }  # fmt: skip
+
+
+def _show(box: Box, place: str, source: Path) -> None:
+    """Bind a folder in the place of all that is mounted there."""
+    box.spec["mounts"] = [
+        one for one in box.spec["mounts"] if not f"{one['destination']}/".startswith(f"{place}/")
+    ]
+    box.spec["mounts"].append(
+        {"destination": place, "type": "bind", "source": str(source), "options": ["bind"]}
+    )
+
+
+def _open_files(pid: int) -> list[tuple[str, int]]:
+    """Give what a process has open beyond its standard streams, and its flags."""
+    numbers = [number for number in os.listdir(f"/proc/{pid}/fd") if int(number) > 2]
+    files = []
+    for number in numbers:
+        fields = dict(
+            line.split(":", 1) for line in Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines()[:2]
+        )
+        files.append((str(Path(f"/proc/{pid}/fd/{number}").readlink()), int(fields["flags"], 8)))
+    return files
 
 
 # ---- system calls
@@ -155,6 +179,21 @@ def test_no_descriptor_is_leaked(box: Box) -> None:
     assert set(result.stdout.split()) <= {b"0", b"1", b"2", b"10", b"255"}  # a shell may keep its script open
 
 
+def test_what_waits_for_its_program_and_its_monitor_would_hand_down_nothing(box: Box) -> None:
+    """Each of the ways by which no descriptor is leaked, by itself: what is not needed is closed, the rest exec would close."""
+    leaked = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    os.set_inheritable(leaked, True)
+    try:
+        reply, _ = box.launch("/bin/true", hold=True)
+    finally:
+        os.close(leaked)
+    waiting, monitor = _open_files(reply["pid"]), _open_files(reply["monitor_pid"])
+    assert all(name.startswith("socket:") for name, _ in waiting), waiting
+    assert "/" not in {name for name, _ in monitor}
+    assert monitor
+    assert all(flags & os.O_CLOEXEC for _, flags in waiting + monitor), (waiting, monitor)
+
+
 def test_a_working_folder_beyond_a_symlink_to_a_descriptor_leads_nowhere(box: Box) -> None:
     (box.lower / "escape").symlink_to("/proc/self/fd/7")
     box.process["cwd"] = "/escape"
@@ -179,20 +218,34 @@ print(json.dumps(results))
     assert not any(results.values())
 
 
-def test_a_mask_is_the_null_device_whatever_the_image_has_in_its_place(box: Box) -> None:
-    # The image's own /dev/null is a symlink to what an attacker wants to have bound, and there is no /dev mount.
-    box.spec["mounts"] = [one for one in box.spec["mounts"] if not one["destination"].startswith("/dev")]
-    (box.lower / "dev/null").symlink_to("/proc/sys/kernel/core_pattern")
-    box.linux["devices"] = []
-    error_or_run = box.launch(
-        PYTHON, "-I", "-S", "-c", "import os; s = os.stat('/proc/keys'); print(s.st_rdev)"
+def test_a_mask_is_the_null_device_whatever_the_container_has_in_its_place(box: Box, tmp_path: Path) -> None:
+    # A /dev of its own, whose null is a symlink to what an attacker wants to have bound.
+    dev = tmp_path / "dev"
+    dev.mkdir()
+    (dev / "null").symlink_to("/etc/wanted")
+    (box.lower / "etc/wanted").write_text("wanted")
+    _show(box, "/dev", dev)
+    assert box.python("print(json.dumps([os.stat('/proc/keys').st_rdev, open('/etc/wanted').read()]))") == [
+        os.makedev(1, 3),
+        "wanted",
+    ]
+
+
+def test_nothing_is_masked_by_what_is_not_the_null_device(box: Box, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("")
+    (box.folder / "config.json").write_text(json.dumps(box.spec))
+    launch = (
+        "import sys, lamella._core as core; sys.stdout.buffer.write(core.launch(sys.stdin.buffer.read(), []))"
     )
-    reply, connection = error_or_run
-    assert connection is not None
-    if "error" in reply:
-        assert "/dev/null" in reply["error"]["message"]
-    else:
-        assert connection.collect().stdout == str(os.makedev(1, 3)).encode() + b"\n"
+    elsewhere = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /dev/null && exec "$@"']
+    reply = subprocess.run(
+        [*elsewhere, other, sys.executable, "-c", launch],
+        input=json.dumps(box.request(attach=False)).encode(),
+        capture_output=True,
+        check=True,
+    ).stdout
+    assert "is not the null device" in json.loads(reply)["error"]["message"]
 
 
 def test_a_masked_path_that_is_a_symlink_in_the_image_covers_what_it_names_in_the_container(
@@ -241,14 +294,40 @@ def test_sysctls_that_would_change_the_host_are_refused(box: Box, name: str) -> 
     assert box.error()["kind"] == "InvalidArgument"
 
 
-def test_a_terminal_is_opened_in_the_real_devpts_only(box: Box) -> None:
-    # /dev/pts of the image is a folder with a symlink in place of ptmx.
-    box.spec["mounts"] = [one for one in box.spec["mounts"] if one["type"] != "devpts"]
-    (box.lower / "dev/pts").mkdir()
-    (box.lower / "dev/pts/ptmx").symlink_to("/proc/sys/kernel/core_pattern")
+def test_a_sysctl_is_the_kernels_whatever_the_container_has_in_place_of_proc(box: Box) -> None:
+    box.spec["mounts"] = [one for one in box.spec["mounts"] if one["destination"] != "/proc"]
+    place = box.lower / "proc/sys/net/ipv4"
+    place.mkdir(parents=True)
+    (place / "ip_forward").write_text("image")
+    box.linux["sysctl"] = {"net.ipv4.ip_forward": "1"}
+    reply, _ = box.launch("/bin/sleep", "100", attach=False)
+    assert "error" not in reply, reply
+    read = ["nsenter", f"--net=/proc/{reply['pid']}/ns/net", "cat", "/proc/sys/net/ipv4/ip_forward"]
+    assert subprocess.run(read, capture_output=True, check=True).stdout == b"1\n"
+    assert Path(f"/proc/{reply['pid']}/root/proc/sys/net/ipv4/ip_forward").read_text() == "image"
+
+
+@pytest.mark.parametrize("way", ["a folder of the image", "another file system", "a symlink"])
+def test_a_terminal_is_opened_in_the_real_devpts_only(box: Box, way: str) -> None:
+    devpts = next(one for one in box.spec["mounts"] if one["type"] == "devpts")
+    if way == "a symlink":
+        devpts["destination"] = "/pts"
+        box.spec["mounts"] = [
+            one for one in box.spec["mounts"] if not one["destination"].startswith("/dev")
+        ] + [devpts]
+        (box.lower / "dev/pts").symlink_to("/pts")
+    elif way == "another file system":
+        # It has a ptmx, too: the machine's.
+        devpts.update(type="bind", source="/dev", options=["bind"])
+    else:
+        box.spec["mounts"].remove(devpts)
+        (box.lower / "dev/pts").mkdir()
+        (box.lower / "dev/pts/ptmx").symlink_to("/proc/sys/kernel/core_pattern")
     box.process["terminal"] = True
-    error = box.error()
-    assert "/dev/pts" in error["message"]
+    message = box.error()["message"]
+    assert "open a terminal in the container's /dev/pts" in message
+    if way == "another file system":
+        assert "it is no devpts" in message
 
 
 def test_the_console_does_not_follow_a_symlink_of_the_image(box: Box) -> None:

@@ -325,6 +325,15 @@ def test_descriptors_of_the_caller_are_handed_down_only_when_asked_for(
     assert handed.read_text() == "handed\n"
 
 
+def test_a_working_folder_outside_of_the_root_is_refused_also_where_a_descriptor_leads_there(
+    box: OciBundle, tmp_path: Path
+) -> None:
+    box.process["cwd"] = "/proc/self/fd/3"
+    open_folder = ("/bin/sh", "-c", f'exec "$@" 3<{tmp_path}', "sh")
+    said = box.create("/bin/true", options=("--preserve-fds", "1"), before=open_folder, check=False)
+    assert "outside the container's root" in said
+
+
 def test_a_further_process_is_run_in_the_foreground_or_left_to_the_caller(
     box: OciBundle, tmp_path: Path
 ) -> None:
