@@ -74,6 +74,11 @@ class Call:
         self._finish = finish
 
     @property
+    def namespace(self) -> str:
+        """The name of the namespace. Errors as for :attr:`client`."""
+        return self.client.config.namespace
+
+    @property
     def lease(self) -> str | None:
         """The lease that what is made belongs to; None: no lease."""
         return self.headers.get(LEASE_HEADER) or None
