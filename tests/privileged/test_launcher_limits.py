@@ -64,7 +64,7 @@ def test_cpu_limits_are_set(box: Box) -> None:
     box.start("/bin/sleep", "100")
     if UNIFIED:
         assert box.cgroup_file(folder, "cpu.max") == "25000 50000"
-        assert box.cgroup_file(folder, "cpu.weight") == "20"
+        assert box.cgroup_file(folder, "cpu.weight") == "59"
     else:
         assert box.cgroup_file(folder, "cpu.cfs_quota_us") == "25000"
         assert box.cgroup_file(folder, "cpu.cfs_period_us") == "50000"
@@ -89,6 +89,28 @@ def test_devices_are_denied_but_for_the_allowed_ones(box: Box) -> None:
     *denied, allowed = box.python(code)
     assert denied == ["EPERM"] * len(nodes)
     assert allowed == "ok"
+
+
+def test_a_node_that_a_container_makes_itself_opens_only_what_is_allowed(box: Box) -> None:
+    nodes = {"type": "tmpfs", "source": "tmpfs", "destination": "/nodes", "options": ["dev", "nosuid"]}
+    box.spec["mounts"].append(nodes)
+    box.set_capabilities("CAP_MKNOD", "CAP_SYS_RAWIO", "CAP_DAC_OVERRIDE")
+    devices = [
+        ("mem", 0o20600, 1, 1),
+        ("tty", 0o20600, 4, 0),
+        ("disk", 0o60600, 254, 0),
+        ("null", 0o20600, 1, 3),
+    ]
+    code = f"""
+results = []
+for name, kind, major, minor in {devices!r}:
+    made = attempt(os.mknod, '/nodes/' + name, kind, os.makedev(major, minor))
+    results.append([made, attempt(os.open, '/nodes/' + name, os.O_RDONLY)])
+print(json.dumps(results))
+"""
+    *denied, allowed = box.python(code)
+    assert denied == [["ok", "EPERM"]] * 3
+    assert allowed == ["ok", "ok"]
 
 
 def test_a_device_that_is_allowed_works(box: Box) -> None:

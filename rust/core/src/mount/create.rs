@@ -1,6 +1,7 @@
 //! A new file system by fsopen, fsconfig and fsmount.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -24,6 +25,9 @@ const MAX_VALUE: usize = 255;
 /// As many lower folders has an overlay at most (`OVL_MAX_STACK`).
 const MAX_LOWER: usize = 500;
 
+/// What [`heeds_no_option`] says of overlayfs: asked once a process.
+static HEEDS_NO_OPTION: OnceLock<bool> = OnceLock::new();
+
 pub fn create(mount: &Mount, options: &Options) -> Result<OwnedFd, Refusal> {
     let context = match rustix::mount::fsopen(mount.kind.as_str(), FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(context) => context,
@@ -34,10 +38,21 @@ pub fn create(mount: &Mount, options: &Options) -> Result<OwnedFd, Refusal> {
         }
         Err(error) => return Err(Refusal::Failed(Error::system("fsopen", error))),
     };
+    if mount.kind == "overlay" && *HEEDS_NO_OPTION.get_or_init(|| heeds_no_option(&mount.kind)) {
+        return Err(Refusal::TooOld);
+    }
     configure(&context, mount, options)?;
     rustix::mount::fsconfig_create(&context).map_err(|error| failed(&context, "fsconfig", error))?;
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, options.set)
         .map_err(|error| failed(&context, "fsmount", error))
+}
+
+/// Whether a file system heeds no option before it is made, as overlayfs until Linux 6.5: it would be told `lowerdir+`
+/// without a complaint, and refuse to be made then, with a line in the kernel's log.
+fn heeds_no_option(kind: &str) -> bool {
+    rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
+        .and_then(|context| rustix::mount::fsconfig_set_flag(context, "no-such-option"))
+        .is_ok()
 }
 
 fn configure(context: &OwnedFd, mount: &Mount, options: &Options) -> Result<(), Refusal> {

@@ -2,14 +2,14 @@
 //!
 //! The /dev of a container is mounted nodev, like everything else: a node that its root makes anywhere is useless. The
 //! nodes that it may use are bind mounts without nodev: of the host's node where that is the very same device, else of
-//! one that is made in a file system of its own, which hangs nowhere. The mounts are read-only, which does not touch
+//! one that is made in a file system of its own. The mounts are read-only, which does not touch
 //! what is read from and written to a device, but protects owner and mode of the host's node.
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
-use rustix::mount::MountAttrFlags;
+use rustix::mount::{MountAttrFlags, UnmountFlags};
 
 use super::detached::{attach, change_attributes, copy_of, file_system};
 use super::masks::device_copy;
@@ -99,7 +99,7 @@ pub(super) fn make(root: &Root, plans: &[DevicePlan]) -> Result<(), Failure> {
         let what = || format!("make the device {}", plan.path);
         let node = match plan.host_node().step(what)? {
             Some(node) => node,
-            None => plan.made_node(&mut workshop)?,
+            None => plan.made_node(root, &mut workshop)?,
         };
         change_attributes(&node, false, NODE_ATTRIBUTES, MountAttrFlags::MOUNT_ATTR_NODEV).step(what)?;
         let target = match plan.path.strip_prefix("/dev/") {
@@ -110,6 +110,10 @@ pub(super) fn make(root: &Root, plans: &[DevicePlan]) -> Result<(), Failure> {
             }
         };
         attach(&node, &target).step(what)?;
+    }
+    if let Some((workshop, _)) = workshop {
+        let path = lamella_core::sys::descriptor_path(workshop.as_fd());
+        rustix::mount::unmount(path, UnmountFlags::DETACH).step(|| "leave the place for device nodes")?;
     }
     Ok(())
 }
@@ -127,14 +131,17 @@ impl DevicePlan {
         Ok(fits.then_some(node))
     }
 
-    /// A node that is made for this container, on a file system that hangs nowhere. `workshop` is that file system.
-    fn made_node(&self, workshop: &mut Option<(OwnedFd, u32)>) -> Result<OwnedFd, Failure> {
+    /// A node that is made for this container, on a file system of its own, the `workshop`. `root` lends its place to that
+    /// until all are made: of a mount that hangs nowhere no part can be copied before Linux 6.15.
+    fn made_node(&self, root: &Root, workshop: &mut Option<(OwnedFd, u32)>) -> Result<OwnedFd, Failure> {
         let what = || format!("make the device {} ({}:{})", self.path, self.number.0, self.number.1);
         let (folder, count) = match workshop {
             Some(workshop) => workshop,
             None => {
-                let options = ["nosuid", "noexec", "mode=700", "size=64k"];
-                workshop.insert((file_system("tmpfs", &options, "make a place for device nodes")?, 0))
+                let (options, what) = (["nosuid", "noexec", "mode=700", "size=64k"], "make a place for device nodes");
+                let made = file_system("tmpfs", &options, what)?;
+                attach(&made, root).step(|| what)?;
+                workshop.insert((made, 0))
             }
         };
         *count += 1;
