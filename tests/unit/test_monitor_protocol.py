@@ -106,6 +106,16 @@ def test_a_container_that_reads_no_stdin_ends_all_the_same(pair):
     assert attached.exit.exit_code == 3
 
 
+def test_stdin_can_be_closed_when_the_container_has_ended(pair):
+    connection, monitor = pair
+    monitor.sendall(EXIT)
+    monitor.close()
+    attached = Attached(connection)
+    attached.close_stdin()
+    assert list(attached) == []
+    assert attached.exit.exit_code == 3
+
+
 def test_a_frame_beyond_the_protocols_limit_is_refused(pair):
     connection, monitor = pair
     monitor.sendall(bytes([STDOUT]) + (FRAME_MAX + 1).to_bytes(4, "little"))

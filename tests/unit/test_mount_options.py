@@ -49,6 +49,12 @@ def test_volumes_become_recursive_private_binds(tmp_path):
     assert (mapped.destination, mapped.options) == ("/x", ["rbind", "rro", "rnodev", "rprivate"])
 
 
+def test_a_file_has_nothing_beneath_that_a_mount_of_it_could_be_about(tmp_path):
+    (tmp_path / "file").touch()
+    [mount] = parse_mounts(Options(volumes=[f"{tmp_path}/file:/file:ro"]))
+    assert mount.options == ["bind", "ro", "nodev", "rprivate"]
+
+
 def test_mount_strings_read_as_docker_writes_them(tmp_path):
     [bind] = parse_mounts(Options(mounts=[f"type=bind,source={tmp_path},target=/x,readonly"]))
     assert (bind.type, bind.destination, bind.options) == (
@@ -154,8 +160,8 @@ def test_labels_are_for_a_volume_that_is_made():
 @pytest.mark.parametrize(
     ("fields", "options"),
     [
-        ("bind-nonrecursive", ["bind", "rnodev", "rprivate"]),
-        ("bind-recursive=disabled,readonly", ["bind", "rro", "rnodev", "rprivate"]),
+        ("bind-nonrecursive", ["bind", "nodev", "rprivate"]),
+        ("bind-recursive=disabled,readonly", ["bind", "ro", "nodev", "rprivate"]),
         ("bind-recursive=writable,readonly", ["rbind", "ro", "rnodev", "rprivate"]),
         (
             "bind-recursive=readonly,readonly,bind-propagation=rprivate",

@@ -11,7 +11,7 @@ from functools import cache
 
 from lamella.containers.runtime_spec import DeviceRule, Mount
 
-OCI_VERSION = "1.2.0"
+OCI_VERSION = "1.1.0"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHM_SIZE = 64 * 1024 * 1024
 

@@ -259,14 +259,15 @@ class Attached:
         return None
 
     def write_stdin(self, data: bytes) -> None:
-        """Send bytes to the container's stdin; blocks while it does not read."""
+        """Send bytes to the container's stdin; blocks while it does not read. BrokenPipeError when it has ended."""
         view = memoryview(data)
         for start in range(0, len(view), STDIN_PIECE):
             self._connection.send(STDIN, view[start : start + STDIN_PIECE])
 
     def close_stdin(self) -> None:
-        """Give the container's stdin its end."""
-        self._connection.send(STDIN, b"")
+        """Give the container's stdin its end. Harmless when the container has ended."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._connection.send(STDIN, b"")
 
     def kill(self, signal: int, *, all: bool = False) -> None:
         """Send a signal to what the streams belong to: the container, or the command of an exec; or to all in it."""

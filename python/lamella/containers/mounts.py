@@ -404,6 +404,8 @@ def _bind(source: str, destination: str, options: list[str], *, recursion: str =
         raise PermissionDenied(f"volume source {source} cannot be reached") from None
     if not exists:
         raise NotFound(f"volume source {source} is not there", hint="Create it first.")
+    if recursion == "enabled" and not Path(source).is_dir():
+        recursion = "disabled"  # Nothing is mounted beneath a file, and crun 1.8 refuses it attributes that go deeper.
     return _bind_mount(source, destination, options, devices=_holds_devices(source), recursion=recursion)
 
 
@@ -411,11 +413,11 @@ def _bind_mount(
     source: str, destination: str, options: list[str], *, devices: bool, recursion: str = "enabled"
 ) -> Mount:
     # Read-only means what is mounted beneath the source, too; plain "ro" would leave that writable.
-    if recursion != "writable":
+    if recursion in ("enabled", "readonly"):
         options = ["rro" if option == "ro" else option for option in options]
     if not {"dev", "nodev"} & set(options) and not devices:
         # A node that the container's root makes there opens nothing, with or without a devices controller.
-        options.append("rnodev")
+        options.append("nodev" if recursion == "disabled" else "rnodev")
     return Mount(
         destination=_absolute(destination, "volume"),
         type="bind",

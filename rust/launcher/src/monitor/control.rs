@@ -187,12 +187,17 @@ impl Monitor {
             return Ok(());
         }
         self.running()?;
-        let process = self.processes.get(&id).filter(|process| process.ended.is_none());
-        let Some(pid) = process.and_then(|process| process.pid) else {
-            return Err(Failure::new(Kind::FailedPrecondition, "the process has ended"));
+        let Some(process) = self.processes.get_mut(&id).filter(|process| process.ended.is_none()) else {
+            // A container that has just ended has been stopped.
+            let error = || Failure::new(Kind::FailedPrecondition, "the process has ended");
+            return (id == INIT && stop).then_some(()).ok_or_else(error);
+        };
+        let Some(pid) = process.pid else {
+            process.early_signal = Some(signal);
+            return Ok(());
         };
         if all {
-            match process.and_then(|process| process.group.as_ref()) {
+            match &process.group {
                 Some(group) => group.signal_all(signal),
                 None if id == INIT => self.cgroup.signal_all(signal),
                 None => {}

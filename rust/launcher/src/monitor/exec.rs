@@ -177,6 +177,10 @@ impl Monitor {
         let ended = process.ended.clone();
         self.answer_starter(id, &answer);
         self.go_on_reading(id);
+        let early = self.processes.get_mut(&id).and_then(|process| process.early_signal.take().zip(process.pid));
+        if let (Some((signal, pid)), None) = (early, &ended) {
+            let _ = self.send_signal(pid, signal);
+        }
         if let (Some(record), INIT, None) = (ended, id, &self.exit) {
             self.end_run(record); // that waited for this
             self.drain(id);

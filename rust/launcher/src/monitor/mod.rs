@@ -128,6 +128,8 @@ struct Process {
     stalled: bool,
     ended: Option<ExitRecord>,
     group: Option<Group>,
+    /// A signal that came before it was there to get it.
+    early_signal: Option<i32>,
 }
 
 /// What an epoll event is about.

@@ -81,8 +81,7 @@ impl Runtime {
         if let Some(group) = group {
             words.extend(["--cgroup", group]);
         }
-        let Process { terminal, console_size: size } = addition.process;
-        let making = Making { verb: "exec", name, words: &words, terminal, size };
+        let making = Making { verb: "exec", name, words: &words, process: &addition.process };
         let made = self.make(&making, streams, channel, || Ok(()), || Ok(()));
         for suffix in ["process", "pid"] {
             let _ = fs::remove_file(self.bundle.join(Self::file(name, suffix)));

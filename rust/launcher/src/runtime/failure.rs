@@ -28,6 +28,16 @@ pub(super) fn explain(what: &str, log: &str, status: &str) -> Failure {
     of_program(complaint).unwrap_or_else(|| Failure::new(kind_of(complaint), format!("{what}: {said}")))
 }
 
+/// Name the program that could not be run, where the runtime does not: crun says "open executable: Permission denied".
+pub(super) fn name(failure: Failure, program: Option<&String>) -> Failure {
+    match program {
+        Some(program) if failure.exit_code.is_some() && !failure.message.contains(program.as_str()) => {
+            Failure { message: format!("{program}: {}", failure.message), ..failure }
+        }
+        _ => failure,
+    }
+}
+
 /// A complaint that is about the program to run, in the words of our own launcher.
 fn of_program(complaint: &str) -> Option<Failure> {
     let words = complaint.to_lowercase();
@@ -100,6 +110,16 @@ mod tests {
         ] {
             assert_eq!(explained(complaint).kind, kind);
         }
+    }
+
+    #[test]
+    fn the_program_that_cannot_be_run_is_named_once() {
+        let program = "/etc/passwd".to_owned();
+        let told = |complaint| name(explained(complaint), Some(&program)).message;
+        assert_eq!(told("open executable: Permission denied"), "/etc/passwd: open executable: Permission denied");
+        let named = r#"exec: "/etc/passwd": permission denied"#;
+        assert_eq!(told(named), named);
+        assert_eq!(told("something else"), "runc create: something else");
     }
 
     #[test]

@@ -65,13 +65,7 @@ impl Runtime {
         let home = OwnedFd::from(std::fs::File::open("/proc/self/ns/mnt").step(step)?);
         let bundle = self.bundle.to_string_lossy();
         let words = ["--bundle", &*bundle];
-        let making = Making {
-            verb: CREATE,
-            name: CREATE,
-            words: &words,
-            terminal: self.has_terminal(),
-            size: self.config.process.console_size,
-        };
+        let making = Making { verb: CREATE, name: CREATE, words: &words, process: &self.config.process };
         // Mounts of the snapshot are seen by the runtime alone, and by the container: they go with them.
         let mount = || {
             sys::unshare(libc::CLONE_NEWNS).step(|| "make a mount namespace")?;

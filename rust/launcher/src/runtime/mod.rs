@@ -81,10 +81,12 @@ struct Root {
     path: String,
 }
 
-/// The part of a process that says whether it has a terminal.
+/// The part of a process that says what it runs, and whether it has a terminal.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Process {
+    #[serde(default)]
+    args: Vec<String>,
     #[serde(default)]
     terminal: bool,
     console_size: Option<Size>,
@@ -250,8 +252,11 @@ impl Runtime {
         let pid_file = Self::file(name, "pid");
         let mut words = vec!["--pid-file", &pid_file];
         words.extend(making.words);
-        let console =
-            if making.terminal { Some(ConsoleSocket::listen(&self.bundle, Self::file(name, "sock"))?) } else { None };
+        let console = if making.process.terminal {
+            Some(ConsoleSocket::listen(&self.bundle, Self::file(name, "sock"))?)
+        } else {
+            None
+        };
         if let Some(console) = &console {
             words.extend(["--console-socket", console.path()]);
         }
@@ -260,13 +265,13 @@ impl Runtime {
         prepare()?;
         let child = self.spawn(verb, name, &words, streams)?;
         afterwards()?;
-        self.finish(verb, name, child)?;
+        self.finish(verb, name, child).map_err(|failure| failure::name(failure, making.process.args.first()))?;
         let pid = self.made(name).ok_or_else(|| {
             Failure::new(Kind::Internal, format!("{} {verb} has named no process", self.program.display()))
         })?;
         if let Some(console) = console {
             let terminal = console.receive()?;
-            if let Some(size) = making.size {
+            if let Some(size) = making.process.console_size {
                 rootfs::set_terminal_size(&terminal, size).step(|| "set the terminal's size")?;
             }
             channel.send(&Message::Terminal(terminal))?;
@@ -283,8 +288,7 @@ struct Making<'a> {
     name: &'a str,
     /// Beyond those for the process's id and its terminal.
     words: &'a [&'a str],
-    terminal: bool,
-    size: Option<Size>,
+    process: &'a Process,
 }
 
 /// The streams of a process, for the runtime to hand down. Without an input there is one that is at its end: of the host's
