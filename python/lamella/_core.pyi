@@ -188,11 +188,18 @@ class Changes:
         """The changes, with paths that have no leading slash; the root is empty."""
 
     def pack(
-        self, target: str, *, compression: str = "gzip", level: int | None = None, threads: int = 2
+        self,
+        target: str,
+        *,
+        compression: str = "gzip",
+        level: int | None = None,
+        threads: int = 2,
+        latest: int | None = None,
     ) -> Packed:
         """Write the changes as a layer's blob to a file, over what is in it.
 
-        ``compression``: none, gzip or zstd. The same tree gives the same bytes, whatever ``threads`` is. Unavailable when
+        ``compression``: none, gzip or zstd. The same tree gives the same bytes, whatever ``threads`` is. Nothing in it is
+        younger than ``latest``, in seconds since 1970: a later time of change becomes that. Unavailable when
         somebody changed the tree meanwhile; InvalidArgument for a level that does not exist; ResourceExhausted for a full disk.
         """
 

@@ -23,6 +23,7 @@ from then on.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def sync(database: Database, config: Config) -> int:
             layers = db.execute(_UNSYNCED_LAYERS, values).fetchall()
         try:
             with span("lamella.sync"), translated(f"sync the store {config.root}"):
-                _sync_file_systems(config.root)
+                sync_file_systems(_parts(config.root))
         except LamellaError:
             with suppress(LamellaError):
                 _distrust(own, blobs, layers)
@@ -106,13 +107,18 @@ def _distrust(database: Database, blobs: list[tuple[str, str]], layers: list[tup
         db.executemany("UPDATE layers SET boot_id = 'failed' WHERE id = ? AND synced = 0", layers)
 
 
-def _sync_file_systems(root: Path) -> None:
-    """Sync the file system of the store; of its parts, where somebody put those elsewhere."""
+def _parts(root: Path) -> list[Path]:
+    """Give the folders of a store that somebody may have put on file systems of their own."""
+    return [root, root / "blobs", root / "snapshots", *root.glob("snapshots/*")]
+
+
+def sync_file_systems(folders: Iterable[str | Path]) -> None:
+    """Sync the file systems of folders, each once; one that is not there is passed over. OSError."""
     import ctypes  # 3 ms, which only those pay who wait for the disk anyway
 
     libc = ctypes.CDLL(None, use_errno=True)
     done = set()
-    for folder in (root, root / "blobs", root / "snapshots", *root.glob("snapshots/*")):
+    for folder in folders:
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -89,7 +89,7 @@ def test_a_durable_client_syncs_every_pull_unless_told_otherwise(tmp_path, refer
 
 def test_what_is_written_while_a_sync_runs_is_not_marked(store, monkeypatch):
     store.put(b"before")
-    real = durability._sync_file_systems
+    real = durability.sync_file_systems
 
     def meanwhile(root):
         real(root)
@@ -97,7 +97,7 @@ def test_what_is_written_while_a_sync_runs_is_not_marked(store, monkeypatch):
         store.content.delete(digest_of(b"before"))
         store.put(b"before")  # the same row again, with a file that the sync did not see
 
-    monkeypatch.setattr(durability, "_sync_file_systems", meanwhile)
+    monkeypatch.setattr(durability, "sync_file_systems", meanwhile)
     durability.sync(store.database, store.config)
     assert {synced for _, synced in marks(store, "blobs")} == {0}
     monkeypatch.undo()
@@ -357,7 +357,7 @@ def test_what_a_failed_sync_was_for_is_unverified(client, reference, monkeypatch
     def fail(root):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(durability, "_sync_file_systems", fail)
+    monkeypatch.setattr(durability, "sync_file_systems", fail)
     with pytest.raises(Unavailable, match="sync the store") as caught:
         client.sync()
     assert "kernel's log" in caught.value.hint

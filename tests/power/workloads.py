@@ -112,7 +112,7 @@ def migrate(client: Client, mark: Mark, first: str, second: str) -> None:
         "INSERT INTO leases (namespace, id, created_at) VALUES ('default', 'kept', '2020-01-01T00:00:00.000000Z')"
     ).fetchall()
     connection.close()
-    durability._sync_file_systems(root)
+    durability.sync_file_systems([root])
     mark("old store")
     with Client(root, client.config.state) as opened:
         opened.leases.create("new")
@@ -171,7 +171,7 @@ def _write_into(client: Client, key: str) -> None:
 def _without(names: list[str]) -> None:
     """Break lamella on purpose."""
     if "syncfs" in names:
-        durability._sync_file_systems = lambda root: None
+        durability.sync_file_systems = lambda folders: None
     database.CHECKPOINT_PAGES = 8  # so that the log is copied back often, and written anew
 
 

@@ -12,7 +12,7 @@ names the folder. Who is killed leaves all of that, until the next collection se
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from lamella.errors import FailedPrecondition, NotFound
 from lamella.labels import decode_labels
 from lamella.locks import FolderLock, is_locked
 from lamella.metadata import Database
-from lamella.snapshots import mount, unmount
+from lamella.snapshots import Mount, mount, unmount
 
 if TYPE_CHECKING:
     from lamella.snapshots.recorded import RecordedSnapshotter
@@ -44,36 +44,60 @@ def mounted(
     ``read_only`` shows an active snapshot without the means to write: also while it is mounted elsewhere.
     """
     kind = snapshots.stat(key).kind
-    lock = _make_folder(config, key)
-    folder = lock.path
-    view = f"mounted-{folder.name}" if kind == "committed" else None
-    try:
-        if view is not None:
-            mounts = snapshots.view(view, key, {MOUNTED: str(folder)})
-        else:
-            mounts = snapshots.read_only_mounts(key) if read_only else snapshots.mounts(key)
-        point = folder / _POINT
-        make_private_folder(point)
-        mount(mounts, point)
-        yield point
-    finally:
+    with _folder(config, f"the snapshot {key!r}") as folder:
+        view = f"mounted-{folder.name}" if kind == "committed" else None
         try:
-            _take_down(folder)
+            if view is not None:
+                mounts = snapshots.view(view, key, {MOUNTED: str(folder)})
+            else:
+                mounts = snapshots.read_only_mounts(key) if read_only else snapshots.mounts(key)
+            with _mounted_in(folder, mounts) as point:
+                yield point
+        finally:
             if view is not None:
                 with suppress(NotFound):
                     snapshots.remove(view)
+
+
+@contextmanager
+def shown(config: Config, mounts: Sequence[Mount], what: str) -> Iterator[Path]:
+    """Mount anything and give the folder; ``what`` it is, for messages. Errors as :func:`lamella.snapshots.mount`."""
+    with _folder(config, what) as folder, _mounted_in(folder, mounts) as point:
+        yield point
+
+
+@contextmanager
+def _folder(config: Config, what: str) -> Iterator[Path]:
+    """Give a folder for a mount point, held until everything in it is gone."""
+    lock = _make_folder(config, what)
+    try:
+        yield lock.path
+    finally:
+        try:
+            _take_down(lock.path)
         finally:
             lock.release()
 
 
-def _make_folder(config: Config, key: str) -> FolderLock:
+@contextmanager
+def _mounted_in(folder: Path, mounts: Sequence[Mount]) -> Iterator[Path]:
+    point = folder / _POINT
+    make_private_folder(point)
+    try:
+        mount(mounts, point)
+        yield point
+    finally:
+        unmount(point)
+
+
+def _make_folder(config: Config, what: str) -> FolderLock:
     """Make a folder and hold it."""
-    with translated(f"make a mount point for the snapshot {key!r}"):
+    with translated(f"make a mount point for {what}"):
         make_state_folder(config.state)
         while True:
             folder = config.state / "mounts" / os.urandom(8).hex()
             make_private_folder(folder)
-            lock = FolderLock(folder, what=f"the mount of {key!r}")
+            lock = FolderLock(folder, what=f"the mount of {what}")
             if lock.try_acquire():
                 return lock
             # A collection found it before it was held.

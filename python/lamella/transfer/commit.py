@@ -78,22 +78,25 @@ def pack_layer(
 
 
 def store_packed(
-    client: Client, ref: str, pack: Callable[[str], _core.Packed], *, lease: str | None
+    client: Client,
+    ref: str,
+    pack: Callable[[str], _core.Packed],
+    *,
+    lease: str | None,
+    labels: Mapping[str, str] | None = None,
 ) -> _core.Packed:
-    """Put the blob that ``pack`` writes to a file into the content store, with its diffID; ``lease`` holds it."""
+    """Put the blob that ``pack`` writes to a file into the content store, with its diffID and ``labels``; ``lease`` holds it."""
     with client.content.writer(ref) as ingest:
         try:
             packed = pack(str(ingest.data_path))
-            labels = {UNCOMPRESSED: packed.diff_id}
+            own = {**(labels or {}), UNCOMPRESSED: packed.diff_id}
             with client.database.write():
                 if lease is not None:
                     client.leases.add(lease, "content", packed.digest)
                 try:
-                    ingest.commit(
-                        size=packed.size, digest=packed.digest, labels=labels, verified=packed.digest
-                    )
+                    ingest.commit(size=packed.size, digest=packed.digest, labels=own, verified=packed.digest)
                 except AlreadyExists:
-                    client.content.adopt(packed.digest, labels)
+                    client.content.adopt(packed.digest, own)
         except BaseException:
             ingest.discard()
             raise

@@ -7,6 +7,7 @@ use lamella_core::blob::{self, Blob, Form};
 use lamella_core::compression::Compression;
 use lamella_core::layer::diff::{self, ChangeKind, Trees};
 use lamella_core::layer::{Merged, WhiteoutFormat};
+use lamella_core::tar::Timestamp;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -81,8 +82,8 @@ impl Changes {
         self.found.changes.iter().map(|change| (word(change.kind), PyBytes::new(py, &change.path))).collect()
     }
 
-    /// Write the changes as a layer's blob to a file.
-    #[pyo3(signature = (target, *, compression="gzip", level=None, threads=2))]
+    /// Write the changes as a layer's blob to a file; nothing in it is younger than `latest`, in seconds since 1970.
+    #[pyo3(signature = (target, *, compression="gzip", level=None, threads=2, latest=None))]
     fn pack(
         &self,
         py: Python<'_>,
@@ -90,10 +91,12 @@ impl Changes {
         compression: &str,
         level: Option<u32>,
         threads: usize,
+        latest: Option<i64>,
     ) -> PyResult<Packed> {
+        let latest = latest.map(|seconds| Timestamp { seconds, nanoseconds: 0 });
         let blob = through(py, |check| {
             let form = Form { compression: compression.parse::<Compression>()?, level, threads };
-            diff::pack(&self.found, &target, form, check)
+            diff::pack(&self.found, &target, form, latest, check)
         })?;
         Ok(blob.into())
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 SERVICES = (
     "lamella.serve.services.content:Content",
+    "lamella.serve.services.diff:Diff",
     "lamella.serve.services.images:Images",
     "lamella.serve.services.introspection:Introspection",
     "lamella.serve.services.leases:Leases",

@@ -65,7 +65,7 @@ impl Default for Limits {
 }
 
 /// A point in time: seconds since 1970, negative before it, and nanoseconds after that second.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp {
     /// Whole seconds, rounded down.
     pub seconds: i64,

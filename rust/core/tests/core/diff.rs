@@ -8,10 +8,10 @@ use std::process::Command;
 use lamella_core::Kind;
 use lamella_core::compression::{Compression, Decoder};
 use lamella_core::digest::{Algorithm, Digest, Hasher};
-use lamella_core::layer::diff::{ChangeKind, Form, Trees, diff, pack, tell_apart, write};
+use lamella_core::layer::diff::{ChangeKind, Form, Trees, diff, pack, tell_apart, write, write_until};
 use lamella_core::layer::{Merged, WhiteoutFormat};
 use lamella_core::mount::{Mount, mount, unmount};
-use lamella_core::tar::{EntryKind, Limits, Reader, Writer};
+use lamella_core::tar::{EntryKind, Limits, Reader, Timestamp, Writer};
 use proptest::prelude::*;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 
@@ -513,7 +513,7 @@ fn a_blob_says_what_is_in_it_whatever_its_form() {
     let plain = layer_of(&trees).unwrap();
     for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
         let form = Form { compression, level: None, threads: 2 };
-        let blob = pack(&changes, &target, form, &mut || Ok(())).unwrap();
+        let blob = pack(&changes, &target, form, None, &mut || Ok(())).unwrap();
         let written = std::fs::read(&target).unwrap();
         assert_eq!((blob.size, blob.digest), (written.len() as u64, hashed(&written)));
         assert_eq!((blob.tar_size, blob.diff_id), (plain.len() as u64, hashed(&plain)));
@@ -524,6 +524,28 @@ fn a_blob_says_what_is_in_it_whatever_its_form() {
     }
     apply_to(&applied, &plain, WhiteoutFormat::Plain).unwrap();
     assert_eq!(tree::items(&applied), tree::items(&folder));
+}
+
+#[test]
+fn nothing_is_younger_than_what_was_asked_for() {
+    let room = Room::new();
+    let folder = room.folder("folder");
+    for (name, seconds) in [("old", 1_000), ("young", 3_000)] {
+        std::fs::write(folder.join(name), name).unwrap();
+        let time = std::time::UNIX_EPOCH + std::time::Duration::new(seconds, 5);
+        std::fs::File::open(folder.join(name)).unwrap().set_modified(time).unwrap();
+    }
+    let changes = diff(&alone(&folder), &mut || Ok(())).unwrap();
+    let latest = Some(Timestamp { seconds: 2_000, nanoseconds: 0 });
+    let mut archive = Writer::new(Vec::new());
+    write_until(&changes, &mut archive, latest, &mut || Ok(())).unwrap();
+    let tar = archive.finish().unwrap();
+    let mut reader = Reader::new(&tar[..], Limits::default());
+    let mut times = Vec::new();
+    while let Some(entry) = reader.next_entry().unwrap() {
+        times.push((entry.mtime.seconds, entry.mtime.nanoseconds));
+    }
+    assert_eq!(times, [(2_000, 0), (1_000, 5), (2_000, 0)]);
 }
 
 fn hashed(bytes: &[u8]) -> Digest {

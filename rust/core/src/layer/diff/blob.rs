@@ -2,20 +2,20 @@
 
 use std::path::Path;
 
-use super::{Changes, write};
+use super::{Changes, write_until};
 pub use crate::blob::{Blob, Form};
 use crate::digest::Algorithm;
 use crate::error::Result;
-use crate::tar::Writer;
+use crate::tar::{Timestamp, Writer};
 use crate::tree::Check;
 
-/// Write what was found ([`super::diff`]) as a blob to the file `target`, over what is in it.
+/// Write what was found ([`super::diff`]) as a blob to the file `target`, over what is in it; nothing is younger than `latest`.
 ///
-/// Errors: those of [`write`], and of [`Blob::write`].
-pub fn pack(changes: &Changes, target: &Path, form: Form, check: Check<'_>) -> Result<Blob> {
+/// Errors: those of [`write_until`], and of [`Blob::write`].
+pub fn pack(changes: &Changes, target: &Path, form: Form, latest: Option<Timestamp>, check: Check<'_>) -> Result<Blob> {
     Blob::write(target, form, Algorithm::Sha256, |out| {
         let mut archive = Writer::new(out);
-        write(changes, &mut archive, check)?;
+        write_until(changes, &mut archive, latest, check)?;
         archive.finish().map(|_| ())
     })
 }

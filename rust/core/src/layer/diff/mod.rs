@@ -23,7 +23,7 @@ use crate::error::Result;
 use crate::tree::Check;
 
 pub use blob::{Blob, Form, pack};
-pub use pack::write;
+pub use pack::{write, write_until};
 
 /// What to compare.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,7 @@ use super::super::attributes::Attributes;
 use super::super::whiteout::{OPAQUE, PREFIX};
 use super::{ChangeKind, Changes, Node, NodeKind, open_tree, read_full};
 use crate::error::{Error, Kind, Result, show};
-use crate::tar::{Device, Entry, EntryKind, Segment, Writer, is_zero};
+use crate::tar::{Device, Entry, EntryKind, Segment, Timestamp, Writer, is_zero};
 use crate::tree::Check;
 
 const PIECE: usize = 256 * 1024;
@@ -21,7 +21,17 @@ const HOLE: usize = 4096;
 ///
 /// `Unavailable` when a file became shorter meanwhile, or something else.
 pub fn write<W: Write>(changes: &Changes, archive: &mut Writer<W>, check: Check<'_>) -> Result<()> {
-    let mut pack = Pack { root: open_tree(&changes.tree)?, archive, buffer: vec![0; PIECE], check };
+    write_until(changes, archive, None, check)
+}
+
+/// The same, in which nothing is younger than `latest`: a later time of change becomes that (`SOURCE_DATE_EPOCH`).
+pub fn write_until<W: Write>(
+    changes: &Changes,
+    archive: &mut Writer<W>,
+    latest: Option<Timestamp>,
+    check: Check<'_>,
+) -> Result<()> {
+    let mut pack = Pack { root: open_tree(&changes.tree)?, archive, latest, buffer: vec![0; PIECE], check };
     for change in &changes.changes {
         (pack.check)()?;
         match &change.node {
@@ -36,6 +46,7 @@ pub fn write<W: Write>(changes: &Changes, archive: &mut Writer<W>, check: Check<
 struct Pack<'a, W> {
     root: OwnedFd,
     archive: &'a mut Writer<W>,
+    latest: Option<Timestamp>,
     buffer: Vec<u8>,
     check: Check<'a>,
 }
@@ -44,6 +55,12 @@ impl<W: Write> Pack<'_, W> {
     /// A whiteout or an opaque marker.
     fn mark(&mut self, path: &[u8]) -> Result<()> {
         self.archive.entry(&Attributes::default().entry(path.to_vec(), EntryKind::File))
+    }
+
+    fn entry(&self, node: &Node, name: Vec<u8>, kind: EntryKind) -> Entry {
+        let mut attributes = node.attributes.clone();
+        attributes.mtime = attributes.mtime.min(self.latest.unwrap_or(attributes.mtime));
+        attributes.entry(name, kind)
     }
 
     fn node(&mut self, path: &[u8], node: &Node) -> Result<()> {
@@ -60,7 +77,7 @@ impl<W: Write> Pack<'_, W> {
         if kind == EntryKind::Directory {
             name.push(b'/');
         }
-        let mut written = node.attributes.clone().entry(name, kind);
+        let mut written = self.entry(node, name, kind);
         if matches!(written.kind, EntryKind::HardLink(_)) {
             written.xattrs.clear(); // the first name has them
         }
@@ -72,7 +89,7 @@ impl<W: Write> Pack<'_, W> {
     }
 
     fn file(&mut self, path: &[u8], node: &Node, size: u64, holes: bool) -> Result<()> {
-        let file = Entry { size, ..node.attributes.clone().entry(path.to_vec(), EntryKind::File) };
+        let file = Entry { size, ..self.entry(node, path.to_vec(), EntryKind::File) };
         let content = self.open(path, size)?;
         let whole = [Segment { offset: 0, length: size }];
         if !holes {
