@@ -97,17 +97,25 @@ class Client:
         """Close the store. Containers go on. Harmless twice."""
         self.database.close()
 
-    def using(self, snapshotter: str | None = None, *, namespace: str | None = None) -> Client:
-        """Give a client of this store with another snapshotter or namespace: itself if both are its own. They close together.
+    def using(
+        self,
+        snapshotter: str | None = None,
+        *,
+        namespace: str | None = None,
+        registry: RegistryConfig | None = None,
+    ) -> Client:
+        """Give a client of this store with another snapshotter or namespace, or that talks to registries in another way.
 
-        InvalidArgument for a malformed namespace.
+        Itself if all are its own. They close together. InvalidArgument for a malformed namespace.
         """
         snapshotter = self.config.snapshotter if snapshotter is None else snapshotter
         namespace = self.config.namespace if namespace is None else check_identifier(namespace, "namespace")
-        if (snapshotter, namespace) == (self.config.snapshotter, self.config.namespace):
+        registry = self.registry if registry is None else registry
+        own = (self.config.snapshotter, self.config.namespace)
+        if (snapshotter, namespace) == own and registry is self.registry:
             return self
         other = object.__new__(type(self))
-        other.durable, other.database, other.registry = self.durable, self.database, self.registry
+        other.durable, other.database, other.registry = self.durable, self.database, registry
         other._policy = self._policy
         other.config = msgspec.structs.replace(self.config, snapshotter=snapshotter, namespace=namespace)
         return other

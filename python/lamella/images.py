@@ -308,6 +308,7 @@ class Images:
         self,
         ref: str | Reference,
         *,
+        name: str = "",
         platform: str | oci.Platform | None = None,
         progress: ProgressCallback | None = None,
         plain_http: bool = False,
@@ -321,6 +322,7 @@ class Images:
     ) -> Image:
         """Fetch an image from its registry and, unless ``unpack`` is false, unpack it into committed snapshots.
 
+        ``name``: what the image is called, as it stands; the reference by default.
         ``platform`` is ``os/arch[/variant]``, this machine's by default; a further pull adds another one to what is here of the
         same index. With ``all_platforms`` the whole index comes with all that it leads to, and this machine's part is unpacked.
         With ``referrers`` what refers to the image comes along, such as signatures, and stays as long. ``plain_http`` allows
@@ -348,6 +350,7 @@ class Images:
                 self._client,
                 reference,
                 ForeignLayersToo(registry, registry) if foreign_layers else registry,
+                name=name,
                 platform=wanted,
                 progress=progress,
                 unpack=unpack,

@@ -28,7 +28,8 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``ca``: a file of authorities (PEM) that are believed besides the system's. ``client_cert``: files of the certificate, and of
     its key, to show to a registry that asks for one; mirrors do not see it. ``skip_verify``: do not check certificates at all.
     ``hosts_dir``, ``registries_conf``: the folder and the file that say which hosts serve a domain, in the place of those of this
-    machine (:mod:`lamella.registry.hosts`).
+    machine (:mod:`lamella.registry.hosts`). ``headers``: what requests to registries and their mirrors also carry, and what these
+    send on to does not; they are in no repr.
     ``attempts``: how often one request is tried; ``backoff``: seconds of pause to begin with. ``user_agent``: empty for
     ``lamella/VERSION``. ``limits``: connections and bandwidth, shared by all who have this configuration.
     """
@@ -42,7 +43,12 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True):
     skip_verify: bool = False
     hosts_dir: str | os.PathLike[str] | None = None
     registries_conf: str | os.PathLike[str] | None = None
+    headers: Mapping[str, str] = {}
     attempts: int = 5
     backoff: float = 0.25
     user_agent: str = ""
     limits: Limits = msgspec.field(default_factory=Limits)
+
+    def __repr__(self) -> str:
+        fields = (f"{name}={getattr(self, name)!r}" for name in self.__struct_fields__ if name != "headers")
+        return f"RegistryConfig({', '.join(fields)})"

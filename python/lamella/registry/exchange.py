@@ -66,6 +66,7 @@ class Exchange:
         self.hosts = Hosts(config)
         self.plain_http = config.plain_http
         self._config = config
+        self._headers = config.headers
         self._credentials = CredentialStore() if config.credentials is None else config.credentials
         self._looking_up = threading.Lock()
         self._spoken: dict[Origin, Origin] = {}
@@ -307,7 +308,8 @@ class Exchange:
 
     def _secrets(self, identity: Identity) -> list[str]:
         """Give what must appear in no error about a host."""
-        return self.authorizer.secrets(identity) + [value for _, value in identity.home.headers]
+        own = [*self._headers.values(), *(value for _, value in identity.home.headers)]
+        return self.authorizer.secrets(identity) + own
 
     def _refused(self, response: requests.Response, asked: _Asked, host: Host) -> LamellaError:
         home = host.home

@@ -85,6 +85,7 @@ class Transport:
         self._allow_private = config.allow_private
         self._attempts = config.attempts
         self._backoff = config.backoff
+        self._headers = config.headers
         self._connections = Connections()
         self._private_homes: set[tuple[str, int]] = set()
         self._contexts: dict[Tls, ssl.SSLContext] = {}
@@ -157,7 +158,7 @@ class Transport:
         InvalidArgument (a file for TLS), Unsupported (a kind of proxy), Cancelled, and what the body raises.
         """
         patience = patience or self.patience(home.attempts)
-        private = dict(home.headers) if Origin.of(url) == home.origin else {}
+        private = {**self._headers, **dict(home.headers)} if Origin.of(url) == home.origin else {}
         if authorization:
             private["Authorization"] = authorization
         sent = _Request(method, url, headers or {}, form, body, silence, private)

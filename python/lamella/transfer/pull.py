@@ -128,6 +128,7 @@ class Pull:
         registry: Source | NoRegistry,
         *,
         source: Reference | None = None,
+        name: str = "",
         archive: bool = False,
         platform: oci.Platform | None = None,
         progress: ProgressCallback | Reporter | None = None,
@@ -141,6 +142,7 @@ class Pull:
     ) -> None:
         """Get ready to pull ``reference``; by digest, from the repository of ``source`` if that is another.
 
+        ``name``: what the image is called, as it stands; the reference by default.
         ``foreign_layers``: fetch these, too (:mod:`lamella.transfer.foreign`), which the ``registry`` then has to be able to.
 
         ``archive``: what stands where the registry does is an archive, so that nothing is downloaded, and no repository noted.
@@ -148,6 +150,7 @@ class Pull:
         self._client = client
         self._metrics = client.database.metrics
         self._reference = reference
+        self._name = name or str(reference)
         self._repository = source or reference
         self._registry = registry
         self._asked = platform
@@ -318,7 +321,7 @@ class Pull:
         client.leases.update_labels(lease, {PULLED_MANIFEST: target.digest})
         self._copy_others(target, read, lease, own=None)
         with client.database.write():
-            client.images.put(str(self._reference), target)
+            client.images.put(self._name, target)
             client.leases.delete_labelled(PULLED_MANIFEST, target.digest)
             return Pulled(image=self._image(), manifest=target, fetched=True)
 
@@ -376,7 +379,7 @@ class Pull:
         return True
 
     def _image(self) -> Image:
-        return self._client.images.get(self._reference, platform=self._asked)
+        return self._client.images.get(self._name, platform=self._asked, exact=True)
 
     def _wait_for_others(self, what: oci.Descriptor, layers: Sequence[oci.Descriptor]) -> bool:
         """Become the only pull of a manifest, until the end; tell whether that took waiting. Says how far the other is."""
@@ -491,7 +494,7 @@ class Pull:
             client.content.update_labels(
                 descriptor.digest, layer_labels(manifest, keep_layers=self._keep_layers)
             )
-            client.images.put(str(self._reference), target)
+            client.images.put(self._name, target)
             # The image holds it all from now on. With our lease go those of pulls that were killed, a day before their time.
             client.leases.delete_labelled(PULLED_MANIFEST, descriptor.digest)
             return self._image()

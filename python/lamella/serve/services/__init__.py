@@ -10,6 +10,8 @@ SERVICES = (
     "lamella.serve.services.leases:Leases",
     "lamella.serve.services.namespaces:Namespaces",
     "lamella.serve.services.snapshots:Snapshots",
+    "lamella.serve.services.streaming:Streaming",
+    "lamella.serve.services.transfer:Transfer",
     "lamella.serve.services.version:Version",
 )
 """All that are served: the class's module and name."""

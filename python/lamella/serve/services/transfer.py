@@ -1,0 +1,414 @@
+"""``containerd.services.transfer.v1.Transfer``: from a source to a destination in one call.
+
+=================== =================== =======================================================
+source              destination
+=================== =================== =======================================================
+``OCIRegistry``     ``ImageStore``      pull: the library's, which reads each layer once
+``ImageStore``      ``OCIRegistry``     push
+``ImageStore``      ``ImageStore``      tag
+``ImageStore``      ``ImageExportStream`` export: the archive goes to the client over a stream
+``ImageImportStream`` ``ImageStore``    import: the archive comes over one
+=================== =================== =======================================================
+
+Any other pair is Unimplemented. Progress, questions for credentials, and archives go over streams that the client has opened
+(:mod:`lamella.serve.services.streaming`). Credentials come from the client alone, never from this machine's files.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+from google.protobuf.any_pb2 import Any
+from google.protobuf.empty_pb2 import Empty
+
+from lamella import oci, platforms
+from lamella.digest import Digest
+from lamella.errors import InvalidArgument, LamellaError, NotFound, Unauthenticated, Unsupported
+from lamella.labels import GC_BACK_REF_IMAGE, GC_EXPIRE
+from lamella.metadata import timestamp
+from lamella.reference import Reference, registry_host
+from lamella.registry.config import RegistryConfig
+from lamella.registry.credentials import Credential, CredentialStore
+from lamella.serve.api import transfer_pb2, transfer_types_pb2, types_pb2
+from lamella.serve.call import Call
+from lamella.serve.messages import any_as, to_descriptor
+from lamella.serve.service import Service
+from lamella.serve.services.streaming import OpenStream, Streaming
+from lamella.snapshots import SNAPSHOTTERS
+
+if TYPE_CHECKING:
+    from lamella.client import Client
+    from lamella.images import Image
+    from lamella.policy import Candidate
+    from lamella.transfer.progress import Progress
+
+ANSWER_SECONDS = 120.0
+"""How long a client may take to say who it is: somebody may be typing a password."""
+FLUSH_SECONDS = 1.0
+_SCHEMES = ("", "http", "https")
+_ENDPOINTS = (
+    transfer_types_pb2.OCIRegistry,
+    transfer_types_pb2.ImageStore,
+    transfer_types_pb2.ImageImportStream,
+    transfer_types_pb2.ImageExportStream,
+)
+_EVENTS = {
+    "queued": "waiting",
+    "waiting": "waiting",
+    "downloading": "downloading",
+    "uploading": "uploading",
+    "checking": "extracting",
+    "unpacking": "extracting",
+    "mounted": "already exists",
+    "exists": "already exists",
+    "done": "complete",
+}
+"""What ctr draws, by the phase of a blob."""
+
+
+class Transfer(Service):
+    """From a source to a destination, each of a type of transfer_types.proto."""
+
+    descriptor = transfer_pb2.DESCRIPTOR.services_by_name["Transfer"]
+
+    def Transfer(self, request: transfer_pb2.TransferRequest, call: Call) -> Empty:
+        """Do it. Unsupported for other pairs, NotFound for a stream that is not open; else errors as the library's methods."""
+        progress = request.options.progress_stream
+        with _telling(self._claim(call, progress) if progress else None, call.client) as tell:
+            source, destination = _endpoint(request.source), _endpoint(request.destination)
+            match source, destination:
+                case transfer_types_pb2.OCIRegistry(), transfer_types_pb2.ImageStore():
+                    self._pull(call, source, destination, tell)
+                case transfer_types_pb2.ImageStore(), transfer_types_pb2.ImageStore():
+                    _tag(call, source, destination)
+                case _:
+                    raise Unsupported(
+                        f"method Transfer not implemented for {request.source.type_url[:200]} "
+                        f"to {request.destination.type_url[:200]}"
+                    )
+        return Empty()
+
+    def _pull(
+        self,
+        call: Call,
+        source: transfer_types_pb2.OCIRegistry,
+        store: transfer_types_pb2.ImageStore,
+        tell: _Teller,
+    ) -> None:
+        where = f"OCI Registry ({source.reference})"
+        tell.status(f"Resolving from {where}")
+        reference = Reference.parse(source.reference)
+        client = self._with_registry(call, source)
+        name = next((name for name, _ in _names(store, None)), "")
+        wanted = [_platform(each) for each in store.platforms]
+        unpacks = {str(_platform(each.platform)): each.snapshotter for each in store.unpacks}
+
+        def resolved(candidate: Candidate) -> None:
+            tell.begin(name, candidate.descriptor, f"Pulling from {where}", "fetching image content")
+
+        for platform in (*wanted,) or (None,):
+            snapshotter = unpacks.pop(str(platform), None)
+            image = self._used(client, snapshotter).images.pull(
+                reference,
+                name=name,
+                platform=platform,
+                all_platforms=platform is None,
+                unpack=snapshotter is not None,
+                progress=tell.take,
+                policy=resolved,
+            )
+        for other, snapshotter in unpacks.items():
+            self._used(client, snapshotter).images.unpack(name, platform=other)
+        saved = _save(call, store, image.target)
+        tell.end()
+        for each in saved:
+            tell.event("saved", each.name, target=each.target)
+        tell.status(f"Completed pull from {where}")
+
+    def _used(self, client: Client, snapshotter: str | None) -> Client:
+        """Give the client with a snapshotter; none is the server's own. InvalidArgument for one that is not here."""
+        if snapshotter and snapshotter not in SNAPSHOTTERS and not self.server.backend:
+            raise InvalidArgument(f"snapshotter not loaded: {snapshotter[:200]}")
+        return client.using(snapshotter if snapshotter in SNAPSHOTTERS else None)
+
+    def _with_registry(self, call: Call, registry: transfer_types_pb2.OCIRegistry) -> Client:
+        """Give the call's client, talking to registries as the client of the service says."""
+        resolver = registry.resolver
+        if resolver.default_scheme not in _SCHEMES:
+            raise InvalidArgument(f"{resolver.default_scheme[:80]!r} is no scheme of a registry")
+        if resolver.http_debug:
+            raise Unsupported("what is said to registries is not recorded for clients")
+        client = call.client
+        config = client.registry = client.registry or RegistryConfig()
+        credentials: CredentialStore | Mapping[str, Credential] = {}
+        if resolver.auth_stream:
+            credentials = _AskedFor(self._claim(call, resolver.auth_stream), registry.reference)
+        return client.using(
+            registry=msgspec.structs.replace(
+                config,
+                plain_http=config.plain_http or resolver.default_scheme == "http",
+                hosts_dir=resolver.host_dir or config.hosts_dir,
+                headers={**config.headers, **resolver.headers},
+                credentials=credentials,
+            )
+        )
+
+    def _claim(self, call: Call, id: str) -> OpenStream:
+        streaming = next(each for each in self.server.services if isinstance(each, Streaming))
+        return streaming.claim(call, id)
+
+
+def _endpoint(message: Any) -> object:
+    """Unpack a source or destination; the Any itself where it is of no type that is known."""
+    for kind in _ENDPOINTS:
+        found = any_as(message, kind)
+        if found is not None:
+            return found
+    return message
+
+
+def _platform(message: types_pb2.Platform) -> oci.Platform:
+    return platforms.normalize(
+        oci.Platform(
+            os=message.os,
+            architecture=message.architecture,
+            variant=message.variant or None,
+            os_version=message.os_version or None,
+            os_features=[*message.os_features] or None,
+        )
+    )
+
+
+# Images
+
+
+def _names(
+    store: transfer_types_pb2.ImageStore, target: oci.Descriptor | None
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Give the names, with their labels, that a store's message asks for; those with a digest once the ``target`` is known.
+
+    A further one goes with the first, as containerd's image store has it. NotFound where there is none.
+    """
+    labels = dict(store.labels)
+    if store.name:
+        yield store.name, labels
+        labels = {**labels, GC_BACK_REF_IMAGE: store.name, GC_EXPIRE: timestamp()}
+    elif not any(not each.is_prefix or each.add_digest for each in store.extra_references):
+        raise NotFound("no image name found")
+    for each in store.extra_references:
+        if each.add_digest and target is not None:
+            yield f"{each.name}@{target.digest}", labels
+        elif not (each.is_prefix or each.add_digest):
+            yield each.name, labels
+
+
+def _save(call: Call, store: transfer_types_pb2.ImageStore, target: oci.Descriptor) -> list[Image]:
+    """Let all names of a store's message point at a target, which the call's lease keeps, too."""
+    with call.client.database.write():
+        if call.lease:
+            call.client.leases.add(call.lease, "content", target.digest)
+        return [_put(call, name, target, labels) for name, labels in _names(store, target)]
+
+
+def _put(call: Call, name: str, target: oci.Descriptor, labels: dict[str, str]) -> Image:
+    images = call.client.images
+    if call.lease and GC_EXPIRE in labels:
+        call.client.leases.add(call.lease, "images", name)
+    try:
+        present = images.get(name, exact=True)
+    except NotFound:
+        return images.create(name, target, labels=labels)
+    if (present.target, present.labels) == (target, labels):
+        return present
+    return images.update(name, target=target, labels=labels)
+
+
+def _tag(
+    call: Call, source: transfer_types_pb2.ImageStore, destination: transfer_types_pb2.ImageStore
+) -> None:
+    with call.client.database.write():  # so that the source's content cannot go in between
+        _save(call, destination, call.client.images.get(source.name, exact=True).target)
+
+
+# Credentials
+
+
+class _AskedFor(CredentialStore):
+    """Credentials that a client is asked for over its stream, when a registry wants some."""
+
+    def __init__(self, stream: OpenStream, reference: str) -> None:
+        super().__init__(files=[])
+        self._stream = stream
+        self._reference = reference
+
+    def find(self, domain: str, path: str = "") -> Credential | None:
+        """Ask. Unauthenticated when no answer comes, InvalidArgument for one that is none."""
+        host = registry_host(domain)
+        try:
+            self._stream.send(transfer_types_pb2.AuthRequest(host=host, reference=self._reference))
+            message = self._stream.receive(ANSWER_SECONDS)
+        except LamellaError as error:
+            raise Unauthenticated(f"the client gives no credentials for {host}: {error.message}") from None
+        if message is None:
+            return None
+        answer = any_as(message, transfer_types_pb2.AuthResponse)
+        if answer is None:
+            raise InvalidArgument(f"{message.type_url[:200]!r} came where credentials were expected")
+        return _credential(answer)
+
+
+def _credential(answer: transfer_types_pb2.AuthResponse) -> Credential | None:
+    if not answer.secret:
+        return None
+    match answer.authType:
+        case transfer_types_pb2.CREDENTIALS:
+            return Credential(username=answer.username, password=answer.secret, source="the client")
+        case transfer_types_pb2.REFRESH:
+            return Credential(identity_token=answer.secret, source="the client")
+        case transfer_types_pb2.HEADER:
+            return _from_header(answer.secret)
+    return None
+
+
+def _from_header(header: str) -> Credential:
+    """Give the credentials that an Authorization header has. InvalidArgument for another than Basic and Bearer."""
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() == "bearer" and value:
+        return Credential(registry_token=value.strip(), source="the client")
+    if scheme.lower() == "basic":
+        with suppress(binascii.Error, UnicodeDecodeError):
+            username, colon, password = base64.b64decode(value, validate=True).decode().partition(":")
+            if colon:
+                return Credential(username=username, password=password, source="the client")
+    raise InvalidArgument("the header that the client gives for the registry is neither Basic nor Bearer")
+
+
+# Progress
+
+
+@contextmanager
+def _telling(stream: OpenStream | None, client: Client) -> Iterator[_Teller]:
+    """Tell a client how far it is, until the end; all of it is on its way then."""
+    try:
+        yield _Teller(stream, client)
+    finally:
+        if stream is not None:
+            stream.close(wait=FLUSH_SECONDS)
+
+
+class _Teller:
+    """Tells a client what a transfer does: containerd's events, each blob below what leads to it.
+
+    A client that does not listen is no reason to stop.
+    """
+
+    def __init__(self, stream: OpenStream | None, client: Client) -> None:
+        self._stream = stream
+        self._content = client.content
+        self._root: tuple[str, oci.Descriptor] | None = None
+        self._known: dict[Digest, oci.Descriptor] = {}
+        self._parents: dict[Digest, list[str]] = {}
+        self._told: set[Digest] = set()
+
+    def event(
+        self,
+        event: str,
+        name: str = "",
+        *,
+        parents: Iterable[str] = (),
+        progress: int = 0,
+        total: int = 0,
+        target: oci.Descriptor | None = None,
+    ) -> None:
+        """Send one event."""
+        if self._stream is None:
+            return
+        message = transfer_types_pb2.Progress(
+            event=event, name=name, parents=parents, progress=progress, total=total
+        )
+        if target is not None:
+            message.desc.CopyFrom(to_descriptor(target))
+        with suppress(LamellaError):
+            self._stream.send(message)
+
+    def status(self, event: str) -> None:
+        """Say what the whole does."""
+        self.event(event)
+
+    def begin(self, name: str, target: oci.Descriptor, status: str, event: str) -> None:
+        """Say what is transferred, below whose name all is shown. Harmless twice."""
+        if self._root is None:
+            self._root = name, target
+            self.status(status)
+            self.event(event, name, target=target)
+
+    def take(self, progress: Progress) -> None:
+        """Pass on what the library reports."""
+        if self._stream is None or not progress.digest or self._root is None:
+            return
+        digest = Digest(progress.digest)
+        if digest not in self._parents:
+            self._look()
+            self._parents.setdefault(digest, [])  # what leads to it may come after it
+        blob = self._known.get(digest) or oci.Descriptor(
+            media_type=progress.media_type, digest=digest, size=progress.size
+        )
+        event = _EVENTS.get(progress.phase, progress.phase)
+        if event == "complete" and progress.unpacked:
+            event = "extracted"
+        done = event in ("complete", "extracted", "already exists")
+        self._blob(event, blob, progress.size if done else progress.received)
+
+    def end(self) -> None:
+        """Say of documents what was not said of them yet."""
+        if self._stream is not None:
+            self._look()
+
+    def _blob(self, event: str, blob: oci.Descriptor, done: int) -> None:
+        assert self._root is not None
+        self._told.add(blob.digest)
+        parents = self._parents.get(blob.digest) or [self._root[0]]
+        self.event(event, _key(blob), parents=parents, progress=done, total=blob.size, target=blob)
+
+    def _look(self) -> None:
+        """Read what leads to what in the documents that are here by now, and tell of them."""
+        if self._root is None:
+            return
+        name, target = self._root
+        waiting = [(target, name)]
+        seen: set[Digest] = set()
+        while waiting:
+            descriptor, parent = waiting.pop(0)
+            self._known[descriptor.digest] = descriptor
+            parents = self._parents.setdefault(descriptor.digest, [])
+            if parent not in parents:
+                parents.append(parent)
+            is_document = descriptor.media_type in oci.INDEX_TYPES | oci.MANIFEST_TYPES
+            is_layer = not is_document and descriptor.media_type not in oci.CONFIG_TYPES
+            if is_layer or descriptor.digest in seen or not self._content.exists(descriptor.digest):
+                continue
+            seen.add(descriptor.digest)
+            if descriptor.digest not in self._told:
+                self._blob("complete", descriptor, descriptor.size)
+            if is_document:
+                with suppress(LamellaError):
+                    data = self._content.read(descriptor.digest)
+                    key = _key(descriptor)
+                    waiting += [(child, key) for _, child in oci.references(data, descriptor.media_type)]
+
+
+def _key(descriptor: oci.Descriptor) -> str:
+    """Give the name under which containerd's clients show a blob."""
+    kind = "layer"
+    if descriptor.media_type in oci.INDEX_TYPES:
+        kind = "index"
+    elif descriptor.media_type in oci.MANIFEST_TYPES:
+        kind = "manifest"
+    elif descriptor.media_type in oci.CONFIG_TYPES:
+        kind = "config"
+    return f"{kind}-{descriptor.digest}"
