@@ -14,8 +14,7 @@ Names are loaded when they are first used, so that ``import lamella`` costs next
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as in typing, without its import
 if TYPE_CHECKING:
     from lamella._core import __version__ as __version__
     from lamella.client import Client as Client

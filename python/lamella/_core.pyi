@@ -30,6 +30,7 @@ __all__ = [
     "launch",
     "mount",
     "pin_network",
+    "prepare_launch",
     "read_file",
     "recompress",
     "release_network",
@@ -332,6 +333,9 @@ def become_launcher(arguments: Sequence[str]) -> None:
 
     Standard streams, open files and environment stay. Returns only by raising.
     """
+
+def prepare_launch() -> None:
+    """Make the sealed memfd that the first :func:`launch` starts from, in the background; harmless twice."""
 
 def launch(request: bytes, descriptors: Sequence[int] = ...) -> bytes:
     """Start the launcher (from a sealed memfd) with a request document; return its reply document.

@@ -31,6 +31,23 @@ def test_a_request_that_is_no_document_is_answered_with_an_error_and_leaves_no_c
     assert len(os.listdir("/proc/self/fd")) == now
 
 
+def test_a_copy_of_the_launcher_that_is_made_ahead_is_the_one_that_is_started() -> None:
+    script = """
+import os, time
+from lamella import _core
+count = lambda: sum("lamella-launcher" in os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+_core.prepare_launch()
+_core.prepare_launch()
+deadline = time.monotonic() + 30
+while (len(os.listdir("/proc/self/task")) > 1 or not count()) and time.monotonic() < deadline:
+    time.sleep(0.001)
+assert count() == 1
+assert b"error" in _core.launch(b"{}")
+assert count() == 1
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 @pytest.mark.needs_root
 def test_a_copy_of_the_launcher_that_somebody_took_mode_or_owner_from_is_made_anew() -> None:
     """A container reaches it when its program is /proc/self/exe, and is root there as here."""

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
 
+TYPE_CHECKING = False
+"""As in typing, which :func:`command` is to import, like all else, after it has said when garbage is looked for."""
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
     from lamella.cli.parser import Invocation
     from lamella.cli.session import Session
 
@@ -49,6 +51,7 @@ def _end_process(status: int) -> NoReturn:
     What others have registered for the end is done, and threads that are no daemons are waited for.
     """
     import atexit
+    from contextlib import suppress
 
     if "threading" in sys.modules:
         sys.modules["threading"]._shutdown()

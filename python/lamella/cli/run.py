@@ -39,6 +39,9 @@ def _run(arguments: argparse.Namespace, session: Session) -> int:
         raise UsageError("lamella run: --timeout needs a container in the foreground", hint="Leave -d out.")
     if arguments.interactive and arguments.tty and not arguments.detach and not sys.stdin.isatty():
         raise UsageError("lamella run: -t needs a terminal, and stdin is none", hint="Leave -t out.")
+    from lamella import _core
+
+    _core.prepare_launch()  # by another core, while this one looks for what is to be started
     container = create_container(session, arguments)
     if arguments.detach:
         with _removed_unless_started(container):

@@ -55,6 +55,18 @@ impl Program {
     }
 }
 
+/// Make the sealed copy ahead of the first launch, in a thread of its own: it takes a millisecond, in which the caller has
+/// something else to do. Harmless twice. What goes wrong is said by the launch, which tries again.
+pub fn make_ready(program: &'static [u8]) {
+    let make = || {
+        let mut slot = PROGRAM.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.is_none() {
+            *slot = Program::new(program).ok();
+        }
+    };
+    let _ = std::thread::Builder::new().name("lamella-launcher".to_owned()).spawn(make);
+}
+
 /// Start the launcher with a request document; return its reply document.
 ///
 /// `check` is called every 100 ms; when it fails the launcher is left to notice that its reply finds no reader.

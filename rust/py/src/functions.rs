@@ -116,6 +116,15 @@ pub fn launch<'py>(py: Python<'py>, request: &[u8], descriptors: Vec<i32>) -> Py
     Ok(PyBytes::new(py, &reply))
 }
 
+/// Make what the first `launch` needs ahead of it, in the background; harmless twice.
+#[pyfunction]
+pub fn prepare_launch(py: Python<'_>) -> PyResult<()> {
+    through(py, |_| {
+        lamella_core::launch::make_ready(LAUNCHER);
+        Ok(())
+    })
+}
+
 /// Become the launcher (from a sealed memfd), which takes its role from its name, the first argument.
 #[pyfunction]
 pub fn become_launcher(py: Python<'_>, arguments: Vec<OsString>) -> PyResult<()> {

@@ -26,7 +26,7 @@ mod _core {
     #[pymodule_export]
     use super::functions::{
         become_launcher, check_mount_options, copy_tree, default_seccomp, digest_of, disk_usage, launch, mount,
-        read_file, remove_tree, resolve, set_top_directory, unmount,
+        prepare_launch, read_file, remove_tree, resolve, set_top_directory, unmount,
     };
     #[pymodule_export]
     use super::networks::{
