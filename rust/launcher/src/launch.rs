@@ -1,8 +1,9 @@
 //! From the request to a running container and its monitor.
 //!
 //! The first process reads and checks everything ([`run`](crate::run)), takes the bundle's lock, forks the monitor and
-//! ends, so that its parent has no child to mind. The monitor makes the cgroup, the streams and the container's first
-//! process, hears from that whether the program runs, and replies.
+//! ends, so that its parent has no child to mind. Before it ends it makes a network namespace, while the monitor makes the
+//! cgroup: either takes half a millisecond. The monitor then makes the streams and the container's first process, hears
+//! from that whether the program runs, and replies.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -19,6 +20,7 @@ use crate::cgroup::Cgroup;
 use crate::channel::{Channel, Message};
 use crate::error::{Failure, Kind, Step};
 use crate::monitor::{self, Monitor, Start, Stdio};
+use crate::namespaces::Namespaces;
 use crate::network::{self, Network};
 use crate::request::{Reply, Request};
 use crate::run::{Begun, LONGEST_DOCUMENT, Maker, Prepared};
@@ -39,6 +41,8 @@ struct Job {
     request: Request,
     bundle: OwnedFd,
     client: Option<OwnedFd>,
+    /// Where a network namespace comes from that is made meanwhile.
+    network: Option<Channel>,
     /// Held until the monitor ends: never closed.
     lock: &'static OwnedFd,
 }
@@ -47,17 +51,36 @@ struct Job {
 pub fn run() -> i32 {
     let (Some(request), Some(reply)) = (sys::inherited(REQUEST), sys::inherited(REPLY)) else { return 2 };
     let mut reply = File::from(reply);
-    let job = match prepare(File::from(request)) {
+    let mut job = match prepare(File::from(request)) {
         Ok(job) => job,
         Err(error) => return answer(&mut reply, &Reply::Failed { error }),
     };
+    let ahead = job.run.namespaces().is_some_and(Namespaces::can_have_network).then(Channel::pair);
+    let ahead = ahead.and_then(Result::ok);
     match sys::fork() {
-        Ok(Forked::Parent(_)) => 0,
+        Ok(Forked::Parent(_)) => {
+            drop(reply);
+            if let Some((monitor, _)) = ahead {
+                make_network(&monitor);
+            }
+            0
+        }
         Ok(Forked::Child) => {
+            job.network = ahead.map(|(_, network)| network);
             supervise(job, reply);
             0
         }
         Err(error) => answer(&mut reply, &Reply::Failed { error: Failure::system("start the monitor", &error) }),
+    }
+}
+
+/// Make a network namespace for the container. Where that cannot be, or this process is killed, the container's first process
+/// is made with one, or says why not.
+fn make_network(monitor: &Channel) {
+    if sys::unshare(libc::CLONE_NEWNET).is_ok()
+        && let Ok(namespace) = File::open("/proc/self/ns/net")
+    {
+        let _ = monitor.send(&Message::Network(namespace.into()));
     }
 }
 
@@ -85,7 +108,7 @@ fn prepare(request: File) -> Result<Job, Failure> {
         .step(|| format!("open the bundle {}", request.bundle))?;
     let run = Prepared::read(&request, bundle.as_fd())?;
     let lock = lock(bundle.as_fd(), &request.bundle)?;
-    Ok(Job { run, request, bundle, client, lock: Box::leak(Box::new(lock)) })
+    Ok(Job { run, request, bundle, client, network: None, lock: Box::leak(Box::new(lock)) })
 }
 
 /// Take the bundle's lock: a task has one monitor.
@@ -126,7 +149,7 @@ fn supervise(job: Job, mut reply: File) {
 }
 
 fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
-    let Job { mut run, request, bundle, client, lock } = job;
+    let Job { mut run, request, bundle, client, network: ahead, lock } = job;
     sys::block_all();
     rustix::process::setsid().step(|| "start the monitor's session")?;
     monitor::forget_exit(bundle.as_fd());
@@ -136,6 +159,11 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
     if !run.own_pids || run.shared.runtime.is_some() {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .step(|| "become the reaper of the container's orphans")?;
+    }
+    if let (Some(namespaces), Some(ahead)) = (run.namespaces(), ahead)
+        && let Ok(Some(Message::Network(network))) = ahead.receive()
+    {
+        namespaces.have_network(network);
     }
     let begun = begin(&mut run, &request, &cgroup, lock.as_fd(), reply.as_fd());
     let Prepared { own_pids, shared, mut warnings, builder } = run;
@@ -254,7 +282,7 @@ fn follow(begun: &mut Begun, reply: BorrowedFd<'_>, warnings: &mut Vec<String>) 
                 pid = Some(told);
                 false
             }
-            Some(Message::Made | Message::Mapped | Message::Proceed | Message::Go(_)) => false,
+            Some(Message::Made | Message::Mapped | Message::Proceed | Message::Go(_) | Message::Network(_)) => false,
             None if running || is_alive(maker) => true,
             None => return Err(killed_early()),
         };

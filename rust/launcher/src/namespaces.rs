@@ -1,5 +1,6 @@
 //! Which namespaces a container gets new, and which existing ones it joins: namespaces(7).
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,8 +29,10 @@ struct Joined {
 /// The container's namespaces; files of those to join are open.
 #[derive(Debug)]
 pub struct Namespaces {
-    /// `CLONE_NEW*` flags of the ones that come with the first process.
-    pub made_by_clone: i32,
+    /// `CLONE_NEW*` flags of the ones that come with the first process, but for what was made ahead.
+    made_by_clone: i32,
+    /// The next first process's network namespace, where that was made ahead.
+    network: RefCell<Option<OwnedFd>>,
     /// The cgroup namespace's root is where the process is when it is made: after it has joined its cgroup.
     pub new_cgroup: bool,
     /// A new network namespace, whose loopback device must be set up.
@@ -87,6 +90,7 @@ impl Namespaces {
         joined.sort_by_key(|namespace| namespace.flag != libc::CLONE_NEWUSER);
         Ok(Self {
             made_by_clone,
+            network: RefCell::new(None),
             new_cgroup: linux.makes_namespace("cgroup"),
             new_network: linux.makes_namespace("network"),
             time: linux.makes_namespace("time").then(|| linux.time_offsets.clone()),
@@ -102,6 +106,27 @@ impl Namespaces {
         let root = |map: &[IdMapping]| map.iter().find(|range| range.container_id == 0).map(|range| range.host_id);
         let (uids, gids) = self.mappings.as_ref()?;
         root(uids).zip(root(gids))
+    }
+
+    /// Whether another process can make the network namespace: a new user namespace would have to own it.
+    pub fn can_have_network(&self) -> bool {
+        self.new_network && self.mappings.is_none()
+    }
+
+    /// Let the next first process have a network namespace that was made ahead.
+    pub fn have_network(&self, namespace: OwnedFd) {
+        *self.network.borrow_mut() = Some(namespace);
+    }
+
+    /// Let go of it, once there is that process.
+    pub fn forget_network(&self) {
+        *self.network.borrow_mut() = None;
+    }
+
+    /// `CLONE_NEW*` flags of those that are to come with the first process.
+    pub fn clone_flags(&self) -> i32 {
+        let ahead = if self.network.borrow().is_some() { libc::CLONE_NEWNET } else { 0 };
+        self.made_by_clone & !ahead
     }
 
     /// Join the PID namespace, and join or make the time namespace, which takes effect for processes made afterwards: for
@@ -127,6 +152,9 @@ impl Namespaces {
 
     /// Join the others: for the container's first process.
     pub fn join_others(&self) -> Result<(), Failure> {
+        if let Some(network) = self.network.borrow().as_ref() {
+            sys::move_into(network.as_fd(), libc::CLONE_NEWNET).step(|| "enter the container's network namespace")?;
+        }
         self.join(|namespace| !CHILDREN.contains(&namespace.flag))
     }
 
@@ -178,4 +206,33 @@ pub fn write_mappings(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Resul
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn namespaces(kinds: &[&str]) -> Namespaces {
+        let list: Vec<_> = kinds.iter().map(|kind| serde_json::json!({ "type": kind })).collect();
+        let linux = serde_json::from_value(serde_json::json!({ "namespaces": list })).expect("of the spec");
+        Namespaces::new(&linux).expect("valid")
+    }
+
+    #[test]
+    fn a_network_that_was_made_ahead_is_for_one_first_process() {
+        let namespaces = namespaces(&["mount", "network"]);
+        assert!(namespaces.can_have_network());
+        let both = libc::CLONE_NEWNS | libc::CLONE_NEWNET;
+        assert_eq!(namespaces.clone_flags(), both);
+        namespaces.have_network(File::open("/proc/self/ns/net").expect("opened").into());
+        assert_eq!(namespaces.clone_flags(), libc::CLONE_NEWNS);
+        namespaces.forget_network();
+        assert_eq!(namespaces.clone_flags(), both);
+    }
+
+    #[test]
+    fn a_network_of_another_owner_or_of_the_host_is_not_made_ahead() {
+        assert!(!namespaces(&["mount", "network", "user"]).can_have_network());
+        assert!(!namespaces(&["mount"]).can_have_network());
+    }
 }

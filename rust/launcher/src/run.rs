@@ -139,6 +139,11 @@ impl Prepared {
         Ok(Self { builder: Builder::Launcher(Box::new(plan), Box::new(cgroup)), own_pids, shared, warnings })
     }
 
+    /// The container's namespaces; those of another runtime are its own affair.
+    pub fn namespaces(&self) -> Option<&Namespaces> {
+        if let Builder::Launcher(plan, _) = &self.builder { Some(&plan.namespaces) } else { None }
+    }
+
     /// Make the container's cgroup; none where that is the runtime's to do.
     pub fn make_cgroup(&mut self, root: &Path) -> Result<Cgroup, Failure> {
         match &self.builder {
@@ -210,7 +215,7 @@ pub fn make_first_process(
     if let (Some(streams), Some(root)) = (&streams, plan.namespaces.outer_root()) {
         streams.give_to(root);
     }
-    let flags = plan.namespaces.made_by_clone as u64;
+    let flags = plan.namespaces.clone_flags() as u64;
     let pid = match sys::clone_process(flags, cgroup.clone_target()).step(|| "make the container's namespaces")? {
         Forked::Parent(pid) => pid,
         Forked::Child => {
@@ -219,6 +224,7 @@ pub fn make_first_process(
         }
     };
     drop((theirs, streams, outside));
+    plan.namespaces.forget_network();
     warnings.extend(process::adjust_oom_score(pid, plan.process.oom_score_adjustment));
     if let Some((uids, gids)) = &plan.namespaces.mappings {
         let mapped = namespaces::write_mappings(pid, uids, gids).and_then(|()| ours.send(&Message::Mapped));

@@ -80,13 +80,17 @@ pub(super) fn rules(given: &[DeviceRule]) -> Vec<Rule> {
         }
     }
     if !rules.last().is_some_and(|rule| rule.allow && rule.is_all()) {
-        rules.extend(DEFAULTS.map(|(kind, major, minor, access)| Rule {
+        let defaults = DEFAULTS.map(|(kind, major, minor, access)| Rule {
             allow: true,
             kind: if kind == "b" { 'b' } else { 'c' },
             major,
             minor,
             access: access.to_owned(),
-        }));
+        });
+        // Those that are in force already need not be said again, each by a write of its own on v1.
+        let denied = rules.iter().rposition(|rule| !rule.allow).unwrap_or_default();
+        let more: Vec<_> = defaults.into_iter().filter(|rule| !rules[denied..].contains(rule)).collect();
+        rules.extend(more);
     }
     rules
 }
@@ -224,6 +228,16 @@ mod tests {
         assert!(!allowed(&rules, 1, 4, 8, 1));
         assert!(!allowed(&rules, 1, 6, 8, 1));
         assert!(!allowed(&rules, 1, 2, 9, 0));
+    }
+
+    #[test]
+    fn a_default_that_the_spec_allows_is_there_once_and_one_that_it_forbids_is_there_again() {
+        let null = rule(r#"{"allow":true,"type":"c","major":1,"minor":3,"access":"rwm"}"#);
+        let shown = |given: &[DeviceRule]| rules(given).iter().filter(|rule| rule.line() == "c 1:3 rwm").count();
+        assert_eq!(shown(std::slice::from_ref(&null)), 1);
+        let denied = rule(r#"{"allow":false,"type":"c","access":"rwm"}"#);
+        let rules = rules(&[null, denied]);
+        assert!(allowed(&rules, 2, 6, 1, 3), "/dev/null, which every container has");
     }
 
     #[test]

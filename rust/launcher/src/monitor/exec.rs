@@ -104,7 +104,14 @@ impl Monitor {
             Ok(Some(Message::Warning(text))) => process.warnings.push(text),
             Ok(Some(Message::Running)) => process.running = true,
             Ok(Some(Message::Failed(failure))) => self.start_failed(id, failure),
-            Ok(Some(Message::Made | Message::Proceed | Message::Ready | Message::Mapped | Message::Go(_))) => {}
+            Ok(Some(
+                Message::Made
+                | Message::Proceed
+                | Message::Ready
+                | Message::Mapped
+                | Message::Go(_)
+                | Message::Network(_),
+            )) => {}
             // Closed by exec, or by the end of the process.
             Ok(None) => self.started(id),
             Err(failure) => self.start_failed(id, failure),
