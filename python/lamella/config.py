@@ -22,6 +22,8 @@ from lamella.errors import InvalidArgument
 DEFAULT_NAMESPACE = "default"
 DEFAULT_SNAPSHOTTER = "overlayfs"
 DEFAULT_RUNTIME = "lamella"
+CONTAINERD_RUNTIMES = ("io.containerd.runc.v2", "io.containerd.runc.v1", "io.containerd.lamella.v1")
+"""What clients of containerd's API call a runtime that takes the runtime spec: lamella's own launcher does."""
 IDENTIFIER_MAX = 76
 _IDENTIFIER_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _IDENTIFIER_SEPARATORS = frozenset("-._")
@@ -70,6 +72,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             runtime=runtime or env.get("LAMELLA_RUNTIME") or DEFAULT_RUNTIME,
             auto_gc=_auto_gc(env.get("LAMELLA_GC", "")) if auto_gc is None else auto_gc,
         )
+
+
+def is_own_runtime(name: str) -> bool:
+    """Say whether a runtime's name, as containers are recorded with, stands for lamella's own launcher."""
+    return name == DEFAULT_RUNTIME or name in CONTAINERD_RUNTIMES
 
 
 def _auto_gc(text: str) -> bool:

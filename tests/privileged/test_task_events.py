@@ -56,7 +56,8 @@ def test_a_run_tells_its_whole_life_in_order(client, image, stream):
     box = {"container_id": container["id"], "name": "box"}
     assert result.container_id == container["id"]
     bundle = client.config.state / "tasks/default" / container["id"]
-    assert create == {**box, "pid": start["pid"], "bundle": str(bundle)}
+    nowhere = {"stdin": "", "stdout": "", "stderr": ""}
+    assert create == {**box, "pid": start["pid"], "bundle": str(bundle), "io": nowhere}
     assert start == {**box, "pid": start["pid"]}
     assert end == {
         **box,
@@ -65,7 +66,7 @@ def test_a_run_tells_its_whole_life_in_order(client, image, stream):
         "exit_status": 3,
         "exited_at": end["exited_at"],
     }
-    assert gone == {**box, "exit_status": 3, "exited_at": end["exited_at"]}
+    assert gone == {**box, "exit_status": 3, "exited_at": end["exited_at"], "pid": start["pid"]}
     assert [event.number for event in events] == list(range(events[0].number, events[0].number + 8))
 
 

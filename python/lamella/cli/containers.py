@@ -97,7 +97,7 @@ def _document(container: Container) -> dict[str, Any]:
     """Give what a list shows: everything but the runtime spec."""
     document = container.inspect()
     spec = document.pop("spec")
-    return document | {"command": spec["process"]["args"], "ports": container.shown_ports}
+    return document | {"command": spec.get("process", {}).get("args", []), "ports": container.shown_ports}
 
 
 def _status(container: Container) -> str:

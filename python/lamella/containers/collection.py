@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from lamella.filters import Fields
     from lamella.oci import RunConfig
 
-_FIELDS = ContainerRecord.__struct_fields__
-_COLUMNS = ", ".join(_FIELDS)
+COLUMNS = ContainerRecord.__struct_fields__
+_COLUMNS = ", ".join(COLUMNS)
 Command = str | Sequence[str] | None
 _log = Log("lamella.containers")
 
@@ -183,7 +183,7 @@ class Containers:
         with ExitStack() as stack:
             if options.name is not None:
                 with client.database.read() as db:
-                    _check_free(db, namespace, name)
+                    check_free(db, namespace, name)
                     if _has_snapshot(db, client.config, key):
                         key = container_id  # of a container that was renamed
             id_maps = _id_maps(client, options)
@@ -195,7 +195,7 @@ class Containers:
                 )
                 attach = _attaching(stack, client, parent, container_id, mounts)
             db = stack.enter_context(client.database.write())
-            _check_free(db, namespace, name)
+            check_free(db, namespace, name)
             with _unpacked(source, parent, client):
                 layers = prepare()
             attached = attach()
@@ -357,7 +357,7 @@ class Containers:
             if row[0] == name:
                 return
             if name != container_id[:12]:  # the name that it would have had without one
-                _check_free(db, namespace, name)
+                check_free(db, namespace, name)
             db.execute(
                 "UPDATE containers SET name = ?, updated_at = ? WHERE namespace = ? AND id = ?",
                 (name, timestamp(), namespace, container_id),
@@ -399,6 +399,10 @@ class Containers:
         for container in self._all():
             if container.status == "unknown":
                 container.task.put_right()
+
+    def records(self) -> Iterator[ContainerRecord]:
+        """Give the records of all containers, oldest first; nothing is cleared away before."""
+        return (container.record for container in self._all())
 
     def _all(self, *, pooled: bool = False) -> Iterator[Container]:
         """Give all containers, with ``pooled`` also those that wait in a pool."""
@@ -564,7 +568,7 @@ def find_record(db: Transaction, namespace: str, container_id: str) -> Container
 
 
 def _record(row: tuple[Any, ...]) -> ContainerRecord:
-    fields = dict(zip(_FIELDS, row, strict=True))
+    fields = dict(zip(COLUMNS, row, strict=True))
     for name, kind in (("labels", dict[str, str]), ("extra", Extra)):
         fields[name] = msgspec.json.decode(fields[name], type=kind)
     return ContainerRecord(**fields)
@@ -577,7 +581,8 @@ def _row(record: ContainerRecord) -> tuple[Any, ...]:
     return tuple(fields.values())
 
 
-def _check_free(db: Transaction, namespace: str, name: str) -> None:
+def check_free(db: Transaction, namespace: str, name: str) -> None:
+    """Raise AlreadyExists for a name, or identifier, that a container has."""
     taken = db.execute(
         "SELECT 1 FROM containers WHERE namespace = ? AND (name = ? OR id = ?)", (namespace, name, name)
     ).fetchone()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import msgspec
 
 from lamella import _core
-from lamella.config import DEFAULT_RUNTIME
+from lamella.config import is_own_runtime
 from lamella.containers.id_maps import IdMaps
 from lamella.containers.log_config import LogConfig
 from lamella.containers.monitor import Attached, Exit, OnOutput, Stream, TaskEnded
@@ -20,7 +20,7 @@ from lamella.containers.options import Environment, FileNames, parse_command
 from lamella.containers.restart_policy import RestartPolicy
 from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import exec_process
-from lamella.containers.task import Status, Task
+from lamella.containers.task import Hold, Paths, Started, Status, Task
 from lamella.durability import Unverified
 from lamella.errors import (
     CommandNotFound,
@@ -87,6 +87,27 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     subpath: str = ""
 
 
+class TypedValue(msgspec.Struct, frozen=True):
+    """Bytes, and the type that protobuf's Any has for them."""
+
+    type_url: str
+    value: bytes
+
+
+class Foreign(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What clients of containerd's API keep in a record that the library has no use for (:mod:`.records`)."""
+
+    spec_type: str | None = None
+    """The type of the spec where it is not the runtime spec's."""
+    spec: bytes | None = None
+    """The spec where it is no JSON."""
+    runtime_options: TypedValue | None = None
+    program: str = ""
+    """The OCI runtime that the options name; empty for lamella's own."""
+    extensions: dict[str, TypedValue] = {}
+    sandbox: str = ""
+
+
 class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the record keeps beyond the runtime spec."""
 
@@ -113,6 +134,7 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     restart: RestartPolicy = RestartPolicy()
     init: bool = False
     id_maps: IdMaps | None = None
+    foreign: Foreign | None = None
 
 
 class _Process(msgspec.Struct, frozen=True):
@@ -206,17 +228,32 @@ class Container:
         return document
 
     @property
+    def runs_elsewhere(self) -> bool:
+        """Whether another OCI runtime than lamella's own launcher makes it."""
+        record = self.record
+        return not is_own_runtime(record.runtime) or bool(
+            record.extra.foreign and record.extra.foreign.program
+        )
+
+    @property
     def command(self) -> list[str]:
         """The arguments of its first process."""
-        arguments: list[str] = self.spec["process"]["args"]
-        return arguments
+        return self._own_spec.process.args
+
+    @property
+    def _own_spec(self) -> _Spec:
+        """What the library itself wants of the spec, which may be of any form where another client made the record."""
+        try:
+            return msgspec.json.decode(self.record.spec, type=_Spec)
+        except msgspec.ValidationError:
+            return _Spec()
 
     @property
     def mounts(self) -> list[dict[str, Any]]:
         """What is mounted in it beyond what every container has; see :func:`lamella.containers.mount_sources.describe`."""
         from lamella.containers.mount_sources import describe
 
-        return describe(self.spec["mounts"], self.record.extra.sources, self._client.config)
+        return describe(self.spec.get("mounts") or [], self.record.extra.sources, self._client.config)
 
     @property
     def status(self) -> Status:
@@ -273,34 +310,53 @@ class Container:
         NotFound when its snapshot is gone, and what the kernel refuses, by the name of the step. A failed start leaves
         nothing running or mounted.
         """
-        record = self.record
-        with _START(
-            self._client.database.metrics, container=record.id, container_name=record.name, image=record.image
-        ):
-            return self._launch(attach=attach)
+        with self._starting():
+            return self._launch(attach=attach)[1]
 
     def hold(self) -> Attached:
         """Make everything ready for its program, which waits for :meth:`lamella.containers.task.Task.release`."""
-        attached = self._launch(attach=True, hold=True)
+        _, attached = self._launch(attach=True, hold="program")
         assert attached is not None
         return attached
 
-    def _launch(self, *, attach: bool, hold: bool = False) -> Attached | None:
+    def prepare_task(self, root: list[Mount] | None, paths: Paths) -> Started:
+        """Make everything ready for its program, which waits for :meth:`lamella.containers.task.Task.begin`.
+
+        ``root`` is what its root is mounted from; None: its snapshot. Errors: those of :meth:`start`.
+        """
+        with self._starting():
+            return self._launch(attach=False, hold="start", root=root, paths=paths)[0]
+
+    def _starting(self) -> AbstractContextManager[object]:
+        record = self.record
+        return _START(
+            self._client.database.metrics, container=record.id, container_name=record.name, image=record.image
+        )
+
+    def _launch(
+        self,
+        *,
+        attach: bool,
+        hold: Hold | None = None,
+        root: list[Mount] | None = None,
+        paths: Paths | None = None,
+    ) -> tuple[Started, Attached | None]:
         record = self.record
         started, attached = self.task.start(
             lambda: connect(self._client, self.record),
-            self._root(),
+            self._root() if root is None else root,
             self._sources(),
             attach=attach,
-            stdin=record.extra.stdin,
+            stdin=record.extra.stdin if paths is None else bool(paths.stdin),
+            paths=paths,
             log=record.extra.log,
             restart=record.extra.restart,
             init=record.extra.init,
-            runtime=record.runtime,
+            runtime=(record.extra.foreign and record.extra.foreign.program) or record.runtime,
             is_kept=not self.is_transient,
             hold=hold,
             confirm=self.refresh,
-            before_reset=self._forget_past_run,
+            before_reset=self.forget_past_run,
         )
         spool.drain_if_large(self._client.database, self._client.config)
         for warning in started.warnings:
@@ -310,13 +366,14 @@ class Container:
                 container_name=record.name,
                 reason=warning,
             )
-        return attached
+        return started, attached
 
     def refresh(self) -> None:
         """Read the record again: its name, limits or networks may have been changed by others. NotFound."""
         self.record = self._client.containers.reread(self.record)
 
-    def _forget_past_run(self) -> None:
+    def forget_past_run(self) -> None:
+        """Tell that the exit of the last run is given up, if there is one."""
         if self.task.past_run() is None:
             return
         spools = spool.take(self._client.config.root)
@@ -348,7 +405,9 @@ class Container:
         ]
 
     def _mounts(self) -> list[Mount]:
-        """Give what its root is mounted from."""
+        """Give what its root is mounted from; nothing where the spec's is ready as it is: a client of containerd's made that."""
+        if self.record.extra.foreign and not self.record.snapshot_key:
+            return []
         try:
             return usable_mounts(self._client, self.record.snapshot_key, self.record.image)
         except NotFound:
@@ -498,7 +557,7 @@ class Container:
                 privileged=privileged,
                 read_file=self._read_file,
             )
-            if self.record.runtime != DEFAULT_RUNTIME:
+            if self.runs_elsewhere:
                 from lamella.containers.runtimes import limit_capabilities
 
                 process = limit_capabilities(process)
@@ -553,7 +612,7 @@ class Container:
         """
         number = signal_number(signal)
         try:
-            self.task.ask(self._kill_request(number, stop=number == self._stop_signal) | {"all": all})
+            self.task.ask(self._kill_request(number, stop=number == self.stop_signal) | {"all": all})
         except NotFound:
             raise self._not_running() from None
 
@@ -565,7 +624,7 @@ class Container:
         Harmless when it does not run: the last exit status is returned then, None if it never ran.
         """
         try:
-            self.task.ask(self._kill_request(self._stop_signal, stop=True))
+            self.task.ask(self._kill_request(self.stop_signal, stop=True))
         except NotFound:
             return self.exit_code
         try:
@@ -583,14 +642,15 @@ class Container:
         Who is attached, follows its log or waits for its end stays with it. Errors: those of :meth:`start`.
         """
         try:
-            self.task.restart(self._stop_signal, self._patience(timeout))
+            self.task.restart(self.stop_signal, self._patience(timeout))
         except NotFound as error:
             if isinstance(error, CommandNotFound):
                 raise
             self.start()
 
     @property
-    def _stop_signal(self) -> int:
+    def stop_signal(self) -> int:
+        """The number of the signal that asks it to end."""
         return signal_number(self.record.extra.stop_signal or "SIGTERM")
 
     def _kill_request(self, signal: int, *, stop: bool) -> dict[str, Any]:
@@ -709,7 +769,7 @@ class Container:
 
     @property
     def _cgroups_path(self) -> str:
-        return msgspec.json.decode(self.record.spec, type=_Spec).linux.cgroups_path
+        return self._own_spec.linux.cgroups_path
 
     def _cgroup(self) -> Cgroup:
         from lamella.containers.cgroups import Cgroup
@@ -799,7 +859,7 @@ class Container:
         from lamella.transfer.commit import commit_image
 
         base = branches.base_image(self._client, self)
-        command = msgspec.json.decode(self.record.spec, type=_Spec).process.args
+        command = self._own_spec.process.args
         with ExitStack() as stack:
             if pause:
                 with suppress(NotFound, FailedPrecondition):  # it does not run
@@ -946,7 +1006,7 @@ class Container:
         """
         trash: list[Path] = []
         self.task.remove(
-            forget=partial(self._forget, trash if volumes else None),
+            forget=partial(self.forget, trash if volumes else None),
             stop=self._kill_now if force else self._refuse,
         )
         for folder in trash:
@@ -962,8 +1022,11 @@ class Container:
             f"container {self.name} is running", hint="Stop it first, or remove it with force."
         )
 
-    def _forget(self, trash: list[Path] | None = None) -> None:
-        """Delete the record and its active snapshot; with ``trash``, which gets their folders, its anonymous volumes."""
+    def forget(self, trash: list[Path] | None = None, *, keep_snapshot: bool = False) -> None:
+        """Delete the record and its active snapshot; with ``trash``, which gets their folders, its anonymous volumes.
+
+        For whoever holds its task's folder (:meth:`remove`). Harmless twice.
+        """
         record = self.record
         key = (self._client.config.namespace, record.id)
         spools = spool.take(self._client.config.root)
@@ -972,8 +1035,9 @@ class Container:
             if db.execute("SELECT 1 FROM containers WHERE namespace = ? AND id = ?", key).fetchone():
                 self._tell_past_run(db)
             db.execute("DELETE FROM containers WHERE namespace = ? AND id = ?", key)
-            with suppress(NotFound):
-                self._client.snapshots.remove(record.snapshot_key)
+            if record.snapshot_key and not keep_snapshot:
+                with suppress(NotFound):
+                    self._client.snapshots.remove(record.snapshot_key)
             if record.extra.sources:
                 from lamella.containers.mount_sources import remove_views
 

@@ -49,6 +49,8 @@ class Exit(msgspec.Struct, frozen=True):
     signal: int | None = None
     exited_at: str = ""
     oom_killed: bool = False
+    pid: int | None = None
+    """Its id, as the host saw it; None in records of older releases."""
 
 
 class _Failure(msgspec.Struct):
@@ -58,14 +60,20 @@ class _Failure(msgspec.Struct):
     exit_code: int | None = None
 
 
-class _Reply(msgspec.Struct):
+class Reply(msgspec.Struct):
     """What a monitor says: an answer, a failure, or the exit."""
 
     ok: bool = False
     status: str = ""
+    pid: int | None = None
     error: _Failure | None = None
     exit: Exit | None = None
     warnings: list[str] = []
+    execs: dict[str, int] = {}
+    """Of the container's state: the pids of the processes that have a name."""
+    stdio: dict[str, str] = {}
+    """Of a process that has a name: its :class:`lamella.containers.task.Paths`."""
+    terminal: bool = False
 
 
 ENDED = "the container has ended"
@@ -185,11 +193,11 @@ class Connection:
                 return None
         return frame
 
-    def reply(self, deadline: float | None = None) -> _Reply | None:
+    def reply(self, deadline: float | None = None) -> Reply | None:
         """Wait for one document, skipping output; None at the end of the connection. Raise what it reports."""
         while (frame := self.receive(deadline)) is not None:
             if frame[0] == CONTROL:
-                reply = msgspec.json.decode(frame[1], type=_Reply)
+                reply = msgspec.json.decode(frame[1], type=Reply)
                 if reply.error is not None:
                     raise_failure(reply.error)
                 return reply
@@ -252,7 +260,7 @@ class Attached:
             return "stdout", payload
         if kind == STDERR:
             return "stderr", payload
-        reply = msgspec.json.decode(payload, type=_Reply)
+        reply = msgspec.json.decode(payload, type=Reply)
         if reply.error is not None:
             raise_failure(reply.error)
         self.exit = reply.exit or self.exit

@@ -1,8 +1,9 @@
 """Which OCI runtime makes a container: lamella's own launcher, or another program of the same interface.
 
-``lamella`` is our own, and the default. Any other name is a program on this process's PATH (runc, crun, youki), or its absolute
-path; it gets the very same bundle. It is looked for by whoever creates or starts the container, never in the container, and the
-record keeps the name, not the place. What differs between runtimes: docs/runtimes.md.
+``lamella`` is our own, and the default; what containerd calls ``io.containerd.runc.v2`` is that, too. Any other name is a program
+on this process's PATH (runc, crun, youki), or its absolute path; it gets the very same bundle. It is looked for by whoever
+creates or starts the container, never in the container, and the record keeps the name, not the place. What differs between
+runtimes: docs/runtimes.md.
 
 Source: OCI runtime spec, runtime.md; the command line is runc's, which the others have too.
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from lamella.config import DEFAULT_RUNTIME
+from lamella.config import DEFAULT_RUNTIME, is_own_runtime
 from lamella.errors import InvalidArgument, NotFound, PermissionDenied
 
 KNOWN = ("runc", "crun", "youki")
@@ -42,7 +43,7 @@ def find_runtime(name: str) -> Path | None:
 
     Errors: InvalidArgument for a relative path, NotFound, PermissionDenied for a file that cannot be run.
     """
-    if name == DEFAULT_RUNTIME:
+    if is_own_runtime(name):
         return None
     if "/" not in name:
         found = shutil.which(name) if name else None

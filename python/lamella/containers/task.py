@@ -18,9 +18,9 @@ from typing import Any, Literal
 import msgspec
 
 from lamella import _core
-from lamella.config import DEFAULT_RUNTIME, Config
+from lamella.config import DEFAULT_RUNTIME, Config, is_own_runtime
 from lamella.containers.log_config import LogConfig
-from lamella.containers.monitor import Attached, Connection, Exit, TaskEnded, _Failure, raise_failure
+from lamella.containers.monitor import Attached, Connection, Exit, Reply, TaskEnded, _Failure, raise_failure
 from lamella.containers.networks import Connection as NetworkConnection
 from lamella.containers.networks import is_recorded, record_path
 from lamella.containers.restart_policy import RestartPolicy, Restarts
@@ -34,7 +34,24 @@ from lamella.snapshots import Mount
 _log = Log("lamella.containers")
 SETTLE_SECONDS = 60.0
 """How long a start that failed, or lost its caller, may take to be over: milliseconds, but for a machine with too much to do."""
+OUTPUT_SECONDS = 2.0
+"""How long the output of a run that has ended may wait in a path that somebody has open, and does not read (containerd's)."""
 Status = Literal["created", "running", "restarting", "stopped", "unknown"]
+Hold = Literal["program", "start"]
+"""What a container waits for when all is ready: its program, which comes later, or the word to start."""
+RECORDS = ("exit.json", "restart.json", "execs.json", "stdio.json", "control.sock", "pid")
+"""What a run leaves in the bundle."""
+
+
+class Paths(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the streams of a process lead, as containerd's API has it (the launcher's ``Redirections``).
+
+    Empty for nowhere, the path of a FIFO, or, of output, ``file:///PATH``.
+    """
+
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -83,12 +100,13 @@ class Task:
         *,
         attach: bool,
         stdin: bool,
+        paths: Paths | None = None,
         log: LogConfig,
         restart: RestartPolicy,
         init: bool,
         runtime: str = DEFAULT_RUNTIME,
         is_kept: bool,
-        hold: bool = False,
+        hold: Hold | None = None,
         confirm: Callable[[], object],
         before_reset: Callable[[], None],
     ) -> tuple[Started, Attached | None]:
@@ -98,7 +116,8 @@ class Task:
         ``connect`` plugs the container into its network, and is called when nothing of its last run is left. ``confirm`` raises
         NotFound when the container was removed; it is called when nobody can do that any more. ``before_reset`` is called
         before the records of the last run go. ``runtime`` is the name of the OCI runtime. ``is_kept`` says that the exit record
-        is to outlive the machine. With ``hold`` its program waits for :meth:`release`. Errors: FailedPrecondition when it runs
+        is to outlive the machine. With ``hold`` its program waits for :meth:`release` (``"program"``) or :meth:`begin`
+        (``"start"``). ``paths`` are where its streams lead beside clients and the log. Errors: FailedPrecondition when it runs
         already, those of ``connect``, CommandNotFound and CommandNotExecutable for the program, NotFound for the runtime, and
         what else the launcher reports; after one nothing of the task is left.
         """
@@ -108,12 +127,15 @@ class Task:
             network = connect()
             try:
                 self._write_bundle(network, program, init=init)
+                if paths is not None:
+                    _write(self.folder / "stdio.json", msgspec.json.encode(paths), 0o600)
                 network.tell()
                 return self._launch(
                     rootfs,
                     sources,
                     attach=attach,
                     stdin=stdin,
+                    paths=paths,
                     log=log,
                     restart=restart,
                     init=init,
@@ -136,7 +158,7 @@ class Task:
         self._clean_up()
         self._unplug()
         before_reset()
-        for name in ("exit.json", "restart.json", "control.sock", "pid"):
+        for name in RECORDS:
             (self.folder / name).unlink(missing_ok=True)
         self._kept_exit.unlink(missing_ok=True)
 
@@ -164,12 +186,13 @@ class Task:
         *,
         attach: bool,
         stdin: bool,
+        paths: Paths | None,
         log: LogConfig,
         restart: RestartPolicy,
         init: bool,
         runtime: Path | None,
         is_kept: bool,
-        hold: bool,
+        hold: Hold | None,
     ) -> tuple[Started, Attached | None]:
         request = msgspec.json.encode(
             {
@@ -181,8 +204,8 @@ class Task:
                 else {"path": str(self.log_path), "max_size": log.max_size, "max_file": log.max_file},
                 "attach": attach,
                 "stdin": stdin,
-                "hold": hold,
-                "program_at_start": hold,
+                "hold": hold is not None,
+                "program_at_start": hold == "program",
                 "events": self._events,
                 "restart": restart.for_monitor(),
                 "init": init,
@@ -190,6 +213,7 @@ class Task:
                 "sources": sources,
                 "network": str(self.network_record),
                 **({"runtime": str(runtime)} if runtime is not None else {}),
+                **({"stdio": paths} if paths is not None else {}),
             }
         )
         ours, theirs = _socket.socketpair() if attach else (None, None)
@@ -373,8 +397,13 @@ class Task:
 
     def _await_monitor(self) -> None:
         """Wait until the monitor of an ended run has cleaned up, which takes milliseconds. FailedPrecondition if it stays."""
-        deadline = time.monotonic() + SETTLE_SECONDS
+        now = time.monotonic()
+        deadline, output_deadline = now + SETTLE_SECONDS, now + OUTPUT_SECONDS
         while self.monitored():
+            if time.monotonic() > output_deadline:
+                output_deadline = deadline
+                with suppress(LamellaError, OSError):
+                    self._request({"op": "drop_output"}).close()
             if time.monotonic() > deadline:
                 raise FailedPrecondition(
                     "the container's last run has ended, and a client that is attached to it does not take its output",
@@ -431,7 +460,8 @@ class Task:
             if ended is None and not (self.folder / "pid").exists() and (restarts := self.restarts()):
                 ended = restarts.exit  # its monitor was killed between two runs
             if ended is not None:
-                return {"exit_status": ended.exit_code, "exited_at": ended.exited_at}
+                told = {"exit_status": ended.exit_code, "exited_at": ended.exited_at}
+                return told if ended.pid is None else told | {"pid": ended.pid}
         return {} if (self.folder / "pid").exists() else None
 
     def pid(self) -> int | None:
@@ -529,6 +559,18 @@ class Task:
         program = {name: spec["process"][name] for name in ("args", "env")}
         self._request({"op": "start", "program": program}).close()
 
+    def begin(self) -> None:
+        """Run the program of a container that was made ready. Errors: CommandNotFound, CommandNotExecutable, NotFound."""
+        self._request({"op": "start"}).close()
+
+    def forget_run(self, confirm: Callable[[], object], before_reset: Callable[[], None]) -> None:
+        """Take away all that is left of a run that is over; the container is then as if it had never been started.
+
+        ``confirm`` and ``before_reset`` as for :meth:`start`. FailedPrecondition while it runs. Harmless twice.
+        """
+        with self.held(confirm):
+            self._reset(before_reset)
+
     def attach(self, *, stdin: bool) -> Attached:
         """Join the streams from now on. NotFound when the task has ended."""
         return Attached(self._request({"op": "attach", "stdin": stdin}))
@@ -536,6 +578,25 @@ class Task:
     def exec(self, process: dict[str, Any], *, stdin: bool) -> Attached:
         """Start one more process (the spec's process object); return its streams. NotFound when the task has ended."""
         return Attached(self._request({"op": "exec", "process": process, "stdin": stdin}))
+
+    def replace_file(self, name: str, data: bytes) -> None:
+        """Write a file of the bundle anew, whole or not at all."""
+        try:
+            _replace(self.folder / name, data)
+        except OSError as error:
+            raise _disk_error(error, self.folder) from error
+
+    def question(self, document: dict[str, Any]) -> Reply:
+        """Have the monitor answer a request. TaskEnded, and what it reports."""
+        try:
+            with closing(Connection.open(self.folder)) as connection:
+                connection.request(document)
+                reply = connection.reply()
+        except (BrokenPipeError, ConnectionResetError):
+            reply = None
+        if reply is None:
+            raise _ended()
+        return reply
 
     def _request(self, document: dict[str, Any]) -> Connection:
         """Have the monitor accept a request; return the connection. NotFound when the task has ended, also meanwhile."""
@@ -654,7 +715,7 @@ class Task:
 
 def _program(runtime: str) -> Path | None:
     """Give the program of a runtime that is not our own. Errors: those of ``find_runtime``."""
-    if runtime in ("", DEFAULT_RUNTIME):
+    if not runtime or is_own_runtime(runtime):
         return None
     from lamella.containers.runtimes import find_runtime
 

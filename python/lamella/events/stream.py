@@ -166,17 +166,17 @@ class EventStream(Iterator[Event]):
             return None
         fields = msgspec.json.decode(data, type=dict[str, Any])
         if self._match is not None and not self._match(
-            {"namespace": namespace, "topic": topic, "event": dict(_flat(fields))}
+            {"namespace": namespace, "topic": topic, "event": dict(flat(fields))}
         ):
             return None
         return Event(number=number, timestamp=at, namespace=namespace, topic=topic, event=fields)
 
 
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Give the fields as filters see them: ``labels.key``, numbers and truth values as text."""
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         elif isinstance(value, bool):
             yield prefix + name, "true" if value else "false"
         elif isinstance(value, str | int | float):

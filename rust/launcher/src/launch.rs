@@ -19,7 +19,7 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use crate::cgroup::Cgroup;
 use crate::channel::{Channel, Message};
 use crate::error::{Failure, Kind, Step};
-use crate::monitor::{self, Monitor, Start, Stdio};
+use crate::monitor::{self, Monitor, Redirected, Start, Stdio};
 use crate::namespaces::Namespaces;
 use crate::network::{self, Network};
 use crate::request::{Reply, Request};
@@ -155,6 +155,7 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
     monitor::forget_exit(bundle.as_fd());
     let listener = listen(&request.bundle, &bundle)?;
     let network = request.network.as_deref().map(Network::new);
+    let redirected = Redirected::open(&request.stdio)?;
     let mut cgroup = run.make_cgroup(request.cgroup_root())?;
     if !run.own_pids || run.shared.runtime.is_some() {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
@@ -196,6 +197,7 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
         started_at: (!hold).then_some(started_at),
         channel: hold.then_some(begun.channel),
         stdio: begun.stdio,
+        redirected,
         cgroup,
         network,
         own_pids,

@@ -48,6 +48,9 @@ pub struct Request {
     /// Standard input ends when the first attached client goes away.
     #[serde(default)]
     pub stdin_once: bool,
+    /// Paths that its streams lead to, beside clients and the log.
+    #[serde(default)]
+    pub stdio: Redirections,
     /// Where the task's events go, if they go anywhere.
     #[serde(default)]
     pub events: Option<EventTarget>,
@@ -73,6 +76,27 @@ pub struct Request {
     /// attached client hangs up before, the container ends.
     #[serde(default)]
     pub program_at_start: bool,
+}
+
+/// Where the streams of a process lead, as containerd's API has it: an empty path for nowhere, the path of a FIFO, or, of
+/// output, a URI whose scheme is `file`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Redirections {
+    #[serde(default)]
+    pub stdin: String,
+    #[serde(default)]
+    pub stdout: String,
+    #[serde(default)]
+    pub stderr: String,
+}
+
+impl Redirections {
+    /// Refuse what would be cut at a NUL.
+    pub fn check(&self) -> Result<(), Failure> {
+        [&self.stdin, &self.stdout, &self.stderr].into_iter().try_for_each(|path| spec::check_text("stdio", path))
+    }
 }
 
 /// When a container that has ended is run again, but for one that was ended from outside.
@@ -204,6 +228,7 @@ impl Request {
             return Err(Failure::unsupported("hold beside a runtime")
                 .with_hint("no other OCI runtime waits for its program: leave runtime out"));
         }
+        request.stdio.check()?;
         spec::check_text("bundle", &request.bundle)?;
         if !request.bundle.starts_with('/') {
             return Err(Failure::invalid("bundle", format!("{:?} is not absolute", request.bundle)));

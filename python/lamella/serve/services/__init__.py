@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 SERVICES = (
+    "lamella.serve.services.containers:Containers",
     "lamella.serve.services.content:Content",
     "lamella.serve.services.diff:Diff",
+    "lamella.serve.services.events:Events",
     "lamella.serve.services.images:Images",
     "lamella.serve.services.introspection:Introspection",
     "lamella.serve.services.leases:Leases",
     "lamella.serve.services.namespaces:Namespaces",
     "lamella.serve.services.snapshots:Snapshots",
     "lamella.serve.services.streaming:Streaming",
+    "lamella.serve.services.tasks:Tasks",
     "lamella.serve.services.transfer:Transfer",
     "lamella.serve.services.version:Version",
 )

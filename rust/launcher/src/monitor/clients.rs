@@ -28,6 +28,8 @@ pub(super) struct Client {
     pub(super) gives_input: bool,
     /// It wants to know how the container ends.
     pub(super) waiting: bool,
+    /// It wants to know how the added process of this name ends.
+    pub(super) waiting_for: Option<String>,
     /// It has got all that it will get: to be closed when its queue is empty.
     pub(super) finished: bool,
     /// It said that it sends no more.
@@ -53,6 +55,7 @@ impl Client {
             attached: None,
             gives_input: false,
             waiting: false,
+            waiting_for: None,
             finished: false,
             silent: false,
             held_back: false,
@@ -63,6 +66,11 @@ impl Client {
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// It is owed an answer when something ends.
+    pub(super) fn waits(&self) -> bool {
+        self.waiting || self.waiting_for.is_some()
     }
 
     /// Bytes that it has not taken yet.

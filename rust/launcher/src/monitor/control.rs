@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{INIT, Monitor, events};
 use crate::channel::Message;
 use crate::error::{Failure, Kind, Step};
-use crate::request::{Program, RestartPolicy};
+use crate::request::{Program, Redirections, RestartPolicy};
 use crate::rootfs;
 use crate::spec::{Resources, Size};
 use crate::sys;
@@ -16,18 +16,28 @@ const LAST_SIGNAL: i32 = 64;
 #[derive(Debug, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 enum Operation {
-    /// How the container is.
-    State,
-    /// Run the program of a held container; the given one where the request left it open.
+    /// How the container is, or the added process of a name; so in what follows.
+    State {
+        #[serde(default)]
+        exec: Option<String>,
+    },
+    /// Run the program of a held container (the given one where the request left it open), or a process that was described.
     Start {
         #[serde(default)]
         program: Option<Program>,
+        #[serde(default)]
+        exec: Option<String>,
     },
-    /// Tell how the container ended, when it has.
-    Wait,
+    /// Tell how it ended, when it has.
+    Wait {
+        #[serde(default)]
+        exec: Option<String>,
+    },
     /// Send a signal to the first process, or to all. With `stop` it is to end, and not to be run again.
     Kill {
         signal: i32,
+        #[serde(default)]
+        exec: Option<String>,
         #[serde(default)]
         all: bool,
         #[serde(default)]
@@ -41,7 +51,17 @@ enum Operation {
         stdin: bool,
     },
     /// Change the terminal's size.
-    Resize { rows: u16, cols: u16 },
+    Resize {
+        rows: u16,
+        cols: u16,
+        #[serde(default)]
+        exec: Option<String>,
+    },
+    /// End standard input.
+    CloseInput {
+        #[serde(default)]
+        exec: Option<String>,
+    },
     /// Freeze all processes; with `hold` only until the client lets go or hangs up, however it ends, and between two runs the
     /// next one waits for that.
     Pause {
@@ -58,6 +78,17 @@ enum Operation {
         #[serde(default)]
         stdin: bool,
     },
+    /// Describe a process that is to be started by its name.
+    Describe {
+        exec: String,
+        process: Value,
+        #[serde(default)]
+        stdio: Redirections,
+    },
+    /// Forget a process with a name that does not run.
+    Forget { exec: String },
+    /// The container has ended: what nobody has taken of its output from a path is for nobody.
+    DropOutput,
     /// Change limits, only those that are given, and whether it is run again: from its next end on.
     Update {
         #[serde(default)]
@@ -92,19 +123,40 @@ impl Monitor {
     /// The answer, or None when it comes later.
     fn operate(&mut self, client: u32, operation: Operation) -> Result<Option<Value>, Failure> {
         match operation {
-            Operation::State => return Ok(Some(self.describe())),
-            Operation::Start { program } => {
+            Operation::State { exec: None } => return Ok(Some(self.describe())),
+            Operation::State { exec: Some(name) } => return self.state_of(&name).map(Some),
+            Operation::Start { exec: Some(name), program: _ } => {
+                self.start_named(client, name)?;
+                return Ok(None);
+            }
+            Operation::Start { program, exec: None } => {
                 self.start(client, program)?;
                 return Ok(None);
             }
-            Operation::Wait => return Ok(self.wait(client)),
-            Operation::Kill { signal, all, stop } => self.kill(client, signal, all, stop)?,
+            Operation::Wait { exec: None } => return Ok(self.wait(client)),
+            Operation::Wait { exec: Some(name) } => return self.wait_for(client, &name),
+            Operation::Kill { signal, exec, all, stop } => self.kill(client, exec.as_deref(), signal, all, stop)?,
             Operation::Restart { signal, timeout } => {
                 self.restart(client, signal, timeout)?;
                 return Ok(None);
             }
             Operation::Attach { stdin } => self.attach(client, stdin)?,
-            Operation::Resize { rows, cols } => self.resize(client, Size { height: rows, width: cols })?,
+            Operation::Resize { rows, cols, exec } => {
+                let process = self.find_running(exec.as_deref(), client)?;
+                self.resize(process, Size { height: rows, width: cols })?;
+            }
+            Operation::CloseInput { exec } => {
+                let process = self.find_running(exec.as_deref(), client)?;
+                self.close_input(process);
+            }
+            Operation::Describe { exec, process, stdio } => self.describe_process(exec, process, stdio)?,
+            Operation::Forget { exec } => return self.forget_named(&exec).map(Some),
+            Operation::DropOutput => {
+                if self.exit.is_none() || self.will_run_again() {
+                    return Err(Failure::new(Kind::FailedPrecondition, "the container has not ended"));
+                }
+                self.sinks.clear();
+            }
             Operation::Exec { process, stdin } => {
                 self.exec(client, process, stdin)?;
                 return Ok(None);
@@ -146,6 +198,7 @@ impl Monitor {
             "monitor_pid": rustix::process::getpid().as_raw_nonzero(),
             "started_at": &self.started_at,
             "restart_count": self.restarts.count(),
+            "execs": self.named_pids(),
             "log_lost": self.log.as_ref().map_or(0, super::log::Log::lost),
         });
         if let (Some(exit), Some(state)) = (&self.exit, state.as_object_mut()) {
@@ -180,9 +233,9 @@ impl Monitor {
     }
 
     /// Send a signal to the container, or, on the connection of an added process, to that one.
-    fn kill(&mut self, client: u32, signal: i32, all: bool, stop: bool) -> Result<(), Failure> {
+    fn kill(&mut self, client: u32, exec: Option<&str>, signal: i32, all: bool, stop: bool) -> Result<(), Failure> {
         check_signal(signal)?;
-        let id = self.clients.get(&client).and_then(|client| client.attached).unwrap_or(INIT);
+        let id = self.find_running(exec, client)?;
         if id == INIT && (stop || signal == libc::SIGKILL) && self.run_no_more() {
             return Ok(());
         }
@@ -233,9 +286,8 @@ impl Monitor {
         Ok(())
     }
 
-    fn resize(&mut self, client: u32, size: Size) -> Result<(), Failure> {
+    fn resize(&mut self, process: u32, size: Size) -> Result<(), Failure> {
         self.running()?;
-        let process = self.clients.get(&client).and_then(|client| client.attached).unwrap_or(INIT);
         let terminal = self.processes.get(&process).and_then(|process| process.stdio.terminal.as_ref());
         let Some(terminal) = terminal else {
             return Err(Failure::new(Kind::FailedPrecondition, "the process has no terminal"));

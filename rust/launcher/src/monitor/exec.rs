@@ -22,6 +22,25 @@ impl Monitor {
     /// Add a process to the container; the client's connection becomes its stream. The answer comes when its program
     /// runs, or does not.
     pub(super) fn exec(&mut self, client: u32, process: Value, stdin: bool) -> Result<(), Failure> {
+        if self.clients.get(&client).is_none_or(|client| client.attached.is_some()) {
+            return Err(Failure::new(Kind::FailedPrecondition, "this connection is a stream already"));
+        }
+        let id = self.begin_exec(client, process, stdin, None)?;
+        if let Some(client) = self.clients.get_mut(&client) {
+            client.attached = Some(id);
+            client.gives_input = stdin;
+        }
+        Ok(())
+    }
+
+    /// Begin to add a process. Returns its number in the table.
+    pub(super) fn begin_exec(
+        &mut self,
+        client: u32,
+        process: Value,
+        stdin: bool,
+        called: Option<String>,
+    ) -> Result<u32, Failure> {
         let init = self.running()?;
         let refuse = |why: &str| Err(Failure::new(Kind::FailedPrecondition, why));
         let (Some(pid), None) = (init.pid, &init.channel) else {
@@ -29,9 +48,6 @@ impl Monitor {
         };
         if self.paused {
             return refuse("the container is paused");
-        }
-        if self.clients.get(&client).is_none_or(|client| client.attached.is_some()) {
-            return refuse("this connection is a stream already");
         }
         let id = self.next_process;
         let name = events::exec_id(id);
@@ -66,15 +82,12 @@ impl Monitor {
                 oom_score_adjustment,
                 stdio,
                 group,
+                name: called,
                 ..Process::default()
             },
         );
         added.map_err(|error| Failure::system("watch the new process", &error.into()))?;
-        if let Some(client) = self.clients.get_mut(&client) {
-            client.attached = Some(id);
-            client.gives_input = stdin;
-        }
-        Ok(())
+        Ok(id)
     }
 
     /// Check a process that our own launcher is to add.
@@ -172,22 +185,28 @@ impl Monitor {
                 self.events.tell([(events::START, json!({"pid": process.pid}))]);
             }
         } else {
-            let exec_id = events::exec_id(id);
-            self.events.tell([
-                (events::EXEC_ADDED, json!({"exec_id": &exec_id})),
-                (events::EXEC_STARTED, json!({"exec_id": &exec_id, "pid": process.pid})),
-            ]);
+            let exec_id = process.exec_id(id);
+            let started = (events::EXEC_STARTED, json!({"exec_id": &exec_id, "pid": process.pid}));
+            if process.name.is_some() {
+                self.events.tell([started]); // it was added before
+            } else {
+                self.events.tell([(events::EXEC_ADDED, json!({"exec_id": &exec_id})), started]);
+            }
             self.tell_exec_exit(id);
         }
         let Some(process) = self.processes.get(&id) else { return };
         let answer = json!({"ok": true, "pid": process.pid, "started_at": started_at, "warnings": &process.warnings});
-        let ended = process.ended.clone();
+        let (ended, name) = (process.ended.clone(), process.name.clone());
         self.answer_starter(id, &answer);
+        if let (Some(record), Some(name)) = (&ended, name) {
+            self.tell_waiting_for(&name, record); // that waited for this, too
+        }
         self.go_on_reading(id);
         let early = self.processes.get_mut(&id).and_then(|process| process.early_signal.take().zip(process.pid));
         if let (Some((signal, pid)), None) = (early, &ended) {
             let _ = self.send_signal(pid, signal);
         }
+        self.watch_feed(id);
         if let (Some(record), INIT, None) = (ended, id, &self.exit) {
             self.end_run(record); // that waited for this
             self.drain(id);
@@ -216,11 +235,17 @@ impl Monitor {
             }
             return self.go_on_reading(id);
         }
-        let Some(process) = self.processes.remove(&id) else { return };
+        let Some(process) = self.processes.get(&id) else { return };
         // It ends by itself; this is for one that hangs.
         if let (Some(pid), None) = (process.pid, &process.ended) {
             let _ = sys::kill(pid, libc::SIGKILL);
         }
+        let record = ExitRecord::of_failed_start(code);
+        if let Some(name) = process.name.clone() {
+            self.tell_waiting_for(&name, &record);
+        }
+        self.finish_paths(id);
+        self.keep_end(id, record);
         // The connection is an ordinary one again.
         for client in self.clients_of(id) {
             if let Some(client) = self.clients.get_mut(&client) {

@@ -18,9 +18,11 @@ mod frames;
 mod log;
 mod log_file;
 mod memory;
+mod named;
 mod pump;
 mod reap;
 mod record;
+mod redirect;
 mod restart;
 mod serve;
 mod stdio;
@@ -41,7 +43,7 @@ use crate::channel::Channel;
 use crate::error::{Failure, Kind, Step};
 use crate::network::{self, Network};
 use crate::process::seccomp::Filter;
-use crate::request::Request;
+use crate::request::{Redirections, Request};
 use crate::runtime::Runtime;
 use crate::spec::{Personality, Size};
 use crate::sys;
@@ -50,8 +52,11 @@ use events::Events;
 use log::Log;
 use log_file::Limits;
 use memory::Memory;
+use named::Named;
 use record::ExitRecord;
 pub use record::forget as forget_exit;
+pub use redirect::Redirected;
+use redirect::{Feed, Sink};
 use restart::Restarts;
 pub use stdio::Stdio;
 
@@ -74,6 +79,8 @@ pub struct Start {
     pub channel: Option<Channel>,
     /// Its standard streams.
     pub stdio: Stdio,
+    /// The paths that they lead to.
+    pub redirected: Redirected,
     /// Its cgroup.
     pub cgroup: Cgroup,
     /// The network to let go of at its end, if it is plugged into one by then.
@@ -130,6 +137,10 @@ struct Process {
     group: Option<Group>,
     /// A signal that came before it was there to get it.
     early_signal: Option<i32>,
+    /// What it is called by whoever had it added, for whom its end is kept.
+    name: Option<String>,
+    /// Where its streams lead.
+    paths: Redirections,
 }
 
 /// What an epoll event is about.
@@ -142,6 +153,8 @@ enum Source {
     Output(u32, u8),
     Client(u32),
     Memory,
+    Feed(u32),
+    Sink(u32, u8),
 }
 
 impl Source {
@@ -154,6 +167,8 @@ impl Source {
             Self::Output(process, index) => (4, index, process),
             Self::Client(client) => (5, 0, client),
             Self::Memory => (6, 0, 0),
+            Self::Feed(process) => (7, 0, process),
+            Self::Sink(process, index) => (8, index, process),
         };
         epoll::EventData::new_u64(kind | u64::from(index) << 8 | u64::from(id) << 32)
     }
@@ -169,6 +184,8 @@ impl Source {
             4 => Self::Output(id, index),
             5 => Self::Client(id),
             6 => Self::Memory,
+            7 => Self::Feed(id),
+            8 => Self::Sink(id, index),
             _ => return None,
         })
     }
@@ -196,6 +213,11 @@ pub struct Monitor {
     memory: Memory,
     processes: BTreeMap<u32, Process>,
     next_process: u32,
+    named: Named,
+    /// Paths that processes read.
+    feeds: BTreeMap<u32, Feed>,
+    /// Paths that processes write to, or have written to while somebody has not taken all: by process and stream.
+    sinks: BTreeMap<(u32, u8), Sink>,
     /// Children that ended before the monitor learned what they are.
     unclaimed: BTreeMap<i32, WaitStatus>,
     clients: BTreeMap<u32, Client>,
@@ -240,6 +262,9 @@ impl Monitor {
             memory: Memory::default(),
             processes: BTreeMap::new(),
             next_process: INIT + 1,
+            named: Named::default(),
+            feeds: BTreeMap::new(),
+            sinks: BTreeMap::new(),
             unclaimed: BTreeMap::new(),
             clients: BTreeMap::new(),
             next_client: 0,
@@ -253,6 +278,7 @@ impl Monitor {
         let step = || "watch the container";
         monitor.watch(monitor.signals.as_fd(), Source::Signals, epoll::EventFlags::IN).step(step)?;
         monitor.watch(monitor.listener.as_fd(), Source::Listener, epoll::EventFlags::IN).step(step)?;
+        monitor.redirect(INIT, start.redirected);
         let held = start.channel.is_some();
         let process = Process {
             pid: Some(start.pid),
@@ -264,6 +290,7 @@ impl Monitor {
         monitor.add_process(INIT, process).step(step)?;
         if !held {
             monitor.go_on_reading(INIT);
+            monitor.watch_feed(INIT);
         }
         if let Some(socket) = start.client {
             let id = monitor.add_client(socket);
@@ -281,7 +308,8 @@ impl Monitor {
     #[must_use]
     pub fn announce(self) -> Self {
         let pid = self.processes.get(&INIT).and_then(|init| init.pid);
-        let create = (events::CREATE, json!({"bundle": &self.restarts.request.bundle, "pid": pid}));
+        let request = &self.restarts.request;
+        let create = (events::CREATE, json!({"bundle": &request.bundle, "pid": pid, "io": &request.stdio}));
         match self.started_at {
             Some(_) => self.events.tell([create, (events::START, json!({"pid": pid}))]),
             None => self.events.tell([create]),
@@ -350,6 +378,8 @@ impl Monitor {
                     Source::Output(process, index) => self.pump(process, index),
                     Source::Client(client) => self.serve(client, flags),
                     Source::Memory => self.memory_ran_out(),
+                    Source::Feed(process) => self.take_fed(process),
+                    Source::Sink(process, index) => self.take_up((process, index)),
                 }
             }
         }
@@ -372,6 +402,7 @@ impl Monitor {
                 return false;
             }
             self.told = true;
+            self.finish_paths(INIT);
             let document = json!({"exit": &self.exit});
             if let Some(network) = self.network.take() {
                 // Before anybody is told, so that whoever knows of the end finds its ports free. A failure is left to who
@@ -389,8 +420,9 @@ impl Monitor {
             if let (Some(record), Some(path)) = (&self.exit, &self.restarts.request.exit_record) {
                 let _ = record.write_copy(path);
             }
+            self.leave_named();
             self.clear_behind_run();
-            // After the cgroups: whoever removes the bundle, which says where they are, waits for this.
+            // After the cgroups, and the last file: whoever removes the bundle, which says where they are, waits for this.
             let _ = rustix::fs::unlinkat(&self.bundle, "pid", rustix::fs::AtFlags::empty());
         }
         // Whoever asked something in the last moment gets its answer.
@@ -400,7 +432,7 @@ impl Monitor {
         for id in done {
             self.take_last_words(id);
         }
-        self.clients.is_empty()
+        self.clients.is_empty() && self.sinks.is_empty()
     }
 
     /// Remove what an ended run leaves on the machine. Harmless twice.
@@ -444,6 +476,11 @@ fn ended() -> Failure {
 }
 
 impl Process {
+    /// How events name it.
+    fn exec_id(&self, id: u32) -> String {
+        self.name.clone().unwrap_or_else(|| events::exec_id(id))
+    }
+
     /// It has ended, and something of its output is still open although nothing is to be read from it.
     fn has_stray_output(&self) -> bool {
         self.ended.is_some() && !self.stalled && self.stdio.has_output()

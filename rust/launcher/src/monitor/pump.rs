@@ -53,6 +53,7 @@ impl Monitor {
         for client in self.clients_of(id) {
             self.tell(client, |client| client.send(kind, data));
         }
+        self.write_to_path(id, kind, data);
         // What the container has left in its pipes is little; the log, and whoever waits for the end, do not wait for a client.
         if self.behind(id, HIGH_WATER) && self.exit.is_none() {
             self.stop_reading(id);
@@ -64,9 +65,10 @@ impl Monitor {
         self.clients.iter().filter(|(_, client)| client.attached == Some(process)).map(|(id, _)| *id).collect()
     }
 
-    /// Whether a client of a process has more than this to get still.
+    /// Whether a client of a process, or a path of it, has more than this to get still.
     pub(super) fn behind(&self, process: u32, limit: usize) -> bool {
         self.clients.values().any(|client| client.attached == Some(process) && client.queued() > limit)
+            || self.sinks.range((process, 0)..=(process, u8::MAX)).any(|(_, sink)| sink.queued() > limit)
     }
 
     fn stop_reading(&mut self, id: u32) {
@@ -100,12 +102,14 @@ impl Monitor {
         let Some(process) = self.processes.get_mut(&id) else { return };
         let Some(output) = process.stdio.outputs.get_mut(usize::from(index)) else { return };
         if let Some(source) = output.source.take() {
+            let kind = output.kind;
             let _ = epoll::delete(&self.epoll, &source);
             if id == INIT
                 && let Some(log) = &mut self.log
             {
-                log.finish(stream(output.kind));
+                log.finish(stream(kind));
             }
+            self.finish_path(id, kind);
         }
         self.settle(id);
     }
@@ -135,9 +139,10 @@ impl Monitor {
             events.set(epoll::EventFlags::OUT, input.queued() > 0);
             let _ = epoll::modify(&self.epoll, &input.target, Source::Input(id).encode(), events);
             if input.queued() > stdio::INPUT_LIMIT {
-                return;
+                return self.watch_feed(id);
             }
         }
+        self.watch_feed(id);
         for client in self.clients_of(id) {
             if let Some(client) = self.clients.get_mut(&client)
                 && std::mem::replace(&mut client.held_back, false)

@@ -42,7 +42,7 @@ impl Monitor {
     pub(super) fn note_end(&mut self, id: u32, status: WaitStatus) {
         let Some(process) = self.processes.get_mut(&id) else { return };
         let oom_killed = id == INIT && self.cgroup.oom_kills() > 0;
-        let record = ExitRecord::new(status, oom_killed);
+        let record = ExitRecord::new(process.pid, status, oom_killed);
         process.ended = Some(record.clone());
         if id == INIT {
             // A runtime may be about to say that it has started it: that comes first.
@@ -51,10 +51,14 @@ impl Monitor {
             }
         } else if process.channel.is_none() {
             self.tell_exec_exit(id);
+            if let Some(name) = self.processes.get(&id).and_then(|process| process.name.clone()) {
+                self.tell_waiting_for(&name, &record);
+            }
             if self.exit.is_some() {
                 self.go_on_reading(id);
             }
         }
+        self.drop_feed(id);
         self.drain(id);
         self.settle(id);
     }
@@ -96,8 +100,7 @@ impl Monitor {
         if let Some(process) = self.processes.get(&id)
             && let Some(record) = &process.ended
         {
-            let exec_id = events::exec_id(id);
-            self.events.tell([(events::EXIT, self.events.exit(Some(&exec_id), process.pid, record))]);
+            self.events.tell([(events::EXIT, self.events.exit(Some(&process.exec_id(id)), process.pid, record))]);
         }
     }
 
@@ -147,13 +150,15 @@ impl Monitor {
         let (Some(record), None, false) = (&process.ended, &process.channel, process.stdio.has_output()) else {
             return;
         };
-        let document = json!({"exit": record});
+        let record = record.clone();
+        let document = json!({"exit": &record});
         for client in self.clients_of(id) {
             self.tell(client, |client| {
                 client.finished = true;
                 client.send_document(&document)
             });
         }
-        self.processes.remove(&id);
+        self.finish_paths(id);
+        self.keep_end(id, record);
     }
 }

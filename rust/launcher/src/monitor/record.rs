@@ -13,6 +13,8 @@ use crate::time;
 const SIGNAL_BASE: i32 = 128;
 const FILE: &str = "exit.json";
 const RESTARTS: &str = "restart.json";
+/// How added processes with a name ended ([`super::named`]).
+pub(super) const EXECS: &str = "execs.json";
 
 /// The end of a process.
 #[derive(Clone, Debug, Serialize)]
@@ -21,18 +23,20 @@ pub(super) struct ExitRecord {
     pub(super) signal: Option<i32>,
     pub(super) exited_at: String,
     pub(super) oom_killed: bool,
+    /// Its id, as the host saw it.
+    pub(super) pid: Option<i32>,
 }
 
 impl ExitRecord {
-    pub(super) fn new(status: WaitStatus, oom_killed: bool) -> Self {
+    pub(super) fn new(pid: Option<i32>, status: WaitStatus, oom_killed: bool) -> Self {
         let signal = status.terminating_signal();
         let exit_code = signal.map_or_else(|| status.exit_status().unwrap_or(-1), |signal| SIGNAL_BASE + signal);
-        Self { exit_code, signal, exited_at: time::now(), oom_killed }
+        Self { exit_code, signal, exited_at: time::now(), oom_killed, pid }
     }
 
     /// For a program that could not be started after all.
     pub(super) fn of_failed_start(exit_code: i32) -> Self {
-        Self { exit_code, signal: None, exited_at: time::now(), oom_killed: false }
+        Self { exit_code, signal: None, exited_at: time::now(), oom_killed: false, pid: None }
     }
 
     /// Write `exit.json` into the bundle, whole or not at all.
@@ -66,7 +70,8 @@ impl RestartRecord<'_> {
     }
 }
 
-fn write(bundle: BorrowedFd<'_>, name: &str, document: &impl Serialize) -> Result<(), Failure> {
+/// Write a document into a folder, whole or not at all.
+pub(super) fn write(bundle: BorrowedFd<'_>, name: &str, document: &impl Serialize) -> Result<(), Failure> {
     let step = || format!("write {name}");
     let unfinished = format!("{name}.new");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -78,7 +83,7 @@ fn write(bundle: BorrowedFd<'_>, name: &str, document: &impl Serialize) -> Resul
 
 /// Forget the records of an earlier start.
 pub fn forget(bundle: BorrowedFd<'_>) {
-    for name in [FILE, RESTARTS] {
+    for name in [FILE, RESTARTS, EXECS] {
         let _ = rustix::fs::unlinkat(bundle, name, rustix::fs::AtFlags::empty());
     }
 }
@@ -101,7 +106,7 @@ mod tests {
             let (_, status) = rustix::process::waitpid(pid, WaitOptions::empty()).expect("waited").expect("ended");
             let folder = tempfile::tempdir().expect("a folder");
             let bundle = std::fs::File::open(folder.path()).expect("opened");
-            ExitRecord::new(status, false).write(bundle.as_fd()).expect("written");
+            ExitRecord::new(None, status, false).write(bundle.as_fd()).expect("written");
             let text = std::fs::read_to_string(folder.path().join(FILE)).expect("read");
             let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
             assert_eq!(value["exit_code"], code);

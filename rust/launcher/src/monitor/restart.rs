@@ -14,6 +14,7 @@ use serde_json::json;
 use super::control::check_signal;
 use super::memory::Memory;
 use super::record::{ExitRecord, RestartRecord};
+use super::redirect::Redirected;
 use super::{INIT, Monitor, Process, ended, events};
 use crate::container::Wait;
 use crate::error::{Failure, Kind};
@@ -161,6 +162,8 @@ impl Monitor {
     pub(super) fn await_next_run(&mut self) {
         let Next::After(delay) = self.restarts.next else { return };
         self.restarts.next = Next::At(Instant::now() + delay);
+        self.finish_paths(INIT);
+        self.forget_described();
         self.processes.clear();
         self.unclaimed.clear();
         self.memory = Memory::default();
@@ -208,6 +211,7 @@ impl Monitor {
             (plan.wait, plan.process.told_late) = (Wait::Nothing, false);
         }
         self.cgroup = run.make_cgroup(self.restarts.request.cgroup_root())?;
+        let redirected = Redirected::open(&self.restarts.request.stdio)?;
         let begun = run.begin(self.restarts.request.stdin, &self.cgroup, self.lock)?;
         (self.own_pids, self.shared) = (run.own_pids, run.shared);
         let (pid, helper) = match begun.maker {
@@ -227,6 +231,7 @@ impl Monitor {
             begun.maker.end();
             return Err(Failure::system("watch the container", &error.into()));
         }
+        self.redirect(INIT, redirected);
         self.restarts.asked = None;
         self.restarts.began = Instant::now();
         self.exit = None;

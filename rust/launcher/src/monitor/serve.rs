@@ -38,7 +38,7 @@ impl Monitor {
         let Some(client) = self.clients.get(&id) else { return };
         let lost = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
         // Half closed: it may still listen, if there is something to hear.
-        let listens = client.attached.is_some() || client.waiting || client.queued() > 0 || self.is_starter(id);
+        let listens = client.attached.is_some() || client.waits() || client.queued() > 0 || self.is_starter(id);
         if client.silent && (lost || !listens) || lost && !flags.contains(epoll::EventFlags::IN) {
             return self.drop_client(id);
         }

@@ -39,6 +39,10 @@ const LINKS: [(&str, &str); 6] = [
     ("core", "/proc/kcore"),
 ];
 
+/// The container's own terminals are there (a symlink), also for a spec that lists all nodes of the host, as `ctr --privileged`
+/// does; runc passes it over, too.
+const PTMX: &str = "/dev/ptmx";
+
 /// A node to make.
 #[derive(Clone, Debug)]
 pub struct DevicePlan {
@@ -65,6 +69,9 @@ pub(super) fn plan(devices: &[Device]) -> Vec<DevicePlan> {
         .collect();
     for device in devices {
         let path = path::clean(&device.path);
+        if path == PTMX {
+            continue;
+        }
         plans.retain(|earlier| earlier.path != path);
         plans.push(DevicePlan {
             path,

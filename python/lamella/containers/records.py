@@ -1,0 +1,179 @@
+"""Records that clients of containerd's API keep: made, changed and deleted as they are, with no snapshot of their own.
+
+It is the record that the library's own containers have, too: what is made here is listed, started and removed there, and the
+reverse. Its name is its identifier. What the library has no use for is kept as it came, in ``extra.foreign``; the spec is kept
+byte by byte, in the row's ``spec`` where it is JSON.
+
+Rules and messages: containerd, core/metadata/containers.go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lamella.config import check_identifier
+from lamella.containers.collection import COLUMNS, check_free, find_record, insert
+from lamella.containers.container import Container, ContainerRecord, Extra, Foreign, TypedValue
+from lamella.containers.log_config import LogConfig
+from lamella.errors import FailedPrecondition, InvalidArgument, NotFound
+from lamella.labels import check_labels
+from lamella.metadata import Transaction, timestamp
+
+if TYPE_CHECKING:
+    from lamella.client import Client
+
+SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+"""The type of a spec that is the runtime spec's JSON."""
+_NO_SPEC = "{}"
+
+
+def new_record(
+    container_id: str,
+    *,
+    runtime: str,
+    spec: TypedValue | None,
+    image: str = "",
+    snapshotter: str = "",
+    snapshot_key: str = "",
+    labels: dict[str, str] | None = None,
+    runtime_options: TypedValue | None = None,
+    program: str = "",
+    extensions: dict[str, TypedValue] | None = None,
+    sandbox: str = "",
+) -> ContainerRecord:
+    """Give a checked record; ``program``: the OCI runtime that the options name. InvalidArgument."""
+    check_identifier(container_id, "container ID")
+    if spec is None:
+        raise InvalidArgument("container.Spec must be set")
+    now = timestamp()
+    record = ContainerRecord(
+        id=container_id,
+        name=container_id,
+        image=image,
+        snapshotter=snapshotter,
+        snapshot_key=snapshot_key,
+        runtime=runtime,
+        spec=_NO_SPEC,
+        labels=labels or {},
+        extra=Extra(
+            # What it writes goes where its client says, and nowhere besides.
+            log=LogConfig(driver="none"),
+            foreign=Foreign(
+                runtime_options=runtime_options, extensions=extensions or {}, sandbox=sandbox, program=program
+            ),
+        ),
+        created_at=now,
+        updated_at=now,
+    )
+    return check_record(with_spec(record, spec))
+
+
+def check_record(record: ContainerRecord) -> ContainerRecord:
+    """Give it back, or raise InvalidArgument for what containerd takes for no container."""
+    if any(not key for key in foreign_of(record).extensions):
+        raise InvalidArgument("container.Extension keys must not be zero-length")
+    if not record.runtime:
+        raise InvalidArgument("container.Runtime.Name must be set")
+    if record.snapshot_key and not record.snapshotter:
+        raise InvalidArgument("container.Snapshotter must be set if container.SnapshotKey is set")
+    return msgspec.structs.replace(record, labels=check_labels(record.labels))
+
+
+def foreign_of(record: ContainerRecord) -> Foreign:
+    """Give what such clients keep in a record; nothing in one that the library made."""
+    return record.extra.foreign or Foreign()
+
+
+def spec_of(record: ContainerRecord) -> TypedValue:
+    """Give the spec as it came."""
+    foreign = foreign_of(record)
+    value = record.spec.encode() if foreign.spec is None else foreign.spec
+    return TypedValue(type_url=SPEC_TYPE if foreign.spec_type is None else foreign.spec_type, value=value)
+
+
+def with_spec(record: ContainerRecord, spec: TypedValue) -> ContainerRecord:
+    """Give the record with another spec: of the runtime spec's JSON the text is kept, of anything else the bytes."""
+    text = _json_text(spec.value)
+    foreign = msgspec.structs.replace(
+        foreign_of(record),
+        spec_type=None if spec.type_url == SPEC_TYPE else spec.type_url,
+        spec=spec.value if text is None else None,
+    )
+    return msgspec.structs.replace(
+        record,
+        spec=_NO_SPEC if text is None else text,
+        extra=msgspec.structs.replace(record.extra, foreign=foreign),
+    )
+
+
+def with_foreign(record: ContainerRecord, **changes: Any) -> ContainerRecord:
+    """Give the record with other fields of ``extra.foreign``."""
+    foreign = msgspec.structs.replace(foreign_of(record), **changes)
+    return msgspec.structs.replace(record, extra=msgspec.structs.replace(record.extra, foreign=foreign))
+
+
+def _json_text(value: bytes) -> str | None:
+    try:
+        text = value.decode()
+        return text if isinstance(msgspec.json.decode(text), dict) and "\0" not in text else None
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        return None
+
+
+def create_record(client: Client, record: ContainerRecord) -> ContainerRecord:
+    """Keep a new record. AlreadyExists."""
+    namespace = client.config.namespace
+    with client.database.write() as db:
+        check_free(db, namespace, record.id)
+        insert(db, namespace, record)
+    return record
+
+
+def get_record(client: Client, container_id: str) -> ContainerRecord:
+    """Give the record of exactly that identifier. NotFound."""
+    with client.database.read() as db:
+        return _get(db, client, container_id)
+
+
+def _get(db: Transaction, client: Client, container_id: str) -> ContainerRecord:
+    namespace = client.config.namespace
+    record = find_record(db, namespace, container_id)
+    if record is None:
+        raise NotFound(f"container {container_id[:200]!r} in namespace {namespace!r}: not found")
+    return record
+
+
+def update_record(
+    client: Client, container_id: str, change: Callable[[ContainerRecord], ContainerRecord]
+) -> ContainerRecord:
+    """Have ``change`` give another record for one, checked; its identifier, name and creation stay. NotFound, InvalidArgument."""
+    namespace = client.config.namespace
+    with client.database.write() as db:
+        record = check_record(change(_get(db, client, container_id)))
+        record = msgspec.structs.replace(record, updated_at=timestamp())
+        fields = msgspec.structs.asdict(record)
+        for name in ("labels", "extra"):
+            fields[name] = msgspec.json.encode(fields[name]).decode()
+        changed = [name for name in COLUMNS if name not in ("id", "name", "created_at")]
+        db.execute(
+            f"UPDATE containers SET {', '.join(f'{name} = ?' for name in changed)} WHERE namespace = ? AND id = ?",  # noqa: S608
+            (*(fields[name] for name in changed), namespace, container_id),
+        )
+    return record
+
+
+def delete_record(client: Client, container_id: str) -> None:
+    """Delete a record and what is left of its last run; its snapshot is its client's.
+
+    NotFound; FailedPrecondition while it runs.
+    """
+    container = Container(client, get_record(client, container_id))
+    container.task.remove(forget=partial(container.forget, keep_snapshot=True), stop=_refuse)
+
+
+def _refuse() -> None:
+    raise FailedPrecondition("the container has a running task", hint="Kill and delete that first.")
