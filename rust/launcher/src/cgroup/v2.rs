@@ -94,21 +94,25 @@ pub(super) fn controllers(folder: &Path, file: &str) -> Vec<String> {
 /// Enable controllers for a folder's children: those in `needed` must work, the usual ones may.
 ///
 /// A delegated cgroup, and that of a container, has the very processes in it that ask for this: they are moved aside, into
-/// a cgroup beneath it. Source: cgroup-v2.rst, "No Internal Process Constraint".
+/// a cgroup beneath it. Source: cgroup-v2.rst, "No Internal Process Constraint" and "Threads".
 fn enable(folder: &Path, needed: &BTreeSet<&str>) -> Result<(), Failure> {
     let available = controllers(folder, "cgroup.controllers");
     let enabled = controllers(folder, "cgroup.subtree_control");
-    let wanted: BTreeSet<&str> = needed.iter().copied().chain(ALWAYS).collect();
+    let mut wanted: BTreeSet<&str> = needed.iter().copied().chain(ALWAYS).collect();
+    wanted.retain(|wanted| available.iter().any(|name| name == wanted) && !enabled.iter().any(|name| name == wanted));
+    // The root of the hierarchy, which has no type, may have processes. Elsewhere some controllers (cpu, pids) are not
+    // refused for them, but would make a domain of threads of the cgroup, beneath which no process can be.
+    if !wanted.is_empty()
+        && folder.join("cgroup.type").exists()
+        && let Err(error) = move_aside(folder)
+    {
+        let must = wanted.iter().any(|name| needed.contains(name));
+        let step = || format!("move the processes of {} aside", folder.display());
+        return if must { Err(error).step(step) } else { Ok(()) };
+    }
     let file = folder.join("cgroup.subtree_control");
     for controller in wanted {
-        let offered = available.iter().any(|name| name == controller);
-        if !offered || enabled.iter().any(|name| name == controller) {
-            continue;
-        }
-        let mut result = write_file(&file, &format!("+{controller}"));
-        if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)) && move_aside(folder).is_ok() {
-            result = write_file(&file, &format!("+{controller}"));
-        }
+        let result = write_file(&file, &format!("+{controller}"));
         if needed.contains(controller) {
             result.step(|| format!("enable the controller {controller} in {}", folder.display()))?;
         }
@@ -118,12 +122,16 @@ fn enable(folder: &Path, needed: &BTreeSet<&str>) -> Result<(), Failure> {
 
 /// Move the processes of a cgroup itself, not those beneath it, into one of their own.
 fn move_aside(folder: &Path) -> io::Result<()> {
+    let processes = std::fs::read_to_string(folder.join("cgroup.procs"))?;
+    if processes.is_empty() {
+        return Ok(());
+    }
     let aside = folder.join(ASIDE);
     match std::fs::create_dir(&aside) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    for pid in std::fs::read_to_string(folder.join("cgroup.procs"))?.split_whitespace() {
+    for pid in processes.split_whitespace() {
         match write_file(&aside.join("cgroup.procs"), pid) {
             // It has just ended.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
