@@ -430,19 +430,22 @@ class Images:
         *,
         format: Literal["oci", "oci-dir", "docker"] = "oci",
         platform: str | oci.Platform | None = None,
+        only: Sequence[str | oci.Platform] = (),
         all_platforms: bool = False,
         referrers: bool = False,
         foreign_layers: bool = False,
+        docker_manifest: bool = True,
         compression: Literal["none", "gzip", "zstd"] | None = None,
         progress: ProgressCallback | None = None,
     ) -> dict[str, oci.Descriptor]:
         """Write images into an archive: a file, or a binary stream; give their names with what they point at in there.
 
         ``oci`` is an OCI layout in a tar that also has docker's manifest.json, so that everything that reads images reads it;
-        ``oci-dir`` the same in a folder, to which it is added; ``docker`` a docker-archive for what knows nothing else. All that
-        is here of an image is written; with ``platform`` that alone, without an index around it; ``all_platforms`` wants all that
-        the index names. ``referrers``: also what refers to the images (signatures). ``compression`` is around the whole; None: as
-        the file's name says (``.gz``, ``.zst``). ``foreign_layers``: also write layers that must not be distributed; without it
+        ``oci-dir`` the same in a folder, to which it is added; ``docker`` a docker-archive for what knows nothing else. All
+        that is here of an image is written; with ``platform`` that alone, without an index around it; with ``only`` these
+        within the index; ``all_platforms`` wants all that the index names. ``docker_manifest=False``: an OCI layout and no
+        more. ``referrers``: also what refers to the images (signatures). ``compression`` is around the whole; None: as the
+        file's name says (``.gz``, ``.zst``). ``foreign_layers``: also write layers that must not be distributed; without it
         they are left out, and refused in a docker-archive. The same images give the same bytes. Errors as
         :meth:`lamella.transfer.exports.Export.run`. Twice is harmless.
         """
@@ -454,9 +457,11 @@ class Images:
             self._client,
             format=format,
             platform=platforms.parse_platform(platform) if isinstance(platform, str) else platform,
+            only=[_parsed(each) for each in only],
             all_platforms=all_platforms,
             referrers=referrers,
             foreign_layers=foreign_layers,
+            docker_manifest=docker_manifest,
             compression=compression,
             progress=progress,
         ).run([name if isinstance(name, Reference) else Reference.parse(name) for name in names], target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -191,6 +192,8 @@ def test_bytes_go_as_far_as_the_client_opens_the_window(served: Any) -> None:
     stream.send(WINDOW(update=streaming.PIECE + 1))
     stream.send(WINDOW(update=10))
     assert writer.write(bytes(streaming.PIECE + 5)) == streaming.PIECE + 5
+    stream.send(WINDOW(update=10))
+    writer.finish()
     assert [len(stream.receive(DATA).data) for _ in range(3)] == [streaming.PIECE, 1, 4]
 
 
@@ -198,5 +201,31 @@ def test_a_client_that_takes_no_more_stops_the_writer(served: Any) -> None:
     stream = ClientStream(served, "one")
     writer = streaming.StreamWriter(claim(served, "one"))
     stream.say_all()
+    writer.write(b"x")
     with pytest.raises(Unavailable):
-        writer.write(b"x")
+        writer.finish()
+
+
+def test_the_writer_waits_until_the_last_bytes_are_taken(served: Any) -> None:
+    stream = ClientStream(served, "one")
+    writer = streaming.StreamWriter(claim(served, "one"))
+    stream.send(WINDOW(update=10))
+    writer.write(b"x")
+    thread = threading.Thread(target=writer.finish)
+    thread.start()
+    assert stream.receive(DATA).data == b"x"
+    assert thread.is_alive()
+    stream.send(WINDOW(update=1))
+    thread.join()
+
+
+def test_a_client_that_does_not_say_that_it_took_the_last_bytes_is_not_waited_for_for_ever(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "TAKEN_SECONDS", 0.01)
+    stream = ClientStream(served, "one")
+    writer = streaming.StreamWriter(claim(served, "one"))
+    stream.send(WINDOW(update=10))
+    writer.write(b"x")
+    writer.finish()
+    assert stream.receive(DATA).data == b"x"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import tarfile
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
+import msgspec
 import pytest
 from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.empty_pb2 import Empty
@@ -355,6 +359,338 @@ def test_a_tag_is_another_name(served: Any, registry: RegistryServer) -> None:
         assert (image.target, image.labels) == (served.client.images.get(reference).target, {"a": "b"})
     assert refused(served, pb.ImageStore(name="nobody"), pb.ImageStore(name="o")) is CODES.NOT_FOUND
     assert refused(served, pb.ImageStore(name=reference), pb.ImageStore()) is CODES.NOT_FOUND
+
+
+# Push
+
+
+@pytest.fixture
+def pulled(served: Any, registry: RegistryServer) -> str:
+    """An image for this machine that is in the store and in the registry."""
+    reference = built().push(registry)
+    transfer(served, remote(reference), store(reference, HERE))
+    return reference
+
+
+def test_a_push_gives_the_registry_what_is_here(served: Any, registry: RegistryServer, pulled: str) -> None:
+    target = f"{registry.address}/pushed:1"
+    stream = ClientStream(served, "progress")
+    transfer(served, pb.ImageStore(name=pulled), remote(target), progress="progress")
+    image = served.client.images.get(pulled)
+    assert served.client.remote.tags(f"{registry.address}/pushed") == ["1"]
+    assert served.client.remote.inspect(target).target.digest == image.digest
+    events = stream.rest(pb.Progress)
+    where = f"OCI Registry ({target})"
+    assert [each.event for each in events if not each.name] == [
+        f"Pushing to {where}",
+        f"Completed push to {where}",
+    ]
+    assert [each.event for each in events if each.name == pulled] == ["pushing content", "pushed content"]
+    manifest = [each.event for each in events if each.name == f"manifest-{image.digest}"]
+    assert manifest == ["waiting", "complete"]
+    last = {each.name: each for each in events}
+    assert {last[f"layer-{layer.digest}"].event for layer in image.layers} <= {"complete", "already exists"}
+
+
+def test_a_push_of_one_platform_sends_its_manifest(served: Any, registry: RegistryServer) -> None:
+    reference, _, there = push_index(registry)
+    transfer(served, remote(reference), pb.ImageStore(name=reference))
+    inspect = served.client.remote.inspect
+    for number, (platforms, digest) in enumerate(
+        [
+            ([THERE], digest_of(there.manifest)),
+            ([HERE, THERE], served.client.images.get(reference).digest),
+            ([], served.client.images.get(reference).digest),
+        ]
+    ):
+        target = f"{registry.address}/pushed:{number}"
+        transfer(served, pb.ImageStore(name=reference, platforms=platforms), remote(target))
+        assert inspect(target).target.digest == digest
+
+
+def test_a_push_of_several_platforms_needs_all(served: Any, registry: RegistryServer) -> None:
+    reference, _, _ = push_index(registry)
+    transfer(served, remote(reference), store(reference, HERE))
+    target = remote(f"{registry.address}/pushed:1")
+    both = pb.ImageStore(name=reference, platforms=[HERE, THERE])
+    assert refused(served, both, target) is CODES.FAILED_PRECONDITION
+
+
+def test_what_cannot_be_pushed_is_refused(served: Any, registry: RegistryServer, pulled: str) -> None:
+    target = f"{registry.address}/pushed:1"
+    assert refused(served, pb.ImageStore(name="nobody"), remote(target)) is CODES.NOT_FOUND
+    assert refused(served, pb.ImageStore(name=pulled), remote("")) is CODES.INVALID_ARGUMENT
+    registry.auth = basic_auth({"user": "secret"})
+    assert refused(served, pb.ImageStore(name=pulled), remote(target)) is CODES.UNAUTHENTICATED
+
+
+# Export
+
+
+class Listener:
+    """A client that takes an archive as containerd's does: a window of 64 KiB, opened again when it is half used."""
+
+    def __init__(self, served: Any) -> None:
+        self.stream = ClientStream(served, "archive")
+        self.data = b""
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        window = 64 * 1024
+        self.stream.send(pb.WindowUpdate(update=window))
+        for packed in self.stream.call:
+            data = pb.Data.FromString(packed.value).data
+            self.data += data
+            window -= len(data)
+            assert window >= 0
+            if window < 64 * 1024:
+                self.stream.send(pb.WindowUpdate(update=64 * 1024))
+                window += 64 * 1024
+
+    def files(self) -> dict[str, bytes]:
+        """Give what is in the archive, once it has come."""
+        self._thread.join()
+        with tarfile.open(fileobj=io.BytesIO(self.data)) as archive:
+            return {member.name: file.read() for member in archive if (file := archive.extractfile(member))}
+
+
+def export(served: Any, source: pb.ImageStore, **fields: Any) -> dict[str, bytes]:
+    listener = Listener(served)
+    transfer(served, source, pb.ImageExportStream(stream="archive", **fields))
+    return listener.files()
+
+
+def blob(digest: str) -> str:
+    return f"blobs/sha256/{digest.removeprefix('sha256:')}"
+
+
+def test_an_export_goes_over_the_stream(served: Any, pulled: str, tmp_path: Any) -> None:
+    served.client.images.tag(pulled, "example.com/other:1")
+    names = [pb.ImageReference(name=pulled), pb.ImageReference(name="example.com/other:1")]
+    stream = ClientStream(served, "progress")
+    listener = Listener(served)
+    source = pb.ImageStore(extra_references=names)
+    transfer(served, source, pb.ImageExportStream(stream="archive"), progress="progress")
+    listener.files()
+    file = tmp_path / "image.tar"
+    served.client.images.export([pulled, "example.com/other:1"], file)
+    assert listener.data == file.read_bytes()
+    assert [each.event for each in stream.rest(pb.Progress)] == ["Exporting", "Completed export"]
+
+
+def test_an_export_may_leave_dockers_manifest_out(served: Any, pulled: str) -> None:
+    files = export(served, pb.ImageStore(name=pulled), skip_compatibility_manifest=True)
+    assert "manifest.json" not in files and "index.json" in files
+    assert "manifest.json" in export(served, pb.ImageStore(name=pulled))
+
+
+def test_an_export_has_the_platforms_that_are_asked_for(served: Any, registry: RegistryServer) -> None:
+    reference, here, there = push_index(registry)
+    image = pb.ImageStore(name=reference)
+    transfer(served, remote(reference), store(reference, HERE))
+    files = export(served, image)
+    index = served.client.images.get(reference).digest
+    assert {blob(index), blob(digest_of(here.layers[1]))} <= files.keys()
+    assert refused(served, image, export_to(served, platforms=[THERE])) is CODES.FAILED_PRECONDITION
+    assert refused(served, image, export_to(served, all_platforms=True)) is CODES.FAILED_PRECONDITION
+    transfer(served, remote(reference), image)
+    files = export(served, image, platforms=[THERE])
+    assert {blob(index), blob(digest_of(there.layers[1]))} <= files.keys()
+    assert blob(digest_of(here.layers[1])) not in files
+    files = export(served, image, all_platforms=True)
+    assert {blob(digest_of(each.layers[1])) for each in (here, there)} <= files.keys()
+
+
+def export_to(served: Any, **fields: Any) -> pb.ImageExportStream:
+    listener = Listener(served)
+    return pb.ImageExportStream(stream=listener.stream.id, **fields)
+
+
+def test_an_export_leaves_out_manifests_whose_layers_are_not_here(
+    served: Any, registry: RegistryServer
+) -> None:
+    reference, here, there = push_index(registry)
+    transfer(served, remote(reference), store(reference, HERE))
+    document = there.manifest  # as a client fetches it for its own sake
+    served.client.content.write("ref", document, digest=digest_of(document), size=len(document))
+    files = export(served, pb.ImageStore(name=reference))
+    assert blob(digest_of(here.manifest)) in files and blob(digest_of(there.manifest)) not in files
+
+
+def test_what_cannot_be_exported_is_refused(served: Any, pulled: str) -> None:
+    nobody = pb.ImageStore(name="nobody")
+    assert refused(served, nobody, pb.ImageExportStream(stream="nobody")) is CODES.NOT_FOUND
+    assert refused(served, nobody, export_to(served)) is CODES.NOT_FOUND
+    prefix = pb.ImageStore(extra_references=[pb.ImageReference(name=pulled, is_prefix=True)])
+    assert refused(served, prefix, export_to(served)) is CODES.UNIMPLEMENTED
+    assert refused(served, pb.ImageStore(), export_to(served)) is CODES.INVALID_ARGUMENT
+
+
+def test_an_export_ends_when_its_client_takes_no_more(served: Any, pulled: str) -> None:
+    stream = ClientStream(served, "archive")
+    stream.say_all()
+    target = pb.ImageExportStream(stream="archive")
+    assert refused(served, pb.ImageStore(name=pulled), target) is CODES.UNAVAILABLE
+
+
+# Import
+
+
+def archive_of(made: layers.Built, *names: str) -> bytes:
+    """Write an OCI layout; names with a slash are whole ones, others tags."""
+    entries = []
+    for name in names or ("",):
+        kind = "io.containerd.image.name" if "/" in name else "org.opencontainers.image.ref.name"
+        target = oci.Descriptor(oci.OCI_MANIFEST, digest_of(made.manifest), len(made.manifest))
+        entries.append(msgspec.structs.replace(target, annotations={kind: name} if name else None))
+    index = oci.encode({"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": entries})
+    blobs = [made.manifest, made.config, *made.layers]
+    files = {blob(digest_of(data)): data for data in blobs}
+    files |= {"index.json": index, "oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
+    return layers.tar(*(layers.file(name, data) for name, data in files.items()))
+
+
+def send(served: Any, data: bytes) -> pb.ImageImportStream:
+    """Send an archive, in pieces, once it is asked for."""
+    stream = ClientStream(served, "archive")
+    for start in range(0, len(data), 1000):
+        stream.send(pb.Data(data=data[start : start + 1000]))
+    stream.say_all()
+    SENDING.append(stream)
+    return pb.ImageImportStream(stream="archive")
+
+
+SENDING: list[ClientStream] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_streams() -> Iterator[None]:
+    yield
+    SENDING.clear()
+
+
+def prefix(name: str, **fields: Any) -> pb.ImageReference:
+    return pb.ImageReference(name=name, is_prefix=True, **fields)
+
+
+def test_an_import_comes_over_the_stream(served: Any) -> None:
+    made = built()
+    target = store("", HERE, extra_references=[prefix("import", allow_overwrite=True)], labels={"a": "b"})
+    stream = ClientStream(served, "progress")
+    transfer(served, send(served, archive_of(made, "example.com/app:1")), target, progress="progress")
+    image = served.client.images.get("example.com/app:1")
+    assert (image.digest, image.labels) == (digest_of(made.manifest), {"a": "b"})
+    assert served.client.snapshots.stat(image.chain_id).kind == "committed"
+    events = [(each.event, each.name) for each in stream.rest(pb.Progress)]
+    assert events == [("Importing", ""), ("saved", "example.com/app:1"), ("Completed import", "")]
+
+
+def test_an_import_without_unpacking_makes_no_snapshot(served: Any) -> None:
+    archive = send(served, archive_of(built(), "example.com/app:1"))
+    reference = prefix("example.com/app")
+    transfer(served, archive, store("", HERE, unpack=False, extra_references=[reference]))
+    image = served.client.images.get("example.com/app:1")
+    with pytest.raises(NotFound):
+        served.client.snapshots.stat(image.chain_id)
+
+
+def test_compressed_archives_are_imported_too(served: Any) -> None:
+    archive = send(served, gzip.compress(archive_of(built(), "example.com/app:1")))
+    transfer(served, archive, store("", HERE, extra_references=[prefix("example.com/app")]))
+    assert served.client.images.get("example.com/app:1")
+
+
+DIGEST = f"@{digest_of(built().manifest)}"
+INDEX = "@index"
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "index_name", "found"),
+    [
+        # Whole names are kept, if they are below the prefix, or may be others.
+        (["a.b/app:1"], prefix("a.b/app"), "", ["a.b/app:1"]),
+        (["a.b/app:1"], prefix("a.b"), "", ["a.b/app:1"]),
+        (["a.b/apple:1"], prefix("a.b/app"), "", []),
+        (["a.b/apple:1"], prefix("a.b/app", allow_overwrite=True), "", ["a.b/apple:1"]),
+        # Tags get the prefix.
+        (["1", "2"], prefix("a.b/app"), "", ["a.b/app:1", "a.b/app:2"]),
+        (["1"], prefix("import-1", allow_overwrite=True), "", ["import-1:1"]),
+        ([], prefix("a.b/app"), "", []),
+        # Digests name the index, and what has no name, or all of it.
+        ([], prefix("a.b/app", add_digest=True), "", ["a.b/app" + INDEX, "a.b/app" + DIGEST]),
+        (["1"], prefix("x", add_digest=True, skip_named_digest=True), "", ["x:1", "x" + INDEX]),
+        (["1"], prefix("x", add_digest=True), "", ["x:1", "x" + INDEX, "x" + DIGEST]),
+        # The index may have a name of its own.
+        (["1"], prefix("x"), "whole", ["whole", "x:1"]),
+        (["1"], pb.ImageReference(name="whole"), "", ["whole"]),
+    ],
+)
+def test_imported_images_are_called_as_containerd_calls_them(
+    served: Any, names: list[str], wanted: pb.ImageReference, index_name: str, found: list[str]
+) -> None:
+    data = archive_of(built(), *names)
+    with tarfile.open(fileobj=io.BytesIO(data)) as opened:
+        file = opened.extractfile("index.json")
+        assert file is not None
+        index = f"@{digest_of(file.read())}"
+    transfer(served, send(served, data), store(index_name, HERE, extra_references=[wanted]))
+    images = {image.name: image for image in served.client.images.list()}
+    assert sorted(images) == sorted(name.replace(INDEX, index) for name in found)
+    for name, image in images.items():
+        whole = name.endswith(index) or name == "whole"
+        assert image.digest == (index[1:] if whole else digest_of(built().manifest))
+        assert (GC_BACK_REF_IMAGE in image.labels) is bool(index_name and name != index_name)
+
+
+def test_the_images_of_docker_archives_have_whole_names(served: Any, pulled: str) -> None:
+    file = io.BytesIO()
+    served.client.images.tag(pulled, "app:1")
+    served.client.images.export("app:1", file, format="docker")
+    served.client.images.remove("app:1")
+    archive = send(served, file.getvalue())
+    wanted = [prefix("x", allow_overwrite=True, add_digest=True, skip_named_digest=True)]
+    transfer(served, archive, store("", HERE, extra_references=wanted))
+    names = {image.name for image in served.client.images.list()} - {pulled}
+    assert "docker.io/library/app:1" in names
+    assert [name.partition("@")[0] for name in names - {"docker.io/library/app:1"}] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("archive", "fields", "code"),
+    [
+        (b"", {}, CODES.INVALID_ARGUMENT),
+        (b"no archive" * 1000, {}, CODES.INVALID_ARGUMENT),
+        (layers.tar(layers.file("name")), {}, CODES.INVALID_ARGUMENT),
+        (archive_of(built(), "1")[:2000], {}, CODES.DATA_LOSS),
+        (archive_of(built(), "1"), {"force_compress": True}, CODES.UNIMPLEMENTED),
+    ],
+)
+def test_what_cannot_be_imported_is_refused(
+    served: Any, archive: bytes, fields: dict[str, Any], code: grpc.StatusCode
+) -> None:
+    source = send(served, archive)
+    source.MergeFrom(pb.ImageImportStream(**fields))
+    assert refused(served, source, store("", HERE, extra_references=[prefix("x")])) is code
+    assert served.client.images.list() == []
+
+
+def test_an_import_needs_its_stream(served: Any) -> None:
+    assert refused(served, pb.ImageImportStream(stream="none"), store("a", HERE)) is CODES.NOT_FOUND
+
+
+def test_an_import_ends_when_its_client_breaks_off(served: Any) -> None:
+    stream = ClientStream(served, "archive")
+    stream.send(pb.Data(data=archive_of(built(), "1")[:2000]))
+    results: list[grpc.StatusCode] = []
+    source, target = pb.ImageImportStream(stream="archive"), store("", HERE, extra_references=[prefix("x")])
+    thread = threading.Thread(target=lambda: results.append(refused(served, source, target)))
+    thread.start()
+    stream.receive(pb.WindowUpdate)
+    stream.call.cancel()
+    thread.join()
+    assert results[0] in (CODES.UNAVAILABLE, CODES.DATA_LOSS)
+    assert served.client.images.list() == []
 
 
 # What is wrong

@@ -44,8 +44,8 @@ _SUFFIXES: dict[str, Compression] = {".gz": "gzip", ".tgz": "gzip", ".zst": "zst
 class Export:
     """One export from a client's namespace. Use it once.
 
-    ``platform``: that one's manifest alone, without the index around it; else all that is here of an image, or with
-    ``all_platforms`` all that its index names. A docker-archive holds one platform in any case.
+    ``platform``: that one's manifest alone, without the index around it; else all that is here of an image, of its platforms
+    ``only`` these, or with ``all_platforms`` all that its index names. A docker-archive holds one platform in any case.
     """
 
     def __init__(
@@ -54,9 +54,11 @@ class Export:
         *,
         format: Format = "oci",
         platform: oci.Platform | None = None,
+        only: Sequence[oci.Platform] = (),
         all_platforms: bool = False,
         referrers: bool = False,
         foreign_layers: bool = False,
+        docker_manifest: bool = True,
         compression: Compression | None = None,
         progress: ProgressCallback | None = None,
     ) -> None:
@@ -71,6 +73,8 @@ class Export:
         self._platform = platform
         if format == "docker":
             self._platform = platform or platforms.default_platform()
+        self._only = only
+        self._docker_manifest = docker_manifest
         self._all_platforms = all_platforms
         self._referrers = referrers
         self._foreign_layers = foreign_layers
@@ -90,12 +94,13 @@ class Export:
         if not references:
             raise InvalidArgument("no image is named")
         images = {str(reference): self._client.images.get(reference) for reference in references}
+        by_name = {str(reference): reference for reference in references}
         with self._held(images.values()):
             chosen = {name: self._root(image) for name, image in sorted(images.items())}
             with self._open(target) as destination:
                 for name, (root, data) in chosen.items():
                     with _EXPORT(self._client.database.metrics, image=name, digest=root.digest):
-                        self._copy(destination, Reference.parse(name), root, data)
+                        self._copy(destination, by_name[name], root, data)
                 destination.finish()
         return {name: root for name, (root, _) in chosen.items()}
 
@@ -134,11 +139,12 @@ class Export:
         self, destination: ArchiveDestination, name: Reference, root: oci.Descriptor, data: bytes
     ) -> None:
         def choose(index: oci.Index) -> list[oci.Descriptor]:
-            here = [entry for entry in index.manifests if self._is_here(entry)]
-            missing = len(index.manifests) - len(here)
+            wanted = self._wanted(index.manifests)
+            here = [entry for entry in wanted if self._is_here(entry)]
+            missing = len(wanted) - len(here)
             if missing and (self._all_platforms or not here):
                 raise FailedPrecondition(
-                    f"of the {len(index.manifests)} manifests of {name.familiar} {missing} are not here",
+                    f"of the {len(wanted)} manifests of {name.familiar} {missing} are not here",
                     hint=f"Fetch them: lamella pull --all-platforms {name.familiar}",
                 )
             return here
@@ -154,9 +160,21 @@ class Export:
             parallel=destination.parallel,
         ).run(name, root, data, [name])
 
+    def _wanted(self, entries: Sequence[oci.Descriptor]) -> Sequence[oci.Descriptor]:
+        if not self._only:
+            return entries
+        chosen = [platforms.choose(entries, platform).digest for platform in self._only]
+        return [entry for entry in entries if entry.digest in chosen]
+
     def _is_here(self, descriptor: oci.Descriptor) -> bool:
+        """Say whether a manifest is here with its config and layers; a client may have fetched it for its own sake."""
+        content = self._client.content
         with suppress(NotFound):
-            return bool(self._client.content.info(descriptor.digest))
+            data = content.read(descriptor.digest)
+            if oci.document_type(data, descriptor.media_type) in oci.INDEX_TYPES:
+                return True
+            parts = [child for _, child in oci.references(data, descriptor.media_type)]
+            return all(content.exists(part.digest) or oci.is_foreign(part) for part in parts)
         return False
 
     @contextmanager
@@ -192,7 +210,8 @@ class Export:
                 write = opened.enter_context(_file(Path(target)))
                 compression = self._compression or _SUFFIXES.get(Path(target).suffix, "none")
             write = opened.enter_context(_COMPRESSORS[compression](write))
-            yield TarDestination(write, docker=self._format == "docker")
+            docker = self._format == "docker"
+            yield TarDestination(write, docker=docker, docker_manifest=self._docker_manifest)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import io
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
@@ -36,8 +37,10 @@ from lamella.serve.service import Service
 
 WINDOW = 1024 * 1024
 """Bytes that a client may have under way to us. containerd's 64 KiB are waited for at every second piece."""
-PIECE = 32 * 1024
-"""Bytes of a message of data, as containerd sends them."""
+PIECE = 64 * 1024
+"""Bytes of a message of data: containerd's window. Such a client opens it again after each message, and so after the last."""
+TAKEN_SECONDS = 5.0
+"""How long a client may take over the last bytes before the transfer ends without its word that it has them."""
 WAITING_MAX = 4 * WINDOW
 """Bytes of messages that wait to be received from one stream."""
 ID_MAX = 1024
@@ -231,26 +234,38 @@ class StreamWriter(io.RawIOBase):
         super().__init__()
         self._stream = stream
         self._window = 0
+        self._held = bytearray()
 
     def writable(self) -> bool:
         """It is."""
         return True
 
     def write(self, data: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]
-        """Send all of it and give the count of bytes."""
-        view = memoryview(data).cast("B")
-        sent = 0
-        while sent < len(view):
-            while self._window <= 0:
-                self._open_window()
-            piece = view[sent : sent + min(PIECE, self._window)]
-            self._stream.send(transfer_types_pb2.Data(data=bytes(piece)))
-            self._window -= len(piece)
-            sent += len(piece)
-        return sent
+        """Take all of it, send whole pieces, and give the count of bytes."""
+        self._held += data
+        while len(self._held) >= PIECE:
+            self._send(PIECE)
+        return len(memoryview(data).cast("B"))
 
-    def _open_window(self) -> None:
-        message = self._stream.receive()
+    def finish(self) -> None:
+        """Send the rest, and wait until the client has taken it, as far as it says so: it opens the window anew."""
+        if not self._held:
+            return
+        while self._held:
+            self._send(len(self._held))
+        with suppress(DeadlineExceeded, Unavailable):
+            self._open_window(TAKEN_SECONDS)
+
+    def _send(self, size: int) -> None:
+        while self._window <= 0:
+            self._open_window()
+        data = bytes(memoryview(self._held)[: min(size, self._window)])
+        self._stream.send(transfer_types_pb2.Data(data=data))
+        self._window -= len(data)
+        del self._held[: len(data)]
+
+    def _open_window(self, timeout: float | None = None) -> None:
+        message = self._stream.receive(timeout)
         if message is None:
             raise Unavailable("the client takes no more of the stream")
         update = any_as(message, transfer_types_pb2.WindowUpdate)

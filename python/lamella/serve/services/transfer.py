@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,7 +27,7 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
 
 from lamella import oci, platforms
-from lamella.digest import Digest
+from lamella.digest import Digest, digest_of
 from lamella.errors import InvalidArgument, LamellaError, NotFound, Unauthenticated, Unsupported
 from lamella.labels import GC_BACK_REF_IMAGE, GC_EXPIRE
 from lamella.metadata import timestamp
@@ -38,8 +38,9 @@ from lamella.serve.api import transfer_pb2, transfer_types_pb2, types_pb2
 from lamella.serve.call import Call
 from lamella.serve.messages import any_as, to_descriptor
 from lamella.serve.service import Service
-from lamella.serve.services.streaming import OpenStream, Streaming
+from lamella.serve.services.streaming import OpenStream, Streaming, StreamReader, StreamWriter
 from lamella.snapshots import SNAPSHOTTERS
+from lamella.transfer.archives.contents import Contents, Naming
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -86,6 +87,12 @@ class Transfer(Service):
                     self._pull(call, source, destination, tell)
                 case transfer_types_pb2.ImageStore(), transfer_types_pb2.ImageStore():
                     _tag(call, source, destination)
+                case transfer_types_pb2.ImageStore(), transfer_types_pb2.OCIRegistry():
+                    self._push(call, source, destination, tell)
+                case transfer_types_pb2.ImageStore(), transfer_types_pb2.ImageExportStream():
+                    self._export(call, source, destination, tell)
+                case transfer_types_pb2.ImageImportStream(), transfer_types_pb2.ImageStore():
+                    self._import(call, source, destination, tell)
                 case _:
                     raise Unsupported(
                         f"method Transfer not implemented for {request.source.type_url[:200]} "
@@ -109,7 +116,8 @@ class Transfer(Service):
         unpacks = {str(_platform(each.platform)): each.snapshotter for each in store.unpacks}
 
         def resolved(candidate: Candidate) -> None:
-            tell.begin(name, candidate.descriptor, f"Pulling from {where}", "fetching image content")
+            tell.status(f"Pulling from {where}")
+            tell.begin(name, candidate.descriptor, "fetching image content")
 
         for platform in (*wanted,) or (None,):
             snapshotter = unpacks.pop(str(platform), None)
@@ -129,6 +137,100 @@ class Transfer(Service):
         for each in saved:
             tell.event("saved", each.name, target=each.target)
         tell.status(f"Completed pull from {where}")
+
+    def _push(
+        self,
+        call: Call,
+        source: transfer_types_pb2.ImageStore,
+        registry: transfer_types_pb2.OCIRegistry,
+        tell: _Teller,
+    ) -> None:
+        """Push. Of several platforms all of the image has to be here; without any, what is."""
+        where = f"OCI Registry ({registry.reference})"
+        image = call.client.images.get(source.name, exact=True)
+        reference = Reference.parse(registry.reference)
+        client = self._with_registry(call, registry)
+        wanted = [_platform(each) for each in source.platforms]
+        tell.status(f"Pushing to {where}")
+        tell.begin(image.name, image.target, "pushing content", there=False)
+        client.images.push(
+            image.name,
+            reference,
+            platform=wanted[0] if len(wanted) == 1 else None,
+            all_platforms=len(wanted) > 1,
+            progress=tell.take,
+        )
+        tell.end()
+        tell.event("pushed content", image.name, target=image.target)
+        tell.status(f"Completed push to {where}")
+
+    def _export(
+        self,
+        call: Call,
+        source: transfer_types_pb2.ImageStore,
+        archive: transfer_types_pb2.ImageExportStream,
+        tell: _Teller,
+    ) -> None:
+        stream = self._claim(call, archive.stream)
+        with closing(stream):
+            tell.status("Exporting")
+            if any(each.is_prefix for each in source.extra_references):
+                raise Unsupported("prefix lookup on export not implemented")
+            names = [*filter(None, [source.name]), *(each.name for each in source.extra_references)]
+            images = call.client.images
+            references = [_literal(images.get(name, exact=True).name) for name in names]
+            writer = StreamWriter(stream)
+            images.export(
+                references,
+                writer,  # type: ignore[arg-type]  # it is only written to
+                only=[] if archive.all_platforms else [_platform(each) for each in archive.platforms],
+                all_platforms=archive.all_platforms,
+                docker_manifest=not archive.skip_compatibility_manifest,
+            )
+            writer.finish()
+            stream.close(wait=FLUSH_SECONDS)
+        tell.status("Completed export")
+
+    def _import(
+        self,
+        call: Call,
+        archive: transfer_types_pb2.ImageImportStream,
+        store: transfer_types_pb2.ImageStore,
+        tell: _Teller,
+    ) -> None:
+        """Import. One platform is kept alone; of several, or none, all that the archive has, whichever is unpacked."""
+        from lamella.transfer.imports import Import
+
+        with closing(self._claim(call, archive.stream)) as stream:
+            tell.status("Importing")
+            if archive.force_compress:
+                raise Unsupported("layers are imported as they are, not compressed")
+            wanted = [_platform(each) for each in store.platforms]
+            unpacks = {str(_platform(each.platform)): each.snapshotter for each in store.unpacks}
+            platform = wanted[0] if len(wanted) == 1 else None
+            snapshotter = unpacks.pop(str(platform or platforms.own_platform()), None)
+            naming = _Naming(store=store)
+            client = self._used(call.client, snapshotter)
+            imported = Import(
+                client,
+                naming=naming,
+                platform=platform,
+                unpack=snapshotter is not None,
+                policy=client.policy,
+            ).run(StreamReader(stream))  # type: ignore[arg-type]  # it is only read
+        for other, snapshotter in unpacks.items():
+            for image in imported:
+                self._used(client, snapshotter).images.unpack(image.name, platform=other)
+        if client.durable:
+            client.sync()
+        with client.database.write():
+            for image in imported:
+                if call.lease:
+                    client.leases.add(call.lease, "content", image.digest)
+                _put(call, image.name, image.target, _labels(store, image.name))
+        for image in imported:
+            tell.event("saved", image.name, target=image.target)
+        tell.status("Completed import")
 
     def _used(self, client: Client, snapshotter: str | None) -> Client:
         """Give the client with a snapshotter; none is the server's own. InvalidArgument for one that is not here."""
@@ -194,17 +296,25 @@ def _names(
 
     A further one goes with the first, as containerd's image store has it. NotFound where there is none.
     """
-    labels = dict(store.labels)
     if store.name:
-        yield store.name, labels
-        labels = {**labels, GC_BACK_REF_IMAGE: store.name, GC_EXPIRE: timestamp()}
+        yield store.name, _labels(store, store.name)
     elif not any(not each.is_prefix or each.add_digest for each in store.extra_references):
         raise NotFound("no image name found")
     for each in store.extra_references:
         if each.add_digest and target is not None:
-            yield f"{each.name}@{target.digest}", labels
+            name = f"{each.name}@{target.digest}"
         elif not (each.is_prefix or each.add_digest):
-            yield each.name, labels
+            name = each.name
+        else:
+            continue
+        yield name, _labels(store, name)
+
+
+def _labels(store: transfer_types_pb2.ImageStore, name: str) -> dict[str, str]:
+    """Give the labels of one of the images of a store's message."""
+    if store.name in ("", name):
+        return dict(store.labels)
+    return {**store.labels, GC_BACK_REF_IMAGE: store.name, GC_EXPIRE: timestamp()}
 
 
 def _save(call: Call, store: transfer_types_pb2.ImageStore, target: oci.Descriptor) -> list[Image]:
@@ -233,6 +343,85 @@ def _tag(
 ) -> None:
     with call.client.database.write():  # so that the source's content cannot go in between
         _save(call, destination, call.client.images.get(source.name, exact=True).target)
+
+
+class _Literal(Reference, frozen=True):
+    """A name as it stands, canonical or none at all."""
+
+    text: str = ""
+
+    @property
+    def canonical(self) -> str:
+        """Give the name."""
+        return self.text
+
+
+def _literal(name: str) -> _Literal:
+    try:
+        parsed = Reference.parse(name)
+    except InvalidArgument:
+        parsed = Reference(domain="", path=name)
+    return _Literal(parsed.domain, parsed.path, parsed.tag, parsed.digest, name)
+
+
+class _Naming(Naming, frozen=True):
+    """How a store's message calls the images of an archive: containerd's rules (core/transfer/image, core/images/archive)."""
+
+    store: transfer_types_pb2.ImageStore = transfer_types_pb2.ImageStore()
+
+    def choose(self, contents: Contents) -> dict[Reference, oci.Descriptor]:
+        """Give names with what they point at, in the archive's order; nothing where nothing has a name."""
+        found: dict[Reference, oci.Descriptor] = {}
+        if any(self._of_index("")):
+            index = _index(contents)
+            for name in self._of_index(f"@{index.digest}"):
+                found[_literal(name)] = index
+        for entry in contents.entries:
+            names = entry.names
+            if contents.index is None:  # a docker-archive, which has them as docker shows them
+                names = [str(Reference.parse(name)) for name in names]
+            for name in self._of_entry(entry.target.digest, names, entry.tag):
+                found[_literal(name)] = entry.target
+        return found
+
+    def _of_index(self, digest: str) -> Iterator[str]:
+        if self.store.name:
+            yield self.store.name
+        for each in self.store.extra_references:
+            if each.add_digest:
+                yield each.name + digest
+            elif not each.is_prefix:
+                yield each.name
+
+    def _of_entry(self, digest: Digest, names: Sequence[str], tag: str | None) -> Iterator[str]:
+        for each in self.store.extra_references:
+            if not each.is_prefix or not each.name:
+                continue
+            called = [name for name in names if _prefixed(name, each) == name]
+            if not names and tag:
+                called = [name for name in [_prefixed(tag, each)] if name]
+            yield from called
+            if each.add_digest and not (called and each.skip_named_digest):
+                yield f"{each.name}@{digest}"
+
+
+def _prefixed(name: str, prefix: transfer_types_pb2.ImageReference) -> str:
+    """Put the prefix before what is but a tag; give nothing for a whole name that has another one, unless it may."""
+    if not any(mark in name for mark in "/:@"):
+        return f"{prefix.name}:{name}"
+    is_below = name.startswith(prefix.name) and name[len(prefix.name) :][:1] in ("", "/", ":", "@")
+    return name if prefix.allow_overwrite or is_below else ""
+
+
+def _index(contents: Contents) -> oci.Descriptor:
+    """Give the index of all that an archive holds; one is made where it has none."""
+    if contents.index is not None:
+        return contents.index
+    entries = [entry.target for entry in contents.entries]
+    data = oci.encode({"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": entries})
+    index = oci.Descriptor(media_type=oci.OCI_INDEX, digest=digest_of(data), size=len(data))
+    contents.made[index.digest] = data
+    return index
 
 
 # Credentials
@@ -314,6 +503,7 @@ class _Teller:
         self._known: dict[Digest, oci.Descriptor] = {}
         self._parents: dict[Digest, list[str]] = {}
         self._told: set[Digest] = set()
+        self._there = True
 
     def event(
         self,
@@ -340,11 +530,11 @@ class _Teller:
         """Say what the whole does."""
         self.event(event)
 
-    def begin(self, name: str, target: oci.Descriptor, status: str, event: str) -> None:
-        """Say what is transferred, below whose name all is shown. Harmless twice."""
+    def begin(self, name: str, target: oci.Descriptor, event: str, *, there: bool = True) -> None:
+        """Say what is transferred, below whose name all is shown; ``there``: a document of it that is here has arrived."""
         if self._root is None:
             self._root = name, target
-            self.status(status)
+            self._there = there
             self.event(event, name, target=target)
 
     def take(self, progress: Progress) -> None:
@@ -362,16 +552,17 @@ class _Teller:
         if event == "complete" and progress.unpacked:
             event = "extracted"
         done = event in ("complete", "extracted", "already exists")
+        self._told.add(digest)
         self._blob(event, blob, progress.size if done else progress.received)
 
     def end(self) -> None:
-        """Say of documents what was not said of them yet."""
+        """Say that the documents have arrived, as far as that was not said yet."""
         if self._stream is not None:
+            self._there = True
             self._look()
 
     def _blob(self, event: str, blob: oci.Descriptor, done: int) -> None:
         assert self._root is not None
-        self._told.add(blob.digest)
         parents = self._parents.get(blob.digest) or [self._root[0]]
         self.event(event, _key(blob), parents=parents, progress=done, total=blob.size, target=blob)
 
@@ -393,8 +584,11 @@ class _Teller:
             if is_layer or descriptor.digest in seen or not self._content.exists(descriptor.digest):
                 continue
             seen.add(descriptor.digest)
-            if descriptor.digest not in self._told:
+            if self._there and descriptor.digest not in self._told:
+                self._told.add(descriptor.digest)
                 self._blob("complete", descriptor, descriptor.size)
+            elif descriptor.digest not in self._told:
+                self._blob("waiting", descriptor, 0)
             if is_document:
                 with suppress(LamellaError):
                     data = self._content.read(descriptor.digest)

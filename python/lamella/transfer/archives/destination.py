@@ -60,12 +60,16 @@ class ArchiveDestination(Protocol):
 
 
 class TarDestination:
-    """A tar that ``write`` takes piece by piece: an OCI layout, or with ``docker`` a docker-archive. For one thread."""
+    """A tar that ``write`` takes piece by piece: an OCI layout, or with ``docker`` a docker-archive. For one thread.
+
+    ``docker_manifest``: write docker's manifest.json into an OCI layout, too.
+    """
 
     parallel = 1
 
-    def __init__(self, write: Write, *, docker: bool = False) -> None:
+    def __init__(self, write: Write, *, docker: bool = False, docker_manifest: bool = True) -> None:
         self._write = write
+        self._docker_manifest = docker or docker_manifest
         self._docker = docker
         self._place: Callable[[oci.Descriptor], str] = docker_place if docker else _place
         self._there: set[Digest] = set()
@@ -102,7 +106,8 @@ class TarDestination:
         """Write the documents, and the end of the tar."""
         if not self._docker:
             self._add(INDEX, encode_index(self._catalog.entries()))
-        self._add(MANIFEST, self._catalog.docker_manifest(self._place, self.has))
+        if self._docker_manifest:
+            self._add(MANIFEST, self._catalog.docker_manifest(self._place, self.has))
         if not self._docker:
             self._add(MARKER, MARKER_DATA)
         self._write(END)
