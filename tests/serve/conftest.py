@@ -113,17 +113,20 @@ def daemon(request: pytest.FixtureRequest) -> daemons.Daemon:
     return found
 
 
-@pytest.fixture(params=["1.6", "2.4"])
-def ctr_program(request: pytest.FixtureRequest, require_program: Callable[[str], str]) -> tuple[str, Path]:
-    """containerd's client: its version, and where it is. Both daemons have to do with both."""
+@pytest.fixture(scope="session")
+def ctr_program(require_program: Callable[[str], str]) -> Callable[[str], Path]:
+    """Give where containerd's client of a version is: 1.6, which is Debian's, or 2.4."""
     import new_containerd
 
-    if request.param == "1.6":
-        return request.param, Path(require_program("ctr"))
-    program = new_containerd.folder() / "ctr"
-    if not program.exists():
-        pytest.skip(f"needs containerd {new_containerd.VERSION}: tools/new_containerd.py builds it")
-    return request.param, program
+    def find(version: str) -> Path:
+        if version == "1.6":
+            return Path(require_program("ctr"))
+        program = new_containerd.folder() / "ctr"
+        if not program.exists():
+            pytest.skip(f"needs containerd {new_containerd.VERSION}: tools/new_containerd.py builds it")
+        return program
+
+    return find
 
 
 @pytest.fixture(scope="session")

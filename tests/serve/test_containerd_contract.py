@@ -22,7 +22,13 @@ NAMES = [
     for file in sorted(containerd_contract.SOURCES.glob("*_test.go"))
     for name in re.findall(r"(?m)^func (Test(?!Main)\w+)\(t \*testing\.T\)", file.read_text())
 ]
-INTENDED: dict[str, dict[str, str]] = {"lamella": {}, "containerd": {}}
+INTENDED: dict[str, dict[str, str]] = {
+    "lamella": {
+        "TestContentSuite/CrossNamespaceAppend": "an ingest gets no more bytes than it was to have",
+        "TestWhatALeaseHoldsStaysUntilItGoes/an_active_snapshot": "an active snapshot stays until it is removed",
+    },
+    "containerd": {},
+}
 """Parts of tests that a server is not to pass, each with the reason, as ``-test.skip`` takes them."""
 LOAD_SECONDS = 60 if os.environ.get("LAMELLA_NIGHTLY") == "1" else 10
 TIMEOUT = 300.0
@@ -39,8 +45,26 @@ def contract_program(require_program: Callable[[str], str]) -> Path:
     return program
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("daemon", ["containerd"], indirect=True)
+LEFT_OUT = {
+    "TestServerNamesItself": "the Health service is not there",
+    "TestLoad": "half of its clients pull by the Transfer service, which is not there",
+    "TestTransferPullsAndPushes": "",
+    "TestTransferOfWhatIsNotThereFails": "",
+    "TestTransferExportsAndImports": "",
+    "TestTransferEchoesAStream": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("daemon", "name"),
+    [
+        (daemon, name)
+        for daemon in ("lamella", "containerd")
+        for name in NAMES
+        if daemon == "containerd" or name not in LEFT_OUT
+    ],
+    indirect=["daemon"],
+)
 def test_go(daemon: Daemon, contract_program: Path, name: str, small_image_registry: Any) -> None:
     registry = small_image_registry.address
     options = {

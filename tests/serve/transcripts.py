@@ -28,6 +28,7 @@ _ALIKE: tuple[tuple[str, str], ...] = (
     (r"\b\d+( +)(CREATED|RUNNING|PAUSED|STOPPED)\b", r"<pid>\1\2"),
     (r"(lowerdir|upperdir|workdir)=[^,\s]+", r"\1=<folders>"),
     (r"index=off,?", ""),
+    (r"=<folders>,(?=\s)", "=<folders>"),
     (r"(?<= )/\S+/snapshots/\S+", "<folder>"),
     (r"[ \t]+", " "),
     (r"(?m) $", ""),

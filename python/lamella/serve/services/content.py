@@ -122,6 +122,7 @@ class _Write:
         self._lease = call.lease
         self._total = 0
         self._expected: Digest | None = None
+        self._updated: str | None = None
         self._expect(request)
         if self._lease:
             self._client.leases.add(self._lease, "ingests", request.ref)
@@ -143,7 +144,8 @@ class _Write:
             return content_pb2.WriteContentResponse(
                 action=request.action,
                 started_at=to_timestamp(status.started_at),
-                updated_at=to_timestamp(status.updated_at),
+                # The file's own time is that of the kernel's last tick.
+                updated_at=to_timestamp(self._updated or status.updated_at),
                 offset=ingest.offset,
                 total=self._total,
                 digest=ingest.digest(),
@@ -154,6 +156,7 @@ class _Write:
             ingest.truncate(0)
         if request.data:
             ingest.write(request.data)
+            self._updated = timestamp()
         if request.action == content_pb2.COMMIT:
             self._commit(dict(request.labels))
         return content_pb2.WriteContentResponse(
