@@ -42,6 +42,8 @@ def v2() -> Path:
 def test_a_container_is_in_the_parent_that_is_named_and_leaves_it(
     client: Any, image: Any, parent: str, runtime: str
 ) -> None:
+    if UNIFIED:
+        (ROOT / "cgroup.subtree_control").write_text("+pids")
     (PIDS / parent).mkdir()
     (PIDS / parent / "pids.max").write_text("7")
     container = client.containers.run(
@@ -167,15 +169,25 @@ def as_nobody(box: Box, within: Path | None, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_user_has_limits_within_a_cgroup_that_was_delegated(box: Box, delegated: Path) -> None:
-    if "hugetlb" not in (delegated / "cgroup.controllers").read_text().split():
-        pytest.skip("the v2 hierarchy has no controller hugetlb")
+    there = (delegated / "cgroup.controllers").read_text().split()
+    limits = {
+        "pids": ({"pids": {"limit": 7}}, "pids.max", 7),
+        "hugetlb": (
+            {"hugepageLimits": [{"pageSize": "2MB", "limit": 4 * MEBIBYTE}]},
+            "hugetlb.2MB.max",
+            4 * MEBIBYTE,
+        ),
+    }
+    limit = next((limit for controller, limit in limits.items() if controller in there), None)
+    if limit is None:
+        pytest.skip("the v2 hierarchy has neither controller")
     box.linux["cgroupsPath"] = f"/{delegated.name}/lamella/default/box"
-    box.linux["resources"] = {"hugepageLimits": [{"pageSize": "2MB", "limit": 4 * MEBIBYTE}]}
+    box.linux["resources"], file, value = limit
     box.process["args"] = ["/bin/sleep", "600"]
     reply = as_nobody(box, delegated, cgroup_root=str(delegated.parent))
     assert "error" not in reply, reply
     folder = delegated / "lamella/default/box"
-    assert (folder / "hugetlb.2MB.max").read_text() == f"{4 * MEBIBYTE}\n"
+    assert (folder / file).read_text() == f"{value}\n"
     assert str(reply["pid"]) in (folder / "cgroup.procs").read_text().split()
     # Who asked was in it: a cgroup with processes has no controllers for those beneath it.
     assert str(reply["monitor_pid"]) in (delegated / "init/cgroup.procs").read_text().split()

@@ -70,6 +70,7 @@ def test_file_cache_that_can_be_given_back_is_not_counted_as_use(start):
 
 def test_processes_have_their_numbers_on_both_sides_their_users_and_commands(client, start):
     box = start("sleep 1000 & sleep 1001 & wait", user="nobody")
+    until(lambda: len(box.top()) == 3)
     with box.start_exec(["/bin/sleep", "1002"], user="0"):
         found = until(lambda: sorted(box.top(), key=lambda p: p.pid) if len(box.top()) == 4 else None)
         assert found[0].pid == 1

@@ -1,0 +1,68 @@
+"""Containers where cgroup v2 is all there is, with every controller that they are limited by: on a machine of its own.
+
+What runs there are tests that run on this machine too, with whatever cgroups it has; crun's only there, where this one has v1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import user_mode
+
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.needs_program(*user_mode.PROGRAMS, "crun", "runc"),
+    pytest.mark.timeout(3000),
+]
+
+TESTS = (
+    "tests/contract/test_runtimes.py",
+    "tests/privileged/test_container_cgroups.py",
+    "tests/privileged/test_container_statistics.py",
+    "tests/privileged/test_launcher_limits.py",
+)
+NOT_THERE = {
+    "test_file_cache_that_can_be_given_back_is_not_counted_as_use": "its files are in memory alone",
+    "test_a_program_sees_the_same": "it does not come to its end in its time there",
+    "test_an_ulimit_that_cannot_be_raised_so_far_is_a_warning_or_refused": "root may raise any",
+}
+SKIPPED = (
+    "cgroup v2 has neither",
+    "v1 has a hierarchy for each controller",
+    "a hybrid machine has both",
+    "the folder is seen through one mount there",
+    "the v2 hierarchy has no controller hugetlb",
+    "no cgroup v2 hierarchy has the controller hugetlb",
+    "this machine has no cgroup controller cpuset",
+)
+"""Why tests may be skipped there: they are about v1, or about a controller that the machine has not."""
+CRUN = 36
+"""So many tests has the contract, at least."""
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[user_mode.Outcome]:
+    folder = tmp_path_factory.mktemp("machine")
+    deselected = " and ".join(f"not {name}" for name in NOT_THERE)
+    found, output = user_mode.run_tests(folder, *TESTS, "-k", deselected, seconds=2900)
+    assert found, output
+    return found
+
+
+@pytest.mark.parametrize("module", [*(Path(path).stem for path in TESTS)])
+def test_all_that_containers_promise_holds_with_cgroup_v2_alone(
+    outcomes: list[user_mode.Outcome], module: str
+) -> None:
+    of_it = [outcome for outcome in outcomes if module in outcome.module.split(".")]
+    assert sum(outcome.how == "passed" for outcome in of_it) > 5
+    failed = [f"{outcome.name}\n{outcome.why}" for outcome in of_it if outcome.how == "failed"]
+    assert not failed, f"{len(failed)} tests failed there:\n" + "\n\n".join(failed)
+    skipped = {outcome.why.rpartition(": ")[2] for outcome in of_it if outcome.how == "skipped"}
+    assert skipped <= set(SKIPPED)
+
+
+def test_crun_keeps_the_whole_contract(outcomes: list[user_mode.Outcome]) -> None:
+    ran = [outcome for outcome in outcomes if outcome.module.endswith("TestCrun")]
+    assert len([outcome for outcome in ran if outcome.how == "passed"]) >= CRUN

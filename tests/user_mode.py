@@ -1,0 +1,127 @@
+"""A machine of its own that boots in seconds: Debian's user-mode Linux, a kernel that is a process of this one.
+
+It has what the machine beneath cannot be given for a test: cgroup v2 alone, with the controllers ``cpu``, ``io``, ``memory``
+and ``pids``, every capability, and Linux 6.1 (overlayfs before the new mount API). ``cpuset`` and ``hugetlb`` it lacks. Its root
+is the host's, read-only; ``/tmp``, ``/run`` and ``/dev/shm`` are its own, in memory, and one folder of the host is at ``/mnt``.
+The kernel and all that it runs are processes of a pid namespace, which ends with whoever waits for it.
+Source: https://docs.kernel.org/virt/uml/user_mode_linux_howto_v2.html.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+KERNEL = "linux.uml"
+PROGRAMS = (KERNEL, "busybox", "unshare", "ip")
+MODULES = Path("/usr/lib/uml/modules")
+MEMORY = "3072M"
+
+_INIT = """#!/bin/sh
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C.UTF-8
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+for folder in /tmp /run; do mount -t tmpfs tmpfs $folder; done
+mkdir -p /dev/pts /dev/shm /dev/mqueue
+mount -t devpts -o newinstance,ptmxmode=666 devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t mqueue mqueue /dev/mqueue
+mount -t hostfs -o {folder} none /mnt
+ip link set lo up
+hostname user-mode
+for module in {modules}; do busybox insmod $module; done
+ulimit -n 1024
+cd {repository}
+{command} >/mnt/output 2>&1
+echo $? >/mnt/status
+umount /mnt
+echo o >/proc/sysrq-trigger
+sleep 60
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one test ended there: ``passed``, ``skipped`` or ``failed``, and why."""
+
+    module: str
+    name: str
+    how: str
+    why: str
+
+
+def run(folder: Path, command: list[str], *, seconds: float) -> str:
+    """Boot, run a command in the repository as root, and give its output; ``folder`` is its ``/mnt``.
+
+    AssertionError when the machine does not come to the command's end within ``seconds``.
+    """
+    modules = sorted(map(str, MODULES.glob("*/kernel/fs/overlayfs/overlay.ko")))
+    init = folder / "init"
+    init.write_text(
+        _INIT.format(
+            folder=folder,
+            modules=" ".join(modules),
+            repository=shlex.quote(str(REPOSITORY)),
+            command=shlex.join(command),
+        )
+    )
+    init.chmod(0o755)
+    kernel = [KERNEL, f"mem={MEMORY}", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet"]
+    # Without hundreds of terminals in /dev, of which a privileged container would get each.
+    kernel += [f"init={init}", f"uml_dir={folder}", "con=null", "con0=fd:0,fd:1", "pty.legacy_count=0"]
+    apart = ["unshare", "--pid", "--fork", "--kill-child"]
+    with (folder / "console").open("wb") as console:
+        process = subprocess.Popen(
+            [*apart, *kernel],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "TMPDIR": "/dev/shm"},
+        )
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            process.kill()
+            process.wait()
+    output = folder / "output"
+    told = output.read_text(errors="replace") if output.exists() else ""
+    assert (folder / "status").exists(), (
+        f"the machine does not come to an end:\n{(folder / 'console').read_text(errors='replace')[-3000:]}\n{told[-3000:]}"
+    )
+    return told
+
+
+def run_tests(folder: Path, *arguments: str, seconds: float) -> tuple[list[Outcome], str]:
+    """Run pytest there; give how each test ended, and the output."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--color=no",
+        "-p",
+        "no:cacheprovider",
+        "--basetemp=/tmp/pytest",
+    ]
+    command += ["-o", "tmp_path_retention_policy=none"]  # what tests leave would fill the memory
+    output = run(folder, [*command, "--junitxml=/mnt/results.xml", *arguments], seconds=seconds)
+    results = folder / "results.xml"
+    assert results.exists(), output[-3000:]
+    return [_outcome(case) for case in ElementTree.parse(results).iter("testcase")], output
+
+
+def _outcome(case: ElementTree.Element) -> Outcome:
+    module, name = case.get("classname", ""), case.get("name", "")
+    for kind, how in (("failure", "failed"), ("error", "failed"), ("skipped", "skipped")):
+        found = case.find(kind)
+        if found is not None:
+            return Outcome(module, name, how, found.text or found.get("message") or "")
+    return Outcome(module, name, "passed", "")
