@@ -11,6 +11,7 @@ SERVICES = (
     "lamella.serve.services.introspection:Introspection",
     "lamella.serve.services.leases:Leases",
     "lamella.serve.services.namespaces:Namespaces",
+    "lamella.serve.services.sandbox:Store",
     "lamella.serve.services.snapshots:Snapshots",
     "lamella.serve.services.streaming:Streaming",
     "lamella.serve.services.tasks:Tasks",
