@@ -189,12 +189,30 @@ def test_bytes_that_are_none_are_refused(served: Any) -> None:
 def test_bytes_go_as_far_as_the_client_opens_the_window(served: Any) -> None:
     stream = ClientStream(served, "one")
     writer = streaming.StreamWriter(claim(served, "one"))
-    stream.send(WINDOW(update=streaming.PIECE + 1))
-    stream.send(WINDOW(update=10))
-    assert writer.write(bytes(streaming.PIECE + 5)) == streaming.PIECE + 5
-    stream.send(WINDOW(update=10))
+    size = streaming.LAST + streaming.PIECE + 5
+    stream.send(WINDOW(update=streaming.PIECE - 1))
+    stream.send(WINDOW(update=2 * streaming.LAST))
+    assert writer.write(bytes(size)) == size
+    stream.send(WINDOW(update=streaming.LAST))
     writer.finish()
-    assert [len(stream.receive(DATA).data) for _ in range(3)] == [streaming.PIECE, 1, 4]
+    parts = [len(stream.receive(DATA).data) for _ in range(3)]
+    assert parts == [streaming.PIECE - 1, 6, streaming.LAST]
+
+
+def test_a_client_with_a_small_window_gets_everything_too(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "TAKEN_SECONDS", 0.01)
+    stream = ClientStream(served, "one")
+    writer = streaming.StreamWriter(claim(served, "one"))
+    writer.write(bytes(25))
+    thread = threading.Thread(target=writer.finish)
+    thread.start()
+    received = 0
+    while received < 25:
+        stream.send(WINDOW(update=10))
+        received += len(stream.receive(DATA).data)
+    thread.join()
 
 
 def test_a_client_that_takes_no_more_stops_the_writer(served: Any) -> None:
@@ -215,7 +233,7 @@ def test_the_writer_waits_until_the_last_bytes_are_taken(served: Any) -> None:
     thread.start()
     assert stream.receive(DATA).data == b"x"
     assert thread.is_alive()
-    stream.send(WINDOW(update=1))
+    stream.send(WINDOW(update=streaming.LAST))
     thread.join()
 
 

@@ -37,8 +37,10 @@ from lamella.serve.service import Service
 
 WINDOW = 1024 * 1024
 """Bytes that a client may have under way to us. containerd's 64 KiB are waited for at every second piece."""
-PIECE = 64 * 1024
-"""Bytes of a message of data: containerd's window. Such a client opens it again after each message, and so after the last."""
+PIECE = 32 * 1024
+"""Bytes of a message of data, as containerd sends them."""
+LAST = 64 * 1024
+"""Bytes of the last message: below these a client of containerd's opens its window again, so that it does after the last, too."""
 TAKEN_SECONDS = 5.0
 """How long a client may take over the last bytes before the transfer ends without its word that it has them."""
 WAITING_MAX = 4 * WINDOW
@@ -243,7 +245,7 @@ class StreamWriter(io.RawIOBase):
     def write(self, data: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]
         """Take all of it, send whole pieces, and give the count of bytes."""
         self._held += data
-        while len(self._held) >= PIECE:
+        while len(self._held) >= LAST + PIECE:
             self._send(PIECE)
         return len(memoryview(data).cast("B"))
 
@@ -251,10 +253,18 @@ class StreamWriter(io.RawIOBase):
         """Send the rest, and wait until the client has taken it, as far as it says so: it opens the window anew."""
         if not self._held:
             return
+        while len(self._held) > LAST:
+            self._send(len(self._held) - LAST)
+        self._await_window(len(self._held))  # so that they go as one
         while self._held:
             self._send(len(self._held))
+        self._await_window(LAST)
+
+    def _await_window(self, size: int) -> None:
+        """Wait until the window is that wide; not for ever, since other clients have smaller ones."""
         with suppress(DeadlineExceeded, Unavailable):
-            self._open_window(TAKEN_SECONDS)
+            while self._window < size:
+                self._open_window(TAKEN_SECONDS)
 
     def _send(self, size: int) -> None:
         while self._window <= 0:
