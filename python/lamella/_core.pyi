@@ -29,6 +29,7 @@ __all__ = [
     "disk_usage",
     "launch",
     "mount",
+    "network_owner",
     "pin_network",
     "prepare_launch",
     "read_file",
@@ -268,14 +269,19 @@ def check_mount_options(options: Sequence[str]) -> None:
 def unmount(target: str) -> None:
     """Unmount everything stacked on a folder, lazily if busy. Harmless when nothing is mounted there."""
 
-def pin_network(path: str) -> None:
+def pin_network(path: str, maps: tuple[str, str] | None = None) -> None:
     """Make a network namespace with nothing but loopback, which is up, and keep it by a mount on ``path``, a file that is made.
 
-    AlreadyExists when something is there, PermissionDenied without CAP_SYS_ADMIN. After an error nothing is left.
+    With maps of ids (users, groups; ``0:100000:65536``) it belongs to a user namespace that has them, which is kept on
+    :func:`network_owner`. AlreadyExists when something is there, PermissionDenied without CAP_SYS_ADMIN. After an error nothing
+    is left.
     """
 
+def network_owner(path: str) -> str:
+    """Say where the user namespace is kept that the network namespace on ``path`` belongs to, if it is not the machine's."""
+
 def unpin_network(path: str) -> None:
-    """Let go of such a namespace and remove the file: it ends with the last process in it. Harmless twice."""
+    """Let go of such a namespace, and of its user namespace: they end with the last process in them. Harmless twice."""
 
 HOSTS_COMMENTS: Final[tuple[str, str]]
 """The lines above and below what is kept up to date in a hosts file."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from crashes import alone, server
+from networking import cni, machine, start
 from stores import open_store, store
 
-__all__ = ["alone", "open_store", "server", "store"]
+__all__ = ["alone", "cni", "machine", "open_store", "server", "start", "store"]
 
 pytest.register_assert_rewrite("container_contract", "content_contract", "snapshotter_contract")

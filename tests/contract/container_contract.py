@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ def said(box: Any) -> bytes:
 
 
 class ContainerContract:
+    options: Mapping[str, Any] = {}
+    """Those of all its containers."""
+
     # Fixtures of the runtime
 
     @pytest.fixture
@@ -44,6 +47,7 @@ class ContainerContract:
     @pytest.fixture
     def run(self, client, image, runtime):
         def call(*command: str, **options: Any) -> Any:
+            options = {**self.options, **options}
             return client.containers.run(image, list(command), remove=True, runtime=runtime, **options)
 
         return call
@@ -53,6 +57,7 @@ class ContainerContract:
         made = []
 
         def call(*command: str, **options: Any) -> Any:
+            options = {**self.options, **options}
             made.append(client.containers.create(image, list(command), runtime=runtime, **options))
             return made[-1]
 
@@ -315,6 +320,7 @@ class ContainerContract:
 
     def test_volumes_and_tmpfs_are_there_and_read_only_is_that(self, run, tmp_path):
         (tmp_path / "file").write_text("host")
+        tmp_path.chmod(0o755)
         script = "cat /host/file /alone; echo x > /host/file; echo x > /alone; echo z > /root-of-it"
         script += "; echo y > /scratch/y && cat /scratch/y; cat /kept/f"
         run("/bin/sh", "-c", "echo kept > /kept/f", volumes=["data:/kept"])
@@ -350,7 +356,9 @@ class ContainerContract:
     def test_it_joins_the_network_of_another(self, box, run):
         # The namespace's own address in the kernel: that of its file.
         own = box.exec(["/bin/stat", "-L", "-c", "%i", "/proc/self/ns/net"]).stdout
-        joined = run("/bin/stat", "-L", "-c", "%i", "/proc/self/ns/net", network=f"container:{box.name}")
+        network = f"container:{box.name}"
+        options = {"network": network, "userns": network} if self.options else {"network": network}
+        joined = run("/bin/stat", "-L", "-c", "%i", "/proc/self/ns/net", **options)
         assert joined.stdout == own
 
     # Its end

@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,23 @@ import pytest
 from container_contract import ContainerContract
 from container_probe import SCRIPT, findings
 
+import lamella
 from lamella.errors import (
     CommandNotExecutable,
     CommandNotFound,
+    FailedPrecondition,
     LamellaError,
     NotFound,
     PermissionDenied,
     Unsupported,
 )
+from networking import SERVE, ask, inside, pins
 from waiting import until
 
 pytestmark = pytest.mark.privileged
 
 IS_V1 = not Path("/sys/fs/cgroup/cgroup.controllers").exists()
+WITH_IDS = {"userns": "auto"}
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "runtimes.md"
 
 
@@ -47,6 +52,15 @@ class TestRunc(ContainerContract):
         return "runc"
 
 
+class TestLauncherWithMappedIds(TestLauncher):
+    options = WITH_IDS
+
+
+@pytest.mark.needs_program("runc")
+class TestRuncWithMappedIds(TestRunc):
+    options = WITH_IDS
+
+
 if not IS_V1:
 
     @pytest.mark.needs_program("crun")
@@ -59,6 +73,15 @@ if not IS_V1:
             """crun 1.8 looks for a folder where a mount has attributes for what is beneath."""
             with pytest.raises(LamellaError, match="Not a directory"):
                 super().test_a_part_of_a_volume_may_be_a_file(run)
+
+
+@pytest.fixture
+def client(tmp_path) -> Iterator[lamella.Client]:
+    """Give a client whose state others pass through, as they do at its usual place: the root of mapped ids is one of them."""
+    with tempfile.TemporaryDirectory(dir="/run", prefix="lamella-test-") as folder:
+        Path(folder).chmod(0o711)
+        with lamella.Client(root=tmp_path / "root", state=Path(folder) / "state") as opened:
+            yield opened
 
 
 # What a program sees
@@ -87,6 +110,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "on the host's network": {"network": "host"},
     "on a terminal": {"tty": True, "stdin": True},
     "with an init": {"init": True},
+    "with ids of its own": {
+        "uid_maps": ["0:655360:65536"],
+        "volumes": ["/usr:/host:ro", "kept:/kept"],
+        "sysctls": {"net.ipv4.ip_forward": "1"},
+    },
 }
 
 
@@ -140,6 +168,62 @@ def test_a_program_sees_the_same_whoever_made_its_container_but_for_what_is_list
     assert {what: seen[what] for what, pair in known.items() if pair not in seen[what]} == {}, (
         "listed otherwise"
     )
+
+
+@pytest.mark.needs_program("runc")
+def test_a_runtime_mounts_images_and_volumes_with_mapped_ids(client, image):
+    (client.volumes.create("data").path / "part").mkdir()
+    options = {
+        "mounts": [
+            {"type": "image", "source": image.name, "target": "/image"},
+            {"type": "volume", "source": "data", "target": "/part", "volume-subpath": "part"},
+        ],
+        "volumes": ["data:/data"],
+        "uid_maps": ["0:655360:65536"],
+    }
+    script = "echo x >/part/new; stat -c '%u %g' /image/bin/sh /part/new /data/part/new /etc/hosts; id -u; echo x >/image/x"
+    for runtime in ("lamella", "runc"):
+        result = client.containers.run(
+            image, ["/bin/sh", "-c", script], remove=True, runtime=runtime, **options
+        )
+        assert result.stdout == b"0 0\n" * 4 + b"0\n"
+        assert b"Read-only" in result.stderr
+    assert (client.volumes.get("data").path / "part/new").stat().st_uid == 0
+
+
+@pytest.mark.needs_program("runc")
+@pytest.mark.parametrize("runtime", ["lamella", "runc"])
+def test_with_ids_of_its_own_the_hosts_network_is_shown_and_out_of_its_reach(client, image, runtime):
+    script = "ls /sys/class/net; echo 1 >/sys/class/net/lo/mtu || echo refused"
+    options = {"network": "host", "userns": "auto", "cap_add": ["NET_ADMIN"], "runtime": runtime}
+    result = client.containers.run(image, ["/bin/sh", "-c", script], remove=True, **options)
+    assert set(result.stdout.decode().split()) == {*os.listdir("/sys/class/net"), "refused"}
+
+
+@pytest.mark.needs_program("runc")
+def test_a_folder_that_lets_nobody_pass_is_named_where_a_runtime_could_not_open_the_root(client, image):
+    client.config.state.parent.chmod(0o700)
+    box = client.containers.create(image, ["/bin/true"], userns="auto", runtime="runc")
+    with pytest.raises(FailedPrecondition, match=str(client.config.state.parent)):
+        box.start()
+    box.remove()
+
+
+@pytest.mark.needs_program("runc", "busybox", "iptables")
+def test_a_runtime_joins_networks_with_the_user_namespace_that_they_belong_to(cni, client, start):
+    server = start(*SERVE, network="bridge", userns="auto", runtime="runc", name="web", ports=["8083:80"])
+    assert ask("127.0.0.1", 8083) == b"hello\n"
+    shared = {"network": "container:web", "userns": "container:web", "cap_add": ["NET_ADMIN"]}
+    box = start("/bin/busybox", "sleep", "600", runtime="runc", **shared)
+    assert inside(box, "nc", "-w", "20", "127.0.0.1", "80") == "hello\n"
+    inside(box, "ip", "link", "set", "eth0", "mtu", "1300")
+    for kind in ("user", "net"):
+        assert (
+            Path(f"/proc/{box.pid}/ns/{kind}").readlink() == Path(f"/proc/{server.pid}/ns/{kind}").readlink()
+        )
+    for each in (box, server):
+        each.remove(force=True)
+    assert pins(client.config) == []
 
 
 # What a caller sees

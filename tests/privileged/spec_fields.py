@@ -39,7 +39,7 @@ SUPPORTED = [
         "linux.devices",
         [{"path": "/dev/mine", "type": "c", "major": 1, "minor": 3, "fileMode": 0o666, "uid": 0, "gid": 0}],
     ),
-    Field("linux.gidMappings", None, "with a new user namespace"),
+    Field("linux.gidMappings", None, "with a new user namespace, or those of the one to join"),
     Field("linux.maskedPaths", ["/proc/kcore"]),
     Field(
         "linux.namespaces",
@@ -80,7 +80,7 @@ SUPPORTED = [
     Field("linux.seccomp.syscalls", [{**RULE, "errnoRet": 1, "args": [ARGUMENT]}], "no `SCMP_ACT_NOTIFY`"),
     Field("linux.sysctl", {"kernel.shmmax": "1000000"}, "those of a new namespace"),
     Field("linux.timeOffsets", None, "with a new time namespace"),
-    Field("linux.uidMappings", None, "with a new user namespace"),
+    Field("linux.uidMappings", None, "with a new user namespace, or those of the one to join"),
     Field("mounts[].destination", None),
     Field("mounts[].options", [{**TMPFS, "options": OPTIONS}], "`rro`, `rnodev` and `tmpcopyup` among them"),
     Field("mounts[].source", None),

@@ -13,7 +13,6 @@ from lamella.errors import (
     InvalidArgument,
     NetworkFailed,
     NotFound,
-    Unsupported,
 )
 from networking import BUSYBOX, SERVE, ask, inside, leases, pins
 from waiting import until
@@ -344,11 +343,3 @@ def test_one_whose_spec_has_the_machines_network_is_not_plugged_in(client, two, 
     assert cni.links() == before
     box.remove(force=True)
     assert pins(client.config) == []
-
-
-def test_one_with_ids_of_its_own_is_refused_before_it_starts(client, two, image):
-    box = client.containers.create(image, ["/bin/true"], userns="auto")
-    with pytest.raises(Unsupported, match="user namespace of its own"):
-        two[0].connect(box)
-    assert client.containers.get(box.id).record.extra.network == "none"
-    box.remove()

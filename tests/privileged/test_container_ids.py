@@ -147,7 +147,6 @@ def test_it_is_run_again_and_has_a_terminal_and_limits(create):
         ({"userns": "auto:x"}, InvalidArgument),
         ({"userns": "host", "uid_maps": "0:1:1"}, InvalidArgument),
         ({"uid_maps": ["0:1"]}, InvalidArgument),
-        ({"userns": "auto", "network": "host"}, Unsupported),
         ({"userns": "auto", "privileged": True}, Unsupported),
         ({"userns": "auto", "pid_mode": "host"}, Unsupported),
     ],

@@ -237,6 +237,36 @@ def test_what_is_not_there_is_said(client, base, server):
     assert client.containers.list(all=True) == []
 
 
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
+def test_a_container_with_ids_of_its_own_sees_images_and_parts_as_its_own(
+    tmp_path, small_image, server, snapshotter
+):
+    below = tar(folder("t"), file("t/version", b"one"), file("t/mine", b"m", mode=0o600), symlink("way", "t"))
+    images = [Built(below), Built(below, tar(folder("t"), file("t/version", b"two")))]
+    with lamella.Client(tmp_path / "root", tmp_path / "state", snapshotter=snapshotter) as client:
+        base = client.images.pull(small_image)
+        (client.volumes.create("data").path / "part").mkdir()
+        for number, built in enumerate(images):
+            tools = client.images.pull(built.push(server, f"tools{number}"))
+            mounts = [
+                mount(tools, "/whole"),
+                mount(tools, "/part", subpath="way"),
+                mount(tools, "/file", subpath="way/mine"),
+                {"type": "volume", "source": "data", "target": "/volume", "volume-subpath": "part"},
+            ]
+            script = "echo x >/volume/new; cat /part/version /file; stat -c %u /whole/t/mine /part/mine /file /volume/new"
+            box = client.containers.create(base, ["/bin/sh", "-c", script], userns="auto", mounts=mounts)
+            (like,) = box.branch()
+            for each in (box, like):
+                each.start()
+                assert each.wait(60) == 0
+                text = b"".join(data for _, data in each.logs()).decode()
+                assert text == f"{('one', 'two')[number]}m" + "0\n" * 4
+                each.remove()
+        assert (client.volumes.get("data").path / "part/new").stat().st_uid == 0
+        assert views(client) == []
+
+
 @pytest.mark.needs_program("runc")
 def test_runc_mounts_images_and_parts_as_our_launcher_does(client, base, tools, single):
     (client.volumes.create("data").path / "part").mkdir()

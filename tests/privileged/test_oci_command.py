@@ -18,6 +18,7 @@ import pytest
 from launcher_box import PYTHON
 from oci_bundle import OciBundle, reaping
 
+from lamella import _core
 from monitors import hierarchies
 from oci_program import COMMAND
 from waiting import until
@@ -456,6 +457,39 @@ def test_the_container_may_have_a_user_namespace(box: OciBundle) -> None:
     until(lambda: "100000" in box.output)
     assert box.output.split() == ["0", "0", "100000", "65536"]
     assert box.call("exec", box.id, "id", "-u").stdout == "0\n"
+
+
+@pytest.mark.parametrize("says", ["maps", "no maps"])
+def test_the_container_may_join_a_user_namespace_with_all_that_is_made_in_it(
+    box: OciBundle, tmp_path: Path, says: str
+) -> None:
+    path = tmp_path / "network"
+    _core.pin_network(str(path), ("0:100000:65536", "0:100000:65536"))
+    try:
+        for namespace in box.linux["namespaces"]:
+            if namespace["type"] == "network":
+                namespace["path"] = str(path)
+        box.linux["namespaces"].append({"type": "user", "path": f"{path}.user"})
+        if says == "maps":
+            box.linux["uidMappings"] = box.linux["gidMappings"] = [
+                {"containerID": 0, "hostID": 100000, "size": 65536}
+            ]
+        for folder in (box.folder, *list(box.folder.parents)[:3]):
+            folder.chmod(folder.stat().st_mode | 0o055)
+        box.spec["mounts"] = [
+            mount for mount in box.spec["mounts"] if not mount["destination"].startswith("/root/")
+        ]
+        box.spec["hostname"] = "joined"
+        box.start(
+            "/bin/sh", "-c", "id -u; hostname; cat /proc/self/uid_map; ls /sys/class/net; exec sleep 1000"
+        )
+        until(lambda: "lo" in box.output.split())
+        assert box.output.split() == ["0", "joined", "0", "100000", "65536", "lo"]
+        kept = Path(f"{path}.user").stat()
+        assert Path(f"/proc/{box.pids[0]}/ns/user").stat().st_ino == kept.st_ino
+        assert box.call("exec", box.id, "id", "-u").stdout == "0\n"
+    finally:
+        _core.unpin_network(str(path))
 
 
 def test_the_executable_itself_can_be_installed(box: OciBundle, tmp_path: Path) -> None:

@@ -115,6 +115,10 @@ def program(compiled, bait):
         ({"read_only": True, "tmpfs": ["/tmp"]}, NET_RAW),
         ({"network": "host"}, NET_RAW | HOST_NETWORK),
         ({"network": "host", "user": "1000"}, HOST_NETWORK),
+        ({"userns": "auto"}, NET_RAW),
+        ({"userns": "auto", "user": "1000:1000"}, set()),
+        ({"userns": "auto", "cap_drop": ["ALL"], "init": True}, set()),
+        ({"userns": "auto", "network": "host"}, HOST_NETWORK),
     ],
     ids=str,
 )
@@ -125,18 +129,23 @@ def test_a_container_reaches_nothing_of_the_host(client, image, program, options
 
 
 @pytest.mark.needs_program("pasta")
-def test_nor_does_one_behind_pasta(client, image, program):
+@pytest.mark.parametrize("userns", ["host", "auto"])
+def test_nor_does_one_behind_pasta(client, image, program, userns):
     command, volumes = program
-    result = client.containers.run(image, command, remove=True, volumes=volumes, network="pasta")
+    options = {"network": "pasta", "userns": userns}
+    result = client.containers.run(image, command, remove=True, volumes=volumes, **options)
     assert reached(result.stdout) == NET_RAW
 
 
-def test_nor_does_one_in_the_network_of_another(client, image, program):
+@pytest.mark.parametrize(("userns", "shared"), [("host", "host"), ("auto", "container")])
+def test_nor_does_one_in_the_network_of_another(client, image, program, userns, shared):
     command, volumes = program
-    other = client.containers.run(image, ["/bin/sleep", "600"], detach=True)
+    other = client.containers.run(image, ["/bin/sleep", "600"], detach=True, userns=userns)
+    network = f"container:{other.id}"
+    userns = network if shared == "container" else shared
     try:
         result = client.containers.run(
-            image, command, remove=True, volumes=volumes, network=f"container:{other.id}"
+            image, command, remove=True, volumes=volumes, network=network, userns=userns
         )
         assert reached(result.stdout) == NET_RAW
     finally:
@@ -144,9 +153,11 @@ def test_nor_does_one_in_the_network_of_another(client, image, program):
 
 
 @pytest.mark.parametrize(("user", "allowed"), [(None, NET_RAW), ("1000", set())])
-def test_nor_does_an_exec_before_and_after_a_restart(client, image, program, user, allowed):
+@pytest.mark.parametrize("userns", ["host", "auto"])
+def test_nor_does_an_exec_before_and_after_a_restart(client, image, program, user, allowed, userns):
     command, volumes = program
-    container = client.containers.run(image, ["/bin/sleep", "600"], detach=True, volumes=volumes)
+    options = {"volumes": volumes, "userns": userns}
+    container = client.containers.run(image, ["/bin/sleep", "600"], detach=True, **options)
     try:
         assert reached(container.exec(command, user=user).stdout) == allowed
         container.restart(timeout=0)
@@ -170,6 +181,34 @@ WITHOUT = [
     ({"privileged": True}, {"cgroup_within", "limits_of_the_cgroup", "log_by_device", "mode_in_sysfs"}),
 ]
 """What falls with each of the defences, by options that take it away."""
+
+
+def test_ids_of_its_own_hold_by_themselves_what_is_done_to_the_machine(client, image, program):
+    """Without any other defence: what works then is done to what belongs to the container, or is open to everybody."""
+    command, volumes = program
+    options = {"cap_add": ["ALL"], "seccomp": "unconfined", "masked_paths": [], "readonly_paths": []}
+    found = {
+        userns: reached(
+            client.containers.run(
+                image, command, remove=True, volumes=volumes, userns=userns, **options
+            ).stdout
+        )
+        for userns in ("host", "auto")
+    }
+    assert found["auto"] <= found["host"]
+    assert found["host"] - found["auto"] >= {
+        "accounted",
+        "clock_set",
+        "clock_slewed",
+        "file_by_handle",
+        "file_kept_for_ever",
+        "log_by_call",
+        "mode_of_a_setting",
+        "sysctl_core_pattern",
+        "sysctl_files",
+        "sysctl_memory",
+        "trusted_attributes",
+    }
 
 
 @pytest.mark.parametrize(("options", "fallen"), WITHOUT, ids=str)

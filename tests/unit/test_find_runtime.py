@@ -70,11 +70,24 @@ def test_a_capability_that_cannot_be_given_is_left_out(monkeypatch):
 
 def test_an_init_is_put_before_the_program_and_mounted_read_only(tmp_path):
     spec = json.dumps({"process": {"args": ["a", "b"]}, "mounts": []}).encode()
-    assert json.loads(bundle_for(spec, tmp_path, init=False))["mounts"] == []
-    document = json.loads(bundle_for(spec, tmp_path, init=True))
+    assert json.loads(bundle_for(spec, [], tmp_path, init=False)[0])["mounts"] == []
+    document = json.loads(bundle_for(spec, [], tmp_path, init=True)[0])
     (mount,) = document["mounts"]
     assert document["process"]["args"] == [mount["destination"], "--", "a", "b"]
     assert (mount["source"], "ro" in mount["options"]) == (str(tmp_path / "init"), True)
+
+
+def test_what_is_bound_with_mapped_ids_becomes_a_source(tmp_path):
+    maps = ["uidmap=0:1:1", "gidmap=0:2:1"]
+    plain = {"destination": "/a", "type": "bind", "source": "/a", "options": ["rbind", "ro"]}
+    mapped = {"destination": "/b", "type": "bind", "source": "/b", "options": ["rbind", *maps, "ro"]}
+    spec = json.dumps({"process": {"args": ["a"]}, "mounts": [mapped, plain, mapped]}).encode()
+    first = {"mount": {"type": "bind", "source": "/first", "options": ["rbind"]}, "subpath": ""}
+    document, sources = bundle_for(spec, [first], tmp_path, init=False)
+    found = [(mount["source"], mount["options"]) for mount in json.loads(document)["mounts"]]
+    assert found == [(source, ["rbind", "ro"]) for source in ("sources/1", "/a", "sources/2")]
+    bound = {"mount": {"type": "bind", "source": "/b", "options": ["rbind", *maps]}, "subpath": ""}
+    assert sources == [first, bound, bound]
 
 
 def test_the_environment_or_the_client_chooses_for_containers_that_name_none(monkeypatch):

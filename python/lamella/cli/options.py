@@ -311,7 +311,7 @@ def add_container_options(parser: Parser) -> None:
     add(
         "--userns",
         metavar="MODE",
-        help="host (default), or auto[:size=N]: ids of its own, mapped to a free range.",
+        help="host (default), auto[:size=N]: ids of its own, mapped to a free range; container:NAME: with the same --network.",
     )
     for what, who in (("uid", "users"), ("gid", "groups")):
         add(

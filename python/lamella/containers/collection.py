@@ -6,7 +6,7 @@ import builtins
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
@@ -16,7 +16,7 @@ from lamella import _core
 from lamella.config import DEFAULT_RUNTIME, check_identifier
 from lamella.containers.container import Container, ContainerRecord, Extra, signal_number
 from lamella.containers.emulation import check_runnable
-from lamella.containers.id_maps import check_other_options, used_maps, wanted_maps
+from lamella.containers.id_maps import settle_maps
 from lamella.containers.log_config import parse_log_config
 from lamella.containers.networks import namespace_path, settle
 from lamella.containers.options import Options, labels_of
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from lamella.containers.networks.ports import Port
     from lamella.containers.options import CreateOptions
     from lamella.containers.pool import Pool
-    from lamella.containers.runtime_spec import Mount
     from lamella.containers.selection import Selection
     from lamella.docker_filters import Filters
     from lamella.filters import Fields
@@ -105,7 +104,8 @@ class Containers:
         ``{"type": "json-file", "config": {"max-size": "10m", "max-file": 5}}``, which is the default; ``{"type": "none"}`` keeps
         no log), restart_policy (``"on-failure:5"``, ``"always"``, or docker-py's mapping), init (run the command beneath an init
         that passes signals on and reaps), group_add (names or numbers), pid_mode, ipc_mode, uts_mode and
-        cgroupns (``"host"``: the machine's), userns (``"auto"``: ids of its own), uid_maps and gid_maps
+        cgroupns (``"host"``: the machine's), userns (``"auto"``: ids of its own; ``"container:NAME"``: those of the one whose
+        network it has), uid_maps and gid_maps
         (``["0:100000:65536"]``), platform (``"linux/arm64"``, of an index), snapshotter (by name,
         instead of the client's), runtime (``"lamella"``, or another OCI runtime by its name on PATH or its path: ``"runc"``;
         docs/runtimes.md), masked_paths and readonly_paths (instead of the usual ones of /proc and /sys; ``[]``
@@ -186,14 +186,12 @@ class Containers:
                     check_free(db, namespace, name)
                     if _has_snapshot(db, client.config, key):
                         key = container_id  # of a container that was renamed
-            id_maps = _id_maps(client, options)
-            if id_maps is not None:
-                check_other_options(options, settled.network, mounts, runtime)
+            id_maps = _id_maps(client, options, settled.shared)
             with _unpacked(source, parent, client):
                 prepare = stack.enter_context(
                     client.snapshots.preparing(key, parent, id_maps.labels if id_maps is not None else None)
                 )
-                attach = _attaching(stack, client, parent, container_id, mounts)
+                attach = stack.enter_context(_attaching(client, parent, container_id, mounts, id_maps))
             db = stack.enter_context(client.database.write())
             check_free(db, namespace, name)
             with _unpacked(source, parent, client):
@@ -210,7 +208,7 @@ class Containers:
                     client.config.root / "containers" / namespace / (settled.shared or container_id)
                 ),
                 network_path=namespace_path(settled.network),
-                mounts=_shown_mounts(attached, client, id_maps),
+                mounts=attached.mounts if attached else [],
                 id_maps=id_maps,
                 read_file=partial(_core.read_file, layers, whiteouts=client.snapshots.whiteouts),
             )
@@ -540,14 +538,14 @@ def _runtime(config: Config, options: Options) -> str:
 
 
 def _attaching(
-    stack: ExitStack, client: Client, parent: str, container_id: str, mounts: list[AnyMount]
-) -> Callable[[], Attached | None]:
+    client: Client, parent: str, container_id: str, mounts: list[AnyMount], id_maps: IdMaps | None
+) -> AbstractContextManager[Callable[[], Attached | None]]:
     """Begin to give a container what it mounts; the result, to be called in its transaction, gives that, None for nothing."""
     if not mounts:
-        return lambda: None
+        return nullcontext(lambda: None)
     from lamella.containers.mount_sources import attaching
 
-    return stack.enter_context(attaching(client, parent, container_id, mounts))
+    return attaching(client, parent, container_id, mounts, id_maps)
 
 
 def insert(db: Transaction, namespace: str, record: ContainerRecord) -> None:
@@ -593,12 +591,12 @@ def check_free(db: Transaction, namespace: str, name: str) -> None:
         )
 
 
-def _id_maps(client: Client, options: Options) -> IdMaps | None:
-    """Give the maps of ids that the options ask for. Errors: those of :func:`lamella.containers.id_maps.wanted_maps`."""
-    if not options.asks_for_maps:
+def _id_maps(client: Client, options: Options, shared: str) -> IdMaps | None:
+    """Give the maps of ids of a container, as :func:`lamella.containers.id_maps.settle_maps` does."""
+    if not (options.asks_for_maps or shared):
         return None
     with client.database.read() as db:
-        return wanted_maps(options, used_maps(db))
+        return settle_maps(db, client.config.namespace, options, shared)
 
 
 def _has_snapshot(db: Transaction, config: Config, key: str) -> bool:
@@ -640,15 +638,6 @@ def _stop_signal(options: Options, image: RunConfig) -> str | None:
     if stop_signal:
         signal_number(stop_signal)
     return stop_signal
-
-
-def _shown_mounts(attached: Attached | None, client: Client, id_maps: IdMaps | None) -> list[Mount]:
-    """Give the mounts of volumes and binds, the volumes with mapped ids where the container's root has its own."""
-    mounts = attached.mounts if attached else []
-    if id_maps is None:
-        return mounts
-    volumes = f"{client.config.root / 'volumes'}/"
-    return [id_maps.show(mount) if mount.source.startswith(volumes) else mount for mount in mounts]
 
 
 def _removed_and_restarted() -> InvalidArgument:

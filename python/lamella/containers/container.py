@@ -420,7 +420,7 @@ class Container:
             return []
         from lamella.containers.mount_sources import for_launcher
 
-        return for_launcher(self._client, self.record.extra.sources)
+        return for_launcher(self._client, self.record.extra)
 
     def attach(self, *, stdin: bool = False) -> Attached:
         """Join its streams from now on. FailedPrecondition when it does not run."""

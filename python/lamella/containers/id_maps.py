@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lamella.config import DEFAULT_RUNTIME
 from lamella.containers.runtime_spec import IdMapping, Mount
 from lamella.errors import InvalidArgument, ResourceExhausted, Unsupported
 from lamella.labels import GID_MAPPING, UID_MAPPING
@@ -24,7 +23,9 @@ if TYPE_CHECKING:
 
 SIZE = 65_536
 _FIRST, _LAST = 524_288, 1_878_982_655
-_FORMS = "Use host, auto, auto:size=4096, or maps of ids: uid_maps=['0:100000:65536'] (--uidmap)."
+_FORMS = (
+    "Use host, auto, auto:size=4096, container:NAME, or maps of ids: uid_maps=['0:100000:65536'] (--uidmap)."
+)
 
 
 class IdMaps(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,13 +39,18 @@ class IdMaps(msgspec.Struct, frozen=True, kw_only=True):
         """The labels of a snapshot that is mounted so."""
         return {UID_MAPPING: self.users, GID_MAPPING: self.groups}
 
+    @property
+    def options(self) -> list[str]:
+        """The options of a mount that shows its files so."""
+        return [f"uidmap={self.users}", f"gidmap={self.groups}"]
+
     def show(self, mount: Mount) -> Mount:
         """Give a bind mount that shows its files so."""
         return Mount(
             destination=mount.destination,
             type=mount.type,
             source=mount.source,
-            options=[*mount.options, f"uidmap={self.users}", f"gidmap={self.groups}"],
+            options=[*mount.options, *self.options],
         )
 
 
@@ -64,10 +70,11 @@ def maps_of(linux: Mapping[str, Any]) -> IdMaps | None:
     return IdMaps(users=users, groups=groups)
 
 
-def wanted_maps(options: Options, used: Iterable[IdMaps]) -> IdMaps | None:
+def wanted_maps(options: Options, used: Iterable[IdMaps], shared: IdMaps | None = None) -> IdMaps | None:
     """Return the maps that the options ask for, None for none. ``used`` are those that other containers have.
 
-    InvalidArgument, Unsupported, ResourceExhausted when no range is free.
+    ``shared`` are those of the container whose network is shared. InvalidArgument, Unsupported, ResourceExhausted when no range
+    is free.
     """
     mode, _, rest = (options.userns or "").partition(":")
     if options.uid_maps or options.gid_maps:
@@ -77,6 +84,13 @@ def wanted_maps(options: Options, used: Iterable[IdMaps]) -> IdMaps | None:
         return IdMaps(users=users, groups=_text(options.gid_maps or options.uid_maps or ()))
     if mode in ("", "host") and not rest:
         return None
+    if mode == "container" and rest:
+        if options.userns != options.network:
+            raise Unsupported(
+                f"userns {options.userns!r} is not supported without the same container's network",
+                hint=f"Give network={options.userns!r}, too.",
+            )
+        return shared
     if mode != "auto":
         raise Unsupported(f"userns {options.userns!r} is not supported", hint=_FORMS)
     size = SIZE
@@ -89,25 +103,51 @@ def wanted_maps(options: Options, used: Iterable[IdMaps]) -> IdMaps | None:
     return IdMaps(users=text, groups=text)
 
 
+def check_sharing(network: str, maps: IdMaps | None, others: IdMaps | None) -> None:
+    """Refuse the network of a container with other ids than one's own. Unsupported.
+
+    It belongs to one user namespace: nobody of another is anybody there, but whoever has the uid that made it, the machine's
+    root, has every capability, also those that he was not given (user_namespaces(7)).
+    """
+    if maps != others:
+        raise Unsupported(
+            f"network {network!r} belongs to another user namespace than the container's",
+            hint=f"Give userns={network!r}, too."
+            if others is not None
+            else "Leave out userns and maps of ids.",
+        )
+
+
+def _maps_of_container(db: Transaction, namespace: str, container: str) -> IdMaps | None:
+    row = db.execute(
+        "SELECT json_extract(extra, '$.id_maps') FROM containers WHERE namespace = ? AND id = ?",
+        (namespace, container),
+    ).fetchone()
+    return msgspec.json.decode(row[0], type=IdMaps) if row is not None and row[0] else None
+
+
 def used_maps(db: Transaction) -> list[IdMaps]:
     """Give the maps of all containers of the store."""
     rows = db.execute("SELECT json_extract(extra, '$.id_maps') FROM containers WHERE extra LIKE '%id_maps%'")
     return [msgspec.json.decode(text, type=IdMaps) for (text,) in rows.fetchall() if text]
 
 
-def check_other_options(options: Options, network: str, mounts: Iterable[object], runtime: str) -> None:
-    """Refuse what a container in a user namespace of its own cannot have. Unsupported."""
-    from lamella.containers.mounts import ImageMount, VolumeMount
+def settle_maps(db: Transaction, namespace: str, options: Options, shared: str) -> IdMaps | None:
+    """Return the maps of a container that is to be made, None where it has the machine's ids.
 
+    ``shared`` is the identifier of the container whose network it has, '' for none. Errors: those of :func:`wanted_maps` and
+    :func:`check_sharing`; Unsupported for other options that do not go together with maps.
+    """
+    others = _maps_of_container(db, namespace, shared) if shared else None
+    maps = wanted_maps(options, used_maps(db), others) if options.asks_for_maps else None
+    if shared:
+        check_sharing(options.network, maps, others)
+    if maps is None:
+        return None
     refused = {
-        f"network {network!r}": network != "none",
-        f"runtime {runtime!r}": runtime != DEFAULT_RUNTIME,
         "privileged": options.privileged,
-        "a namespace of the machine": bool(
-            {"host"} & {options.pid_mode, options.ipc_mode, options.uts_mode, options.cgroupns}
-        ),
-        "a mounted image": any(isinstance(mount, ImageMount) for mount in mounts),
-        "a part of a volume": any(isinstance(mount, VolumeMount) and mount.subpath for mount in mounts),
+        "a namespace of the machine": "host"
+        in (options.pid_mode, options.ipc_mode, options.uts_mode, options.cgroupns),
     }
     for what, given in refused.items():
         if given:
@@ -115,6 +155,7 @@ def check_other_options(options: Options, network: str, mounts: Iterable[object]
                 f"{what} is not supported in a user namespace of the container's own",
                 hint="Leave it out, or leave out userns and maps of ids.",
             )
+    return maps
 
 
 def _text(maps: Iterable[str]) -> str:

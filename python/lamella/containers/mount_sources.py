@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lamella.containers.container import Source, usable_mounts
+from lamella.containers.container import Extra, Source, usable_mounts
 from lamella.containers.defaults import mounts as default_mounts
 from lamella.containers.mounts import PROPAGATIONS, AnyMount, ImageMount, VolumeMount, volume_bind
 from lamella.errors import NotFound
@@ -26,6 +26,7 @@ from lamella.labels import GC_BACK_REF_CONTAINER, GC_REF_CONTENT, GC_ROOT
 if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.config import Config
+    from lamella.containers.id_maps import IdMaps
     from lamella.containers.runtime_spec import Mount
     from lamella.images import Image
 
@@ -42,12 +43,17 @@ class Attached(msgspec.Struct):
 
 @contextmanager
 def attaching(
-    client: Client, parent: str, container_id: str, mounts: Sequence[AnyMount]
+    client: Client,
+    parent: str,
+    container_id: str,
+    mounts: Sequence[AnyMount],
+    id_maps: IdMaps | None,
 ) -> Iterator[Callable[[], Attached]]:
     """Give a container its volumes and images in two steps: what takes long before the block, the rest by the function it gets.
 
     ``parent`` is the committed snapshot of the container's own image. The function is to be called once, in the transaction that
-    records the container. When the block fails anonymous volumes go again; those with a name stay, as in docker.
+    records the container. When the block fails anonymous volumes go again; those with a name stay, as in docker. ``id_maps``
+    are the container's: volumes and images show their files as its own.
     NotFound for an image that is not here, or not unpacked for this snapshotter.
     """
     from lamella.containers.volumes import filling
@@ -68,11 +74,12 @@ def attaching(
                         source = Source(volume=name, subpath=mount.subpath)
                     else:
                         path = client.config.root / "volumes" / client.config.namespace / name / "data"
-                        attached.mounts.append(volume_bind(mount, str(path)))
+                        bound = volume_bind(mount, str(path))
+                        attached.mounts.append(bound if id_maps is None else id_maps.show(bound))
                         continue
                 elif isinstance(mount, ImageMount):
                     key = _key(container_id, len(attached.sources))
-                    _make_view(client, key, images[mount.image], container_id)
+                    _make_view(client, key, images[mount.image], container_id, id_maps)
                     source = Source(image=images[mount.image].name, snapshot=key, subpath=mount.subpath)
                 else:
                     attached.mounts.append(mount)
@@ -88,8 +95,10 @@ def _key(container_id: str, number: int) -> str:
     return f"{container_id}-source-{number}"
 
 
-def _make_view(client: Client, key: str, image: Image, container_id: str) -> None:
+def _make_view(client: Client, key: str, image: Image, container_id: str, id_maps: IdMaps | None) -> None:
     labels = {**_held_by(container_id), _MANIFEST: str(image.manifest_descriptor.digest)}
+    if id_maps is not None:
+        labels |= id_maps.labels
     try:
         client.snapshots.view(key, str(image.chain_id), labels)
     except NotFound:
@@ -124,18 +133,22 @@ def remove_views(client: Client, sources: Iterable[Source]) -> None:
                 client.snapshots.remove(source.snapshot)
 
 
-def for_launcher(client: Client, sources: Iterable[Source]) -> list[dict[str, Any]]:
+def for_launcher(client: Client, extra: Extra) -> list[dict[str, Any]]:
     """Give what the launcher is to make of the sources; an image's layers that a power cut may have spoiled are unpacked anew.
 
     NotFound for a view or a volume that is gone.
     """
-    return [{"mount": _mount_of(client, source), "subpath": source.subpath} for source in sources]
+    return [
+        {"mount": _mount_of(client, source, extra.id_maps), "subpath": source.subpath}
+        for source in extra.sources
+    ]
 
 
-def _mount_of(client: Client, source: Source) -> dict[str, Any]:
+def _mount_of(client: Client, source: Source, id_maps: IdMaps | None) -> dict[str, Any]:
     if source.volume:
         path = client.volumes.get(source.volume).path
-        return {"type": "bind", "source": str(path), "options": ["rbind"]}
+        shown = id_maps.options if id_maps is not None else []
+        return {"type": "bind", "source": str(path), "options": ["rbind", *shown]}
     [mount] = usable_mounts(
         client, source.snapshot, source.image
     )  # a view is one mount, whatever the snapshotter

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from lamella.config import DEFAULT_RUNTIME, is_own_runtime
-from lamella.errors import InvalidArgument, NotFound, PermissionDenied
+from lamella.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 
 KNOWN = ("runc", "crun", "youki")
 """The programs that :func:`installed` looks for; others work if they have the same command line."""
@@ -92,13 +93,48 @@ def _own_bounding_set() -> int | None:
     return None
 
 
-def bundle_for(spec: bytes, bundle: Path, *, init: bool) -> bytes:
-    """Return a bundle's config.json as another runtime takes it: nothing but what our own launcher does by itself."""
+def bundle_for(
+    spec: bytes, sources: Sequence[dict[str, Any]], bundle: Path, *, init: bool
+) -> tuple[bytes, list[dict[str, Any]]]:
+    """Return a bundle's config.json as another runtime takes it, and its sources: nothing but what our launcher does by itself.
+
+    FailedPrecondition for a container with ids of its own where others may not pass through a folder above the bundle.
+    """
     document: dict[str, Any] = msgspec.json.decode(spec)
     document["process"] = limit_capabilities(document["process"])
     if init:
         _add_init(document, bundle)
-    return msgspec.json.encode(document)
+    sources = [*sources, *_take_mapped(document.get("mounts", []), len(sources))]
+    if document.get("linux", {}).get("uidMappings"):
+        _let_pass(bundle)
+    return msgspec.json.encode(document), sources
+
+
+def _take_mapped(mounts: Iterable[dict[str, Any]], number: int) -> Iterator[dict[str, Any]]:
+    """Have what is bound with mapped ids made by the launcher, as sources from ``number`` on: other runtimes bind those."""
+    for mount in mounts:
+        options = mount.get("options", [])
+        maps = [option for option in options if option.startswith(("uidmap=", "gidmap="))]
+        if maps:
+            bind = {"type": "bind", "source": mount["source"], "options": ["rbind", *maps]}
+            yield {"mount": bind, "subpath": ""}
+            mount["source"], number = f"sources/{number}", number + 1
+            mount["options"] = [option for option in options if option not in maps]
+
+
+def _let_pass(bundle: Path) -> None:
+    """Let the container's root, who is nobody on this machine, pass through to the bundle's root: runtimes open it by its path.
+
+    Nobody else gets at more of the bundle than the names that he knows, and what everybody may read.
+    """
+    for folder in (bundle.parent.parent, bundle.parent, bundle, bundle / "rootfs"):
+        folder.chmod(0o711)
+    for folder in bundle.parent.parents:
+        if not folder.stat().st_mode & 0o001:
+            raise FailedPrecondition(
+                f"another runtime cannot make a container with ids of its own: {folder} lets none but its owner pass",
+                hint=f"Let others pass (chmod o+x {folder}), or choose another folder for the state (--state).",
+            )
 
 
 def _add_init(document: dict[str, Any], bundle: Path) -> None:

@@ -125,7 +125,7 @@ def build_spec(
         annotations=dict(options.annotations or {}),
     )
     if id_maps is not None:
-        _map_ids(spec, id_maps, files_folder)
+        _map_ids(spec, id_maps, files_folder, owns_network=network_path != "host")
     document = _encode(spec)
     if options.spec is not None:
         patched: dict[str, Any] = msgspec.json.decode(document)
@@ -137,13 +137,20 @@ def build_spec(
     return document
 
 
-def _map_ids(spec: Spec, maps: IdMaps, files_folder: str) -> None:
-    """Give a container a user namespace of its own; the files that are ours it sees as its own root's."""
+def _map_ids(spec: Spec, maps: IdMaps, files_folder: str, *, owns_network: bool) -> None:
+    """Give a container a user namespace of its own; the files that are ours it sees as its own root's.
+
+    A sysfs shows the network namespace of who mounts it, who has to be root there; so the machine's is bound.
+    """
     spec.linux.namespaces.append(Namespace(type="user"))
     spec.linux.uid_mappings, spec.linux.gid_mappings = spec_mappings(maps.users), spec_mappings(maps.groups)
     spec.mounts = [
         maps.show(mount) if mount.source.startswith(f"{files_folder}/") else mount for mount in spec.mounts
     ]
+    for mount in spec.mounts:
+        if mount.type == "sysfs" and not owns_network:
+            mount.type, mount.source = "bind", mount.destination
+            mount.options = ["rbind", "rprivate", "nosuid", "noexec", "nodev", "rro"]
 
 
 def merge(document: Any, patch: Any) -> Any:

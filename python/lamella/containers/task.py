@@ -126,7 +126,7 @@ class Task:
             self._reset(before_reset)
             network = connect()
             try:
-                self._write_bundle(network, program, init=init)
+                sources = self._write_bundle(network, sources, program, init=init)
                 if paths is not None:
                     _write(self.folder / "stdio.json", msgspec.json.encode(paths), 0o600)
                 network.tell()
@@ -162,13 +162,20 @@ class Task:
             (self.folder / name).unlink(missing_ok=True)
         self._kept_exit.unlink(missing_ok=True)
 
-    def _write_bundle(self, network: NetworkConnection, runtime: Path | None, *, init: bool) -> None:
-        """Write the bundle anew."""
+    def _write_bundle(
+        self,
+        network: NetworkConnection,
+        sources: list[dict[str, Any]],
+        runtime: Path | None,
+        *,
+        init: bool,
+    ) -> list[dict[str, Any]]:
+        """Write the bundle anew; return its sources."""
         spec = network.spec
         if runtime is not None:
             from lamella.containers.runtimes import bundle_for
 
-            spec = bundle_for(spec, self.folder, init=init)
+            spec, sources = bundle_for(spec, sources, self.folder, init=init)
         try:
             _write(self.folder / "config.json", spec, 0o600)
             for name, data in network.files.items():
@@ -178,6 +185,7 @@ class Task:
                 _replace(self.log_folder / name, data, 0o644)
         except OSError as error:
             raise _disk_error(error, self.folder) from error
+        return sources
 
     def _launch(
         self,

@@ -128,11 +128,12 @@ pub struct UserNamespace {
 }
 
 impl UserNamespace {
-    /// Make one without maps of ids.
-    pub fn new() -> Result<Self, Errno> {
+    /// Make one without maps of ids; with `network` it has a network namespace of its own.
+    pub fn new(network: bool) -> Result<Self, Errno> {
         const STACK: usize = 16 << 10;
         let mut stack = vec![0u128; STACK / size_of::<u128>()];
-        let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::CLONE_PIDFD;
+        let network = if network { libc::CLONE_NEWNET } else { 0 };
+        let flags = libc::CLONE_NEWUSER | network | libc::CLONE_VM | libc::CLONE_PIDFD;
         let mut child: RawFd = -1;
         let pid = {
             // A handler of this process that ran in the child would work on this process's memory.

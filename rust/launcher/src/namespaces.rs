@@ -3,13 +3,16 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
 
+use rustix::process::{DumpableBehavior, Pid, WaitOptions};
+
+use crate::channel::{Channel, Message};
 use crate::error::{Failure, Kind, Step};
 use crate::spec::{IdMapping, Linux, TimeOffset};
-use crate::sys;
+use crate::sys::{self, Forked};
 
 /// `statfs` magic of a namespace file.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
@@ -26,6 +29,12 @@ struct Joined {
     file: OwnedFd,
 }
 
+impl Joined {
+    fn is_user(&self) -> bool {
+        self.flag == libc::CLONE_NEWUSER
+    }
+}
+
 /// The container's namespaces; files of those to join are open.
 #[derive(Debug)]
 pub struct Namespaces {
@@ -39,7 +48,7 @@ pub struct Namespaces {
     pub new_network: bool,
     /// A new time namespace, with what its clocks are ahead of the host's by. It cannot be made by clone3.
     time: Option<BTreeMap<String, TimeOffset>>,
-    /// A new user namespace, with its mappings.
+    /// A user namespace that is not the host's, with its mappings; without those where it is joined and nobody says.
     pub mappings: Option<(Vec<IdMapping>, Vec<IdMapping>)>,
     /// Processes of the container are in a PID namespace of their own.
     pub own_pids: bool,
@@ -67,6 +76,23 @@ pub fn entered(linux: &Linux) -> i32 {
     linux.namespaces.iter().fold(0, |flags, namespace| flags | flag(&namespace.kind))
 }
 
+/// Whether an open namespace is the one that this process is in.
+fn is_hosts(file: &OwnedFd, flag: i32) -> Result<bool, rustix::io::Errno> {
+    let name = match flag {
+        libc::CLONE_NEWNET => "net",
+        libc::CLONE_NEWIPC => "ipc",
+        _ => "uts",
+    };
+    let (joined, own) = (rustix::fs::fstat(file)?, rustix::fs::stat(format!("/proc/self/ns/{name}"))?);
+    Ok((joined.st_dev, joined.st_ino) == (own.st_dev, own.st_ino))
+}
+
+/// The ids of the host that are root by maps of ids.
+pub fn outer_root(uids: &[IdMapping], gids: &[IdMapping]) -> Option<(u32, u32)> {
+    let root = |map: &[IdMapping]| map.iter().find(|range| range.container_id == 0).map(|range| range.host_id);
+    root(uids).zip(root(gids))
+}
+
 impl Namespaces {
     /// Prepare the (checked) namespaces of a spec. A path that is not a namespace is refused.
     pub fn new(linux: &Linux) -> Result<Self, Failure> {
@@ -84,28 +110,30 @@ impl Namespaces {
             if magic != NSFS_MAGIC {
                 return Err(Failure::new(Kind::InvalidArgument, format!("{}: it is no namespace", step())));
             }
+            if let Some(name) = linux.sysctl_of(&namespace.kind)
+                && is_hosts(&file, flag).step(step)?
+            {
+                let why = format!("would change the host's: {} is its {} namespace", namespace.path, namespace.kind);
+                return Err(Failure::invalid(format!("linux.sysctl {name:?}"), why));
+            }
             joined.push(Joined { kind: namespace.kind.clone(), path: namespace.path.clone(), flag, file });
         }
-        // A joined user namespace first: it gives the right to join those that belong to it.
-        joined.sort_by_key(|namespace| namespace.flag != libc::CLONE_NEWUSER);
         Ok(Self {
             made_by_clone,
             network: RefCell::new(None),
             new_cgroup: linux.makes_namespace("cgroup"),
             new_network: linux.makes_namespace("network"),
             time: linux.makes_namespace("time").then(|| linux.time_offsets.clone()),
-            mappings: linux.makes_namespace("user").then(|| (linux.uid_mappings.clone(), linux.gid_mappings.clone())),
+            mappings: linux.has_namespace("user").then(|| (linux.uid_mappings.clone(), linux.gid_mappings.clone())),
             own_pids: linux.has_namespace("pid"),
             entered: entered(linux),
             joined,
         })
     }
 
-    /// The ids of the host that are root in the user namespace that is made.
+    /// The ids of the host that are root in the container's user namespace.
     pub fn outer_root(&self) -> Option<(u32, u32)> {
-        let root = |map: &[IdMapping]| map.iter().find(|range| range.container_id == 0).map(|range| range.host_id);
-        let (uids, gids) = self.mappings.as_ref()?;
-        root(uids).zip(root(gids))
+        self.mappings.as_ref().and_then(|(uids, gids)| outer_root(uids, gids))
     }
 
     /// Whether another process can make the network namespace: a new user namespace would have to own it.
@@ -129,9 +157,52 @@ impl Namespaces {
         self.made_by_clone & !ahead
     }
 
-    /// Join the PID namespace, and join or make the time namespace, which takes effect for processes made afterwards: for
-    /// the monitor, before its first.
-    pub fn prepare_children(&self) -> Result<(), Failure> {
+    /// Make the container's first process, in the namespaces that are made with it.
+    ///
+    /// A user namespace that is joined is entered before, by a process that makes it in this one's stead: other namespaces
+    /// belong to the user namespace that they are made in.
+    pub fn make_process(&self, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked, Failure> {
+        let step = || "make the container's namespaces";
+        let flags = self.clone_flags() as u64;
+        if !self.joined.iter().any(Joined::is_user) {
+            self.prepare_children()?;
+            return sys::clone_process(flags, cgroup).step(step);
+        }
+        let (ours, theirs) = Channel::pair()?;
+        let between = match sys::fork().step(step)? {
+            Forked::Parent(between) => between,
+            Forked::Child => {
+                let made = self
+                    .enter_user()
+                    .and_then(|()| sys::clone_process(flags | libc::CLONE_PARENT as u64, cgroup).step(step));
+                let told = match made {
+                    Ok(Forked::Child) => return Ok(Forked::Child),
+                    Ok(Forked::Parent(pid)) => Message::Pid(pid),
+                    Err(failure) => Message::Failed(failure),
+                };
+                let _ = theirs.send(&told);
+                sys::exit_now(0)
+            }
+        };
+        drop(theirs);
+        let told = ours.receive();
+        let _ = rustix::process::waitpid(Pid::from_raw(between), WaitOptions::empty());
+        match told? {
+            Some(Message::Pid(pid)) => Ok(Forked::Parent(pid)),
+            Some(Message::Failed(failure)) => Err(failure),
+            _ => Err(Failure::new(Kind::Internal, format!("{}: it was killed meanwhile", step()))),
+        }
+    }
+
+    /// In the process between: nobody who is in the user namespace already may look into it.
+    fn enter_user(&self) -> Result<(), Failure> {
+        self.prepare_children()?;
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).step(|| "hide from other containers")?;
+        self.join(Joined::is_user)
+    }
+
+    /// Join the PID namespace, and join or make the time namespace, which takes effect for processes made afterwards.
+    fn prepare_children(&self) -> Result<(), Failure> {
         if let Some(offsets) = &self.time {
             sys::unshare(sys::CLONE_NEWTIME).step(|| "make a time namespace")?;
             let line =
@@ -150,12 +221,20 @@ impl Namespaces {
         !self.joined.is_empty()
     }
 
+    /// Write the user namespace's mappings, where it is made with the first process.
+    pub fn write_mappings(&self, pid: i32) -> Result<(), Failure> {
+        match &self.mappings {
+            Some((uids, gids)) if !self.joined.iter().any(Joined::is_user) => write_mappings(pid, uids, gids),
+            _ => Ok(()),
+        }
+    }
+
     /// Join the others: for the container's first process.
     pub fn join_others(&self) -> Result<(), Failure> {
         if let Some(network) = self.network.borrow().as_ref() {
             sys::move_into(network.as_fd(), libc::CLONE_NEWNET).step(|| "enter the container's network namespace")?;
         }
-        self.join(|namespace| !CHILDREN.contains(&namespace.flag))
+        self.join(|namespace| !CHILDREN.contains(&namespace.flag) && !namespace.is_user())
     }
 
     fn join(&self, wanted: impl Fn(&Joined) -> bool) -> Result<(), Failure> {
@@ -169,7 +248,7 @@ impl Namespaces {
 
 /// Write a new user namespace's mappings, from outside. Without privilege over the outer namespace only one's own id
 /// can be mapped directly; the set-uid programs of Debian's uidmap do the rest, within /etc/subuid and /etc/subgid.
-pub fn write_mappings(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<(), Failure> {
+fn write_mappings(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<(), Failure> {
     let text = |mappings: &[IdMapping]| {
         mappings
             .iter()

@@ -16,7 +16,7 @@ use crate::container::{Plan, Streams, Wait, become_container};
 use crate::error::{Failure, Step};
 use crate::init;
 use crate::monitor::{Shared, Stdio};
-use crate::namespaces::{self, Namespaces};
+use crate::namespaces::Namespaces;
 use crate::process::{self, seccomp};
 use crate::request::Request;
 use crate::rootfs::{Outside, RootfsPlan};
@@ -113,7 +113,11 @@ impl Prepared {
             let runtime = Rc::new(Runtime::new(program, request, &text)?);
             return Ok(Self {
                 own_pids: runtime.has_own_pids(),
-                shared: Shared { runtime: Some(runtime.clone()), ..Shared::default() },
+                shared: Shared {
+                    outer_root: runtime.outer_root(),
+                    runtime: Some(runtime.clone()),
+                    ..Shared::default()
+                },
                 builder: Builder::Runtime(runtime),
                 warnings: Vec::new(),
             });
@@ -205,7 +209,6 @@ pub fn make_first_process(
     cgroup: &Cgroup,
     warnings: &mut Vec<String>,
 ) -> Result<(i32, Channel), Failure> {
-    plan.namespaces.prepare_children()?;
     let (ours, theirs) = Channel::pair()?;
     let outside = if plan.namespaces.mappings.is_some() && rustix::process::geteuid().is_root() {
         plan.rootfs.make_outside()?
@@ -215,8 +218,7 @@ pub fn make_first_process(
     if let (Some(streams), Some(root)) = (&streams, plan.namespaces.outer_root()) {
         streams.give_to(root);
     }
-    let flags = plan.namespaces.clone_flags() as u64;
-    let pid = match sys::clone_process(flags, cgroup.clone_target()).step(|| "make the container's namespaces")? {
+    let pid = match plan.namespaces.make_process(cgroup.clone_target())? {
         Forked::Parent(pid) => pid,
         Forked::Child => {
             drop(ours);
@@ -226,8 +228,8 @@ pub fn make_first_process(
     drop((theirs, streams, outside));
     plan.namespaces.forget_network();
     warnings.extend(process::adjust_oom_score(pid, plan.process.oom_score_adjustment));
-    if let Some((uids, gids)) = &plan.namespaces.mappings {
-        let mapped = namespaces::write_mappings(pid, uids, gids).and_then(|()| ours.send(&Message::Mapped));
+    if plan.namespaces.mappings.is_some() {
+        let mapped = plan.namespaces.write_mappings(pid).and_then(|()| ours.send(&Message::Mapped));
         if let Err(failure) = mapped {
             end(pid);
             return Err(failure);

@@ -4,6 +4,7 @@ use std::os::fd::IntoRawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lamella_core::mount::IdMaps;
 use lamella_core::{Error, Kind};
 use lamella_launcher::error::Failure;
 use lamella_launcher::network::program::{Ended, Program};
@@ -19,10 +20,20 @@ pub const HOSTS_COMMENTS: (&str, &str) = (names::BEGIN, names::END);
 /// Exit status (None: it took too long and was killed), output, what it said.
 type Answer<'py> = (Option<i32>, Bound<'py, PyBytes>, Bound<'py, PyBytes>);
 
-/// Make a network namespace and keep it on a file.
+/// Make a network namespace and keep it on a file; with maps of ids with the user namespace that it belongs to.
 #[pyfunction]
-pub fn pin_network(py: Python<'_>, path: PathBuf) -> PyResult<()> {
-    through(py, |_| lamella_core::network::pin(&path))
+#[pyo3(signature = (path, maps=None))]
+pub fn pin_network(py: Python<'_>, path: PathBuf, maps: Option<(String, String)>) -> PyResult<()> {
+    through(py, |_| {
+        let maps = maps.map(|(users, groups)| IdMaps::parse(&users, &groups)).transpose()?;
+        lamella_core::network::pin(&path, maps.as_ref())
+    })
+}
+
+/// Say where the user namespace is kept that a network namespace belongs to.
+#[pyfunction]
+pub fn network_owner(path: PathBuf) -> String {
+    lamella_core::network::owner(&path).to_string_lossy().into_owned()
 }
 
 /// Let go of a network namespace.

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +21,9 @@ from lamella.containers.networks.execution import INTERFACE_VARIABLE, Program, r
 from lamella.containers.networks.ports import Port
 from lamella.disk import make_private_folder, make_state_folder, names_in, translated
 from lamella.logs import Log
+
+if TYPE_CHECKING:
+    from lamella.containers.id_maps import IdMaps
 
 _log = Log("lamella.containers")
 _SUFFIX = ".json"
@@ -109,20 +112,25 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
             fresh.replace(path)
         return path
 
-    def pin(self, config: Config) -> None:
-        """Make the namespace, in the place of one that a killed start has left."""
+    def pin(self, config: Config, maps: IdMaps | None) -> None:
+        """Make the namespace, in the place of one that a killed start has left; with maps in a user namespace that has them."""
         _pin_folder(config)
         _core.unpin_network(self.release.namespace)
-        _core.pin_network(self.release.namespace)
+        _core.pin_network(self.release.namespace, (maps.users, maps.groups) if maps is not None else None)
 
-    def take(self, config: Config, source: str) -> None:
-        """Keep a namespace that is there (a file of /proc/PID/ns) as one's own."""
+    def take(self, config: Config, process: int, *, with_owner: bool) -> None:
+        """Keep the namespace of a process as one's own, and its user namespace."""
         _pin_folder(config)
-        target = Path(self.release.namespace)
-        _core.unpin_network(str(target))
-        with translated(f"keep the network namespace {source}"):
-            target.touch(0o600)
-        _core.mount([("bind", source, ["bind"])], str(target))
+        namespace = self.release.namespace
+        _core.unpin_network(namespace)
+        kept = {"net": namespace}
+        if with_owner:
+            kept["user"] = _core.network_owner(namespace)
+        for name, target in kept.items():
+            source = f"/proc/{process}/ns/{name}"
+            with translated(f"keep the namespace {source}"):
+                Path(target).touch(0o600)
+            _core.mount([("bind", source, ["bind"])], target)
 
 
 class _Earlier(Attachment, kw_only=True):

@@ -41,7 +41,7 @@ from lamella.containers.networks.execution import (
     run_program,
 )
 from lamella.containers.networks.files import Resolvers, connected_files, kept_lines
-from lamella.containers.networks.joining import join
+from lamella.containers.networks.joining import join, own_maps
 from lamella.containers.networks.naming import names_path, tell
 from lamella.containers.networks.ports import Port
 from lamella.containers.networks.publishing import choose_ports
@@ -105,7 +105,7 @@ def connect_cni(client: Client, record: ContainerRecord, settings: Settings) -> 
         path = plugged.write(config)
     with undone_after_error(record, lambda: release(path)):
         spec = join(record.spec, plugged.release.namespace)
-        plugged.pin(config)
+        plugged.pin(config, own_maps(record.spec))
         for plug in plugs:
             plug_in(config, plugged, plug, settings, publishes=plug is publisher)
         files = files_of(record, plugged, settings)

@@ -30,7 +30,7 @@ from lamella.containers.networks import (
 from lamella.containers.networks.attachment import Record, Release, attached, is_pinned, pin_path, read
 from lamella.containers.networks.cni import files_of, plug_in, prepare, undone_after_error, unplug
 from lamella.containers.networks.files import ISOLATED_RESOLV_CONF
-from lamella.containers.networks.joining import join
+from lamella.containers.networks.joining import join, own_maps
 from lamella.containers.networks.naming import names_path, tell
 from lamella.containers.task import Task
 from lamella.disk import names_in, translated
@@ -39,7 +39,6 @@ from lamella.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    Unsupported,
 )
 from lamella.locks import FileLock, FolderLock, is_locked
 from lamella.metadata import Database, timestamp
@@ -64,7 +63,6 @@ def connect_network(client: Client, container: Container, endpoint: Endpoint) ->
         endpoints = _endpoints(record, endpoint.network)
         if any(each.network == endpoint.network for each in endpoints):
             raise AlreadyExists(f"container {record.name} is connected to network {endpoint.network}")
-        _check_users(record)
         plug = prepare(client.config, endpoint)
         with _at_work(client, record, container.task) as plugged:
             if plugged is not None:
@@ -122,15 +120,6 @@ def _endpoints(record: ContainerRecord, network: str) -> list[Endpoint]:
             f"container {record.name} has nothing to do with network {network}: {_REFUSED[kind]}", hint=hint
         )
     return endpoints_of(record.extra)
-
-
-def _check_users(record: ContainerRecord) -> None:
-    """Refuse a container with ids of its own: its network belongs to its user namespace, and joins no other."""
-    namespaces = msgspec.json.decode(record.spec).get("linux", {}).get("namespaces", [])
-    if any(namespace.get("type") == "user" for namespace in namespaces):
-        raise Unsupported(
-            f"container {record.name} has a user namespace of its own, and no network but loopback"
-        )
 
 
 def _write(
@@ -193,7 +182,7 @@ def _take_namespace(config: Config, record: ContainerRecord, task: Task, plugged
     # Refused for one that has none of its own: it would be the machine that is plugged in.
     join(record.spec, plugged.release.namespace)
     plugged.write(config)
-    plugged.take(config, f"/proc/{pid}/ns/net")
+    plugged.take(config, pid, with_owner=own_maps(record.spec) is not None)
     if task.pid() != pid:
         raise FailedPrecondition(f"container {record.name} has just ended", hint="Try it again.")
     task.join_network(plugged.release.namespace)

@@ -16,7 +16,7 @@ from lamella.containers.networks import Connection, Settings
 from lamella.containers.networks.attachment import Attachment, Record, Release, pin_path, release
 from lamella.containers.networks.execution import Program, run_program
 from lamella.containers.networks.files import Resolvers, connected_files, host_resolvers, own_lines
-from lamella.containers.networks.joining import join
+from lamella.containers.networks.joining import join, own_maps
 from lamella.containers.networks.ports import Port
 from lamella.containers.networks.publishing import choose_ports
 from lamella.disk import translated
@@ -55,7 +55,7 @@ def connect_pasta(client: Client, record: ContainerRecord, settings: Settings) -
     pid_file = Path(f"{plugged.release.namespace}.pid")
     try:
         spec = join(record.spec, plugged.release.namespace)
-        plugged.pin(config)
+        plugged.pin(config, own_maps(record.spec))
         words = arguments(plugged.release.namespace, plugged.ports, options, forwards=forwards)
         try:
             run_program(

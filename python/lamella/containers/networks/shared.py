@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lamella.containers.id_maps import check_sharing
 from lamella.containers.networks import Connection
 from lamella.containers.networks.attachment import Attachment, Record, Release, pin_path, release
-from lamella.containers.networks.joining import join
+from lamella.containers.networks.joining import join, own_maps
 from lamella.errors import FailedPrecondition, NotFound
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def connect_shared(client: Client, record: ContainerRecord) -> Connection:
             f"container {identifier[:12]}, whose network {record.name} was to share, was removed",
             hint="Create the container anew, with another's network.",
         ) from None
+    maps = own_maps(record.spec)
+    check_sharing(record.extra.network, maps, own_maps(other.record.spec))
     plugged = Record(
         container=record.id,
         attachments=[Attachment(network=record.extra.network)],
@@ -36,7 +39,7 @@ def connect_shared(client: Client, record: ContainerRecord) -> Connection:
     spec = join(record.spec, plugged.release.namespace)
     path = plugged.write(config)
     try:
-        plugged.take(config, f"/proc/{_running(other)}/ns/net")
+        plugged.take(config, _running(other), with_owner=maps is not None)
         _running(other)
     except BaseException:
         release(path)

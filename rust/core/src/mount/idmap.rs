@@ -63,13 +63,14 @@ impl IdMaps {
 
     /// Make a user namespace with these maps.
     pub(super) fn namespace(&self) -> Result<OwnedFd> {
-        let failed = |error: Errno| {
-            Error::system("cannot make a user namespace for the map of ids", error).hint(match error {
-                Errno::NOSPC | Errno::USERS => "There are as many as allowed; raise user.max_user_namespaces.",
-                _ => "It takes root, and a kernel that allows user namespaces.",
-            })
-        };
-        let namespace = UserNamespace::new().map_err(failed)?;
+        let (_keeper, process) = self.kept_namespace(false)?;
+        rustix::fs::openat(&process, "ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)
+    }
+
+    /// Make a user namespace with these maps, and with `network` a network namespace that belongs to it. Gives what keeps them,
+    /// and the folder in /proc that has their files meanwhile.
+    pub(crate) fn kept_namespace(&self, network: bool) -> Result<(UserNamespace, OwnedFd)> {
+        let namespace = UserNamespace::new(network).map_err(failed)?;
         let process = namespace.process().map_err(failed)?;
         for (name, map) in [("uid_map", &self.users), ("gid_map", &self.groups)] {
             let flags = OFlags::WRONLY | OFlags::CLOEXEC;
@@ -77,7 +78,7 @@ impl IdMaps {
             // The kernel takes the whole text or none of it.
             rustix::io::write(&file, text(map).as_bytes()).map_err(failed)?;
         }
-        rustix::fs::openat(&process, "ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)
+        Ok((namespace, process))
     }
 
     /// The user and group of this machine as whom the container's root is shown, or else the first that are mapped.
@@ -85,6 +86,13 @@ impl IdMaps {
     pub fn root(&self) -> (u32, u32) {
         (root(&self.users), root(&self.groups))
     }
+}
+
+fn failed(error: Errno) -> Error {
+    Error::system("cannot make a user namespace for the map of ids", error).hint(match error {
+        Errno::NOSPC | Errno::USERS => "There are as many as allowed; raise user.max_user_namespaces.",
+        _ => "It takes root, and a kernel that allows user namespaces.",
+    })
 }
 
 fn root(map: &[Range]) -> u32 {

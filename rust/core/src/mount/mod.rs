@@ -19,6 +19,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
+pub use apart::apart;
 pub use idmap::IdMaps;
 pub use options::{Options, Propagation};
 
@@ -118,7 +119,7 @@ fn make_mapped(mount: &Mount, options: &Options, maps: &IdMaps) -> Result<OwnedF
         idmap::map(made.as_fd(), namespace.as_fd(), mount.is_recursive(options))?;
         return Ok(made);
     }
-    apart::apart(|| {
+    apart(|| {
         idmap::map_layers(&Layers::of(options), maps, namespace.as_fd())?;
         make_plain(mount, options).map_err(|error| match error.hint {
             None => error.hint("Overlays of layers with mapped ids take Linux 5.19."),
@@ -134,7 +135,7 @@ fn new(mount: &Mount, options: &Options) -> Result<OwnedFd> {
     }
     match create::create(mount, options) {
         Ok(made) => Ok(made),
-        Err(create::Refusal::TooOld) => apart::apart(|| legacy::make(mount, options)),
+        Err(create::Refusal::TooOld) => apart(|| legacy::make(mount, options)),
         Err(create::Refusal::Failed(error)) => Err(error),
     }
 }

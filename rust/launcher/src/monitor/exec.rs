@@ -9,6 +9,7 @@ use super::record::ExitRecord;
 use super::{INIT, Monitor, Process, Shared, Stdio, ended, events};
 use crate::cgroup::Group;
 use crate::channel::{Channel, Message};
+use crate::container::Streams;
 use crate::enter::{Entry, enter};
 use crate::error::{Failure, Kind};
 use crate::process::adjust_oom_score;
@@ -56,6 +57,7 @@ impl Monitor {
         let (helper, stdio, group) = if let Some(runtime) = self.shared.runtime.clone() {
             let addition = Addition::new(process)?;
             let (stdio, streams) = Stdio::for_process(addition.has_terminal(), stdin)?;
+            self.give_to_root(streams.as_ref());
             let group = self.cgroup.group(&name);
             let group_name = group.as_ref().and_then(Group::name_for_runtime);
             (runtime.add(&addition, &name, group_name.as_deref(), &theirs, streams), stdio, group)
@@ -63,9 +65,7 @@ impl Monitor {
             let process = self.prepare(process, &mut warnings)?;
             oom_score_adjustment = process.process.oom_score_adjustment;
             let (stdio, streams) = Stdio::for_process(process.terminal.is_some(), stdin)?;
-            if let (Some(streams), Some(root)) = (&streams, self.shared.outer_root) {
-                streams.give_to(root);
-            }
+            self.give_to_root(streams.as_ref());
             let group = self.cgroup.group(&name);
             let entered = enter(pid, self.shared.namespaces, &self.cgroup, group.as_ref(), &process, &theirs, streams);
             (entered, stdio, group)
@@ -88,6 +88,13 @@ impl Monitor {
         );
         added.map_err(|error| Failure::system("watch the new process", &error.into()))?;
         Ok(id)
+    }
+
+    /// Let the root of the container's user namespace own a new process's streams.
+    fn give_to_root(&self, streams: Option<&Streams>) {
+        if let (Some(streams), Some(root)) = (streams, self.shared.outer_root) {
+            streams.give_to(root);
+        }
     }
 
     /// Check a process that our own launcher is to add.

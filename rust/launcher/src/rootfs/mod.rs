@@ -84,7 +84,7 @@ impl RootfsPlan {
 
     /// Make what a first process in a user namespace of its own cannot make.
     pub fn make_outside(&self) -> Result<Outside, Failure> {
-        let bound = self.mounts.iter().map(MountPlan::make_outside).collect::<Result<_, _>>()?;
+        let bound = self.mounts.iter().map(|mount| mount.make_outside(&self.sources)).collect::<Result<_, _>>()?;
         Outside::new(&self.snapshot, &self.root, bound)
     }
 
@@ -140,11 +140,7 @@ pub fn mount_for_runtime(
 ) -> Result<(), Failure> {
     let shown = root.to_string_lossy();
     detach_from_host(propagation(rootfs_propagation)?, &shown)?;
-    sources::mount_in_bundle(
-        sources,
-        bundle,
-        &Root::new(snapshot::open_folder(&shown).step(|| format!("open {shown}"))?, &shown),
-    )?;
+    sources::mount_in_bundle(sources, bundle)?;
     if !snapshot.is_empty() {
         snapshot::mount(snapshot, &shown)?;
     }

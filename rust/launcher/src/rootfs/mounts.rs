@@ -123,14 +123,7 @@ impl MountPlan {
             }
             return mount::mount_at(&self.mount, target.as_fd()).map_err(failed);
         }
-        let made = match self.source.and_then(|number| sources.get(number)) {
-            Some(source) => {
-                let made = source.make(root, &format!("bind a source on {}", self.destination))?;
-                mount::apply(made.as_fd(), &self.options).map_err(failed)?;
-                made
-            }
-            None => bound.map_or_else(|| self.bound(), Ok)?,
-        };
+        let made = bound.map_or_else(|| self.bound(sources), Ok)?;
         let status = rustix::fs::fstat(&made).step(|| &what)?;
         let is_folder = FileType::from_raw_mode(status.st_mode) == FileType::Directory;
         let target = root.mount_point(&self.destination, if is_folder { Target::Folder } else { Target::File })?;
@@ -152,13 +145,19 @@ impl MountPlan {
         Ok(())
     }
 
-    /// What it binds, if that is a path of the host.
-    pub(super) fn make_outside(&self) -> Result<Option<OwnedFd>, Failure> {
-        (self.bind && self.source.is_none()).then(|| self.bound()).transpose()
+    /// What it binds, if it binds anything.
+    pub(super) fn make_outside(&self, sources: &[Source]) -> Result<Option<OwnedFd>, Failure> {
+        self.bind.then(|| self.bound(sources)).transpose()
     }
 
-    /// A copy of the mount of a path of the host.
-    fn bound(&self) -> Result<OwnedFd, Failure> {
+    /// A source of the request, or a copy of the mount of a path of the host.
+    fn bound(&self, sources: &[Source]) -> Result<OwnedFd, Failure> {
+        if let Some(source) = self.source.and_then(|number| sources.get(number)) {
+            let what = format!("bind a source on {}", self.destination);
+            let made = source.make(&what)?;
+            mount::apply(made.as_fd(), &self.options).map_err(|error| Failure::from(error.context(what)))?;
+            return Ok(made);
+        }
         mount::make(&self.mount, &self.options).map_err(|error| {
             let failure = Failure::from(error.context(format!("bind {} on {}", self.mount.source, self.destination)));
             if failure.kind == Kind::NotFound {

@@ -1,7 +1,7 @@
 //! Mounts that a container in a user namespace of its own cannot make for itself: their files are for the machine's root.
 //!
 //! They are made before its first process is, which has them as descriptors that are attached nowhere, and puts them in their
-//! places: the root, and what is bound from paths of the host.
+//! places: the root, and what is bound: from paths of the host, of volumes, and of images.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -16,7 +16,7 @@ use crate::error::{Failure, Step};
 pub struct Outside {
     /// The root's mounts, the topmost last.
     root: Vec<OwnedFd>,
-    /// What each mount of the spec binds, for those that bind a path of the host.
+    /// What each mount of the spec binds, for those that bind anything.
     pub(super) bound: Vec<Option<OwnedFd>>,
 }
 

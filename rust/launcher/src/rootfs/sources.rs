@@ -1,8 +1,8 @@
 //! Sources of bind mounts that are no paths of the host: views of images, and parts of volumes.
 //!
 //! The spec binds `sources/N` of the bundle, as it would any folder. What is to be there is the N-th source of the request:
-//! a mount, and a path in what it shows. It is made when the container starts, in its own mount namespace, so that nothing of
-//! it is ever seen on the host or left there.
+//! a mount, and a path in what it shows. It is made when the container starts, attached nowhere, so that nothing of it is ever
+//! seen on the host or left there.
 //!
 //! The path is looked up by one openat2(2) from a descriptor: symlinks are followed as long as they stay beneath the top, and
 //! what is mounted is what the descriptor stands for. So whoever changes the volume at the same moment gains nothing
@@ -12,13 +12,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use lamella_core::mount::{Mount, Options, make};
+use lamella_core::mount::{Mount, Options, apart, apply, make};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
 
 use super::detached::{attach, copy_of};
-use super::path::{Root, open_beneath};
+use super::path::open_beneath;
 use crate::error::{Failure, Kind, Step};
 
 /// What a bind mount of the spec shows.
@@ -35,12 +34,12 @@ pub(super) fn number(path: &str) -> Option<usize> {
     path.strip_prefix("sources/")?.parse().ok()
 }
 
-/// Make all of them where the spec of a bundle names them, for another runtime to bind. `root` as for [`Source::make`].
-pub(super) fn mount_in_bundle(sources: &[Source], bundle: &Path, root: &Root) -> Result<(), Failure> {
+/// Make all of them where the spec of a bundle names them, for another runtime to bind.
+pub(super) fn mount_in_bundle(sources: &[Source], bundle: &Path) -> Result<(), Failure> {
     for (number, source) in sources.iter().enumerate() {
         let place = bundle.join(format!("sources/{number}"));
         let what = format!("mount {}", place.display());
-        let made = source.make(root, &what)?;
+        let made = source.make(&what)?;
         let is_folder = FileType::from_raw_mode(rustix::fs::fstat(&made).step(|| &what)?.st_mode).is_dir();
         let folder = if is_folder { place.clone() } else { bundle.join("sources") };
         std::fs::create_dir_all(folder).step(|| &what)?;
@@ -52,8 +51,8 @@ pub(super) fn mount_in_bundle(sources: &[Source], bundle: &Path, root: &Root) ->
 }
 
 impl Source {
-    /// Make it, as a mount that is attached nowhere. `root` lends its place for a moment.
-    pub(super) fn make(&self, root: &Root, what: &str) -> Result<OwnedFd, Failure> {
+    /// Make it, as a mount that is attached nowhere.
+    pub(super) fn make(&self, what: &str) -> Result<OwnedFd, Failure> {
         let failed = |error: lamella_core::Error| Failure::from(error.context(what));
         let options = Options::parse(&self.mount.options).map_err(failed)?;
         if self.subpath.is_empty() {
@@ -63,15 +62,17 @@ impl Source {
             let flags = OFlags::PATH | OFlags::CLOEXEC;
             let top = rustix::fs::openat(CWD, self.mount.source.as_str(), flags, Mode::empty())
                 .step(|| format!("{what}: open {}", self.mount.source))?;
-            return self.part(&top, options.recursive, what);
+            let part = self.part(&top, options.recursive, what)?;
+            apply(part.as_fd(), &options).map_err(failed)?;
+            return Ok(part);
         }
-        // Parts of a mount that is attached nowhere can be copied since Linux 6.15 only.
         let made = make(&self.mount, &options).map_err(failed)?;
-        attach(&made, root).step(|| what)?;
-        let part = self.part(&made, false, what);
-        let path = lamella_core::sys::descriptor_path(made.as_fd());
-        rustix::mount::unmount(path, UnmountFlags::DETACH).step(|| what)?;
-        part
+        // Parts of a mount that is attached nowhere can be copied since Linux 6.15 only.
+        apart(|| {
+            let place = super::snapshot::open_folder("/").step(|| what)?;
+            attach(&made, place).step(|| what)?;
+            self.part(&made, false, what)
+        })
     }
 
     /// Copy the mount of what is at the path beneath an open folder.

@@ -26,6 +26,9 @@ impl Runtime {
         let monitor = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).step(step)?;
         let (ours, theirs) = Channel::pair()?;
         let (stdio, streams) = Stdio::for_process(self.has_terminal(), stdin)?;
+        if let (Some(streams), Some(root)) = (&streams, self.outer_root()) {
+            streams.give_to(root);
+        }
         match sys::fork().step(step)? {
             Forked::Parent(keeper) => Ok(Begun { maker: Maker::Helper(keeper), channel: ours, stdio }),
             Forked::Child => self.keep(&theirs, &monitor, lock, streams),

@@ -36,9 +36,10 @@ use crate::cgroup::{Cgroup, Place};
 use crate::channel::{Channel, Message};
 use crate::container::Streams;
 use crate::error::{Failure, Kind, Step};
+use crate::namespaces::outer_root;
 use crate::request::Request;
 use crate::rootfs;
-use crate::spec::{Size, check_cgroups_path, parse_document};
+use crate::spec::{IdMapping, Size, check_cgroups_path, parse_document};
 use crate::sys;
 use console::ConsoleSocket;
 pub use exec::Addition;
@@ -99,6 +100,10 @@ struct Linux {
     namespaces: Vec<Namespace>,
     cgroups_path: Option<String>,
     rootfs_propagation: Option<String>,
+    #[serde(default)]
+    uid_mappings: Vec<IdMapping>,
+    #[serde(default)]
+    gid_mappings: Vec<IdMapping>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -131,6 +136,11 @@ impl Runtime {
     /// Whether the container's processes all end with its first one.
     pub fn has_own_pids(&self) -> bool {
         self.config.linux.namespaces.iter().any(|namespace| namespace.kind == "pid")
+    }
+
+    /// The ids of the host that are root in the container's user namespace.
+    pub fn outer_root(&self) -> Option<(u32, u32)> {
+        outer_root(&self.config.linux.uid_mappings, &self.config.linux.gid_mappings)
     }
 
     /// Whether the first process gets a terminal.

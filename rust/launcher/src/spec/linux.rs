@@ -10,10 +10,10 @@ use super::Resources;
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Linux {
-    /// User id mappings of a new user namespace.
+    /// User id mappings of a new user namespace, or those that the one to join has.
     #[serde(default)]
     pub uid_mappings: Vec<IdMapping>,
-    /// Group id mappings of a new user namespace.
+    /// Group id mappings of it.
     #[serde(default)]
     pub gid_mappings: Vec<IdMapping>,
     /// How far the clocks of a new time namespace are from the host's, by clock: `monotonic` and `boottime`.

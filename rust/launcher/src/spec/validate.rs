@@ -156,8 +156,8 @@ impl Linux {
             return Err(Failure::invalid("linux.uidMappings", "a new user namespace needs id mappings"));
         }
         let mapped = !self.uid_mappings.is_empty() || !self.gid_mappings.is_empty();
-        if mapped && !new_user {
-            return Err(Failure::invalid("linux.uidMappings", "mappings need a new user namespace"));
+        if mapped && !self.has_namespace("user") {
+            return Err(Failure::invalid("linux.uidMappings", "mappings need a user namespace"));
         }
         if new_user && let Some(joined) = self.namespaces.iter().find(|namespace| !namespace.path.is_empty()) {
             return Err(Failure::unsupported(format!(
@@ -222,36 +222,46 @@ impl Linux {
 
     /// A kernel parameter must belong to a namespace of the container, else it would change the host's.
     fn check_sysctl(&self, name: &str) -> Result<(), Failure> {
-        const IPC: [&str; 9] = [
-            "kernel.msgmax",
-            "kernel.msgmnb",
-            "kernel.msgmni",
-            "kernel.sem",
-            "kernel.shmall",
-            "kernel.shmmax",
-            "kernel.shmmni",
-            "kernel.shm_rmid_forced",
-            "fs.mqueue",
-        ];
         let dotted = name.replace('/', ".");
         let refuse = |why: &str| Err(Failure::invalid(format!("linux.sysctl {name:?}"), why));
         if name.is_empty() || dotted.split('.').any(str::is_empty) || name.contains('\0') {
             return refuse("is not a parameter's name");
         }
-        let (kind, known) = if dotted.starts_with("net.") {
-            ("network", true)
-        } else if IPC.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
-            ("ipc", true)
-        } else {
-            ("uts", dotted == "kernel.domainname" || dotted == "kernel.hostname")
-        };
-        if !known {
+        let Some(kind) = sysctl_namespace(name) else {
             return refuse("belongs to no namespace: it would change the host");
-        }
-        if !self.makes_namespace(kind) {
-            return refuse(&format!("needs a new {kind} namespace, else it would change the host's"));
+        };
+        if !self.has_namespace(kind) {
+            return refuse(&format!("needs a {kind} namespace, else it would change the host's"));
         }
         Ok(())
+    }
+
+    /// The first of the kernel parameters that belong to the namespace of a kind.
+    pub fn sysctl_of(&self, kind: &str) -> Option<&str> {
+        self.sysctl.keys().map(String::as_str).find(|name| sysctl_namespace(name) == Some(kind))
+    }
+}
+
+/// The kind of namespace that a kernel parameter belongs to; None for the whole machine's.
+fn sysctl_namespace(name: &str) -> Option<&'static str> {
+    const IPC: [&str; 9] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+        "fs.mqueue",
+    ];
+    let dotted = name.replace('/', ".");
+    if dotted.starts_with("net.") {
+        Some("network")
+    } else if IPC.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
+        Some("ipc")
+    } else {
+        (dotted == "kernel.domainname" || dotted == "kernel.hostname").then_some("uts")
     }
 }
 
