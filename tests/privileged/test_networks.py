@@ -384,6 +384,55 @@ def test_published_ports_are_reached_from_another_machine(client, cni, neighbour
     assert served.shown_ports[0] == "0.0.0.0:8080->80/tcp"
 
 
+@pytest.mark.needs_program("nsenter")
+def test_a_port_is_published_at_an_address_of_ipv6_where_the_network_has_such(client, cni, neighbour, start):
+    client.networks.create("both", subnet=["10.72.0.0/24", "fd72::/64"])
+    served = serving(
+        start, "both", ["[2001:db8::2]:8080:80", "[2001:db8::2]:8080:80/udp", "127.0.0.1:8081:80"]
+    )
+    for kind in ("SOCK_STREAM", "SOCK_DGRAM"):
+        words = (sys.executable, "-c", ASK, str(int(socket.AF_INET6)), "2001:db8::2", "8080", kind)
+        assert neighbour.run(*words) == b"hello"
+    assert served.shown_ports == [
+        "127.0.0.1:8081->80/tcp",
+        "[2001:db8::2]:8080->80/tcp",
+        "[2001:db8::2]:8080->80/udp",
+    ]
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("192.0.2.2", 8080), 5)
+
+
+def test_a_port_at_an_address_that_leads_nowhere_is_refused(client, settled, cni, image):
+    create = partial(client.containers.create, image, ["/bin/true"], network="bridge")
+    with pytest.raises(InvalidArgument, match="at ::1"):
+        create(ports=["[::1]:8080:80"])
+    for address in ("2001:db8::2", "::"):
+        box = create(ports=[f"[{address}]:8080:80"])
+        if address != "::":
+            cni.ip("address", "add", f"{address}/64", "dev", "up0", "nodad")
+        with pytest.raises(Unsupported, match="no address of IPv6 in network bridge"):
+            box.start()
+        box.remove()
+    nothing_left(client, cni, settled)
+
+
+def test_a_port_of_sctp_is_published_beside_one_of_tcp(client, cni, start):
+    """The kernel need not have SCTP: what is seen is the rule."""
+    with socket.create_server(("127.0.0.1", 8080)):
+        box = start(*SERVE, network="bridge", ports=["127.0.0.1:8080:80/sctp", "80/sctp"])
+    address = box.inspect()["network"]["addresses"][0].partition("/")[0]
+    found = [
+        rule
+        for rule in cni.rules()
+        if "-p sctp" in rule and rule.endswith(f"-j DNAT --to-destination {address}:80")
+    ]
+    assert len(found) == 2
+    assert any("-d 127.0.0.1/32" in rule and "--dport 8080" in rule for rule in found)
+    start(*SERVE, network="bridge", ports=["127.0.0.1:8080:80/tcp"])
+    with pytest.raises(AlreadyExists, match="8080/sctp"):
+        start(*SERVE, network="bridge", ports=["8080:80/sctp"])
+
+
 def serving(start, network, ports):
     """Start an echo server of this machine's Python in a container."""
     folders = [f"{path}:{path}:ro" for path in ("/usr", "/lib", "/lib64", "/bin") if Path(path).exists()]

@@ -108,6 +108,7 @@ def connect_cni(client: Client, record: ContainerRecord, settings: Settings) -> 
         plugged.pin(config, own_maps(record.spec))
         for plug in plugs:
             plug_in(config, plugged, plug, settings, publishes=plug is publisher)
+        _check_published(plugged)
         files = files_of(record, plugged, settings)
     return Connection(spec, files, lambda: tell(config, record, plugged))
 
@@ -149,6 +150,19 @@ def files_of(record: ContainerRecord, plugged: Record, settings: Settings) -> di
 
 def _all(lists: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for words in lists for word in words))
+
+
+def _check_published(plugged: Record) -> None:
+    """See that each port leads to an address of the kind that it is published at: portmap leaves out silently what does not."""
+    for attachment in plugged.attachments:
+        kinds = {":" in address for address in attachment.addresses}
+        for port in plugged.ports if attachment.publishes and kinds else ():
+            if port.host_ip and (is_ipv6 := ":" in port.host_ip) not in kinds:
+                raise Unsupported(
+                    f"port {port.name} cannot be published at {port.host_ip}: the container has no address of "
+                    f"IPv{6 if is_ipv6 else 4} in network {attachment.network}",
+                    hint="Leave the host's address out, or give the network a subnet of each.",
+                )
 
 
 def _publisher(plugs: Sequence[Plug]) -> Plug:

@@ -19,6 +19,8 @@ from lamella.errors import AlreadyExists, FailedPrecondition, LamellaError, Reso
 from lamella.locks import FileLock
 
 _ATTEMPTS = 64
+_SCTP = 132
+"""The number of the protocol (IANA), for which Python has a name on some machines alone."""
 
 
 def networks_lock(config: Config) -> FileLock:
@@ -94,11 +96,21 @@ def _free(port: Port, others: Sequence[Port]) -> Port:
 
 
 def _bind(port: Port) -> int:
-    """Take a port for a moment, as the kernel alone knows what is free; return its number, 0 where it cannot be tried."""
-    kind = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}.get(port.protocol, socket.SOCK_STREAM)
+    """Take a port for a moment, as the kernel alone knows what is free; return its number.
+
+    A kernel without SCTP has nobody who could have such a port; of which numbers are there TCP knows as much.
+    """
+    kind = socket.SOCK_DGRAM if port.protocol == "udp" else socket.SOCK_STREAM
     family = socket.AF_INET6 if ":" in port.host_ip else socket.AF_INET
-    with socket.socket(family, kind) as sock:
+    number = port.host_port
+    try:
+        sock = socket.socket(family, kind, _SCTP if port.protocol == "sctp" else 0)
+    except OSError as error:
+        if error.errno != errno.EPROTONOSUPPORT:
+            raise
+        sock, number = socket.socket(family, kind), 0
+    with sock:
         if kind == socket.SOCK_STREAM:  # connections that linger hold nobody up
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((port.host_ip, port.host_port))
+        sock.bind((port.host_ip, number))
         return int(sock.getsockname()[1])

@@ -187,6 +187,12 @@ def check(kind: Kind, network: str, options: Options, settings: Settings) -> Non
         names = [name for name in ("hostname", "domainname") if getattr(options, name)]
         for name in (*names, *changed):
             raise InvalidArgument(f"{name} cannot be set with network {network!r}: {_WHY[kind]}")
+    for port in settings.ports if kind == "cni" else ():
+        if port.host_ip == "::1":
+            raise InvalidArgument(
+                f"port {port.name} cannot be published at ::1: the kernel routes nothing from IPv6's loopback",
+                hint="Publish it at 127.0.0.1, or with network='pasta'.",
+            )
     if kind in ("none", "pasta"):
         for name, address in settings.extra_hosts:
             if address == HOST_GATEWAY:
