@@ -58,11 +58,17 @@ def make_web(client):
     path.write_text(path.read_text().replace('"ipMasq": true', '"ipMasq": false'))
 
 
-@pytest.mark.parametrize("everyone", [False, True], ids=["one", "all"])
-def test_a_run_with_a_published_port(tmp_path, pulled, reference, machine, everyone):
+@pytest.mark.parametrize(
+    ("everyone", "userns"),
+    [(False, "host"), (True, "host"), (True, "auto")],
+    ids=["one", "all", "all, with ids of its own"],
+)
+def test_a_run_with_a_published_port(tmp_path, pulled, reference, machine, everyone, userns):
+    options = {"network": "web", "ports": ["8080:80"], "userns": userns}
+
     def run(client):
         with suppress(LamellaError):
-            client.containers.run(reference, ["/bin/true"], network="web", ports=["8080:80"], name="box")
+            client.containers.run(reference, ["/bin/true"], name="box", **options)
 
     def before(client):
         client.images.import_(pulled)
