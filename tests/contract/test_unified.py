@@ -27,6 +27,10 @@ NOT_THERE = {
     "test_file_cache_that_can_be_given_back_is_not_counted_as_use": "its files are in memory alone",
     "test_a_program_sees_the_same": "it does not come to its end in its time there",
     "test_an_ulimit_that_cannot_be_raised_so_far_is_a_warning_or_refused": "root may raise any",
+    "MappedIds": "what is in memory alone can be shown with mapped ids since Linux 6.3",
+    "mapped_ids": "the same",
+    "with_ids_of_its_own": "the same",
+    "test_a_runtime_joins_networks": "the same",
 }
 SKIPPED = (
     "cgroup v2 has neither",
