@@ -236,6 +236,8 @@ def test_a_terminal_is_one_stream_that_can_be_resized(box) -> None:
     Path(streams.paths["stdin"]).write_bytes(b"hello\n")
     assert box.wait() == 0
     assert b"got hello\r\n" in streams.output()
+    # As ctr does when its own terminal changes in the last moment.
+    box.tasks.ResizePty(tasks_pb2.ResizePtyRequest(container_id="box", width=90, height=33))
     assert box.get().terminal
 
 

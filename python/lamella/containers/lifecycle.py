@@ -229,14 +229,18 @@ class Lifecycle:
         self._need({"op": operation})
 
     def resize(self, columns: int, rows: int, exec_id: str = "") -> None:
-        """Tell a terminal its size in characters. Harmless without one. FailedPrecondition when it has ended."""
+        """Tell a terminal its size in characters. Harmless without one, and when the task has ended.
+
+        FailedPrecondition for a further process that has ended.
+        """
         state = self.state(exec_id)
-        if state.status == "stopped":
+        if exec_id and state.status == "stopped":
             raise FailedPrecondition("cannot resize a stopped container")
-        if not state.terminal or (exec_id and state.status == "created"):
+        if not state.terminal or state.status == "stopped" or (exec_id and state.status == "created"):
             return
         request = {"op": "resize", "rows": rows, "cols": columns}
-        self._need(request | ({"exec": exec_id} if exec_id else {}))
+        with suppress(TaskEnded):  # it has ended meanwhile
+            self._task.question(request | ({"exec": exec_id} if exec_id else {}))
 
     def close_input(self, exec_id: str = "") -> None:
         """End its input when the last who writes has gone. Harmless twice, and when it has ended."""
