@@ -3,7 +3,7 @@
 Counters.add and Counters.read alone keep the GIL: they take less time than letting it go.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Literal, final
 
 from typing_extensions import Buffer
@@ -16,6 +16,8 @@ __all__ = [
     "Files",
     "Packed",
     "Pipeline",
+    "Stream",
+    "Transport",
     "Unpacked",
     "__version__",
     "await_strays",
@@ -94,6 +96,57 @@ class Pipeline:
     @property
     def unpacked(self) -> int:
         """Bytes of the tar applied so far."""
+
+@final
+class Stream:
+    """One RPC under way, as its handler sees it. Safe to use from several threads."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers, names in lower case; of one that was sent several times the first."""
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the client gives up, 0.0 after that; None: it does not."""
+    @property
+    def peer(self) -> tuple[int, int, int]:
+        """Process, user and group of the other end, as they were when it connected (SO_PEERCRED)."""
+    def on_cancel(self, action: Callable[[], object]) -> None:
+        """Have this called, once, when the client has gone or its time is up, on some thread; at once if it was so."""
+    def send(self, message: bytes) -> bool:
+        """Send a message of a bidirectional RPC; waits while the client reads slowly. False: the RPC has ended."""
+    def finish(self) -> None:
+        """End a bidirectional RPC with OK, after what was sent. Harmless twice."""
+
+@final
+class Transport:
+    """A gRPC server on a Unix socket: bodies of messages in, bodies out; compressed ones are not read.
+
+    ``methods``: path (``/package.Service/Method``), kind and function of each RPC; other paths are answered Unimplemented.
+    Functions are called on threads of a pool, at most ``threads``, and what they raise ends the RPC with the status that the
+    exception has as ``code`` (a number) and ``message``, or with Internal:
+
+    - ``unary``: ``function(body, stream) -> body``.
+    - ``responses``: ``function(body, stream) ->`` a generator of bodies, closed early when the client has gone. One of
+      (descriptor, offset, size) in their place is bytes of a file, sent as messages of the offset (field 1) and the bytes
+      (field 2); the descriptor is duplicated.
+    - ``talk``: ``function(stream) ->`` an object with ``begin()``, ``receive(body)`` and ``half_close()``, each of which gives a
+      list of bodies; ``ended``, which is true once the RPC is to end after them; and ``close()``, which is called at the end. One
+      thread at a time uses it, and none while the client is silent.
+
+    ``message_max``: bytes of a message that is received.
+    """
+
+    def __new__(
+        cls,
+        methods: Sequence[tuple[str, Literal["unary", "responses", "talk"], Callable[..., object]]],
+        *,
+        threads: int,
+        message_max: int,
+    ) -> Transport: ...
+    def start(self, descriptor: int, *, uids: Sequence[int], gids: Sequence[int]) -> None:
+        """Serve what connects to a listening Unix socket, which is duplicated: those users and groups, and root. Once."""
+    def stop(self, grace: float) -> None:
+        """End it: streams at once, unary RPCs after ``grace`` seconds and a last one. Harmless twice."""
 
 @final
 class Unpacked:

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from lamella import Client
 
 TIMEOUT = 30.0
+OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    (
+        "grpc.default_authority",
+        "localhost",
+    ),  # what it sends by itself, the socket's path, HTTP/2 does not allow
+]
 
 
 class Stub:
@@ -53,10 +61,7 @@ class Served:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.address = str(server.address)
-        self.channel = grpc.insecure_channel(
-            f"unix:{self.address}",
-            options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)],
-        )
+        self.channel = grpc.insecure_channel(f"unix:{self.address}", options=OPTIONS)
 
     @property
     def client(self) -> Client:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from lamella.cli.parser import Command, Parser
+from lamella.cli.parser import Command, Parser, UsageError
 from lamella.errors import Unsupported
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
 
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 3.0
 """How long calls that are under way may go on after a signal."""
 
 
@@ -47,7 +47,7 @@ def _serve(arguments: argparse.Namespace, session: Session) -> int:
     import threading
 
     try:
-        from lamella.serve import Server
+        from lamella.serve import Server, systemd
     except ImportError as error:
         raise Unsupported(
             f"lamella serve needs what is not installed: {error}", hint="pip install 'lamella[serve]'"
@@ -66,12 +66,16 @@ def _serve(arguments: argparse.Namespace, session: Session) -> int:
             signal.signal(number, handler)
 
     try:
+        listener = systemd.inherited_listener()
+        if listener is not None and arguments.address is not None:
+            raise UsageError("lamella serve: --address, and a socket that systemd passes, exclude each other")
         with Server(
             client=session.client,
             address=arguments.address,
             uid=arguments.uid,
             gid=arguments.gid,
             backend=arguments.backend,
+            listener=listener,
         ) as server:
             if session.json:
                 session.document({"address": str(server.address)})
@@ -79,7 +83,9 @@ def _serve(arguments: argparse.Namespace, session: Session) -> int:
                 session.line(str(server.address))
             session.flush()
             session.note("serving containerd's API until Ctrl-C")
+            systemd.notify("READY=1")
             end.wait()
+            systemd.notify("STOPPING=1")
             as_before()  # so that a second signal ends at once
             server.stop(GRACE_SECONDS)
     finally:

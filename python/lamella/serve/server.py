@@ -6,14 +6,18 @@ On disk::
     <address>.lock    flock: held by the one server that listens there
 
 The socket appears by rename when it listens, over one that a killed server left. Its folder is made, if it has to be, for others
-to pass through (0711).
+to pass through (0711). Its owner, its group and root may connect: the mode says so, and each connection is asked for its
+credentials besides. A listening socket that another program made, such as systemd, stays where it is.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -27,6 +31,7 @@ from lamella.serve.transport import Transport
 SOCKET_NAME = "containerd.sock"
 PATH_MAX = 107
 """Bytes of a socket's path (unix(7))."""
+BACKLOG = 1024
 
 
 class Server:
@@ -37,6 +42,7 @@ class Server:
     ``backend``: for a containerd that has this as its snapshotter and content store, and itself decides what is kept: blobs,
     views and committed snapshots that are made over the socket are roots of garbage collection (``containerd.io/gc.root``),
     all in the client's namespace. Its name for the snapshotter is any: what is not one of ours means the client's.
+    ``listener``: a listening Unix socket to use instead, which is closed at the end.
 
     Errors of starting: InvalidArgument for an address that is no path, Unavailable when another server listens there.
     """
@@ -49,19 +55,22 @@ class Server:
         address: str | os.PathLike[str] | None = None,
         uid: int | None = None,
         gid: int | None = None,
+        listener: socket.socket | None = None,
         snapshotter: str | None = None,
         backend: bool = False,
         client: Client | None = None,
     ) -> None:
         self.backend = backend
+        if listener is not None:
+            address = os.fsdecode(listener.getsockname())
+        given = _path(address) if address else None
         self._owned = client is None
         self.client = client or Client(root, state, snapshotter=snapshotter)
-        self.address = _path(address) if address else self.client.config.state / SOCKET_NAME
+        self.address = given or self.client.config.state / SOCKET_NAME
         self._owner = (-1 if uid is None else uid, -1 if gid is None else gid)
         self._clients: dict[str, Client] = {}
-        self._lock = FileLock(
-            Path(f"{self.address}.lock"), what=f"the address {self.address}", transient=True
-        )
+        self._lock: FileLock | None = None
+        self._listener = listener
         self._transport: Transport | None = None
         self._stopped = threading.Event()
         self.services = service.services(self)
@@ -95,30 +104,39 @@ class Server:
     def start(self) -> None:
         """Listen. Once."""
         try:
-            self._listen()
+            listener = self._listener or self._listen()
+            with translated(f"serve {self.address}"), listener:
+                owner = self.address.stat()
+                transport = Transport(service.methods(self.services), self.client_of)
+                transport.start(listener, uids=[owner.st_uid], gids=[owner.st_gid])
+            self._transport = transport
         except BaseException:
             self.stop(0.0)
             raise
 
-    def _listen(self) -> None:
+    def _listen(self) -> socket.socket:
         if not self.address.parent.is_dir():
             make_state_folder(self.address.parent)
-        if not self._lock.try_acquire():
+        lock = FileLock(Path(f"{self.address}.lock"), what=f"the address {self.address}", transient=True)
+        if not lock.try_acquire():
             raise Unavailable(
                 f"another server listens on {self.address}",
                 hint="Choose another --address: several servers may use one store.",
             )
-        transport = Transport(service.methods(self.services), self.client_of)
+        self._lock = lock
+        listener = socket.socket(socket.AF_UNIX)
         with (
             translated(f"listen on {self.address}"),
             tempfile.TemporaryDirectory(prefix=".", dir=self.address.parent) as folder,
         ):
             fresh = Path(folder, "s")
-            transport.start(str(fresh))
-            self._transport = transport
+            with _descriptor_of(folder) as place:  # whose path is short, whatever the folder's is
+                listener.bind(f"/proc/self/fd/{place}/s")
             os.chown(fresh, *self._owner)
             fresh.chmod(0o660)
+            listener.listen(BACKLOG)
             fresh.rename(self.address)
+        return listener
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it was stopped, at most ``timeout`` seconds; tell whether it was."""
@@ -128,12 +146,24 @@ class Server:
         """Take no more calls, and give those under way ``grace`` seconds; containers go on. Harmless twice."""
         transport, self._transport = self._transport, None
         if transport is not None:
-            self.address.unlink(missing_ok=True)
+            if self._lock is not None:
+                self.address.unlink(missing_ok=True)
             transport.stop(grace)
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
         if self._owned:
             self.client.close()
         self._stopped.set()
+
+
+@contextmanager
+def _descriptor_of(folder: str) -> Iterator[int]:
+    """Open a folder to go through it."""
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _path(address: str | os.PathLike[str]) -> Path:

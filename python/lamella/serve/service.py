@@ -11,6 +11,7 @@ It raises ``lamella.errors``, which :mod:`lamella.serve.status` turns into statu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -72,7 +73,13 @@ class Method(NamedTuple):
         try:
             with _handling(call):
                 for response in self.function(self.decode(body), call):
-                    yield response if isinstance(response, FileRange) else response.SerializeToString()
+                    if isinstance(response, FileRange):
+                        try:
+                            yield response
+                        finally:
+                            os.close(response.descriptor)
+                    else:
+                        yield response.SerializeToString()
         except Exception as error:
             raise refusal(error, self.path) from error
 

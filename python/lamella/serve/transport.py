@@ -1,180 +1,71 @@
-"""gRPC over HTTP/2, by grpcio: bodies of messages in, bodies out. It knows nothing of what they say."""
+"""From the transport (``lamella._core.Transport``: gRPC over HTTP/2, which knows nothing of messages) to methods and calls."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import queue
-import threading
+import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
-import grpc
-
+from lamella import _core
 from lamella.errors import Cancelled
-from lamella.serve.call import Call, FileRange
+from lamella.serve.call import Call
 from lamella.serve.service import Method, Talk
-from lamella.serve.status import Code, Refused, unimplemented
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from lamella.client import Client
 
+_Kind = Literal["unary", "responses", "talk"]
 MESSAGE_MAX = 16 * 1024 * 1024
-PIECE = 1024 * 1024
+"""Bytes of a message, as containerd limits them."""
 THREADS = 4096
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
-_END = object()
+"""RPCs that may do something at the same time; more wait. A bidirectional one does while it answers a message."""
 
 
 class Transport:
     """Serves methods on one socket, from :meth:`start` to :meth:`stop`."""
 
     def __init__(self, methods: Mapping[str, Method], client_of: Callable[[str | None], Client]) -> None:
-        self._server = grpc.server(
-            ThreadPoolExecutor(THREADS, thread_name_prefix="serve"),
-            handlers=[_Handlers(methods, client_of)],
-            options=[
-                ("grpc.max_receive_message_length", MESSAGE_MAX),
-                ("grpc.max_send_message_length", MESSAGE_MAX),
-                ("grpc.so_reuseport", 0),
-            ],
+        self._client_of = client_of
+        self._core = _core.Transport(
+            [self._entry(path, method) for path, method in methods.items()],
+            threads=THREADS,
+            message_max=MESSAGE_MAX,
         )
 
-    def start(self, path: str) -> None:
-        """Listen on a path."""
-        self._server.add_insecure_port(f"unix:{path}")
-        self._server.start()
+    def start(self, listener: socket.socket, *, uids: Sequence[int], gids: Sequence[int]) -> None:
+        """Serve those users and groups, and root, that connect to a listening socket, which may be closed then. Once."""
+        self._core.start(listener.fileno(), uids=uids, gids=gids)
 
     def stop(self, grace: float) -> None:
-        """Take no more calls; those under way have ``grace`` seconds."""
-        self._server.stop(grace).wait()
+        """Take no more calls; end streams, and after ``grace`` seconds the other calls. Harmless twice."""
+        self._core.stop(grace)
 
-
-class _Handlers(grpc.GenericRpcHandler):
-    def __init__(self, methods: Mapping[str, Method], client_of: Callable[[str | None], Client]) -> None:
-        self._methods = methods
-        self._client_of = client_of
-
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        method = self._methods.get(details.method)
-        if method is None:
-            return grpc.stream_stream_rpc_method_handler(
-                lambda _, context: _refuse(context, unimplemented(details.method))
-            )
+    def _entry(self, path: str, method: Method) -> tuple[str, _Kind, Callable[..., object]]:
         if method.streams_requests:
-            return grpc.stream_stream_rpc_method_handler(
-                lambda bodies, context: self._talk(method, bodies, context)
-            )
+            return path, "talk", lambda stream: Talk(method, self._call(stream, talks=True))
         if method.streams_responses:
-            return grpc.unary_stream_rpc_method_handler(
-                lambda body, context: self._stream(method, body, context)
-            )
-        return grpc.unary_unary_rpc_method_handler(lambda body, context: self._unary(method, body, context))
+            return path, "responses", lambda body, stream: method.responses(body, self._call(stream))
+        return path, "unary", lambda body, stream: method.answer(body, self._call(stream))
 
-    def _call(self, context: grpc.ServicerContext, **more: Any) -> Call:
-        headers = {
-            pair[0]: value.decode("latin-1") if isinstance(value := pair[1], bytes) else value
-            for pair in context.invocation_metadata()
-        }
-        remaining = context.time_remaining()
-        deadline = None if remaining is None else time.monotonic() + remaining
-        call = Call(headers, self._client_of, deadline=deadline, **more)
-        if not context.add_callback(call.cancellation.cancel):
-            call.cancellation.cancel()
+    def _call(self, stream: _core.Stream, *, talks: bool = False) -> Call:
+        remaining = stream.remaining
+        call = Call(
+            stream.headers,
+            self._client_of,
+            deadline=None if remaining is None else time.monotonic() + remaining,
+            send=_sender(stream) if talks else None,
+            finish=stream.finish if talks else None,
+        )
+        stream.on_cancel(call.cancellation.cancel)
         return call
 
-    def _unary(self, method: Method, body: bytes, context: grpc.ServicerContext) -> bytes:
-        try:
-            return method.answer(body, self._call(context))
-        except Refused as refused:
-            _refuse(context, refused)
 
-    def _stream(self, method: Method, body: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        try:
-            for response in method.responses(body, self._call(context)):
-                if isinstance(response, FileRange):
-                    yield from _pieces(response)
-                else:
-                    yield response
-        except Refused as refused:
-            _refuse(context, refused)
+def _sender(stream: _core.Stream) -> Callable[[Message], None]:
+    def send(message: Message) -> None:
+        if not stream.send(message.SerializeToString()):
+            raise Cancelled("the stream has ended")
 
-    def _talk(
-        self, method: Method, bodies: Iterator[bytes], context: grpc.ServicerContext
-    ) -> Iterator[bytes]:
-        responses: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        ended = threading.Event()
-
-        def send(response: Message) -> None:
-            if ended.is_set():
-                raise Cancelled("the stream has ended")
-            responses.put(response.SerializeToString())
-
-        def finish() -> None:
-            responses.put(_END)
-
-        call = self._call(context, send=send, finish=finish)
-        call.on_cancel(finish)
-        talk = Talk(method, call)
-        turn = threading.Lock()
-
-        def drive() -> None:
-            try:
-                self._drive(talk, bodies, responses, turn)
-            except Refused as refused:
-                responses.put(refused)
-            except Exception:
-                responses.put(_END)
-
-        threading.Thread(target=drive, name="serve-talk", daemon=True).start()
-        try:
-            while (response := responses.get()) is not _END:
-                if isinstance(response, Refused):
-                    _refuse(context, response)
-                yield response
-        finally:
-            ended.set()
-            with turn:
-                talk.close()
-
-    def _drive(
-        self, talk: Talk, bodies: Iterator[bytes], responses: queue.SimpleQueue[Any], turn: threading.Lock
-    ) -> None:
-        def step(act: Callable[[], list[bytes]]) -> bool:
-            with turn:
-                if not talk.ended:
-                    for response in act():
-                        responses.put(response)
-                    if talk.ended:
-                        responses.put(_END)
-                return not talk.ended
-
-        if not step(talk.begin):
-            return
-        for body in bodies:
-            if not step(lambda body=body: talk.receive(body)):  # type: ignore[misc]
-                return
-        step(talk.half_close)
-
-
-def _refuse(context: grpc.ServicerContext, refused: Refused) -> NoReturn:
-    context.abort(_CODES[refused.code], refused.message)
-    raise AssertionError
-
-
-def _pieces(part: FileRange) -> Iterator[bytes]:
-    from lamella.serve.api.content_pb2 import ReadContentResponse
-
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, part.descriptor)
-        offset, end = part.offset, part.offset + part.size
-        while offset < end:
-            data = os.pread(part.descriptor, min(PIECE, end - offset), offset)
-            if not data:
-                raise Refused(Code.DATA_LOSS, "the file ended early")
-            yield ReadContentResponse(offset=offset, data=data).SerializeToString()
-            offset += len(data)
+    return send

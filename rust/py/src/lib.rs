@@ -7,6 +7,7 @@ mod functions;
 mod gate;
 mod networks;
 mod pipeline;
+mod serve;
 mod sys;
 mod unpacked;
 
@@ -35,6 +36,8 @@ mod _core {
     };
     #[pymodule_export]
     use super::pipeline::Pipeline;
+    #[pymodule_export]
+    use super::serve::{Stream, Transport};
     #[pymodule_export]
     use super::unpacked::{Deferred, Unpacked};
 

@@ -1,6 +1,8 @@
-//! The only module of the crate with unsafe code: bytes of a Python object, read without the GIL.
+//! The only module of the crate with unsafe code: bytes of a Python object, read without the GIL; descriptors by number.
 #![allow(unsafe_code)]
 
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 
 use pyo3::buffer::PyBuffer;
@@ -43,4 +45,13 @@ impl Bytes {
         // Python object exports. No reference to the exported memory is made: bytes alone are read, of which any are valid.
         unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), target.as_mut_ptr(), target.len()) };
     }
+}
+
+/// Give a descriptor of our own for what an open one of Python's is.
+pub fn duplicate(descriptor: RawFd) -> io::Result<OwnedFd> {
+    if descriptor < 0 {
+        return Err(io::Error::from_raw_os_error(9)); // EBADF
+    }
+    // SAFETY: it is not -1, and used for this one call alone, which refuses a number that is not open.
+    unsafe { BorrowedFd::borrow_raw(descriptor) }.try_clone_to_owned()
 }
