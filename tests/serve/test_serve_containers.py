@@ -68,8 +68,9 @@ def test_a_spec_that_is_none_is_kept_byte_by_byte(served, containers, value) -> 
     assert (box.name, box.command, box.mounts, box.status) == ("box", [], [], "created")
 
 
-def test_the_library_lists_what_was_made_here_and_the_reverse(served, containers) -> None:
-    make(containers)
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "none-of-ours"])
+def test_the_library_lists_what_was_made_here_and_the_reverse(served, containers, snapshotter) -> None:
+    make(containers, snapshotter=snapshotter)
     box = served.client.containers.get("box")
     assert (box.id, box.image, box.command) == ("box", "docker.io/library/a:1", ["a"])
     assert box.labels == {"a": "1"} and box.snapshot_key == "key"

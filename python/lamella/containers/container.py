@@ -35,6 +35,7 @@ from lamella.metadata import Transaction, timestamp
 from lamella.metrics.table import EXEC_SECONDS, EXECS, START_SECONDS, STARTS
 from lamella.operations import INFO, Operation, by_result, when_ok
 from lamella.reserve import frees_space
+from lamella.snapshots import SNAPSHOTTERS
 from lamella.tracing import span
 
 if TYPE_CHECKING:
@@ -1035,7 +1036,7 @@ class Container:
             if db.execute("SELECT 1 FROM containers WHERE namespace = ? AND id = ?", key).fetchone():
                 self._tell_past_run(db)
             db.execute("DELETE FROM containers WHERE namespace = ? AND id = ?", key)
-            if record.snapshot_key and not keep_snapshot:
+            if record.snapshot_key and not keep_snapshot and record.snapshotter in SNAPSHOTTERS:
                 with suppress(NotFound):
                     self._client.snapshots.remove(record.snapshot_key)
             if record.extra.sources:
