@@ -22,6 +22,7 @@ from lamella import _core
 from lamella.errors import LamellaError
 from lamella.gc import collect
 from lamella.metadata import Database, Transaction, timestamp
+from lamella.metadata.reachability import ACTIVE_ROOT
 from lamella.snapshots.folders import LayerFolders
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 # Pairs of a root and a node (a row of content or snapshots) that it leads to. A root is an image's number, or 0 for all
 # that is no image. CROSS JOIN keeps the order of the tables, as in metadata/reachability.py.
-_REACH = """
+_REACH = f"""
 CREATE TEMP TABLE reach AS WITH RECURSIVE reach (root, node) AS (
     SELECT i.number, c.number * 4 FROM images i CROSS JOIN content c ON c.namespace = i.namespace AND c.digest = i.digest
-    UNION SELECT 0, number * 4 + 1 FROM snapshots WHERE kind = 'active'
+    UNION SELECT 0, s.number * 4 + 1 FROM snapshots s WHERE {ACTIVE_ROOT}
     UNION SELECT 0, s.number * 4 + 1 FROM containers k
         CROSS JOIN snapshots s ON s.namespace = k.namespace AND s.snapshotter = k.snapshotter AND s.name = k.snapshot_key
     UNION SELECT 0, owner FROM gc_labels WHERE kind = 'root' AND owner & 3 < 2
@@ -52,7 +53,7 @@ CREATE TEMP TABLE reach AS WITH RECURSIVE reach (root, node) AS (
         CROSS JOIN gc_labels g ON g.owner = reach.node AND g.kind = 'snapshot'
         CROSS JOIN snapshots s ON s.namespace = g.namespace AND s.snapshotter = g.scope AND s.name = g.named
 ) SELECT root, node FROM reach
-"""
+"""  # noqa: S608 (a constant)
 # The same for what is shared beneath the namespaces: bytes of each blob or layer folder (thing), once for each root. An image is
 # of one namespace, where a blob has one row; only what is no image may come to a thing several times.
 _BLOBS = """

@@ -151,8 +151,11 @@ def collect(
     dry_run: bool = False,
     ingest_seconds: float = INGEST_SECONDS,
     wait: bool = True,
+    leftovers_only: bool = False,
 ) -> GcReport:
     """Remove what nothing refers to, in all namespaces of the store; with ``dry_run`` only say what would go.
+
+    With ``leftovers_only``: what is on disk and has no row, as a crash leaves it, and ingests that are too old.
 
     Waits for another collection to end; Unavailable without ``wait``. Where something cannot be deleted from disk the rest is,
     and the error is raised at the end. Other errors are those of the database. Twice is harmless.
@@ -160,7 +163,7 @@ def collect(
     # A connection of its own, so that the threads of the caller need not wait for it.
     with _TimedDatabase(config, busy_seconds=database.busy_seconds) as own:
         if dry_run:
-            return _Collection(own, config, ingest_seconds).preview()
+            return _Collection(own, config, ingest_seconds, leftovers_only).preview()
         lock = FileLock(
             config.root / "locks" / "gc",
             what="garbage collection",
@@ -169,7 +172,7 @@ def collect(
         )
         lock.acquire(wait=wait)
         try:
-            report = _watched(own, _Collection(own, config, ingest_seconds))
+            report = _watched(own, _Collection(own, config, ingest_seconds, leftovers_only))
             _remember(config.root, report)
         finally:
             lock.release()
@@ -225,8 +228,11 @@ def _watched(database: Database, collection: _Collection) -> GcReport:
 class _Collection:
     """One run over one store."""
 
-    def __init__(self, database: _TimedDatabase, config: Config, ingest_seconds: float) -> None:
+    def __init__(
+        self, database: _TimedDatabase, config: Config, ingest_seconds: float, leftovers_only: bool
+    ) -> None:
         self._database = database
+        self._leftovers_only = leftovers_only
         self._root = config.root
         self._blobs = config.root / "blobs"
         self._ingest_seconds = ingest_seconds
@@ -238,6 +244,9 @@ class _Collection:
     def preview(self) -> GcReport:
         """Count without touching anything."""
         report = GcReport(dry_run=True)
+        if self._leftovers_only:
+            self._sweep_disk(report)
+            return report
         with self._database.read() as db:
             mark(db, self._now)
             self._count(db, report)
@@ -254,16 +263,22 @@ class _Collection:
         times = GcTimes(started_at=self._now)
         report.times = times
         started = time.perf_counter()
-        with self._database.read() as db:
-            mark(db, self._now)
-            rows = db.execute("SELECT node FROM temp.garbage ORDER BY node >> 2 DESC").fetchall()
-        times.mark = time.perf_counter() - started
-        self._sweep(rows, report)
+        if self._leftovers_only:
+            self._sweep_disk(report)
+        else:
+            rows = self._mark()
+            times.mark = time.perf_counter() - started
+            self._sweep(rows, report)
         times.sweep = time.perf_counter() - started - times.mark
         times.longest_transaction, times.lock_wait = self._database.longest, self._database.waited
         times.finished_at = timestamp()
         if self._failure is not None:
             raise self._failure
+
+    def _mark(self) -> list[tuple[int]]:
+        with self._database.read() as db:
+            mark(db, self._now)
+            return db.execute("SELECT node FROM temp.garbage ORDER BY node >> 2 DESC").fetchall()
 
     def _sweep(self, rows: Sequence[tuple[int]], report: GcReport) -> None:
         garbage: dict[int, list[int]] = {IMAGE: [], CONTENT: [], SNAPSHOT: []}

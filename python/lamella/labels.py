@@ -43,6 +43,9 @@ UID_MAPPING = "containerd.io/snapshot/uidmapping"
 GID_MAPPING = "containerd.io/snapshot/gidmapping"
 """On views and active snapshots: ``containerID:hostID:size``, several with commas between them. Their mounts show mapped ids."""
 
+COLLECTABLE = "lamella.dev/collectable"
+"""On an active snapshot: it is no root of garbage collection by itself, as in containerd. Made over containerd's API."""
+
 LAYERS_DISCARDED = "lamella.dev/layers-discarded"
 """On a manifest: its compressed layers were dropped once they were unpacked. The value is the time."""
 PULLED_MANIFEST = "lamella.dev/pull"

@@ -343,11 +343,11 @@ class IngestMachine(Machine):
             return
         self.open[ref] = opened[0]
         known_size, known_digest = self.expected.get(ref, (0, ""))
-        total, expected = size or known_size, digest or known_digest
+        total, expected = size or known_size, digest or ""
         if (
             ref not in self.expected
             or (known_size and total != known_size)
-            or (known_digest and expected != known_digest)
+            or (known_digest and expected and expected != known_digest)
             or (total and len(self.data[ref]) > total)
         ):
             self.data[ref] = b""

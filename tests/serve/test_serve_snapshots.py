@@ -102,9 +102,14 @@ def test_nothing_becomes_a_root_by_itself(served, snapshots, library) -> None:
     snapshots.prepare("work")
     snapshots.commit("base", "work")
     snapshots.view("look", "base")
+    snapshots.prepare("left", parent="base")
+    snapshots.prepare("kept", labels={"containerd.io/gc.root": "now"})
+    library.prepare("own")
     assert not library.stat("base").labels
+    assert not snapshots.stat("left").labels
+    assert snapshots.update("left", {"a": "b"}, []) == {"a": "b"}
     served.client.gc()
-    assert not list(library.walk())
+    assert sorted(each.name for each in library.walk()) == ["kept", "own"]
 
 
 def test_usage_is_that_of_the_library(snapshots, library) -> None:
@@ -213,10 +218,13 @@ def test_a_lease_holds_what_is_made(served, snapshots, library) -> None:
     assert snapshots.list() == []
 
 
-def test_cleanup_is_there(snapshots) -> None:
+def test_cleanup_removes_leftovers_and_nothing_else(served, snapshots, library) -> None:
     snapshots.prepare("work")
+    leftover = library.layer_paths("work")[0].parents[1] / "leftover" / "fs"
+    leftover.mkdir(parents=True)
     snapshots.stub.Cleanup(pb.CleanupRequest(snapshotter=snapshots.snapshotter))
     assert snapshots.list() == ["work"]
+    assert not leftover.exists()
 
 
 class TestTargets:

@@ -4,9 +4,9 @@ Nodes are rows of content, snapshots, images and containers, written as one inte
 namespace: an image keeps its target, a container its snapshot, a snapshot its parent, and the labels that the table
 gc_labels indexes (schema.py) keep what they name, or, the back references, are kept by it.
 
-Roots: containers; images and what has ``containerd.io/gc.root``, until their ``containerd.io/gc.expire``; active snapshots;
-what an unexpired lease names. A lease with ``containerd.io/gc.flat`` keeps what it names, and the parents of a
-snapshot, which cannot be without them, but not what these lead to.
+Roots: containers; images and what has ``containerd.io/gc.root``, until their ``containerd.io/gc.expire``; active snapshots,
+but for those that say otherwise (labels.COLLECTABLE); what an unexpired lease names. A lease with ``containerd.io/gc.flat`` keeps
+what it names, and the parents of a snapshot, which cannot be without them, but not what these lead to.
 
 :func:`mark` walks down from all roots, over one state of the whole store. :func:`condemned` walks up from a few nodes and
 says which of them no root leads to: quick enough to ask again in the transaction that deletes them.
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lamella.errors import InvalidArgument
+from lamella.labels import COLLECTABLE
 from lamella.metadata.clock import parse_time
 
 if TYPE_CHECKING:
@@ -123,6 +124,9 @@ leased (node, flat) AS (
 )
 """
 
+ACTIVE_ROOT = f"s.kind = 'active' AND NOT instr(s.labels, '\"{COLLECTABLE}\"')"
+"""An SQL condition on a row ``s`` of snapshots: it is a root by itself."""
+
 _MARK = """
 INSERT INTO temp.live WITH RECURSIVE {leases}, live (node) AS (
     SELECT node FROM (
@@ -130,7 +134,7 @@ INSERT INTO temp.live WITH RECURSIVE {leases}, live (node) AS (
         UNION ALL SELECT owner FROM gc_labels WHERE kind = 'root' AND owner & 3 < 2
     ) WHERE node NOT IN (SELECT value FROM json_each(:expired))
     UNION SELECT number * 4 + 3 FROM containers
-    UNION SELECT number * 4 + 1 FROM snapshots WHERE kind = 'active'
+    UNION SELECT number * 4 + 1 FROM snapshots s WHERE {root}
     UNION SELECT node FROM leased WHERE NOT flat
     UNION {down}
 ) SELECT node FROM live
@@ -163,7 +167,7 @@ _ROOTS_ABOVE = f"""
 WITH RECURSIVE up (node) AS (SELECT value FROM json_each(:nodes) UNION {_UP})
 SELECT node,
     node & 3 = 3
-        OR node & 3 = 1 AND (SELECT kind FROM snapshots WHERE number = node >> 2) = 'active'
+        OR node & 3 = 1 AND EXISTS (SELECT 1 FROM snapshots s WHERE s.number = node >> 2 AND {ACTIVE_ROOT})
         OR EXISTS (
             SELECT 1 FROM leases WHERE number IN ({_LEASE_OF}) AND (expires_at IS NULL OR expires_at > :now) AND (
                 node IN (SELECT value FROM json_each(:nodes))
@@ -207,7 +211,7 @@ def mark(db: Transaction, now: str) -> None:
         """
     ).fetchall()
     expired = msgspec.json.encode(_expired_owners(db, now)).decode()
-    db.execute(_MARK.format(leases=_LEASES, down=down), {"now": now, "expired": expired})
+    db.execute(_MARK.format(leases=_LEASES, down=down, root=ACTIVE_ROOT), {"now": now, "expired": expired})
     db.execute(_MARK_FLAT.format(leases=_LEASES), {"now": now})
     db.execute(
         """

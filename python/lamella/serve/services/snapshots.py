@@ -3,6 +3,8 @@
 ``containerd.io/snapshot.ref`` on what is prepared names the committed snapshot that it is to become. Where that is here the
 answer is AlreadyExists, and the client need not fetch the layer: containerd's rule for remote snapshotters. What the library
 unpacked for an image counts, too, in whatever namespace: its layers are shared, and a chainID says all that is in one.
+
+As in containerd an active snapshot is kept by a label, a lease or a container, or else collected: a client that dies leaves none.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from collections.abc import Iterator
 from google.protobuf.empty_pb2 import Empty
 
 from lamella.errors import AlreadyExists, InvalidArgument, Unsupported
+from lamella.gc import collect
+from lamella.labels import COLLECTABLE
 from lamella.serve.api import snapshots_pb2
 from lamella.serve.call import Call
 from lamella.serve.messages import batches, label_changes, to_mounts, to_timestamp
@@ -57,6 +61,8 @@ class Snapshots(Service):
             _hold(call, request.snapshotter, target)
             raise AlreadyExists(f"target snapshot {target!r} is here")
         _hold(call, request.snapshotter, request.key)
+        if not self.server.backend:
+            labels[COLLECTABLE] = "true"
         mounts = snapshots.prepare(request.key, request.parent, labels)
         return snapshots_pb2.PrepareSnapshotResponse(mounts=to_mounts(mounts))
 
@@ -93,13 +99,13 @@ class Snapshots(Service):
         snapshots = self._snapshotter(call, request.snapshotter)
         name = request.info.name
         with call.client.database.write():
-            changes = label_changes(request.update_mask, request.info.labels, snapshots.stat(name).labels)
+            changes = label_changes(request.update_mask, request.info.labels, _labels(snapshots.stat(name)))
             return snapshots_pb2.UpdateSnapshotResponse(info=_info(snapshots.update(name, changes)))
 
     def Cleanup(self, request: snapshots_pb2.CleanupRequest, call: Call) -> Empty:
-        """Remove what a crash left of a snapshotter's folders. They are all seen to: leftovers are nobody's."""
+        """Remove what a crash left on disk, of all snapshotters: leftovers are nobody's."""
         self._snapshotter(call, request.snapshotter)
-        call.client.gc()
+        collect(call.client.database, call.client.config, leftovers_only=True)
         return Empty()
 
     # Looking
@@ -141,7 +147,12 @@ def _info(info: SnapshotInfo) -> snapshots_pb2.Info:
         name=info.name,
         parent=info.parent,
         kind=_KINDS[info.kind],
-        labels=info.labels,
+        labels=_labels(info),
         created_at=to_timestamp(info.created_at),
         updated_at=to_timestamp(info.updated_at),
     )
+
+
+def _labels(info: SnapshotInfo) -> dict[str, str]:
+    """Give the labels that clients see."""
+    return {key: value for key, value in info.labels.items() if key != COLLECTABLE}
