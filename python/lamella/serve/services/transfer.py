@@ -116,8 +116,9 @@ class Transfer(Service):
         unpacks = {str(_platform(each.platform)): each.snapshotter for each in store.unpacks}
 
         def resolved(candidate: Candidate) -> None:
+            target = candidate.descriptor  # where it is not there, nothing is pulled
             tell.status(f"Pulling from {where}")
-            tell.begin(name, candidate.descriptor, "fetching image content")
+            tell.begin(name, target, "fetching image content")
 
         for platform in (*wanted,) or (None,):
             snapshotter = unpacks.pop(str(platform), None)
