@@ -46,7 +46,6 @@ def contract_program(require_program: Callable[[str], str]) -> Path:
 
 
 LEFT_OUT = {
-    "TestServerNamesItself": "the Health service is not there",
     "TestTransferEchoesAStream": "what is no archive is not passed on",
 }
 
