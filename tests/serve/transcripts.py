@@ -20,6 +20,8 @@ nerdctl() { "$NERDCTL" --address "$ADDRESS" --data-root "$PWD/nerdctl" --insecur
 """
 _ALIKE: tuple[tuple[str, str], ...] = (
     (r"time=\"[^\"]*\" ", ""),
+    # ctr's own progress, which looks once more when all is done
+    (r"(?m)^level=error msg=\"failed to get content info\" error=\"context canceled\"\n", ""),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", "<time>"),
     (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)? \+0000 UTC( m=\S+)?", "<time>"),
     (r"(About an?|\d+|Less than a) (second|minute)s?( ago)?", "<while>"),
