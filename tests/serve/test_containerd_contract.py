@@ -25,7 +25,6 @@ NAMES = [
 INTENDED: dict[str, dict[str, str]] = {
     "lamella": {
         "TestContentSuite/CrossNamespaceAppend": "an ingest gets no more bytes than it was to have",
-        "TestWhatALeaseHoldsStaysUntilItGoes/an_active_snapshot": "an active snapshot stays until it is removed",
     },
     "containerd": {},
 }
