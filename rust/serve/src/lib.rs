@@ -7,6 +7,7 @@
 //! server   the socket: who may connect, connections, the end
 //! rpc      one RPC from its headers to its trailers, by its kind
 //! call     what an RPC and its handler share: headers, deadline, cancellation, the way out
+//! gathered a socket whose writes are gathered
 //! message  five bytes in front of a body
 //! status   codes, and how they are told
 //! pool     threads that come when they are needed
@@ -15,6 +16,7 @@
 //! ```
 
 mod call;
+mod gathered;
 mod message;
 mod peers;
 mod pool;

@@ -1,18 +1,24 @@
 //! The socket, its connections, and their end.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::{Connection, SendResponse};
+use http::Request;
 use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::gathered::{Gathered, Out};
 use crate::peers::{Access, Peer};
 use crate::pool::Pool;
 use crate::rpc::{self, Context};
@@ -162,6 +168,7 @@ async fn connection<H: Handler>(stream: UnixStream, peer: Peer, context: Arc<Con
         .max_concurrent_streams(STREAMS)
         .max_send_buffer_size(STREAM_WINDOW as usize);
     let mut phase = context.phase.clone();
+    let (stream, out) = Gathered::new(stream);
     let mut connection = tokio::select! {
         made = builder.handshake(BufReader::with_capacity(READ, stream)) => match made {
             Ok(connection) => connection,
@@ -172,7 +179,7 @@ async fn connection<H: Handler>(stream: UnixStream, peer: Peer, context: Arc<Con
     let mut draining = false;
     loop {
         tokio::select! {
-            accepted = connection.accept() => match accepted {
+            accepted = accept(&mut connection, &out) => match accepted {
                 Some(Ok((request, respond))) => {
                     tokio::spawn(rpc::serve(Arc::clone(&context), peer, request, respond));
                 }
@@ -185,4 +192,18 @@ async fn connection<H: Handler>(stream: UnixStream, peer: Peer, context: Arc<Con
             }
         }
     }
+}
+
+/// Drive a connection up to its next request, and write out what it has for the client before every sleep.
+async fn accept(
+    connection: &mut Connection<BufReader<Gathered>, Bytes>,
+    out: &Out,
+) -> Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>> {
+    poll_fn(|context| {
+        let accepted = connection.poll_accept(context);
+        // Pending: it wakes this task; an error: the connection finds it, too.
+        _ = out.poll(context);
+        accepted
+    })
+    .await
 }
