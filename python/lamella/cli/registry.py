@@ -65,32 +65,18 @@ def _arguments(parser: Parser) -> None:
 
 
 def _serve(arguments: argparse.Namespace, session: Session) -> int:
-    import resource
-    import signal
-    import threading
-
+    from lamella.cli.serving import until_signalled
     from lamella.registry.server import RegistryServer
 
-    # Most systems start programs with 1024 descriptors at first: less than two for each connection.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     host, port = arguments.listen
     guard = _guard(arguments)
     tls = _tls(arguments)
     writable = bool(arguments.writable or arguments.dir)
     protected = guard is not None or arguments.tls_client_ca is not None
     _check_exposure(arguments, host, protected=protected, writable=writable)
-    end = threading.Event()
-    previous = {
-        number: signal.signal(number, lambda *_: end.set()) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-
-    def as_before() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    try:
-        with RegistryServer(
+    with (
+        until_signalled() as wait,
+        RegistryServer(
             Path(arguments.dir) if arguments.dir else None,
             client=None if arguments.dir else session.client,
             name=arguments.name,
@@ -99,21 +85,19 @@ def _serve(arguments: argparse.Namespace, session: Session) -> int:
             auth=guard,
             read_only=not writable,
             tls=tls,
-        ) as server:
-            if session.json:
-                session.document({"address": server.address, "name": server.name, "writable": writable})
-            else:
-                session.line(server.address)
-            session.flush()
-            what = arguments.dir or f"the images of namespace {session.client.config.namespace}"
-            session.note(f"serving {what} until Ctrl-C, {'to read and write' if writable else 'to read'}")
-            if not protected and not is_loopback(host):
-                session.note(f"anybody who reaches {server.address} may do that")
-            end.wait()
-            as_before()  # so that a second signal ends at once
-            server.close(GRACE_SECONDS)
-    finally:
-        as_before()
+        ) as server,
+    ):
+        if session.json:
+            session.document({"address": server.address, "name": server.name, "writable": writable})
+        else:
+            session.line(server.address)
+        session.flush()
+        what = arguments.dir or f"the images of namespace {session.client.config.namespace}"
+        session.note(f"serving {what} until Ctrl-C, {'to read and write' if writable else 'to read'}")
+        if not protected and not is_loopback(host):
+            session.note(f"anybody who reaches {server.address} may do that")
+        wait()
+        server.close(GRACE_SECONDS)
     return 0
 
 

@@ -42,9 +42,7 @@ def _arguments(parser: Parser) -> None:
 
 
 def _serve(arguments: argparse.Namespace, session: Session) -> int:
-    import resource
-    import signal
-    import threading
+    from lamella.cli.serving import until_signalled
 
     try:
         from lamella.serve import Server, systemd
@@ -53,43 +51,30 @@ def _serve(arguments: argparse.Namespace, session: Session) -> int:
             f"lamella serve needs what is not installed: {error}", hint="pip install 'lamella[serve]'"
         ) from None
 
-    # Most systems start programs with 1024 descriptors at first.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    end = threading.Event()
-    previous = {
-        number: signal.signal(number, lambda *_: end.set()) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-
-    def as_before() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    try:
-        listener = systemd.inherited_listener()
-        if listener is not None and arguments.address is not None:
-            raise UsageError("lamella serve: --address, and a socket that systemd passes, exclude each other")
-        with Server(
+    listener = systemd.inherited_listener()
+    if listener is not None and arguments.address is not None:
+        raise UsageError("lamella serve: --address, and a socket that systemd passes, exclude each other")
+    with (
+        until_signalled() as wait,
+        Server(
             client=session.client,
             address=arguments.address,
             uid=arguments.uid,
             gid=arguments.gid,
             backend=arguments.backend,
             listener=listener,
-        ) as server:
-            if session.json:
-                session.document({"address": str(server.address)})
-            else:
-                session.line(str(server.address))
-            session.flush()
-            session.note("serving containerd's API until Ctrl-C")
-            systemd.notify("READY=1")
-            end.wait()
-            systemd.notify("STOPPING=1")
-            as_before()  # so that a second signal ends at once
-            server.stop(GRACE_SECONDS)
-    finally:
-        as_before()
+        ) as server,
+    ):
+        if session.json:
+            session.document({"address": str(server.address)})
+        else:
+            session.line(str(server.address))
+        session.flush()
+        session.note("serving containerd's API until Ctrl-C")
+        systemd.notify("READY=1")
+        wait()
+        systemd.notify("STOPPING=1")
+        server.stop(GRACE_SECONDS)
     return 0
 
 

@@ -314,10 +314,7 @@ class RecordedSnapshotter(ABC):
         """Record a committed snapshot over an unpacked layer. Harmless twice."""
         text = encode_labels(check_labels(labels or {}))
         with self._database.write() as db:
-            there = db.execute(
-                f"{_INFO} WHERE s.namespace = ? AND s.snapshotter = ? AND s.name = ?",
-                (*self._scope, _check_key(name)),
-            ).fetchone()
+            there = self._row(db, name)
             if there is not None:
                 if there[2:4] != (parent, "committed"):
                     raise self._taken(name)
@@ -337,10 +334,7 @@ class RecordedSnapshotter(ABC):
         are added, also to one that this namespace has already. False where the parent is another one. Twice is harmless.
         """
         with self._database.write() as db:
-            there = db.execute(
-                f"{_INFO} WHERE s.namespace = ? AND s.snapshotter = ? AND s.name = ?",
-                (*self._scope, _check_key(name)),
-            ).fetchone()
+            there = self._row(db, name)
             if there is not None:
                 if there[2:4] != (parent, "committed"):
                     return False
@@ -454,10 +448,7 @@ class RecordedSnapshotter(ABC):
     def stat(self, key: str) -> SnapshotInfo:
         """Return what is known about a snapshot."""
         with self._database.read() as db:
-            row = db.execute(
-                f"{_INFO} WHERE s.namespace = ? AND s.snapshotter = ? AND s.name = ?",
-                (*self._scope, _check_key(key)),
-            ).fetchone()
+            row = self._row(db, key)
         if row is None:
             raise self._missing(key)
         return _info(row)
@@ -549,6 +540,14 @@ class RecordedSnapshotter(ABC):
         return
 
     # Rows
+
+    def _row(self, db: Transaction, key: str) -> tuple[Any, ...] | None:
+        """Give the row of a snapshot, whatever its kind."""
+        row: tuple[Any, ...] | None = db.execute(
+            f"{_INFO} WHERE s.namespace = ? AND s.snapshotter = ? AND s.name = ?",
+            (*self._scope, _check_key(key)),
+        ).fetchone()
+        return row
 
     def _create(
         self, kind: SnapshotKind, key: str, parent: str, labels: str, filled: Draft | None

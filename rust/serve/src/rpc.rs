@@ -126,12 +126,7 @@ struct Rpc<H> {
 
 impl<H: Handler> Rpc<H> {
     async fn unary(self, mut messages: Messages, responder: &mut Responder) -> Option<Status> {
-        let interrupt = self.interrupt(Phase::Ending);
-        let request = tokio::select! {
-            request = only(&mut messages) => request,
-            status = interrupt => Err(status),
-        };
-        let request = match request {
+        let request = match self.request(&mut messages, Phase::Ending).await {
             Ok(request) => request,
             Err(status) => return Some(status),
         };
@@ -155,12 +150,7 @@ impl<H: Handler> Rpc<H> {
     }
 
     async fn responses(self, mut messages: Messages, responder: &mut Responder) -> Option<Status> {
-        let interrupt = self.interrupt(Phase::Draining);
-        let request = tokio::select! {
-            request = only(&mut messages) => request,
-            status = interrupt => Err(status),
-        };
-        let request = match request {
+        let request = match self.request(&mut messages, Phase::Draining).await {
             Ok(request) => request,
             Err(status) => return Some(status),
         };
@@ -212,6 +202,14 @@ impl<H: Handler> Rpc<H> {
             }
         });
         status
+    }
+
+    /// Give the one message that it is asked with.
+    async fn request(&self, messages: &mut Messages, phase: Phase) -> Result<Bytes, Status> {
+        tokio::select! {
+            request = only(messages) => request,
+            status = self.interrupt(phase) => Err(status),
+        }
     }
 
     /// Wait for what ends an RPC besides its client: the deadline, and that the end of the server is as far as `phase`.
