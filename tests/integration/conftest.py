@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from registries import scripted
-
 from serving import serve
+
 from traces import spans
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ import bcrypt
 import pytest
 import requests
 from registries import push_image
+from serving import BLOB, DIGEST, Serve, asking, start
 
 from lamella.errors import InvalidArgument, NotFound
 from lamella.registry.server import Access, RegistryServer, htpasswd, http
-from serving import BLOB, DIGEST, Serve, asking, start
 
 SECOND = b"GET /v2/_catalog HTTP/1.1\r\nHost: x\r\n\r\n"
 """A request that must not be answered after one that was refused."""

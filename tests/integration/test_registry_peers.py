@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 from registries import TokenServer, docker_registry_process, push_image, read_all
+from serving import Serve
 
 import lamella
 import machine_image
@@ -26,7 +27,6 @@ from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig
 from lamella.registry.credentials import Credential, CredentialStore
 from lamella.registry.server import RegistryServer, basic_auth
-from serving import Serve
 
 pytestmark = pytest.mark.integration
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from registries import push_image
+from serving import BLOB, DIGEST, EMPTY_INDEX, Ask, Serve, asking, start
 
 from lamella import oci
 from lamella.digest import digest_of
@@ -20,7 +21,6 @@ from lamella.errors import InvalidArgument, NotFound
 from lamella.registry.server import RegistryServer, basic_auth
 from lamella.registry.server.folder import FolderStorage
 from lamella.registry.server.store import StoreStorage
-from serving import BLOB, DIGEST, EMPTY_INDEX, Ask, Serve, asking, start
 
 
 @pytest.fixture

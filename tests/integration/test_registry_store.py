@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from registries import push_image
+from serving import BLOB, DIGEST, EMPTY_INDEX, Ask, asking, start
 
 import lamella
 from lamella import oci
@@ -26,7 +27,6 @@ from lamella.labels import DISTRIBUTION_SOURCE, PUSHED, SUBJECT
 from lamella.metadata import timestamp
 from lamella.registry.server import RegistryServer, basic_auth
 from lamella.registry.server.store import StoreStorage
-from serving import BLOB, DIGEST, EMPTY_INDEX, Ask, asking, start
 
 NAME = "registry.example:5000"
 OTHER = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[],"annotations":{"a":"b"}}'
