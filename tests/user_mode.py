@@ -2,7 +2,8 @@
 
 It has what the machine beneath cannot be given for a test: cgroup v2 alone, with the controllers ``cpu``, ``io``, ``memory``
 and ``pids``, every capability, and Linux 6.1 (overlayfs before the new mount API). ``cpuset`` and ``hugetlb`` it lacks. Its root
-is the host's, read-only; ``/tmp``, ``/run`` and ``/dev/shm`` are its own, in memory, and one folder of the host is at ``/mnt``.
+is the host's, read-only, and so is the repository, wherever it lies; ``/tmp``, ``/run`` and ``/dev/shm`` are its own, in memory,
+and one folder of the host is at ``/mnt``.
 The kernel and all that it runs are processes of a pid namespace, which ends with whoever waits for it.
 Source: https://docs.kernel.org/virt/uml/user_mode_linux_howto_v2.html.
 """
@@ -37,6 +38,8 @@ ip link set lo up
 hostname user-mode
 for module in {modules}; do busybox insmod $module; done
 ulimit -n 1024
+mkdir -p {repository}
+mount -t hostfs -o ro,{repository} none {repository}
 cd {repository}
 {command} >/mnt/output 2>&1
 echo $? >/mnt/status

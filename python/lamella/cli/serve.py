@@ -85,9 +85,10 @@ SERVE = Command(
     _arguments,
     description="The store speaks containerd's gRPC API until Ctrl-C: what is made over the socket is there for "
     "lamella and the library, and the reverse. It keeps nothing of its own: containers go on when it ends, and "
-    "the next one finds them. Prints the path of the socket once it listens. Needs pip install lamella[serve].",
+    "the next one finds them. Prints the path of the socket once it listens; ctr --address PATH then uses it. "
+    "Needs pip install lamella[serve].",
     examples=[
         ("offer the store to ctr", "lamella serve --address /run/lamella/containerd.sock"),
-        ("and use it", "ctr --address /run/lamella/containerd.sock images ls"),
+        ("let a group use it, too", "lamella serve --gid 999"),
     ],
 )
