@@ -197,7 +197,7 @@ def test_following_ends_with_a_stop_as_docker_has_it_and_goes_over_restarts(star
     assert list(pieces) == []
     box.start()
     assert list(pieces) == []
-    assert text(box.logs()).split() == ["begun"] * 3
+    until(lambda: text(box.logs()).split() == ["begun"] * 3)
 
 
 def test_following_ends_with_the_removal(start):

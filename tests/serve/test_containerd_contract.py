@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from daemons import Daemon
 
 import containerd_contract
+import machine_image
+from lamella.registry.server import RegistryServer
 
 NAMES = [
     name
@@ -44,6 +46,19 @@ def contract_program(require_program: Callable[[str], str]) -> Path:
     return program
 
 
+@pytest.fixture(scope="module")
+def registry() -> Iterator[str]:
+    """Serve the small image to 64 clients at once, each of which may leave several connections open; give the address."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    try:
+        with RegistryServer(connections=8192) as server:
+            machine_image.build().push(server.address, "machine", "latest")
+            yield server.address
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 LEFT_OUT = {
     "TestTransferEchoesAStream": "what is no archive is not passed on",
 }
@@ -59,8 +74,7 @@ LEFT_OUT = {
     ],
     indirect=["daemon"],
 )
-def test_go(daemon: Daemon, contract_program: Path, name: str, small_image_registry: Any) -> None:
-    registry = small_image_registry.address
+def test_go(daemon: Daemon, contract_program: Path, name: str, registry: str) -> None:
     options = {
         "address": daemon.address,
         "image": f"{registry}/machine:latest",

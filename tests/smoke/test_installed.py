@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import pkgutil
 import subprocess
@@ -15,6 +16,9 @@ import pytest
 import lamella
 from lamella import _core
 
+SERVES = bool(importlib.util.find_spec("google") and importlib.util.find_spec("google.protobuf"))
+"""Whether the extra of `lamella serve` is installed."""
+
 
 def test_the_package_is_the_installed_one() -> None:
     if os.environ.get("LAMELLA_SMOKE") == "installed":
@@ -23,9 +27,9 @@ def test_the_package_is_the_installed_one() -> None:
 
 
 def test_every_module_can_be_imported() -> None:
-    names = [info.name for info in pkgutil.walk_packages(lamella.__path__, "lamella.")]
+    names = [info.name for info in pkgutil.walk_packages(lamella.__path__, "lamella.", lambda _: None)]
     for name in names:
-        if not name.endswith("__main__"):
+        if not name.endswith("__main__") and (SERVES or not name.startswith("lamella.serve")):
             importlib.import_module(name)
     assert {"lamella.client", "lamella.registry.server", "lamella.cli"} <= set(names)
 
@@ -34,6 +38,18 @@ def test_the_command_says_its_version() -> None:
     program = Path(sys.executable).with_name("lamella")
     done = subprocess.run([program, "version"], capture_output=True, text=True, timeout=30, check=True)
     assert lamella.__version__ in done.stdout
+
+
+def test_serve_says_what_it_needs_where_that_is_not_installed() -> None:
+    program = Path(sys.executable).with_name("lamella")
+    done = subprocess.run(
+        [program, "serve", "--help"], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert "lamella[serve]" in done.stdout
+    if not SERVES:
+        done = subprocess.run([program, "serve"], capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 1
+        assert "pip install 'lamella[serve]'" in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
