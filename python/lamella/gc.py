@@ -516,11 +516,12 @@ class _Collection:
             lock = FileLock(folder / "lock", what=f"ingest {folder.name}")
             if is_locked(lock.path) or (not report.dry_run and not lock.try_acquire()):
                 continue
-            report.ingests += 1
-            report.note("ingest", record.ref if record else folder.name, _size(folder / "data"))
-            if not report.dry_run:
-                remove_ingest(folder)
-                lock.release()
+            if read_ingest(folder) == record:  # else its writer has just made it, and let go of it
+                report.ingests += 1
+                report.note("ingest", record.ref if record else folder.name, _size(folder / "data"))
+                if not report.dry_run:
+                    remove_ingest(folder)
+            lock.release()
 
     def _sweep_locks(self) -> None:
         """Remove the lock files that killed processes left: taking and releasing one removes it."""

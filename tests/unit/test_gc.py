@@ -320,6 +320,21 @@ class TestDisk:
         store.leases.delete("mine")
         assert store.gc(ingest_seconds=0).ingests == 1
 
+    def test_an_ingest_that_is_made_while_it_is_looked_at_stays(self, store, monkeypatch):
+        with store.content.writer("ref") as ingest:
+            record = ingest.data_path.parent / "ref.json"
+        text = record.read_bytes()
+        record.unlink()
+        look = gc.is_locked
+
+        def meanwhile(path):
+            record.write_bytes(text)
+            return look(path)
+
+        monkeypatch.setattr(gc, "is_locked", meanwhile)
+        assert store.gc().ingests == 0
+        assert store.content.status("ref").ref == "ref"
+
     def test_an_ingest_without_a_record_goes_at_once(self, store):
         (store.root / "ingest" / "x").mkdir(parents=True)
         assert store.gc(dry_run=True).ingests == 1
