@@ -9,10 +9,10 @@ import grpc
 import pytest
 
 
-def refusal(call: Callable[..., Any], request: Any, **options: Any) -> grpc.StatusCode:
+def refusal(call: Callable[..., Any], *arguments: Any, **options: Any) -> grpc.StatusCode:
     """Give the status code with which a call ends; one that streams is read to its end."""
     with pytest.raises(grpc.RpcError) as caught:
-        answer = call(request, **options)
+        answer = call(*arguments, **options)
         if isinstance(answer, grpc.Call) and hasattr(answer, "__iter__"):
             list(answer)
     code = caught.value.code()

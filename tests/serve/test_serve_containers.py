@@ -7,6 +7,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from lamella.serve.api import containers_pb2 as pb
 from lamella.serve.messages import SPEC_TYPE
+from rpc import refusal
 
 SPEC = Any(type_url=SPEC_TYPE, value=b'{ "ociVersion":"1.0.2",\n "process": {"args": ["a"]} }')
 OPTIONS = Any(type_url="containerd.runc.v1.Options", value=b"\x10\x01")
@@ -41,12 +42,6 @@ def update(containers, paths=(), **changes) -> pb.Container:
     return containers.Update(asked).container
 
 
-def refused(call, *arguments, **changes) -> grpc.StatusCode:
-    with pytest.raises(grpc.RpcError) as caught:
-        call(*arguments, **changes)
-    return caught.value.code()
-
-
 def test_a_record_is_given_back_as_it_was_made(containers) -> None:
     made = make(containers)
     assert made.created_at.seconds and made.created_at == made.updated_at
@@ -76,7 +71,7 @@ def test_the_library_lists_what_was_made_here_and_the_reverse(served, containers
     assert box.labels == {"a": "1"} and box.snapshot_key == "key"
     assert [each.id for each in containers.List(pb.ListContainersRequest()).containers] == ["box"]
     box.remove()
-    assert refused(containers.Get, pb.GetContainerRequest(id="box")) is grpc.StatusCode.NOT_FOUND
+    assert refusal(containers.Get, pb.GetContainerRequest(id="box")) is grpc.StatusCode.NOT_FOUND
 
 
 def test_filters_are_containerds_and_the_stream_gives_the_same(containers) -> None:
@@ -97,7 +92,7 @@ def test_filters_are_containerds_and_the_stream_gives_the_same(containers) -> No
     assert ids("runtime.name==io.containerd.runc.v2,labels.n") == ["one", "two"]
     assert ids("runtime.name==x") == []
     bad = pb.ListContainersRequest(filters=["id=="])
-    assert refused(containers.List, bad) is grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal(containers.List, bad) is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_an_update_changes_what_its_mask_names(containers) -> None:
@@ -120,7 +115,7 @@ def test_an_update_changes_what_its_mask_names(containers) -> None:
 def test_refusals_are_those_of_containerd(containers) -> None:
     codes = grpc.StatusCode
     make(containers)
-    assert refused(make, containers) is codes.ALREADY_EXISTS
+    assert refusal(make, containers) is codes.ALREADY_EXISTS
     for changes in (
         *({"id": name} for name in ("", "../up", "a/b", "a" * 77, "-a")),
         {"id": "x", "runtime": pb.Container.Runtime()},
@@ -129,7 +124,7 @@ def test_refusals_are_those_of_containerd(containers) -> None:
         {"id": "x", "labels": {"k": "v" * 4096}},
         {"id": "x", "extensions": {"": OPTIONS}},
     ):
-        assert refused(make, containers, **changes) is codes.INVALID_ARGUMENT, changes
+        assert refusal(make, containers, **changes) is codes.INVALID_ARGUMENT, changes
     for paths, changes in (
         (["id"], {}),
         (["labels."], {}),
@@ -140,15 +135,15 @@ def test_refusals_are_those_of_containerd(containers) -> None:
         ([], {"runtime": pb.Container.Runtime(name="other")}),
         ([], {"id": ""}),
     ):
-        assert refused(update, containers, paths, **changes) is codes.INVALID_ARGUMENT, paths
+        assert refusal(update, containers, paths, **changes) is codes.INVALID_ARGUMENT, paths
     for call, request in (
         (containers.Get, pb.GetContainerRequest(id="none")),
         (containers.Get, pb.GetContainerRequest(id="../box")),
         (containers.Delete, pb.DeleteContainerRequest(id="none")),
         (containers.Delete, pb.DeleteContainerRequest()),
     ):
-        assert refused(call, request) is codes.NOT_FOUND
-    assert refused(update, containers, ["labels"], id="none") is codes.NOT_FOUND
+        assert refusal(call, request) is codes.NOT_FOUND
+    assert refusal(update, containers, ["labels"], id="none") is codes.NOT_FOUND
     assert containers.Get(pb.GetContainerRequest(id="box")).container.labels == {"a": "1"}
 
 

@@ -5,17 +5,12 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from lamella.serve.api import namespaces_pb2 as pb
+from rpc import refusal
 
 
 @pytest.fixture
 def namespaces(served):
     return served.stub(pb, "Namespaces", namespace=None)
-
-
-def _refused(call, request) -> grpc.StatusCode:
-    with pytest.raises(grpc.RpcError) as caught:
-        call(request)
-    return caught.value.code()
 
 
 def test_a_namespace_made_here_is_there_and_the_reverse(served, namespaces) -> None:
@@ -47,21 +42,21 @@ def test_refusals_are_those_of_containerd(namespaces) -> None:
     codes = grpc.StatusCode
     make = lambda name: pb.CreateNamespaceRequest(namespace=pb.Namespace(name=name))  # noqa: E731
     namespaces.Create(make("n"))
-    assert _refused(namespaces.Create, make("n")) is codes.ALREADY_EXISTS
+    assert refusal(namespaces.Create, make("n")) is codes.ALREADY_EXISTS
     for name in ("", "../up", "a" * 77, "a/b"):
-        assert _refused(namespaces.Create, make(name)) is codes.INVALID_ARGUMENT
-    assert _refused(namespaces.Get, pb.GetNamespaceRequest(name="none")) is codes.NOT_FOUND
-    assert _refused(namespaces.Delete, pb.DeleteNamespaceRequest(name="none")) is codes.NOT_FOUND
+        assert refusal(namespaces.Create, make(name)) is codes.INVALID_ARGUMENT
+    assert refusal(namespaces.Get, pb.GetNamespaceRequest(name="none")) is codes.NOT_FOUND
+    assert refusal(namespaces.Delete, pb.DeleteNamespaceRequest(name="none")) is codes.NOT_FOUND
     update = pb.UpdateNamespaceRequest(
         namespace=pb.Namespace(name="n"), update_mask=FieldMask(paths=["name"])
     )
-    assert _refused(namespaces.Update, update) is codes.INVALID_ARGUMENT
+    assert refusal(namespaces.Update, update) is codes.INVALID_ARGUMENT
 
 
 def test_a_namespace_in_use_is_not_deleted(served, namespaces) -> None:
     client = served.server.client_of("full")
     client.snapshots.prepare("s")
     assert (
-        _refused(namespaces.Delete, pb.DeleteNamespaceRequest(name="full"))
+        refusal(namespaces.Delete, pb.DeleteNamespaceRequest(name="full"))
         is grpc.StatusCode.FAILED_PRECONDITION
     )

@@ -26,6 +26,7 @@ from lamella.serve.api import (
     tasks_pb2,
 )
 from lamella.serve.messages import SPEC_TYPE, to_mounts
+from rpc import refusal
 
 pytestmark = [pytest.mark.privileged]
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
@@ -179,12 +180,6 @@ def box(served, small_image, tmp_path):
         container.remove(force=True)
 
 
-def refused(call, *arguments, **more) -> grpc.StatusCode:
-    with pytest.raises(grpc.RpcError) as caught:
-        call(*arguments, **more)
-    return caught.value.code()
-
-
 def test_a_task_goes_through_its_states(served, box) -> None:
     streams = box.record("/bin/sh", "-c", "echo out; echo err >&2; exit 3").streams()
     pid = box.create(streams)
@@ -204,7 +199,7 @@ def test_a_task_goes_through_its_states(served, box) -> None:
     assert box.wait() == 3
     deleted = box.delete()
     assert (deleted.exit_status, deleted.pid) == (3, pid) and deleted.exited_at == stopped.exited_at
-    assert refused(box.get) is refused(box.delete) is refused(box.wait) is grpc.StatusCode.NOT_FOUND
+    assert refusal(box.get) is refusal(box.delete) is refusal(box.wait) is grpc.StatusCode.NOT_FOUND
     topics = []
     with served.client.events(follow=False, since=0) as events:
         topics = [event.topic for event in events if event.topic.startswith("/tasks")]
@@ -268,11 +263,11 @@ def test_output_that_nobody_reads_holds_nothing_up_at_the_end(box) -> None:
 def test_output_goes_to_a_file_and_to_no_program(box) -> None:
     place = f"file://{box.folder}/sub/log"
     box.record("/bin/sh", "-c", "echo out; echo err >&2")
-    assert refused(box.create, stdout="binary:///bin/logger?a=b") is grpc.StatusCode.UNIMPLEMENTED
-    assert refused(box.create, stdout="relative/path") is grpc.StatusCode.INVALID_ARGUMENT
-    assert refused(box.create, stdout=str(box.folder / "none")) is grpc.StatusCode.NOT_FOUND
-    assert refused(box.create, stdin="/dev/null") is grpc.StatusCode.INVALID_ARGUMENT
-    assert refused(box.get) is grpc.StatusCode.NOT_FOUND, "nothing is left of them"
+    assert refusal(box.create, stdout="binary:///bin/logger?a=b") is grpc.StatusCode.UNIMPLEMENTED
+    assert refusal(box.create, stdout="relative/path") is grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal(box.create, stdout=str(box.folder / "none")) is grpc.StatusCode.NOT_FOUND
+    assert refusal(box.create, stdin="/dev/null") is grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal(box.get) is grpc.StatusCode.NOT_FOUND, "nothing is left of them"
     box.create(stdout=place, stderr=place)
     box.start()
     assert box.wait() == 0
@@ -285,12 +280,12 @@ def test_processes_are_added_by_name_and_their_end_is_kept(box) -> None:
     streams = box.streams("one", stdin=True)
     box.exec("one", "/bin/sh", "-c", "cat; echo err >&2; exit 7", streams=streams)
     assert box.get("one").status == task_types_pb2.CREATED
-    assert refused(box.exec, "one", "/bin/true") is grpc.StatusCode.ALREADY_EXISTS
-    assert refused(box.kill, exec_id="one") is grpc.StatusCode.FAILED_PRECONDITION
+    assert refusal(box.exec, "one", "/bin/true") is grpc.StatusCode.ALREADY_EXISTS
+    assert refusal(box.kill, exec_id="one") is grpc.StatusCode.FAILED_PRECONDITION
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(box.wait, "one")
         pid = box.start("one")
-        assert refused(box.delete_exec, "one") is grpc.StatusCode.FAILED_PRECONDITION
+        assert refusal(box.delete_exec, "one") is grpc.StatusCode.FAILED_PRECONDITION
         listed = box.tasks.ListPids(tasks_pb2.ListPidsRequest(container_id="box")).processes
         names = {
             each.pid: runc_options_pb2.ProcessDetails.FromString(each.info.value).exec_id for each in listed
@@ -307,7 +302,7 @@ def test_processes_are_added_by_name_and_their_end_is_kept(box) -> None:
     assert box.wait("one") == 7
     deleted = box.delete_exec("one")
     assert (deleted.exit_status, deleted.id, deleted.pid) == (7, "one", pid)
-    assert refused(box.get, "one") is refused(box.delete_exec, "one") is grpc.StatusCode.NOT_FOUND
+    assert refusal(box.get, "one") is refusal(box.delete_exec, "one") is grpc.StatusCode.NOT_FOUND
 
 
 def test_who_waits_for_a_process_hears_of_every_end(box) -> None:
@@ -330,7 +325,7 @@ def test_an_exec_with_a_terminal_or_a_program_that_is_not_there(box) -> None:
     assert box.wait("t") == 0
     assert streams.output() == b"tty\r\n"
     box.exec("none", "/bin/none")
-    assert refused(box.start, "none") is grpc.StatusCode.NOT_FOUND
+    assert refusal(box.start, "none") is grpc.StatusCode.NOT_FOUND
     assert box.wait("none") == 127
     assert box.delete_exec("none").exit_status == 127
 
@@ -345,8 +340,8 @@ def test_processes_end_with_the_container_and_are_known_after_it(box) -> None:
         assert [each.result(DEADLINE) for each in waiting] == [137, 137]
     assert box.get("sleeps").status == task_types_pb2.STOPPED
     assert box.delete_exec("sleeps").exit_status == 137
-    assert refused(box.get, "sleeps") is grpc.StatusCode.NOT_FOUND
-    assert refused(box.exec, "late", "/bin/true") is grpc.StatusCode.FAILED_PRECONDITION
+    assert refusal(box.get, "sleeps") is grpc.StatusCode.NOT_FOUND
+    assert refusal(box.exec, "late", "/bin/true") is grpc.StatusCode.FAILED_PRECONDITION
     assert box.delete().exit_status == 137
 
 
@@ -358,13 +353,13 @@ def test_signals_reach_the_process_they_are_for(box) -> None:
     time.sleep(0.2)
     box.kill(signal.SIGUSR1, "other")
     assert box.wait("other") == 5
-    assert refused(box.kill, exec_id="other") is grpc.StatusCode.NOT_FOUND
-    assert refused(box.kill, 99) is grpc.StatusCode.INVALID_ARGUMENT
-    assert refused(box.kill, exec_id="none") is grpc.StatusCode.NOT_FOUND
+    assert refusal(box.kill, exec_id="other") is grpc.StatusCode.NOT_FOUND
+    assert refusal(box.kill, 99) is grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal(box.kill, exec_id="none") is grpc.StatusCode.NOT_FOUND
     box.kill(0)
     box.kill(signal.SIGTERM, all=True)
     assert box.wait() == 6
-    assert refused(box.kill) is grpc.StatusCode.NOT_FOUND
+    assert refusal(box.kill) is grpc.StatusCode.NOT_FOUND
 
 
 def test_a_task_is_frozen_thawed_limited_and_measured(box) -> None:
@@ -374,8 +369,8 @@ def test_a_task_is_frozen_thawed_limited_and_measured(box) -> None:
     )  # there is no terminal
     box.tasks.Pause(tasks_pb2.PauseTaskRequest(container_id="box"))
     assert box.get().status == task_types_pb2.PAUSED
-    assert refused(box.exec, "x", "/bin/true") is grpc.StatusCode.FAILED_PRECONDITION
-    assert refused(box.delete) is grpc.StatusCode.FAILED_PRECONDITION
+    assert refusal(box.exec, "x", "/bin/true") is grpc.StatusCode.FAILED_PRECONDITION
+    assert refusal(box.delete) is grpc.StatusCode.FAILED_PRECONDITION
     box.tasks.Resume(tasks_pb2.ResumeTaskRequest(container_id="box"))
     assert box.get().status == task_types_pb2.RUNNING
     limits = Any(type_url="types.containerd.io/opencontainers/runtime-spec/1/LinuxResources")
@@ -388,36 +383,36 @@ def test_a_task_is_frozen_thawed_limited_and_measured(box) -> None:
     assert not box.tasks.Metrics(tasks_pb2.MetricsRequest(filters=["id==other"])).metrics
     limits.value = b'{"colour": 1}'
     bad = tasks_pb2.UpdateTaskRequest(container_id="box", resources=limits)
-    assert refused(box.tasks.Update, bad) is grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal(box.tasks.Update, bad) is grpc.StatusCode.INVALID_ARGUMENT
     limits.value = b"{"
     bad = tasks_pb2.UpdateTaskRequest(container_id="box", resources=limits)
-    assert refused(box.tasks.Update, bad) is grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal(box.tasks.Update, bad) is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_refusals_are_those_of_containerd(box) -> None:
     codes = grpc.StatusCode
-    assert refused(box.create) is codes.NOT_FOUND, "no container"
+    assert refusal(box.create) is codes.NOT_FOUND, "no container"
     box.record("/bin/sleep", "600")
     for call in (box.start, box.get, box.wait, box.kill, box.delete):
-        assert refused(call) is codes.NOT_FOUND, call
-    assert refused(box.exec, "x", "/bin/true") is codes.NOT_FOUND
+        assert refusal(call) is codes.NOT_FOUND, call
+    assert refusal(box.exec, "x", "/bin/true") is codes.NOT_FOUND
     box.create()
-    assert refused(box.create) is codes.ALREADY_EXISTS
+    assert refusal(box.create) is codes.ALREADY_EXISTS
     pause = tasks_pb2.PauseTaskRequest(container_id="box")
-    assert refused(box.tasks.Pause, pause) is codes.FAILED_PRECONDITION
+    assert refusal(box.tasks.Pause, pause) is codes.FAILED_PRECONDITION
     box.start()
-    assert refused(box.start) is codes.FAILED_PRECONDITION
-    assert refused(box.delete) is codes.FAILED_PRECONDITION
+    assert refusal(box.start) is codes.FAILED_PRECONDITION
+    assert refusal(box.delete) is codes.FAILED_PRECONDITION
     for name in ("", "a" * 77, "a\0b", "../x"):
-        assert refused(box.exec, name, "/bin/true") is codes.INVALID_ARGUMENT, name
+        assert refusal(box.exec, name, "/bin/true") is codes.INVALID_ARGUMENT, name
     spec = tasks_pb2.ExecProcessRequest(container_id="box", exec_id="x", spec=Any(value=b"[]"))
-    assert refused(box.tasks.Exec, spec) is codes.INVALID_ARGUMENT
+    assert refusal(box.tasks.Exec, spec) is codes.INVALID_ARGUMENT
     for name in ("start", "wait", "get", "delete_exec"):
-        assert refused(getattr(box, name), "none") is codes.NOT_FOUND, name
+        assert refusal(getattr(box, name), "none") is codes.NOT_FOUND, name
     delete = containers_pb2.DeleteContainerRequest(id="box")
-    assert refused(box.containers.Delete, delete) is codes.FAILED_PRECONDITION
+    assert refusal(box.containers.Delete, delete) is codes.FAILED_PRECONDITION
     checkpoint = tasks_pb2.CheckpointTaskRequest(container_id="box")
-    assert refused(box.tasks.Checkpoint, checkpoint) is codes.UNIMPLEMENTED
+    assert refusal(box.tasks.Checkpoint, checkpoint) is codes.UNIMPLEMENTED
     with pytest.raises(grpc.RpcError) as caught:
         box.tasks.Get(tasks_pb2.GetRequest(container_id="box"), namespace="other")
     assert caught.value.code() is codes.NOT_FOUND
@@ -428,7 +423,7 @@ def test_a_task_that_is_created_and_not_started_is_deleted(box) -> None:
     pid = box.create()
     assert box.delete().exit_status == 137
     assert not Path(f"/proc/{pid}").exists()
-    assert refused(box.get) is grpc.StatusCode.NOT_FOUND
+    assert refusal(box.get) is grpc.StatusCode.NOT_FOUND
 
 
 def test_what_the_launcher_does_not_know_is_refused_by_name(box) -> None:
@@ -492,7 +487,7 @@ def test_a_server_that_is_killed_harms_no_container_and_the_next_one_finds_all(s
             box.exec("sleeps", "/bin/sleep", "600")
             box.start("sleeps")
             failed: list[grpc.StatusCode] = []
-            waiter = threading.Thread(target=lambda: failed.append(refused(box.wait)))
+            waiter = threading.Thread(target=lambda: failed.append(refusal(box.wait)))
             waiter.start()
             time.sleep(0.2)
             server.kill()

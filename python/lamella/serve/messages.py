@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.any_pb2 import Any
@@ -94,42 +94,36 @@ def any_as(message: Any, kind: type[_Message]) -> _Message | None:
         raise InvalidArgument(f"what was sent as {name} is none") from None
 
 
-def masked_labels(
-    mask: Sequence[str], labels: Mapping[str, str], *, field: str = "labels"
-) -> dict[str, str] | None:
-    """Give the changes of labels that a field mask asks for: of ``labels.KEY`` alone; None: ``labels``, so replace all.
+def masked(
+    paths: Sequence[str], field: str, present: Mapping[str, str], asked: Mapping[str, str]
+) -> dict[str, str]:
+    """Give a map after an update by a mask: ``field`` replaces it, ``field.KEY`` one key, which goes if it has no value."""
+    if field in paths:
+        return dict(asked)
+    merged = {**present, **{key: asked.get(key, "") for key in _keys(paths, field)}}
+    return {key: value for key, value in merged.items() if value}
 
-    Without such a path there are none. A key of the mask that has no value is "", which removes it.
+
+def label_changes(
+    paths: Sequence[str], labels: Mapping[str, str], present: Mapping[str, str]
+) -> dict[str, str]:
+    """Give the changes of ``present`` labels that a mask asks for: of its keys; with ``labels`` in it, or without one, of all."""
+    if not paths or "labels" in paths:
+        return dict.fromkeys(present, "") | dict(labels)
+    return {key: labels.get(key, "") for key in _keys(paths, "labels")}
+
+
+def _keys(paths: Sequence[str], field: str) -> list[str]:
+    return [path.removeprefix(f"{field}.") for path in paths if path.startswith(f"{field}.")]
+
+
+def mask_paths(mask: FieldMask, *allowed: str) -> list[str]:
+    """Give a field mask's paths. InvalidArgument for one that is no name that is allowed, nor anything below it (``name.KEY``).
+
+    Of a name that ends with a dot only what is below it is allowed.
     """
-    if field in mask:
-        return None
-    return {
-        path[len(field) + 1 :]: labels.get(path[len(field) + 1 :], "")
-        for path in mask
-        if path.startswith(f"{field}.")
-    }
-
-
-def label_changes(mask: FieldMask, labels: Mapping[str, str], present: Mapping[str, str]) -> dict[str, str]:
-    """Give the changes that bring ``present`` labels to what an update asks for: by its mask; without one, to ``labels``.
-
-    InvalidArgument for a mask that names anything else.
-    """
-    paths = mask_paths(mask, ("labels",))
-    changes = masked_labels(paths, labels) if paths else None
-    return dict.fromkeys(present, "") | dict(labels) if changes is None else changes
-
-
-def mask_paths(mask: FieldMask, allowed: Callable[[str], bool] | Iterable[str]) -> list[str]:
-    """Give a field mask's paths; InvalidArgument for one that is not allowed: a name, or anything below ``name.``."""
-    names = None if callable(allowed) else tuple(allowed)
     for path in mask.paths:
-        known = (
-            allowed(path)
-            if callable(allowed)
-            else any(path == name or path.startswith(f"{name}.") for name in names or ())
-        )
-        if not known:
+        if not any(path == name or path.startswith(f"{name.removesuffix('.')}.") for name in allowed):
             raise InvalidArgument(f"cannot update the field {path[:200]!r}")
     return list(mask.paths)
 

@@ -19,7 +19,7 @@ from lamella.labels import GC_ROOT
 from lamella.metadata import timestamp
 from lamella.serve.api import content_pb2
 from lamella.serve.call import Call, Conversation, FileRange
-from lamella.serve.messages import batches, from_digest, label_changes, to_timestamp
+from lamella.serve.messages import batches, from_digest, label_changes, mask_paths, to_timestamp
 from lamella.serve.service import Service
 from lamella.serve.status import OutOfRange
 
@@ -64,7 +64,7 @@ class Content(Service):
         digest = from_digest(request.info.digest)
         with call.client.database.write():
             present = content.info(digest).labels
-            changes = label_changes(request.update_mask, request.info.labels, present)
+            changes = label_changes(mask_paths(request.update_mask, "labels"), request.info.labels, present)
             return content_pb2.UpdateResponse(info=_info(content.update_labels(digest, changes)))
 
     def Delete(self, request: content_pb2.DeleteContentRequest, call: Call) -> Empty:

@@ -16,7 +16,7 @@ from lamella.serve.messages import (
     from_descriptor,
     from_timestamp,
     mask_paths,
-    masked_labels,
+    masked,
     to_descriptor,
     to_timestamp,
 )
@@ -55,19 +55,19 @@ class Images(Service):
         asked = request.image
         if not asked.name:
             raise InvalidArgument("image name is required for update")
-        paths = mask_paths(request.update_mask, ("target", "labels", "annotations"))
+        paths = mask_paths(request.update_mask, "target", "labels", "annotations")
         if any(path.startswith("target.") for path in paths):
             raise InvalidArgument("a target is replaced as a whole")
         at = from_timestamp(request.source_date_epoch) if request.HasField("source_date_epoch") else None
         with call.client.database.write():
             present = call.client.images.get(asked.name, exact=True)
             target = present.target if paths and "target" not in paths else from_descriptor(asked.target)
-            annotations = _merged(
+            annotations = masked(
                 paths, "annotations", target.annotations or {}, dict(asked.target.annotations)
             )
             labels = dict(asked.labels)
             if paths:
-                labels = _merged(paths, "labels", present.labels, labels)
+                labels = masked(paths, "labels", present.labels, labels)
             _hold(call, asked.name, labels)
             target = Descriptor(
                 media_type=target.media_type,
@@ -89,15 +89,6 @@ def _hold(call: Call, name: str, labels: Mapping[str, str]) -> None:
     """Have the lease keep an image that expires; any other needs none."""
     if call.lease and GC_EXPIRE in labels:
         call.client.leases.add(call.lease, "images", name)
-
-
-def _merged(
-    paths: list[str], field: str, present: Mapping[str, str], asked: Mapping[str, str]
-) -> dict[str, str]:
-    changes = masked_labels(paths, asked, field=field)
-    if changes is None:
-        return dict(asked)
-    return {key: value for key, value in ({**present, **changes}).items() if value}
 
 
 def _message(image: images.Image) -> images_pb2.Image:

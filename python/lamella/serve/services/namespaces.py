@@ -7,7 +7,7 @@ from google.protobuf.empty_pb2 import Empty
 from lamella import namespaces
 from lamella.serve.api import namespaces_pb2
 from lamella.serve.call import Call
-from lamella.serve.messages import mask_paths, masked_labels
+from lamella.serve.messages import label_changes, mask_paths
 from lamella.serve.service import Service
 
 
@@ -43,11 +43,9 @@ class Namespaces(Service):
         self, request: namespaces_pb2.UpdateNamespaceRequest, call: Call
     ) -> namespaces_pb2.UpdateNamespaceResponse:
         """Set labels, by a mask those that it names, without one all (:meth:`lamella.namespaces.Namespaces.update_labels`)."""
-        name, labels = request.namespace.name, dict(request.namespace.labels)
-        paths = mask_paths(request.update_mask, lambda path: path.startswith("labels."))
-        changes = masked_labels(paths, labels) if paths else None
-        if changes is None:
-            changes = dict.fromkeys(self._namespaces.get(name).labels, "") | labels
+        name, labels = request.namespace.name, request.namespace.labels
+        paths = mask_paths(request.update_mask, "labels.")
+        changes = label_changes(paths, labels, {} if paths else self._namespaces.get(name).labels)
         updated = self._namespaces.update_labels(name, changes)
         return namespaces_pb2.UpdateNamespaceResponse(namespace=_message(updated))
 

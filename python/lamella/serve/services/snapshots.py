@@ -18,7 +18,7 @@ from lamella.gc import collect
 from lamella.labels import COLLECTABLE
 from lamella.serve.api import snapshots_pb2
 from lamella.serve.call import Call
-from lamella.serve.messages import batches, label_changes, to_mounts, to_timestamp
+from lamella.serve.messages import batches, label_changes, mask_paths, to_mounts, to_timestamp
 from lamella.serve.service import Service
 from lamella.snapshots import SNAPSHOTTERS, SnapshotInfo, snapshotter
 from lamella.snapshots.recorded import RecordedSnapshotter
@@ -99,7 +99,9 @@ class Snapshots(Service):
         snapshots = self._snapshotter(call, request.snapshotter)
         name = request.info.name
         with call.client.database.write():
-            changes = label_changes(request.update_mask, request.info.labels, _labels(snapshots.stat(name)))
+            changes = label_changes(
+                mask_paths(request.update_mask, "labels"), request.info.labels, _labels(snapshots.stat(name))
+            )
             return snapshots_pb2.UpdateSnapshotResponse(info=_info(snapshots.update(name, changes)))
 
     def Cleanup(self, request: snapshots_pb2.CleanupRequest, call: Call) -> Empty:
