@@ -230,7 +230,7 @@ class LayerCheck:
             return str(layer.path), True
         with client.layers.stage(snapshotter, layer.diff_id) as staging:
             copy_beneath(client, staging, lowers)
-            unpacked = unpack_blob(client, descriptor, staging, layer.diff_id)
+            unpacked = unpack_blob(client, descriptor, str(staging.path), diff_id=layer.diff_id)
             if unpacked.deferred:
                 if not sound:
                     return str(layer.path), True

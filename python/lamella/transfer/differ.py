@@ -24,6 +24,7 @@ from lamella.errors import Unsupported
 from lamella.snapshots import Mount, Whiteouts
 from lamella.snapshots.mounting import shown
 from lamella.transfer.commit import LAYER_TYPES, LayerCompression, store_packed
+from lamella.transfer.unpack import unpack_blob
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -42,8 +43,8 @@ def apply(
     type that is no layer, FailedPrecondition and DataLoss for a damaged blob, which may have been applied in part;
     PermissionDenied for who may not mount. Twice is harmless.
     """
-    compression = oci.compression_of(descriptor)
-    blob = client.content.path(descriptor.digest)
+    oci.compression_of(descriptor)  # which may refuse, as may the next, before anything is mounted
+    client.content.path(descriptor.digest)
     with ExitStack() as stack:
         layered = _Layered.of(mounts)
         if layered is not None and layered.is_fresh():
@@ -51,19 +52,7 @@ def apply(
             os.utime(folder, (0, 0))  # what a tar does not say of the root is the same each time
         else:
             folder, whiteouts, lowers = stack.enter_context(_tree(client, mounts)), "plain", []
-        pipeline = _core.Pipeline(
-            digest=descriptor.digest,
-            size=descriptor.size,
-            compression=compression,
-            layer=folder,
-            whiteouts=whiteouts,
-        )
-        try:
-            pipeline.read_from(str(blob))
-            unpacked = pipeline.finish()
-        except BaseException:
-            pipeline.abort()
-            raise
+        unpacked = unpack_blob(client, descriptor, folder, whiteouts=whiteouts)
         _core.resolve(folder, lowers, unpacked.deferred)
         if unpacked.opaque_root and layered is not None and lowers:
             layered.hide_lowers()

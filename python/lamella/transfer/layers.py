@@ -336,7 +336,8 @@ class Layers:
         descriptor = job.descriptor
         self._report(descriptor, "unpacking", received=descriptor.size)
         assert job.staging is not None
-        self._settle(job, unpack_blob(self._client, descriptor, job.staging, job.diff_id))
+        folder = str(job.staging.path)
+        self._settle(job, unpack_blob(self._client, descriptor, folder, diff_id=job.diff_id))
 
     def _settle(self, job: LayerJob, unpacked: _core.Unpacked) -> None:
         """Make a layer that stands on its own visible; keep one that needs its parents for later."""

@@ -12,20 +12,29 @@ from lamella.reference import Reference
 
 if TYPE_CHECKING:
     from lamella.client import Client
+    from lamella.snapshots import Whiteouts
     from lamella.snapshots.layers import Staging
 
 
 def unpack_blob(
-    client: Client, descriptor: oci.Descriptor, staging: Staging, diff_id: str | None
+    client: Client,
+    descriptor: oci.Descriptor,
+    folder: str,
+    *,
+    whiteouts: Whiteouts | None = None,
+    diff_id: str | None = None,
 ) -> _core.Unpacked:
-    """Unpack a layer's blob into a staging folder, checked against ``diff_id``. Errors are those of the core's Pipeline."""
+    """Unpack a layer's blob into a folder, checked against ``diff_id``. Errors are those of the core's Pipeline.
+
+    ``whiteouts``: those of the client's snapshotter by default.
+    """
     pipeline = _core.Pipeline(
         digest=descriptor.digest,
         size=descriptor.size,
         compression=oci.compression_of(descriptor),
-        layer=str(staging.path),
+        layer=folder,
         diff_id=diff_id,
-        whiteouts=client.snapshots.whiteouts,
+        whiteouts=whiteouts or client.snapshots.whiteouts,
     )
     try:
         pipeline.read_from(str(client.content.path(descriptor.digest)))
