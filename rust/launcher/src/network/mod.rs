@@ -296,6 +296,13 @@ mod tests {
         assert!(seen.exists() && network.record.exists() && folder.path().join("namespace").exists());
     }
 
+    /// Between its new memory and its arguments a process that execve makes has none (`begin_new_exec` in Linux).
+    fn await_arguments(pid: u32) {
+        while std::fs::read(format!("/proc/{pid}/cmdline")).expect("read").is_empty() {
+            std::thread::yield_now();
+        }
+    }
+
     #[test]
     fn a_process_that_outlives_its_namespace_is_killed_if_it_is_the_one() {
         let folder = tempfile::tempdir().expect("a folder");
@@ -304,6 +311,7 @@ mod tests {
             let network = network(folder.path(), "[]");
             let mut command = Command::new("cat");
             let mut child = command.arg("-").arg(argument).stdin(Stdio::piped()).spawn().expect("started");
+            await_arguments(child.id());
             let text = std::fs::read_to_string(&network.record).expect("read");
             let text = text.replace(r#""programs""#, &format!(r#""process":{},"programs""#, child.id()));
             std::fs::write(&network.record, text).expect("written");
