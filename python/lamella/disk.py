@@ -20,6 +20,7 @@ from lamella.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from lamella.ownership import check_owner
 
 TRASH = "trash-"
 """How the names begin, in ingest/ and beside layer folders, of what is being removed: nobody wants it back."""
@@ -92,20 +93,6 @@ def make_state_folder(path: Path) -> None:
         check_owner(path)
         return
     path.chmod(0o711)
-
-
-def check_owner(path: Path) -> None:
-    """Refuse a folder that another user could change under us: one of his, or one that everybody may write to."""
-    status = path.stat()
-    if status.st_uid not in (0, os.geteuid()):
-        raise PermissionDenied(
-            f"{path} belongs to another user (uid {status.st_uid}), who could exchange what is in it",
-            hint="Choose a folder of your own, or give it to the user who runs this (chown).",
-        )
-    if status.st_mode & 0o002:
-        raise PermissionDenied(
-            f"everybody may write to {path} and exchange what is in it", hint=f"Close it: chmod o-w {path}."
-        )
 
 
 def names_in(folder: Path) -> list[str]:

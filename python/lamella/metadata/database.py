@@ -31,7 +31,7 @@ from typing import Any, Protocol, Self
 import apsw
 
 from lamella.config import Config
-from lamella.disk import check_owner, make_private_folder, translated
+from lamella.disk import make_private_folder, translated
 from lamella.errors import (
     DataLoss,
     FailedPrecondition,
@@ -47,6 +47,7 @@ from lamella.logs import Log
 from lamella.metadata import schema
 from lamella.metrics import recorder
 from lamella.metrics.table import LOCK_WAIT, TRANSACTION
+from lamella.ownership import check_owner
 from lamella.reserve import fill, with_reserve
 
 BUSY_SECONDS = 60.0
