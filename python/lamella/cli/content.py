@@ -71,7 +71,7 @@ def _get(arguments: argparse.Namespace, session: Session) -> int:
                     hint="Send it to a file: -o FILE.",
                 )
             while piece := blob.read(_PIECE):
-                session.bytes(piece)
+                session.blob(piece)
     return 0
 
 

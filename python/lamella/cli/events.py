@@ -57,7 +57,7 @@ def _events(arguments: argparse.Namespace, session: Session) -> int:
                     raise OutputClosed(sys.stdout) from None
                 continue
             if session.json:
-                session.write(msgspec.json.encode(event).decode() + "\n")
+                session.record(event)
             else:
                 data = msgspec.json.encode(event.event).decode()
                 session.line(f"{event.timestamp} {event.namespace} {event.topic} {data}")

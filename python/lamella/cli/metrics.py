@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from lamella.cli.output import visible_json
 from lamella.cli.parser import Command, Parser
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ def _metrics(arguments: argparse.Namespace, session: Session) -> int:
     if session.json:
         import msgspec
 
-        found = client.metrics()
-        text = msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n"
+        text = visible_json(msgspec.json.format(msgspec.json.encode(client.metrics()), indent=2)) + "\n"
     else:
         text = metrics.exposition(client)
     if arguments.output is None:

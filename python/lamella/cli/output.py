@@ -28,6 +28,27 @@ def clean(text: str) -> str:
     return re.sub(_CONTROL, lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
+def visible_json(document: bytes) -> str:
+    r"""Give a JSON document in which what :func:`clean` makes visible is escaped (``\u009b``): it means what it meant.
+
+    Encoders leave what is above the 32 first characters as it is (RFC 8259, 7).
+    """
+    text = document.decode()
+    if text.isascii() and "\x7f" not in text:
+        return text
+    return re.sub(
+        _CONTROL,
+        lambda match: match.group() if match.group() == "\n" else f"\\u{ord(match.group()):04x}",
+        text,
+    )
+
+
+def visible_lines(data: bytes) -> str:
+    r"""Make bytes text whose control characters, but for ends of lines and tabs, are visible; what is no UTF-8, too."""
+    text = data.decode("utf-8", "backslashreplace")
+    return "".join(part if part in "\n\t" else clean(part) for part in re.split("([\n\t])", text))
+
+
 def one_line(text: str) -> str:
     """Put a message on one line, control characters made visible."""
     return clean(" ".join(text.split()) if "\n" in text or "\r" in text else text)

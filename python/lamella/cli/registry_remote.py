@@ -67,7 +67,7 @@ def _inspect(arguments: argparse.Namespace, session: Session) -> int:
             session.line(digest)
     elif arguments.manifest or arguments.config:
         read = remote.manifest if arguments.manifest else remote.config
-        session.bytes(read(ref, platform=platform))
+        session.blob(read(ref, platform=platform))
     else:
         session.document(remote.inspect(ref, platform=platform).inspect())
     return 0

@@ -2,7 +2,7 @@
 
 Results go to stdout, everything else (errors, remarks, progress) to stderr. Text that comes from outside, such as a
 label or a message of a registry, is shown with its control characters made visible, so that it cannot drive the
-reader's terminal. The bytes of a container or of a blob pass untouched.
+reader's terminal. The bytes of a container pass untouched, and those of a blob where stdout is no terminal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from lamella import logs
 from lamella.cli import EXIT_ERROR
-from lamella.cli.output import clean, one_line, table
+from lamella.cli.output import clean, one_line, table, visible_json, visible_lines
 from lamella.errors import LamellaError
 
 if TYPE_CHECKING:
@@ -148,7 +148,13 @@ class Session:
         """Write a value as indented JSON to stdout."""
         import msgspec
 
-        self.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+        self.write(visible_json(msgspec.json.format(msgspec.json.encode(value), indent=2)) + "\n")
+
+    def record(self, value: object) -> None:
+        """Write a value as JSON on one line to stdout."""
+        import msgspec
+
+        self.write(visible_json(msgspec.json.encode(value)) + "\n")
 
     def note(self, text: str) -> None:
         """Write a remark to stderr unless the reader wants quiet."""
@@ -157,6 +163,13 @@ class Session:
 
     def _warn(self, text: str) -> None:
         self.note(f"lamella: warning: {text}")
+
+    def blob(self, data: bytes) -> None:
+        """Write bytes that a registry chose to stdout: as they are, but for a terminal with control characters visible."""
+        if self.stdout_is_terminal:
+            self.write(visible_lines(data))
+        else:
+            self.bytes(data)
 
     def bytes(self, data: bytes | memoryview, *, error: bool = False) -> None:
         """Write bytes to stdout or stderr as they are, at once."""
@@ -194,7 +207,7 @@ class Session:
         if self.verbose:
             import traceback
 
-            traceback.print_exc(file=sys.stderr)
+            _to_stderr(visible_lines(traceback.format_exc().encode("utf-8", "backslashreplace")))
 
 
 def _write_all(stream: TextIO, data: bytes | memoryview) -> None:

@@ -71,8 +71,6 @@ def _stats(arguments: argparse.Namespace, session: Session) -> int:
 
 
 def _follow(arguments: argparse.Namespace, session: Session, chosen: list[Container]) -> int:
-    import msgspec
-
     from lamella.errors import FailedPrecondition
 
     before: dict[str, Statistics] = {}
@@ -88,9 +86,8 @@ def _follow(arguments: argparse.Namespace, session: Session, chosen: list[Contai
         begun = True
         present = {container.id: _with_percent(reading, before) for container, reading in readings}
         if session.json:
-            session.write(
-                "".join(msgspec.json.encode(reading).decode() + "\n" for reading in present.values())
-            )
+            for reading in present.values():
+                session.record(reading)
         else:
             session.write((_CLEAR if session.stdout_is_terminal else "") + _table(list(present.values())))
         session.flush()

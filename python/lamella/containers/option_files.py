@@ -28,18 +28,18 @@ def read_label_files(paths: FileNames | None) -> dict[str, str]:
 
 
 def parse_lines(text: str) -> Iterator[tuple[str, str | None]]:
-    """Yield name and value of each line. ValueError names the line."""
+    """Yield name and value of each line. ValueError says which line is wrong, and nothing of it: it may be part of a secret."""
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         stripped = line.removesuffix("\r").lstrip()
         if not stripped or stripped.startswith("#"):
             continue
         name, equals, value = stripped.partition("=")
         if not name:
-            raise ValueError(f"line {number}: {stripped[:80]!r} has no name before the =")
+            raise ValueError(f"line {number} has no name before the =")
         if any(char.isspace() for char in name):
-            raise ValueError(f"line {number}: the name {name[:80]!r} has white space in it")
+            raise ValueError(f"line {number}: the name has white space in it")
         if "\0" in stripped:
-            raise ValueError(f"line {number}: {name[:80]!r} has a NUL in it")
+            raise ValueError(f"line {number} has a NUL in it")
         yield name, value if equals else None
 
 
