@@ -53,6 +53,12 @@ def db(opened) -> Database:
     return opened()
 
 
+def _write_pages(target: Database, count: int) -> None:
+    with target.write() as db:
+        db.execute("CREATE TABLE IF NOT EXISTS filled (bytes BLOB)")
+        db.execute("INSERT INTO filled VALUES (randomblob(?))", (count * 4096,))
+
+
 def add(target: Database, name: str) -> None:
     with target.write() as db:
         db.execute("INSERT INTO namespaces (name, created_at, updated_at) VALUES (?, '', '')", (name,))
@@ -217,6 +223,66 @@ class TestOpening:
         assert log.stat().st_size == 0
         with opened().read() as db:
             assert db.execute("SELECT length(bytes) FROM big").fetchall() == [(20000000,)]
+
+    def test_other_threads_write_while_the_log_is_copied_back(self, db, config, monkeypatch):
+        monkeypatch.setattr(database, "CHECKPOINT_PAGES", 60)
+        begun, go_on = threading.Event(), threading.Event()
+
+        class Slow(apsw.Connection):
+            def wal_checkpoint(self, *arguments, **options):
+                begun.set()
+                assert go_on.wait(10)
+                return super().wal_checkpoint(*arguments, **options)
+
+        monkeypatch.setattr(apsw, "Connection", Slow)
+        thread = threading.Thread(target=_write_pages, args=(db, 70))
+        thread.start()
+        try:
+            assert begun.wait(10)
+            other = threading.Thread(target=add, args=(db, "meanwhile"), daemon=True)
+            other.start()
+            other.join(10)
+            assert not other.is_alive()
+        finally:
+            go_on.set()
+            thread.join(10)
+        assert names(db) == ["meanwhile"]
+
+    def test_the_log_is_copied_back_and_begun_anew(self, db, config, monkeypatch):
+        monkeypatch.setattr(database, "CHECKPOINT_PAGES", 60)
+        for _ in range(50):
+            _write_pages(db, 70)
+        assert (config.root / "metadata.db-wal").stat().st_size < 50 * 70 * 4096 / 5
+        assert (config.root / "metadata.db").stat().st_size > 50 * 60 * 4096
+
+    def test_a_log_that_grows_while_it_is_copied_back_is_copied_while_others_wait(
+        self, db, config, monkeypatch
+    ):
+        monkeypatch.setattr(database, "CHECKPOINT_PAGES", 60)
+        monkeypatch.setattr(db, "_copy_log_back", lambda: None)  # as if it were never done
+        for _ in range(50):
+            _write_pages(db, 70)
+        assert (config.root / "metadata.db-wal").stat().st_size < 50 * 70 * 4096 / 5
+
+    def test_a_fork_waits_until_the_log_is_copied_back(self, db, monkeypatch):
+        monkeypatch.setattr(database, "CHECKPOINT_PAGES", 60)
+        begun, ended = threading.Event(), threading.Event()
+
+        class Slow(apsw.Connection):
+            def wal_checkpoint(self, *arguments, **options):
+                begun.set()
+                time.sleep(0.1)
+                result = super().wal_checkpoint(*arguments, **options)
+                ended.set()
+                return result
+
+        monkeypatch.setattr(apsw, "Connection", Slow)
+        thread = threading.Thread(target=_write_pages, args=(db, 70))
+        thread.start()
+        assert begun.wait(10)
+        in_child(lambda: None)
+        assert ended.is_set()
+        thread.join(10)
 
     def test_close_is_harmless_twice_and_final(self, db):
         db.close()
