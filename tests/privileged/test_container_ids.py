@@ -116,6 +116,17 @@ def test_files_go_in_and_out_with_the_owners_that_it_knows(client, create, tmp_p
         box.copy_in(tmp_path / "passwd", "/stranger", archive=True)
 
 
+def test_message_queues_are_its_roots(create):
+    """Their folder belongs to whoever makes the IPC namespace: the machine's root would be nobody inside."""
+    box = create("sleep", "100", **MAPS)
+    box.start()
+    script = "echo > /dev/mqueue/queue; cd /dev/mqueue && ls -ldn . queue"
+    lines = box.exec(["sh", "-c", script], check=True).text.splitlines()
+    assert [line.split()[2:4] for line in lines] == [["0", "0"], ["0", "0"]]
+    outside = Path(f"/proc/{box.pid}/root/dev/mqueue").stat()
+    assert (outside.st_uid, outside.st_gid) == (HOST, HOST + 5 * SIZE)
+
+
 def test_ranges_are_chosen_so_that_no_two_containers_share_one(create):
     boxes = [create("true", userns="auto") for _ in range(3)]
     texts = {box.record.extra.id_maps.users for box in boxes}

@@ -6,6 +6,7 @@
 //! | [`sys`] | the only module with unsafe code: system calls that rustix does not wrap |
 //! | [`mount`] | mounts by the new mount API, or mount(2) |
 //! | [`network`] | network namespaces that outlive the process that made them |
+//! | [`inode`] | finds what a name leads to before it is opened |
 //! | [`tree`] | disk usage and removal of a tree, through directory descriptors |
 //! | [`launch`] | starts the launcher from a sealed copy in memory |
 //! | [`counters`] | counters that all processes of a machine add to |
@@ -21,6 +22,7 @@
 
 pub mod counters;
 pub mod error;
+pub mod inode;
 pub mod launch;
 pub mod mount;
 pub mod network;

@@ -117,6 +117,9 @@ fn set_up(
         let (uid, gid) = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);
         rustix::thread::set_thread_res_gid(gid, gid, gid).step(|| "become group 0 of the user namespace")?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).step(|| "become user 0 of the user namespace")?;
+        if plan.namespaces.new_ipc {
+            sys::unshare(libc::CLONE_NEWIPC).step(|| "make an IPC namespace")?;
+        }
     }
     rustix::process::umask(rustix::fs::Mode::empty());
     rustix::process::setsid().step(|| "start a session")?;

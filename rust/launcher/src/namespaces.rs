@@ -44,6 +44,9 @@ pub struct Namespaces {
     network: RefCell<Option<OwnedFd>>,
     /// The cgroup namespace's root is where the process is when it is made: after it has joined its cgroup.
     pub new_cgroup: bool,
+    /// The IPC namespace is made by the root of the container's user namespace, who owns /dev/mqueue then: it belongs to whoever
+    /// makes it, and the machine's root would be nobody in there.
+    pub new_ipc: bool,
     /// A new network namespace, whose loopback device must be set up.
     pub new_network: bool,
     /// A new time namespace, with what its clocks are ahead of the host's by. It cannot be made by clone3.
@@ -96,12 +99,17 @@ pub fn outer_root(uids: &[IdMapping], gids: &[IdMapping]) -> Option<(u32, u32)> 
 impl Namespaces {
     /// Prepare the (checked) namespaces of a spec. A path that is not a namespace is refused.
     pub fn new(linux: &Linux) -> Result<Self, Failure> {
+        let new_ipc = linux.has_namespace("user") && linux.makes_namespace("ipc");
+        let mut apart = libc::CLONE_NEWCGROUP | sys::CLONE_NEWTIME;
+        if new_ipc {
+            apart |= libc::CLONE_NEWIPC;
+        }
         let mut made_by_clone = 0;
         let mut joined = Vec::new();
         for namespace in &linux.namespaces {
             let flag = flag(&namespace.kind);
             if namespace.path.is_empty() {
-                made_by_clone |= flag & !(libc::CLONE_NEWCGROUP | sys::CLONE_NEWTIME);
+                made_by_clone |= flag & !apart;
                 continue;
             }
             let step = || format!("open the {} namespace {}", namespace.kind, namespace.path);
@@ -122,6 +130,7 @@ impl Namespaces {
             made_by_clone,
             network: RefCell::new(None),
             new_cgroup: linux.makes_namespace("cgroup"),
+            new_ipc,
             new_network: linux.makes_namespace("network"),
             time: linux.makes_namespace("time").then(|| linux.time_offsets.clone()),
             mappings: linux.has_namespace("user").then(|| (linux.uid_mappings.clone(), linux.gid_mappings.clone())),

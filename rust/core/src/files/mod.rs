@@ -138,9 +138,3 @@ fn not_found(path: &[u8], error: Errno) -> Error {
         _ => error_text,
     }
 }
-
-/// Open for reading what is known to be a regular file or a folder.
-fn reopen(found: BorrowedFd<'_>, flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
-    let flags = flags | OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    rustix::fs::openat(CWD, sys::descriptor_path(found), flags, Mode::empty())
-}

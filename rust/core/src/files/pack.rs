@@ -5,11 +5,12 @@ use std::ffi::CStr;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::{Output, Root, reopen};
+use super::{Output, Root};
 use crate::error::{Error, Kind, Result, show};
+use crate::inode::{find_at, reopen};
 use crate::layer::{Attributes, Target, read_xattrs};
 use crate::mount::IdMaps;
 use crate::tar::{Device, Entry, EntryKind, Writer};
@@ -88,8 +89,7 @@ impl Pack<'_, '_> {
                 }
                 path.extend_from_slice(part.to_bytes());
             }
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let found = match rustix::fs::openat(folder, &name, flags, Mode::empty()) {
+            let found = match find_at(folder, &name) {
                 Ok(found) => found,
                 Err(Errno::NOENT) => continue,
                 Err(error) => return Err(read_error(&path, error)),

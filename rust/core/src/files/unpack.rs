@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::owners::ActingAsRoot;
 use super::{Input, Root, not_found};
 use crate::error::{Error, Kind, Result, show};
+use crate::inode::reopen;
 use crate::layer::{Attributes, mode_bits, set_attributes, set_attributes_at, set_times};
 use crate::tar::{Entry, EntryKind, Limits, Reader, is_zero};
 
@@ -210,7 +211,7 @@ impl Unpack<'_> {
     fn finish(&mut self) {
         for (path, attributes) in std::mem::take(&mut self.folders).into_iter().rev() {
             if let Ok(folder) = self.root.folder(&self.path(&path))
-                && let Ok(folder) = super::reopen(folder.as_fd(), OFlags::DIRECTORY)
+                && let Ok(folder) = reopen(folder.as_fd(), OFlags::DIRECTORY)
             {
                 let _ = set_times(folder.as_fd(), attributes.atime, attributes.mtime);
             }

@@ -13,6 +13,7 @@ use super::attributes::{
 };
 use super::merged::Found;
 use crate::error::{Error, Kind, Result, show};
+use crate::inode;
 use crate::sys;
 use crate::tree::Check;
 
@@ -68,13 +69,9 @@ pub fn copy_inode(from: Name<'_>, stat: &Stat, to: Name<'_>, manner: &mut Manner
 
 fn copy_file(from: Name<'_>, to: Name<'_>, manner: &mut Manner<'_>) -> Result<()> {
     let failed = |error: Errno| Error::system(format!("cannot copy '{}'", show(from.name.to_bytes())), error);
-    // What took the file's place since it was looked at must not hold us up.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let source = rustix::fs::openat(from.folder, from.name, flags, Mode::empty()).map_err(failed)?;
-    let stat = rustix::fs::fstat(&source).map_err(failed)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(failed(Errno::STALE));
-    }
+    // Something else may have taken the file's place since it was looked at.
+    let opened = inode::open_file_at(from.folder, from.name).map_err(failed)?;
+    let (source, stat) = opened.ok_or(Errno::STALE).map_err(failed)?;
     let attributes = Attributes::read(&stat, (manner.xattrs)(&Target::Descriptor(source.as_fd()))?);
     // Attributes may need a writable mode; set-id bits come when the content is complete.
     let mode = if attributes.xattrs.is_empty() { attributes.mode & 0o777 } else { 0o600 };
@@ -92,15 +89,13 @@ pub fn set_attributes_at(
     attributes: &Attributes,
     note: &mut dyn FnMut(String),
 ) -> Result<()> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let inode = rustix::fs::openat(folder, name, flags, Mode::empty());
     let failed = |error: Errno| Error::system(format!("cannot set attributes of '{}'", show(name.to_bytes())), error);
-    let inode = inode.map_err(failed)?;
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&inode).map_err(failed)?.st_mode);
+    let found = inode::find_at(folder, name).map_err(failed)?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&found).map_err(failed)?.st_mode);
     set_owner_at(folder, name, attributes.uid, attributes.gid)?;
     set_xattrs(&Target::Name(folder, name), &attributes.xattrs, note)?;
     if kind != FileType::Symlink {
-        rustix::fs::chmod(sys::descriptor_path(inode.as_fd()), mode_bits(attributes.mode)).map_err(failed)?;
+        rustix::fs::chmod(sys::descriptor_path(found.as_fd()), mode_bits(attributes.mode)).map_err(failed)?;
     }
     set_times_at(folder, name, attributes.atime, attributes.mtime)
 }
@@ -164,4 +159,30 @@ fn copy_by_hand(from: &OwnedFd, to: &File, mut position: u64, end: u64, check: C
         position += count as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::MaybeUninit;
+
+    use rustix::fs::{AtFlags, inotify};
+
+    use super::*;
+
+    #[test]
+    fn what_took_a_files_place_is_not_opened() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let opened = File::open(folder.path()).expect("opened");
+        std::fs::write(folder.path().join("file"), "text").expect("written");
+        let stat = rustix::fs::statat(&opened, c"file", AtFlags::SYMLINK_NOFOLLOW).expect("there");
+        std::fs::remove_file(folder.path().join("file")).expect("removed");
+        rustix::fs::mknodat(&opened, c"file", FileType::Fifo, Mode::RUSR, 0).expect("made");
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).expect("made");
+        inotify::add_watch(&watch, folder.path(), inotify::WatchFlags::OPEN).expect("watched");
+        let at = |name| Name { folder: opened.as_fd(), name };
+        let manner = &mut Manner { xattrs: read_xattrs, check: &mut || Ok(()), note: &mut |_| {} };
+        copy_inode(at(c"file"), &stat, at(c"copy"), manner).expect_err("it is no file any more");
+        let mut buffer = [MaybeUninit::uninit(); 1024];
+        assert_eq!(inotify::Reader::new(&watch, &mut buffer).next().err(), Some(Errno::AGAIN));
+    }
 }

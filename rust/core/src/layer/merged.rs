@@ -4,13 +4,13 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Stat};
 use rustix::io::Errno;
 
 use super::WhiteoutFormat;
@@ -18,7 +18,7 @@ use super::folders::{open_child, open_layer};
 use super::name::{c_name, split};
 use super::whiteout::{is_opaque, is_whiteout};
 use crate::error::{Error, Kind, Result, show};
-use crate::sys;
+use crate::inode;
 
 /// As the kernel's MAXSYMLINKS.
 const MAX_SYMLINKS: usize = 40;
@@ -240,18 +240,6 @@ fn names(levels: &[Level]) -> Vec<Vec<u8>> {
     levels.iter().map(|level| level.name.clone()).collect()
 }
 
-/// Open a file for reading. None when it is something else, which is not opened: the topmost layer may be a container's that
-/// runs, and puts a device there at the last moment.
-fn open_file(folder: BorrowedFd<'_>, name: &CStr) -> std::result::Result<Option<OwnedFd>, Errno> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let found = rustix::fs::openat(folder, name, flags, Mode::empty())?;
-    if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) != FileType::RegularFile {
-        return Ok(None);
-    }
-    rustix::fs::openat(CWD, sys::descriptor_path(found.as_fd()), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map(Some)
-}
-
 /// Read a regular file of the merged view. None when it is not there, or is something else.
 ///
 /// `ResourceExhausted` when it is longer than `limit` bytes.
@@ -266,8 +254,9 @@ pub fn read_file<P: AsRef<Path>>(
         return Ok(None);
     }
     let failed = |error: std::io::Error| Error::system(format!("cannot read '{}'", show(path)), error);
-    let opened = open_file(found.parent.as_fd(), &found.name).map_err(|error| failed(error.into()))?;
-    let Some(file) = opened else { return Ok(None) };
+    // The topmost layer may be a container's that runs, and puts a device there at the last moment.
+    let opened = inode::open_file_at(found.parent.as_fd(), &found.name).map_err(|error| failed(error.into()))?;
+    let Some((file, _)) = opened else { return Ok(None) };
     let mut content = Vec::new();
     let read = std::fs::File::from(file).take(limit.saturating_add(1)).read_to_end(&mut content).map_err(failed)?;
     if read as u64 > limit {
@@ -277,28 +266,4 @@ pub fn read_file<P: AsRef<Path>>(
         ));
     }
     Ok(Some(content))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::mem::MaybeUninit;
-
-    use rustix::fs::inotify;
-
-    use super::*;
-
-    #[test]
-    fn what_is_no_file_is_not_opened() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let opened = std::fs::File::open(folder.path()).expect("opened");
-        std::fs::write(folder.path().join("file"), "text").expect("written");
-        rustix::fs::mknodat(&opened, "fifo", FileType::Fifo, Mode::RUSR, 0).expect("made");
-        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).expect("made");
-        inotify::add_watch(&watch, folder.path(), inotify::WatchFlags::OPEN).expect("watched");
-        assert!(open_file(opened.as_fd(), c"fifo").expect("looked at").is_none());
-        assert!(open_file(opened.as_fd(), c"file").expect("opened").is_some());
-        let mut buffer = [MaybeUninit::uninit(); 1024];
-        let mut events = inotify::Reader::new(&watch, &mut buffer);
-        assert_eq!(events.next().expect("one").file_name(), Some(c"file"));
-    }
 }

@@ -1,5 +1,6 @@
 //! Differences of trees: what is applied to the one gives the other. The kernel, GNU tar and cp are the oracles.
 
+use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, PermissionsExt};
 use std::path::Path;
@@ -13,7 +14,7 @@ use lamella_core::layer::{Merged, WhiteoutFormat};
 use lamella_core::mount::{Mount, mount, unmount};
 use lamella_core::tar::{EntryKind, Limits, Reader, Timestamp, Writer};
 use proptest::prelude::*;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, inotify};
 
 use crate::{apply_to, privileged, tree};
 
@@ -552,4 +553,23 @@ fn hashed(bytes: &[u8]) -> Digest {
     let mut hasher = Hasher::new(Algorithm::Sha256);
     hasher.update(bytes);
     hasher.finish()
+}
+
+#[test]
+fn what_took_a_files_place_before_it_is_written_is_not_opened() {
+    let room = Room::new();
+    let folder = room.folder("tree");
+    std::fs::write(folder.join("file"), "text").unwrap();
+    let changes = diff(&alone(&folder), &mut || Ok(())).unwrap();
+    std::fs::remove_file(folder.join("file")).unwrap();
+    rustix::fs::mknodat(CWD, folder.join("file"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&watch, &folder, inotify::WatchFlags::OPEN).unwrap();
+    let error = write(&changes, &mut Writer::new(Vec::new()), &mut || Ok(())).unwrap_err();
+    assert_eq!(error.kind, Kind::Unavailable);
+    let mut buffer = [MaybeUninit::uninit(); 1024];
+    let mut events = inotify::Reader::new(&watch, &mut buffer);
+    while let Ok(event) = events.next() {
+        assert_eq!(event.file_name(), None, "only the folder itself is opened");
+    }
 }

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use lamella_core::inode;
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
@@ -31,7 +32,8 @@ pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno
                 own(to, name, &status)?;
             }
             FileType::RegularFile => {
-                let source = open(&from, name, OFlags::RDONLY | OFlags::CLOEXEC)?;
+                // Where another container has the folder, too, something else may have taken the file's place.
+                let (source, _) = inode::open_file_at(from.as_fd(), name)?.ok_or(Errno::STALE)?;
                 let create = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let target = rustix::fs::openat(to, name, create, Mode::RWXU)?;
                 let copied = std::io::copy(&mut File::from(source), &mut File::from(target));

@@ -115,13 +115,13 @@ impl MountPlan {
                     .step(|| format!("{what}: it must be a plain folder of the image"))?;
             }
             self.check_target(root, &target, self.mount.kind == "proc", &what)?;
+            let made = mount::make(&self.mount, &self.options).map_err(failed)?;
             if self.copies_up {
-                mount::mount_at(&self.mount, target.as_fd()).map_err(failed)?;
-                let made = root.open(&self.destination, OFlags::PATH | OFlags::DIRECTORY).step(|| &what)?;
-                return copy_up::copy(target.as_fd(), made.as_fd())
-                    .step(|| format!("copy what the image has at {}", self.destination));
+                // Before it is attached: its path may lead elsewhere by then.
+                copy_up::copy(target.as_fd(), made.as_fd())
+                    .step(|| format!("copy what the image has at {}", self.destination))?;
             }
-            return mount::mount_at(&self.mount, target.as_fd()).map_err(failed);
+            return mount::place(made.as_fd(), target.as_fd(), &self.options).map_err(failed);
         }
         let made = bound.map_or_else(|| self.bound(sources), Ok)?;
         let status = rustix::fs::fstat(&made).step(|| &what)?;

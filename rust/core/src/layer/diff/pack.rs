@@ -3,13 +3,14 @@
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::super::attributes::Attributes;
 use super::super::whiteout::{OPAQUE, PREFIX};
 use super::{ChangeKind, Changes, Node, NodeKind, open_tree, read_full};
 use crate::error::{Error, Kind, Result, show};
+use crate::inode;
 use crate::tar::{Device, Entry, EntryKind, Segment, Timestamp, Writer, is_zero};
 use crate::tree::Check;
 
@@ -107,19 +108,17 @@ impl<W: Write> Pack<'_, W> {
 
     /// Open a file of the tree that is what it was when it was found.
     fn open(&self, path: &[u8], size: u64) -> Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let opened = rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve);
-        let file = opened.map_err(|error| match error {
-            Errno::NOENT | Errno::LOOP | Errno::NOTDIR => changed(path),
-            _ => Error::system(format!("cannot open '{}'", show(path)), error),
-        })?;
-        let stat = rustix::fs::fstat(&file).map_err(|error| failed(path, error))?;
-        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        if !is_file || u64::try_from(stat.st_size) != Ok(size) {
-            return Err(changed(path));
+        let found =
+            rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve).map_err(|error| match error {
+                Errno::NOENT | Errno::LOOP | Errno::NOTDIR => changed(path),
+                _ => Error::system(format!("cannot open '{}'", show(path)), error),
+            })?;
+        match inode::open_file(found.as_fd()).map_err(|error| failed(path, error))? {
+            Some((file, stat)) if u64::try_from(stat.st_size) == Ok(size) => Ok(file),
+            _ => Err(changed(path)),
         }
-        Ok(file)
     }
 
     fn copy(&mut self, path: &[u8], content: &OwnedFd, segments: &[Segment]) -> Result<()> {

@@ -5,7 +5,7 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Stat};
 use rustix::io::Errno;
 
 use super::super::WhiteoutFormat;
@@ -16,6 +16,7 @@ use super::super::whiteout::{PREFIX, is_opaque, is_whiteout, stands_for_whiteout
 use super::links::{self, Unchanged};
 use super::{Change, ChangeKind, Changes, Node, NodeKind, read_full};
 use crate::error::{Error, Kind, Result, show};
+use crate::inode;
 use crate::tar::MAX_PATH;
 use crate::tree::{Check, allocated, names};
 
@@ -57,11 +58,6 @@ impl<'a> Place<'a> {
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    fn open(&self) -> std::result::Result<OwnedFd, Errno> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        rustix::fs::openat(self.folder, self.name, flags, Mode::empty())
     }
 
     fn inode(&self) -> Option<(u64, u64)> {
@@ -262,8 +258,12 @@ impl<'a> Scan<'a> {
     }
 
     fn is_same_content(&mut self, old: &Place<'_>, new: &Place<'_>) -> Result<bool> {
-        let one = old.open().map_err(|error| self.failed("open", error))?;
-        let other = new.open().map_err(|error| self.failed("open", error))?;
+        let open = |place: &Place<'_>| {
+            inode::open_file_at(place.folder, place.name).map_err(|error| self.failed("open", error))
+        };
+        let (Some((one, _)), Some((other, _))) = (open(old)?, open(new)?) else {
+            return Ok(false); // it is no file any more
+        };
         let (mut here, mut there) = (vec![0; COMPARED], vec![0; COMPARED]);
         let mut at = 0;
         loop {
