@@ -290,6 +290,26 @@ def test_a_runtime_refuses_in_its_own_words_and_leaves_nothing(client, image):
     assert client.containers.list(all=True) == []
 
 
+def test_who_has_a_runtime_make_a_container_holds_nothing_of_the_monitors_open(
+    client, image, tmp_path, monkeypatch
+):
+    """Others wait for the end of the monitor's pipes and sockets: it would not come as long as the runtime is at work."""
+    program = tmp_path / "bin" / "runx"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nls -l /proc/$PPID/fd >{tmp_path}/$1-$$.seen; exit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    box = client.containers.create(image, ["/bin/true"], runtime="runx", stdin=True)
+    with pytest.raises(LamellaError):
+        box.start()
+    box.remove()
+    seen = [path.read_text() for path in tmp_path.glob("*.seen")]
+    assert seen
+    for names in seen:  # the channel, and the program's streams
+        assert names.count("socket:") <= 1 and names.count("pipe:") <= 3, names
+        assert str(client.config.state) not in names.replace(f"{box.task.folder}/lock", ""), names
+
+
 @pytest.mark.needs_program("runc")
 def test_what_a_runtime_says_of_a_run_that_cannot_begin_is_not_the_containers(client, image):
     options = {"runtime": "runc", "restart_policy": "on-failure:2"}
