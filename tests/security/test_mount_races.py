@@ -90,10 +90,17 @@ def test_cve_2021_25741_a_part_of_a_volume_that_is_swapped_for_a_symlink_never_s
     assert all("leads out" in str(error) or "part" in str(error) for error in errors)
 
 
+@pytest.mark.parametrize(
+    ("source", "target"), [("mine", "at/deep"), ("mine/file", "at/deep/file")], ids=["folder", "file"]
+)
 def test_cve_2021_30465_a_target_that_another_container_swaps_for_a_symlink_stays_in_the_root(
-    client, image, tmp_path, outside, swapping
+    client, image, tmp_path, outside, swapping, source, target
 ):
-    """runc looked the target of a mount up, then mounted by its name; a container that shared a volume put a symlink there."""
+    """runc looked the target of a mount up, then mounted by its name; a container that shared a volume put a symlink there.
+
+    A file to mount on is made as a plain name of a folder that was found, and mounted on by that folder: a symlink that takes
+    its place between the two is an error.
+    """
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("mine")
     volume = client.volumes.create("data")
@@ -101,7 +108,7 @@ def test_cve_2021_30465_a_target_that_another_container_swaps_for_a_symlink_stay
     (volume.path / "link").symlink_to(outside)
     before = sorted(outside.rglob("*"))
     options = {
-        "volumes": ["data:/shared", f"{tmp_path}/mine:/shared/at/deep"],
+        "volumes": ["data:/shared", f"{tmp_path}/{source}:/shared/{target}"],
         "tmpfs": ["/shared/at/memory"],
     }
     with swapping(volume.path / "at", volume.path / "link"):
