@@ -37,11 +37,11 @@ pub struct Failure {
 
 impl Failure {
     /// Make a failure without a hint. What a document has in its names and values reaches the reader's terminal: control
-    /// characters are escaped.
+    /// characters are escaped, and those that turn the writing direction.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         let mut message = message.into();
-        if message.contains(char::is_control) {
-            let escape = |character: char| match character.is_control() {
+        if message.contains(drives_terminal) {
+            let escape = |character: char| match drives_terminal(character) {
                 true => character.escape_default().to_string(),
                 false => character.to_string(),
             };
@@ -140,6 +140,11 @@ impl<T> Step<T> for Result<T, rustix::io::Errno> {
     }
 }
 
+/// Whether a terminal obeys a character in the place of showing it (UAX #9 for those that turn the writing direction).
+fn drives_terminal(character: char) -> bool {
+    character.is_control() || matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,7 +158,8 @@ mod tests {
 
     #[test]
     fn a_message_holds_nothing_that_a_terminal_obeys() {
-        assert_eq!(Failure::unsupported("\x1b[31mfield\n").message.find(char::is_control), None);
+        let message = Failure::unsupported("\x1b[31mfield\n\u{9b}\u{2028}\u{202e}\u{2066}\u{e4}").message;
+        assert!(message.starts_with("\\u{1b}[31mfield\\n\\u{9b}\\u{2028}\\u{202e}\\u{2066}\u{e4} "), "{message}");
     }
 
     #[test]
