@@ -15,6 +15,7 @@ __all__ = [
     "Deferred",
     "Files",
     "Packed",
+    "Pattern",
     "Pipeline",
     "Stream",
     "Transport",
@@ -170,6 +171,17 @@ class Deferred:
     """Entries of a layer that depend on the layers beneath: unnamed parent folders, hard links into lower layers."""
 
     def __bool__(self) -> bool: ...
+
+@final
+class Pattern:
+    """A regular expression in Rust's syntax, which is RE2's but for rarities. It is searched for in time linear in the text.
+
+    InvalidArgument for one that is malformed, or takes more than 10 MiB when compiled.
+    """
+
+    def __new__(cls, text: str) -> Pattern: ...
+    def search(self, text: str) -> bool:
+        """Tell whether it matches anywhere in the text."""
 
 @final
 class Counters:

@@ -167,12 +167,13 @@ class Leases:
             )
 
     def remove(self, lease_id: str, type: str, resource_id: str) -> None:
-        """Protect a resource no longer. NotFound for the lease. Twice is harmless."""
+        """Protect a resource no longer. Errors as :meth:`add`. Twice is harmless."""
+        checked = _check_resource(type, resource_id)
         with self._database.write() as db:
             number = self._number(db, lease_id)
             db.execute(
                 "DELETE FROM lease_resources WHERE lease = ? AND type = ? AND resource = ?",
-                (number, type, resource_id),
+                (number, *checked),
             )
 
     def resources(self, lease_id: str) -> list[Resource]:

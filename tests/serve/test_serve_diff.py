@@ -20,6 +20,7 @@ from lamella.transfer.commit import pack_layer
 from layers import compress, file, folder, hardlink, opaque, symlink, tar, whiteout
 from rpc import refusal
 from tree import differences, read_tree
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -289,3 +290,13 @@ def test_a_layer_does_not_leave_its_folder(unpacker, tmp_path, point) -> None:
         )
     assert not list(outside.iterdir())
     assert not list(tmp_path.rglob("planted"))
+
+
+def test_a_difference_that_nobody_waits_for_any_more_is_given_up(served, unpacker, tmp_path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "file").write_bytes(os.urandom(128 << 20))
+    mount = types_pb2.Mount(type="bind", source=str(tmp_path / "large"), options=["rw", "rbind"])
+    request = diff_pb2.DiffRequest(right=[mount], ref="given-up")
+    assert refusal(unpacker.diffs.Diff, request, timeout=0.2) is CODES.DEADLINE_EXCEEDED
+    until(lambda: not served.client.content.ingests())
+    assert not list(served.client.content.walk())

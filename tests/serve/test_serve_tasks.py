@@ -369,10 +369,14 @@ def test_a_task_is_frozen_thawed_limited_and_measured(box) -> None:
     )  # there is no terminal
     box.tasks.Pause(tasks_pb2.PauseTaskRequest(container_id="box"))
     assert box.get().status == task_types_pb2.PAUSED
+    again = tasks_pb2.PauseTaskRequest(container_id="box")
+    assert refusal(box.tasks.Pause, again) is grpc.StatusCode.FAILED_PRECONDITION
     assert refusal(box.exec, "x", "/bin/true") is grpc.StatusCode.FAILED_PRECONDITION
     assert refusal(box.delete) is grpc.StatusCode.FAILED_PRECONDITION
     box.tasks.Resume(tasks_pb2.ResumeTaskRequest(container_id="box"))
     assert box.get().status == task_types_pb2.RUNNING
+    again = tasks_pb2.ResumeTaskRequest(container_id="box")
+    assert refusal(box.tasks.Resume, again) is grpc.StatusCode.FAILED_PRECONDITION
     limits = Any(type_url="types.containerd.io/opencontainers/runtime-spec/1/LinuxResources")
     limits.value = json.dumps({"pids": {"limit": 77}}).encode()
     box.tasks.Update(tasks_pb2.UpdateTaskRequest(container_id="box", resources=limits))
@@ -384,7 +388,13 @@ def test_a_task_is_frozen_thawed_limited_and_measured(box) -> None:
     limits.value = b'{"colour": 1}'
     bad = tasks_pb2.UpdateTaskRequest(container_id="box", resources=limits)
     assert refusal(box.tasks.Update, bad) is grpc.StatusCode.INVALID_ARGUMENT
-    limits.value = b"{"
+    for text in (b'{"memory": "much"}', b"{"):
+        limits.value = text
+        bad = tasks_pb2.UpdateTaskRequest(container_id="box", resources=limits)
+        assert refusal(box.tasks.Update, bad) is grpc.StatusCode.INVALID_ARGUMENT
+    limits.value = b'{"memory": null}'
+    box.tasks.Update(tasks_pb2.UpdateTaskRequest(container_id="box", resources=limits))
+    limits.value = b"[]"
     bad = tasks_pb2.UpdateTaskRequest(container_id="box", resources=limits)
     assert refusal(box.tasks.Update, bad) is grpc.StatusCode.INVALID_ARGUMENT
 

@@ -156,6 +156,18 @@ def test_one_filter_may_come_as_it_is():
     assert compile_filters("kind==active")(OBJECT)
 
 
+def test_no_pattern_takes_more_time_than_the_value_is_long():
+    match = compile_filters(["name~=/^(a+)+$/"])  # exponential for whoever goes back
+    assert not match({"name": "a" * 4000 + "b"})
+    assert match({"name": "a" * 4000})
+
+
+def test_patterns_are_those_of_re2():
+    match = compile_filters([r"name~=/\A\pL[[:alpha:]]+\z/"])
+    assert match({"name": "äbc"})
+    assert not match({"name": "äb1"})
+
+
 def test_a_filter_that_is_too_long_is_refused():
     with pytest.raises(InvalidArgument):
         compile_filters(["name==" + "x" * FILTER_MAX])
@@ -167,7 +179,7 @@ def test_one_malformed_filter_spoils_the_list():
 
 
 def quote(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\0", "\\x00") + '"'
 
 
 @given(st.text(), st.text(min_size=1))

@@ -215,16 +215,16 @@ class Lifecycle:
         return (9, self.container.stop_signal)
 
     def pause(self) -> None:
-        """Freeze it. FailedPrecondition when it does not run."""
-        self._in_run("pause")
+        """Freeze it. FailedPrecondition when it does not run, or is frozen."""
+        self._change("running", "pause")
 
     def resume(self) -> None:
-        """Thaw it. FailedPrecondition when it does not run."""
-        self._in_run("resume")
+        """Thaw it. FailedPrecondition when it is not frozen."""
+        self._change("paused", "resume")
 
-    def _in_run(self, operation: str) -> None:
+    def _change(self, status: str, operation: str) -> None:
         state = self._present()
-        if state.status in ("created", "stopped"):
+        if state.status != status:
             raise FailedPrecondition(f"cannot {operation} task in {state.status} state")
         self._need({"op": operation})
 

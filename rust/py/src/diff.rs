@@ -11,7 +11,7 @@ use lamella_core::tar::Timestamp;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::gate::through;
+use crate::gate::through_cancellable;
 
 /// The differences between two trees, in the order of a layer.
 #[pyclass(frozen, module = "lamella._core")]
@@ -33,7 +33,7 @@ pub struct Packed {
 #[pyo3(signature = (after, before=None))]
 pub fn diff_trees(py: Python<'_>, after: PathBuf, before: Option<PathBuf>) -> PyResult<Changes> {
     let trees = Trees::Pair { before: before.as_deref(), after: &after };
-    let found = through(py, |check| diff::diff(&trees, check))?;
+    let found = through_cancellable(py, |check| diff::diff(&trees, check))?;
     Ok(Changes { found })
 }
 
@@ -47,7 +47,7 @@ pub fn diff_upper(
     opaque: bool,
     whiteouts: &str,
 ) -> PyResult<Changes> {
-    let found = through(py, |check| {
+    let found = through_cancellable(py, |check| {
         let format = WhiteoutFormat::from_str(whiteouts)?;
         let mut found = diff::diff(&Trees::Upper { folder: &folder, opaque, format }, check)?;
         diff::tell_apart(&mut found, &Merged::open(&lowers, format)?)?;
@@ -94,7 +94,7 @@ impl Changes {
         latest: Option<i64>,
     ) -> PyResult<Packed> {
         let latest = latest.map(|seconds| Timestamp { seconds, nanoseconds: 0 });
-        let blob = through(py, |check| {
+        let blob = through_cancellable(py, |check| {
             let form = Form { compression: compression.parse::<Compression>()?, level, threads };
             diff::pack(&self.found, &target, form, latest, check)
         })?;
@@ -114,7 +114,7 @@ pub fn recompress(
     level: Option<u32>,
     threads: usize,
 ) -> PyResult<Packed> {
-    let blob = through(py, |check| {
+    let blob = through_cancellable(py, |check| {
         let form = Form { compression: compression.parse::<Compression>()?, level, threads };
         blob::recompress(&source, &target, &diff_id.parse()?, form, check)
     })?;

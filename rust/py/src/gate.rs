@@ -19,6 +19,29 @@ pub fn through<T: Send>(
     py: Python<'_>,
     work: impl FnOnce(&mut dyn FnMut() -> Result<()>) -> Result<T> + Send,
 ) -> PyResult<T> {
+    asking(py, |py| py.check_signals(), work)
+}
+
+/// The same for work that also ends when the thread's transfer is cancelled (`lamella.transfer.cancellation`).
+///
+/// It stays cancelled, so that this is for no work which cleans up.
+pub fn through_cancellable<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce(&mut dyn FnMut() -> Result<()>) -> Result<T> + Send,
+) -> PyResult<T> {
+    let current = py.import("lamella.transfer.cancellation")?.getattr("current")?.call_method0("get")?.unbind();
+    let ask = |py: Python<'_>| {
+        py.check_signals()?;
+        if current.is_none(py) { Ok(()) } else { current.call_method0(py, "check").map(drop) }
+    };
+    asking(py, ask, work)
+}
+
+fn asking<T: Send>(
+    py: Python<'_>,
+    ask: impl Fn(Python<'_>) -> PyResult<()> + Send + Sync,
+    work: impl FnOnce(&mut dyn FnMut() -> Result<()>) -> Result<T> + Send,
+) -> PyResult<T> {
     let mut raised: Option<PyErr> = None;
     let result = py.detach(|| {
         let mut last = Instant::now();
@@ -27,7 +50,7 @@ pub fn through<T: Send>(
                 return Ok(());
             }
             last = Instant::now();
-            Python::attach(|py| py.check_signals()).map_err(|error| {
+            Python::attach(&ask).map_err(|error| {
                 raised = Some(error);
                 Error::cancelled()
             })

@@ -6,6 +6,7 @@ mod files;
 mod functions;
 mod gate;
 mod networks;
+mod pattern;
 mod pipeline;
 mod serve;
 mod sys;
@@ -34,6 +35,8 @@ mod _core {
         await_strays, network_owner, pin_network, release_network, route_socket, run_program, serves_network,
         tell_names, unpin_network,
     };
+    #[pymodule_export]
+    use super::pattern::Pattern;
     #[pymodule_export]
     use super::pipeline::Pipeline;
     #[pymodule_export]

@@ -8,7 +8,7 @@ from lamella import leases
 from lamella.errors import Unsupported
 from lamella.serve.api import leases_pb2
 from lamella.serve.call import Call
-from lamella.serve.messages import to_timestamp
+from lamella.serve.messages import from_digest, to_timestamp
 from lamella.serve.service import Service
 
 
@@ -61,4 +61,6 @@ def _lease(lease: leases.Lease) -> leases_pb2.Lease:
 def _resource(resource: leases_pb2.Resource) -> tuple[str, str]:
     if resource.type.partition("/")[0] not in leases.KINDS:
         raise Unsupported(f"resource type {resource.type[:200]!r} is not supported")
+    if resource.type == "content":
+        from_digest(resource.id)  # one of an unknown algorithm is none
     return resource.type, resource.id

@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.empty_pb2 import Empty
 
 from lamella import namespaces
+from lamella.errors import NotFound
 from lamella.serve.api import namespaces_pb2
 from lamella.serve.call import Call
 from lamella.serve.messages import label_changes, mask_paths
@@ -23,8 +24,12 @@ class Namespaces(Service):
     def Get(
         self, request: namespaces_pb2.GetNamespaceRequest, call: Call
     ) -> namespaces_pb2.GetNamespaceResponse:
-        """Give one namespace. NotFound."""
-        return namespaces_pb2.GetNamespaceResponse(namespace=_message(self._namespaces.get(request.name)))
+        """Give one namespace; without labels one that is not there, for which clients look before they make it."""
+        try:
+            found = _message(self._namespaces.get(request.name))
+        except NotFound:
+            found = namespaces_pb2.Namespace(name=request.name)
+        return namespaces_pb2.GetNamespaceResponse(namespace=found)
 
     def List(
         self, request: namespaces_pb2.ListNamespacesRequest, call: Call

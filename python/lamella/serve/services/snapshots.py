@@ -78,10 +78,11 @@ class Snapshots(Service):
     def Commit(self, request: snapshots_pb2.CommitSnapshotRequest, call: Call) -> Empty:
         """Freeze an active snapshot under a name. NotFound, AlreadyExists, FailedPrecondition.
 
-        Unimplemented for another parent than the one that it stands on.
+        Unimplemented for another parent that is here than the one that it stands on.
         """
         snapshots = self._snapshotter(call, request.snapshotter)
         if request.parent and snapshots.stat(request.key).parent != request.parent:
+            snapshots.stat(request.parent)
             raise Unsupported(f"snapshotter {request.snapshotter} puts no snapshot on another parent")
         _hold(call, request.snapshotter, request.name)
         snapshots.commit(request.name, request.key, dict(request.labels))

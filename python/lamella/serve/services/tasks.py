@@ -36,6 +36,8 @@ _STATUS = {
     "paused": task_types_pb2.PAUSED,
     "stopped": task_types_pb2.STOPPED,
 }
+PATH_MAX = 4096
+"""Bytes of a path (limits.h)."""
 _SIZE_MAX = 0xFFFF
 """Of a terminal, in characters (ioctl_tty(2), struct winsize)."""
 
@@ -143,7 +145,11 @@ class Tasks(Service):
         """Change the limits of what runs. NotFound, InvalidArgument, FailedPrecondition, Unavailable."""
         task = _task(call, request.container_id)
         if request.HasField("resources"):
-            task.update(_object(request.resources, "resources"))
+            asked = _object(request.resources, "resources")
+            resources = {name: value for name, value in asked.items() if value is not None}
+            if not isinstance(resources.get("memory", {}), dict):
+                raise InvalidArgument("the memory of the resources is no JSON object")
+            task.update(resources)
         return Empty()
 
     def Metrics(self, request: tasks_pb2.MetricsRequest, call: Call) -> tasks_pb2.MetricsResponse:
@@ -182,6 +188,9 @@ def _tasks(
 
 
 def _paths(request: tasks_pb2.CreateTaskRequest | tasks_pb2.ExecProcessRequest) -> Paths:
+    for path in (request.stdin, request.stdout, request.stderr):
+        if len(path.encode()) > PATH_MAX:
+            raise InvalidArgument(f"the path {path[:80]!r}... has more than {PATH_MAX} bytes")
     # A terminal is one stream.
     return Paths(
         stdin=request.stdin, stdout=request.stdout, stderr="" if request.terminal else request.stderr

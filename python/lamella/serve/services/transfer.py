@@ -112,7 +112,7 @@ class Transfer(Service):
         reference = Reference.parse(source.reference)
         client = self._with_registry(call, source)
         name = next((name for name, _ in _names(store, None)), "")
-        wanted = [_platform(each) for each in store.platforms]
+        wanted = _platforms(store.platforms)
         unpacks = {str(_platform(each.platform)): each.snapshotter for each in store.unpacks}
 
         def resolved(candidate: Candidate) -> None:
@@ -151,7 +151,7 @@ class Transfer(Service):
         image = call.client.images.get(source.name, exact=True)
         reference = Reference.parse(registry.reference)
         client = self._with_registry(call, registry)
-        wanted = [_platform(each) for each in source.platforms]
+        wanted = _platforms(source.platforms)
         tell.status(f"Pushing to {where}")
         tell.begin(image.name, image.target, "pushing content", there=False)
         client.images.push(
@@ -184,7 +184,7 @@ class Transfer(Service):
             images.export(
                 references,
                 writer,  # type: ignore[arg-type]  # it is only written to
-                only=[] if archive.all_platforms else [_platform(each) for each in archive.platforms],
+                only=[] if archive.all_platforms else _platforms(archive.platforms),
                 all_platforms=archive.all_platforms,
                 docker_manifest=not archive.skip_compatibility_manifest,
             )
@@ -206,7 +206,7 @@ class Transfer(Service):
             tell.status("Importing")
             if archive.force_compress:
                 raise Unsupported("layers are imported as they are, not compressed")
-            wanted = [_platform(each) for each in store.platforms]
+            wanted = _platforms(store.platforms)
             unpacks = {str(_platform(each.platform)): each.snapshotter for each in store.unpacks}
             platform = wanted[0] if len(wanted) == 1 else None
             snapshotter = unpacks.pop(str(platform or platforms.own_platform()), None)
@@ -273,6 +273,11 @@ def _endpoint(message: Any) -> object:
         if found is not None:
             return found
     return message
+
+
+def _platforms(messages: Iterable[types_pb2.Platform]) -> list[oci.Platform]:
+    """Give each of the platforms once."""
+    return list({msgspec.json.encode(each): each for each in map(_platform, messages)}.values())
 
 
 def _platform(message: types_pb2.Platform) -> oci.Platform:
