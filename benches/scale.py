@@ -34,13 +34,14 @@ from lamella.cli import main as command
 from lamella.digest import Digest, digest_of
 from lamella.gc import collect
 from lamella.metadata import timestamp
+from lamella.structs import encode
 
 LAYERS = 8
 FILES_MAX = 10_000
 SIZES = [10, 100, 1_000, 10_000, 100_000]
 ENOUGH_SECONDS = 0.3
 SPEC = '{"ociVersion":"1.2.0","process":{"args":["/bin/true"],"cwd":"/"}}'
-PLATFORM = msgspec.json.encode(oci.Platform(os="linux", architecture="amd64")).decode()
+PLATFORM = encode(oci.Platform(os="linux", architecture="amd64")).decode()
 
 
 class Built(NamedTuple):
@@ -71,7 +72,7 @@ class Image:
         self.layers = [b"layer %d %d" % (number, place) for place in range(LAYERS)]
         self.digests = [digest_of(data) for data in self.layers]
         self.chain = oci.chain_ids(self.digests)  # the layers stand for their own tar files
-        self.config = msgspec.json.encode(
+        self.config = encode(
             {
                 "os": "linux",
                 "architecture": "amd64",
@@ -82,7 +83,7 @@ class Image:
             oci.Descriptor(media_type=oci.OCI_LAYER, digest=digest, size=len(data))
             for digest, data in zip(self.digests, self.layers, strict=True)
         ]
-        self.manifest = msgspec.json.encode(
+        self.manifest = encode(
             {
                 "schemaVersion": 2,
                 "mediaType": oci.OCI_MANIFEST,

@@ -8,10 +8,9 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import msgspec
-
 from lamella import oci
 from lamella.digest import digest_of
+from lamella.structs import encode
 from layers import Built, file, tar
 
 Content = dict[str, bytes]
@@ -84,7 +83,7 @@ def new_docker_of(image: Built, *tags: str) -> Content:
     about = {"Config": config, "RepoTags": tags, "Layers": places, "LayerSources": sources}
     return {
         **layout(*entries, content=blobs(image)),
-        "manifest.json": msgspec.json.encode([about]),
+        "manifest.json": encode([about]),
         "repositories": json.dumps(repositories).encode(),
     }
 
@@ -172,7 +171,7 @@ def artifact(subject: bytes | None = None, kind: str = "application/vnd.example.
     }
     if subject is not None:
         document["subject"] = describe(subject)
-    return msgspec.json.encode(document)
+    return encode(document)
 
 
 def artifact_blobs(data: bytes) -> Content:

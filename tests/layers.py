@@ -9,11 +9,11 @@ import struct
 import tarfile
 from typing import Any
 
-import msgspec
 import zstandard
 
 from lamella import oci
 from lamella.digest import digest_of
+from lamella.structs import encode
 
 MEDIA_TYPES = {"gzip": oci.OCI_LAYER_GZIP, "zstd": oci.OCI_LAYER_ZSTD, "none": oci.OCI_LAYER}
 
@@ -117,13 +117,13 @@ class Built:
 
     @property
     def config(self) -> bytes:
-        return msgspec.json.encode(
+        return encode(
             {**self.platform, "config": self.run, "rootfs": {"type": "layers", "diff_ids": self.diff_ids}}
         )
 
     @property
     def manifest(self) -> bytes:
-        return msgspec.json.encode(
+        return encode(
             {
                 "schemaVersion": 2,
                 "mediaType": oci.OCI_MANIFEST,

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from lamella.config import Config, check_identifier
 from lamella.lazy import cached_property
 from lamella.metadata import Database
 from lamella.reserve import fill, frees_space
+from lamella.structs import replace
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -117,7 +116,7 @@ class Client:
         other = object.__new__(type(self))
         other.durable, other.database, other.registry = self.durable, self.database, registry
         other._policy = self._policy
-        other.config = msgspec.structs.replace(self.config, snapshotter=snapshotter, namespace=namespace)
+        other.config = replace(self.config, snapshotter=snapshotter, namespace=namespace)
         return other
 
     def connect(self, *, plain_http: bool = False, **changes: Any) -> RegistryClient:
@@ -134,7 +133,7 @@ class Client:
             self.registry or RegistryConfig()
         )  # one, for the limits that all transfers share
         changes["plain_http"] = plain_http or config.plain_http
-        registry = RegistryClient(msgspec.structs.replace(config, **changes))
+        registry = RegistryClient(replace(config, **changes))
         if (cancellation := current.get()) is not None:
             cancellation.add(registry.interrupt)
         return registry

@@ -15,9 +15,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import msgspec
-
 from lamella.errors import InvalidArgument
+from lamella.structs import Struct
 
 DEFAULT_NAMESPACE = "default"
 DEFAULT_SNAPSHOTTER = "overlayfs"
@@ -29,7 +28,7 @@ _IDENTIFIER_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVW
 _IDENTIFIER_SEPARATORS = frozenset("-._")
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True):
+class Config(Struct, frozen=True, kw_only=True):
     """The settings of one client. ``auto_gc``: collect garbage without being asked (:mod:`lamella.autogc`).
 
     ``runtime`` makes the containers for which no other is named (:mod:`lamella.containers.runtimes`).

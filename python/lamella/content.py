@@ -25,9 +25,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
-
-import msgspec
 
 from lamella.config import Config
 from lamella.digest import Digest, digest_of, parse_digest, split_digest
@@ -59,6 +56,8 @@ from lamella.logs import Log
 from lamella.metadata import Database, Transaction, timestamp
 from lamella.metadata.boot import boot_id
 from lamella.reserve import frees_space
+from lamella.structs import Struct, replace
+from lamella.typings import BinaryIO
 
 __all__ = [
     "ContentInfo",
@@ -93,7 +92,7 @@ LIMIT 1
 """
 
 
-class ContentInfo(msgspec.Struct, frozen=True):
+class ContentInfo(Struct, frozen=True):
     """A blob as one namespace sees it. ``size`` in bytes, times RFC 3339."""
 
     digest: Digest
@@ -424,7 +423,7 @@ class ContentStore:
                 record.expected or wanted.expected,
             )
             if same and (not total or file_length(data) <= total):
-                found = msgspec.structs.replace(wanted, total=total, started_at=record.started_at)
+                found = replace(wanted, total=total, started_at=record.started_at)
                 if found != record:
                     write_record(folder, found)
                 return found

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NewType
-
 from lamella import _core
 from lamella.errors import InvalidArgument, Unsupported
+from lamella.typings import NewType
 
 Digest = NewType("Digest", str)
 """A string that passed :func:`parse_digest`."""

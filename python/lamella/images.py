@@ -10,9 +10,6 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
-
-import msgspec
 
 from lamella import oci
 from lamella.config import check_key
@@ -24,6 +21,8 @@ from lamella.logs import Log
 from lamella.metadata import Transaction, timestamp
 from lamella.reference import Reference
 from lamella.reserve import frees_space
+from lamella.structs import Struct, decode, encode, replace, to_builtins
+from lamella.typings import TYPE_CHECKING, Any, BinaryIO, Literal
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -39,7 +38,7 @@ _COLUMNS = "name, media_type, digest, size, annotations, labels, platform, total
 _log = Log("lamella")
 
 
-class _Here(msgspec.Struct):
+class _Here(Struct):
     """What an image's row says beside the platform: all that are here, where they are several."""
 
     here: list[str] = []
@@ -250,8 +249,8 @@ class Image:
         return {
             "name": self.name,
             "digest": self.digest,
-            "target": msgspec.to_builtins(self.target),
-            "manifest": msgspec.to_builtins(self.manifest_descriptor),
+            "target": to_builtins(self.target),
+            "manifest": to_builtins(self.manifest_descriptor),
             "artifact_type": artifact_type,
             "platform": str(self.platform),
             "platforms": self._read_platforms(),
@@ -259,13 +258,13 @@ class Image:
             "chain_id": chain_ids[-1] if chain_ids else None,
             "chain_ids": chain_ids,
             "diff_ids": diff_ids,
-            "layers": msgspec.to_builtins(self.layers),
+            "layers": to_builtins(self.layers),
             "layers_discarded": self.layers_discarded,
             "annotations": manifest.annotations or {},
             "index_annotations": self._index_annotations(),
-            "subject": msgspec.to_builtins(manifest.subject),
-            "config_descriptor": msgspec.to_builtins(manifest.config),
-            "config": None if artifact_type else msgspec.to_builtins(self.config),
+            "subject": to_builtins(manifest.subject),
+            "config_descriptor": to_builtins(manifest.config),
+            "config": None if artifact_type else to_builtins(self.config),
             "labels": self.labels,
             "created_at": self.created_at,
             "updated_at": self.updated_at,
@@ -795,7 +794,7 @@ class Images:
             raise InvalidArgument("one platform and all of them exclude each other")
         image = self.get(source, platform=platform)
         if platform is not None:  # a manifest that stands alone says it in its config only
-            offered = msgspec.structs.replace(image.manifest.config, platform=image.config.platform)
+            offered = replace(image.manifest.config, platform=image.config.platform)
             platforms.choose([offered], _parsed(platform))
         return Convert(
             self._client,
@@ -815,10 +814,10 @@ class Images:
         """Give what the row keeps of the documents (reading them costs 175 us an image); None where they are not here."""
         image = Image(self._client, name=name, target=target, labels={}, created_at="", updated_at="")
         try:
-            described: dict[str, Any] = msgspec.to_builtins(image.platform)
+            described: dict[str, Any] = to_builtins(image.platform)
             if len(here := image.platforms) > 1:
                 described["here"] = here
-            return msgspec.json.encode(described).decode(), image.size
+            return encode(described).decode(), image.size
         except LamellaError:
             return None, None
 
@@ -863,8 +862,8 @@ class Images:
             labels=decode_labels(labels),
             created_at=created_at,
             updated_at=updated_at,
-            platform=None if platform is None else msgspec.json.decode(platform, type=oci.Platform),
-            here=() if platform is None else msgspec.json.decode(platform, type=_Here).here,
+            platform=None if platform is None else decode(platform, oci.Platform),
+            here=() if platform is None else decode(platform, _Here).here,
             size=total_size,
             wanted=wanted,
         )

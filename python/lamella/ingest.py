@@ -18,9 +18,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
-
-import msgspec
 
 from lamella.config import check_key
 from lamella.digest import Digest, parse_digest, split_digest
@@ -29,6 +26,8 @@ from lamella.errors import DataLoss, FailedPrecondition, InvalidArgument
 from lamella.labels import check_labels
 from lamella.locks import FileLock
 from lamella.metadata.clock import format_time
+from lamella.structs import Malformed, Struct, decode, encode
+from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import hashlib
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 _CHUNK = 1024 * 1024
 
 
-class IngestStatus(msgspec.Struct, frozen=True):
+class IngestStatus(Struct, frozen=True):
     """How far an ingest is: ``offset`` bytes of ``total`` (0 when unknown), ``expected`` digest or empty."""
 
     ref: str
@@ -48,7 +47,7 @@ class IngestStatus(msgspec.Struct, frozen=True):
     updated_at: str
 
 
-class IngestRecord(msgspec.Struct, frozen=True):
+class IngestRecord(Struct, frozen=True):
     """What ``ref.json`` holds."""
 
     namespace: str
@@ -60,8 +59,6 @@ class IngestRecord(msgspec.Struct, frozen=True):
 
 Publish = Callable[["Ingest", Digest, int, Mapping[str, str]], None]
 """What makes an ingest's data the blob of a digest and size that were checked, with labels."""
-
-_record_decoder = msgspec.json.Decoder(IngestRecord)
 
 
 class Ingest:
@@ -277,15 +274,15 @@ def ingest_folders(ingests: Path) -> Iterator[Path]:
 def read_ingest(folder: Path) -> IngestRecord | None:
     """Read an ingest's ``ref.json``; None when it is not there or not whole."""
     try:
-        return _record_decoder.decode((folder / "ref.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
+        return decode((folder / "ref.json").read_bytes(), IngestRecord)
+    except (FileNotFoundError, NotADirectoryError, Malformed):
         return None
 
 
 def write_record(folder: Path, record: IngestRecord) -> None:
     """Write an ingest's ``ref.json``, whole or not at all."""
     fresh = folder / "ref.json.new"
-    fresh.write_bytes(msgspec.json.encode(record))
+    fresh.write_bytes(encode(record))
     fresh.replace(folder / "ref.json")
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import msgspec
-
 from lamella.errors import InvalidArgument
+from lamella.structs import decode, encode
 
 LABEL_MAX = 4096
 """Bytes of a key and its value together, UTF-8."""
@@ -58,9 +57,6 @@ PUSHED = "lamella.dev/pushed"
 MEDIA_TYPE = "lamella.dev/media-type"
 """On a manifest that does not say it itself: the media type that it was pushed with."""
 
-_decoder = msgspec.json.Decoder(dict[str, str])
-_encoder = msgspec.json.Encoder(order="sorted")
-
 
 def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """Return a copy without the labels whose value is empty. InvalidArgument for one that is too long or has no key."""
@@ -106,9 +102,9 @@ def adopt_labels(labels: Mapping[str, str], more: Mapping[str, str]) -> dict[str
 
 def encode_labels(labels: Mapping[str, str]) -> str:
     """Give the JSON text that the metadata keeps. Keys are sorted; slashes stand as they are (triggers look for them)."""
-    return _encoder.encode(labels).decode() if labels else "{}"
+    return encode(dict(sorted(labels.items()))).decode() if labels else "{}"
 
 
 def decode_labels(text: str) -> dict[str, str]:
     """Read what :func:`encode_labels` wrote."""
-    return _decoder.decode(text) if text != "{}" else {}
+    return decode(text, dict[str, str]) if text != "{}" else {}

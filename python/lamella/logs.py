@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import logging

@@ -5,17 +5,16 @@ Source: OCI image spec 1.1 (descriptor, manifest, image-index, config), Docker i
 Sizes are bytes. Documents over DOCUMENT_MAX are refused before they are parsed.
 """
 
-from typing import Any, Literal
+from __future__ import annotations
 
-import msgspec
-
+from lamella import structs
 from lamella.digest import Digest, digest_of, parse_digest
 from lamella.errors import InvalidArgument, ResourceExhausted, Unsupported
+from lamella.structs import Malformed, Struct, convert, decode
+from lamella.typings import Any, Literal
 
 Compression = Literal["none", "gzip", "zstd"]
 DOCUMENT_MAX = 4 * 1024 * 1024
-MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What decoding JSON raises: besides its own errors msgspec lets two of Python's through, one of them for deep nesting."""
 CHILDREN_MAX = 10_000
 """Manifests of an index, or layers of a manifest, that are taken at most."""
 
@@ -65,9 +64,7 @@ LAYER_COMPRESSION: dict[str, Compression] = {
 }
 
 
-class Platform(
-    msgspec.Struct, frozen=True, rename={"os_version": "os.version", "os_features": "os.features"}
-):
+class Platform(Struct, frozen=True, rename={"os_version": "os.version", "os_features": "os.features"}):
     """What a manifest of an index is for."""
 
     os: str = ""
@@ -80,7 +77,7 @@ class Platform(
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
-class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class Descriptor(Struct, frozen=True, rename="camel", omit_defaults=True):
     """A typed, sized, content-addressed pointer."""
 
     media_type: str
@@ -96,7 +93,7 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
         return f"{self.digest} ({self.media_type}, {self.size} bytes)"
 
 
-class Index(msgspec.Struct, frozen=True, rename="camel"):
+class Index(Struct, frozen=True, rename="camel"):
     """Manifests of one image for several platforms."""
 
     manifests: list[Descriptor]
@@ -106,7 +103,7 @@ class Index(msgspec.Struct, frozen=True, rename="camel"):
     subject: Descriptor | None = None
 
 
-class Manifest(msgspec.Struct, frozen=True, rename="camel"):
+class Manifest(Struct, frozen=True, rename="camel"):
     """One image for one platform: a config and layers, bottom first."""
 
     config: Descriptor
@@ -117,7 +114,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
     subject: Descriptor | None = None
 
 
-class RunConfig(msgspec.Struct, frozen=True, rename="pascal"):
+class RunConfig(Struct, frozen=True, rename="pascal"):
     """The ``config`` object of an image config: defaults for a container."""
 
     user: str = ""
@@ -131,14 +128,14 @@ class RunConfig(msgspec.Struct, frozen=True, rename="pascal"):
     volumes: dict[str, Any] | None = None
 
 
-class RootFS(msgspec.Struct, frozen=True):
+class RootFS(Struct, frozen=True):
     """The diffIDs of the layers, bottom first."""
 
     diff_ids: list[Digest]
     type: str = "layers"
 
 
-class ImageConfig(msgspec.Struct, frozen=True, rename={"os_version": "os.version"}):
+class ImageConfig(Struct, frozen=True, rename={"os_version": "os.version"}):
     """An image's config document."""
 
     architecture: str = ""
@@ -242,8 +239,9 @@ def document_type(data: bytes, declared: str | None) -> str:
     """
     _check_size(data, "manifest document")
     try:
-        probe = msgspec.json.decode(data, type=_Probe)
-    except MALFORMED as error:
+        document = decode(data, dict[str, Any])
+        probe = convert(document, _Probe)
+    except Malformed as error:
         raise InvalidArgument(f"the manifest document is not valid JSON: {error}") from None
     declared = (declared or "").partition(";")[0].strip() or None
     known = INDEX_TYPES | MANIFEST_TYPES
@@ -255,7 +253,7 @@ def document_type(data: bytes, declared: str | None) -> str:
     if probe.media_type and declared in known and probe.media_type != declared:
         raise InvalidArgument(f"the document calls itself {probe.media_type!r}, its source says {declared!r}")
     media_type = probe.media_type or (declared if declared in known else None)
-    is_index, is_manifest = bool(bytes(probe.manifests)), bool(bytes(probe.layers))
+    is_index, is_manifest = "manifests" in document, "layers" in document
     if media_type is None and is_index != is_manifest:
         media_type = OCI_INDEX if is_index else OCI_MANIFEST
     if media_type not in known:
@@ -265,7 +263,7 @@ def document_type(data: bytes, declared: str | None) -> str:
     return media_type
 
 
-class _Relation(msgspec.Struct, frozen=True, rename="camel"):
+class _Relation(Struct, frozen=True, rename="camel"):
     """What indexes and manifests have in common."""
 
     media_type: str | None = None
@@ -275,11 +273,9 @@ class _Relation(msgspec.Struct, frozen=True, rename="camel"):
     annotations: dict[str, str] | None = None
 
 
-class _Probe(msgspec.Struct, rename="camel"):
+class _Probe(Struct, rename="camel"):
     schema_version: int | None = None
     media_type: str | None = None
-    manifests: msgspec.Raw = msgspec.Raw()
-    layers: msgspec.Raw = msgspec.Raw()
 
 
 def _check_size(data: bytes, what: str) -> None:
@@ -295,11 +291,11 @@ def _check_breadth(children: list[Descriptor], what: str) -> None:
 def _parse(kind: Any, data: bytes, what: str, *, refuse: tuple[str, ...]) -> Any:
     _check_size(data, what)
     try:
-        value = msgspec.json.decode(data, type=kind)
-        keys = msgspec.json.decode(data, type=dict[str, msgspec.Raw]) if refuse else {}
-    except MALFORMED as error:
+        document = decode(data, dict[str, Any])
+        value = convert(document, kind)
+    except Malformed as error:
         raise InvalidArgument(f"the {what} is malformed: {error}") from None
-    both = [key for key in refuse if key in keys]
+    both = [key for key in refuse if key in document]
     if both:
         raise InvalidArgument(
             f"the {what} also has the field {both[0]!r} of another document type, which is refused"
@@ -333,4 +329,4 @@ def compression_of(descriptor: Descriptor) -> Compression:
 
 def encode(document: Any) -> bytes:
     """Encode a model as compact JSON; the inverse of the parsers."""
-    return msgspec.json.encode(document)
+    return structs.encode(document)

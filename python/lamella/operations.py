@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
 from lamella.logs import DEBUG, INFO, Log
 from lamella.metrics.table import ERRORS, Counter, Histogram, Series, kind_of
 from lamella.tracing import attributes, span, tracing
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

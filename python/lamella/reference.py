@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import re
 
-import msgspec
-
 from lamella.digest import Digest, parse_digest
 from lamella.errors import InvalidArgument
+from lamella.structs import Struct
 
 DEFAULT_DOMAIN = "docker.io"
 DEFAULT_REGISTRY_HOST = "registry-1.docker.io"
@@ -37,7 +36,7 @@ _PATH = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-
 _TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 
 
-class Reference(msgspec.Struct, frozen=True):
+class Reference(Struct, frozen=True):
     """Where an image is: domain, path in it, and tag or digest or both.
 
     A reference with neither gets the tag ``latest``, one with a digest alone has no tag. ``str()`` gives

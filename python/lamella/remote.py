@@ -6,14 +6,14 @@ Nothing of it touches the store. Each call connects anew; who makes many has the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import msgspec
 
 from lamella import oci, platforms
 from lamella.digest import Digest
 from lamella.errors import InvalidArgument, NotFound
 from lamella.reference import DEFAULT_TAG, Reference
+from lamella.structs import to_builtins
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -71,20 +71,20 @@ class RemoteImage(msgspec.Struct, frozen=True, kw_only=True):
         return {
             "name": self.name,
             "digest": self.digest,
-            "target": msgspec.to_builtins(self.target),
-            "manifests": msgspec.to_builtins(self.index.manifests) if self.index else None,
-            "manifest": msgspec.to_builtins(self.manifest_descriptor),
+            "target": to_builtins(self.target),
+            "manifests": to_builtins(self.index.manifests) if self.index else None,
+            "manifest": to_builtins(self.manifest_descriptor),
             "artifact_type": self.artifact_type,
             "platform": str(self.config.platform) if self.config else None,
             "platforms": self.platforms,
             "size": self.size,
             "diff_ids": self.config.rootfs.diff_ids if self.config else [],
-            "layers": msgspec.to_builtins(manifest.layers) if manifest else None,
+            "layers": to_builtins(manifest.layers) if manifest else None,
             "annotations": (manifest.annotations if manifest else None) or {},
             "index_annotations": (self.index.annotations if self.index else None) or {},
-            "subject": msgspec.to_builtins(document.subject) if document else None,
-            "config_descriptor": msgspec.to_builtins(manifest.config) if manifest else None,
-            "config": msgspec.to_builtins(self.config),
+            "subject": to_builtins(document.subject) if document else None,
+            "config_descriptor": to_builtins(manifest.config) if manifest else None,
+            "config": to_builtins(self.config),
         }
 
 

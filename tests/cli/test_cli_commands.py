@@ -10,7 +10,6 @@ import socket
 import subprocess
 from typing import TYPE_CHECKING
 
-import msgspec
 import pytest
 from program import buffered
 
@@ -19,6 +18,7 @@ from lamella.config import Config
 from lamella.digest import digest_of
 from lamella.errors import InvalidArgument
 from lamella.registry.server import RegistryServer
+from lamella.structs import encode, to_builtins
 from layers import Built, file, tar
 
 if TYPE_CHECKING:
@@ -102,11 +102,11 @@ def test_what_refers_to_an_image_is_listed_and_an_artifact_is_shown(lamella: Pro
         }
         empty = server.push_blob("made", b"{}", oci.OCI_EMPTY)
         signed = oci.Manifest(config=empty, layers=[empty], artifact_type="application/signature")
-        common = msgspec.to_builtins(signed) | {"schemaVersion": 2, "mediaType": oci.OCI_MANIFEST}
+        common = to_builtins(signed) | {"schemaVersion": 2, "mediaType": oci.OCI_MANIFEST}
         document = common | {"subject": subject}
-        signature = server.push_manifest("made", "signature", msgspec.json.encode(document))
-        about = common | {"subject": msgspec.to_builtins(signature)}
-        server.push_manifest("made", None, msgspec.json.encode(about | {"artifactType": "application/sbom"}))
+        signature = server.push_manifest("made", "signature", encode(document))
+        about = common | {"subject": to_builtins(signature)}
+        server.push_manifest("made", None, encode(about | {"artifactType": "application/sbom"}))
         lines = lamella("images", "referrers", "--tree", reference).ok().out.splitlines()
         assert [line.split()[-4:-2] for line in lines[1:]] == [
             [signature.digest, "application/signature"],

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 
 from lamella import Reference, oci
 from lamella.digest import digest_of
 from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig
+from lamella.structs import convert, replace
 from lamella.transfer.stored import FileReader
 from layers import Built, file, tar
 
@@ -58,8 +58,8 @@ class Repository:
         for data in (*made.layers, made.config):
             self.blob(data)
         described = self.document(tag, made.manifest)
-        parsed = msgspec.convert(platform, oci.Platform) if platform else oci.Platform(**made.platform)
-        return msgspec.structs.replace(described, platform=parsed)
+        parsed = convert(platform, oci.Platform) if platform else oci.Platform(**made.platform)
+        return replace(described, platform=parsed)
 
 
 @pytest.fixture

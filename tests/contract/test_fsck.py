@@ -7,7 +7,6 @@ import shutil
 import threading
 
 import pytest
-from msgspec.structs import astuple
 
 import lamella
 from lamella import _core
@@ -15,6 +14,7 @@ from lamella.containers.networks.attachment import Record, Release
 from lamella.digest import digest_of
 from lamella.disk import TRASH
 from lamella.registry.server import RegistryServer
+from lamella.structs import astuple
 from layers import Built, file, folder, tar
 
 pytestmark = [pytest.mark.privileged]

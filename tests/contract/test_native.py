@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 from snapshotter_contract import Committed, SnapshotterContract, committer, mounted, tree
 
 from lamella import _core
 from lamella.errors import Aborted, DataLoss, NotFound, Unsupported
 from lamella.snapshots import SNAPSHOTTERS, Mount, snapshotter
+from lamella.structs import replace
 from stores import Store
 
 
@@ -174,12 +174,12 @@ class TestCopies:
 
 
 def test_a_snapshotter_that_there_is_not_is_unsupported(store):
-    config = msgspec.structs.replace(store.config, snapshotter="zfs")
+    config = replace(store.config, snapshotter="zfs")
     with pytest.raises(Unsupported, match="'zfs'") as caught:
         snapshotter(store.database, config)
     assert caught.value.hint == "There are overlayfs and native."
     assert {
-        name: type(snapshotter(store.database, msgspec.structs.replace(config, snapshotter=name))).name
+        name: type(snapshotter(store.database, replace(config, snapshotter=name))).name
         for name in SNAPSHOTTERS
     } == {name: name for name in SNAPSHOTTERS}
 

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from test_archive_peers import podman
 from test_platforms_here import HERE, THERE, built, multi, server
@@ -20,6 +19,7 @@ from test_platforms_here import HERE, THERE, built, multi, server
 from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
+from lamella.structs import encode, read_json
 from layers import Built, compress, file, folder, tar
 
 __all__ = ["multi", "podman", "server"]
@@ -78,7 +78,7 @@ def test_the_same_image_gives_the_same_bytes_however_many_cores_there_are(client
 def test_what_has_the_right_form_is_not_touched(client, image):
     for options in ({}, {"compression": "gzip"}, {"format": "oci"}, {"layers": [0, 1, 2]}):
         assert client.images.convert(image.name, "same", **options).target == image.target
-    mixed = msgspec.json.decode(client.content.read(image.digest))
+    mixed = read_json(client.content.read(image.digest))
     assert mixed["layers"]
     zstd = client.images.convert(image.name, "zstd", compression="zstd")
     assert client.images.convert("zstd", "again", compression="zstd", level=19).target == zstd.target
@@ -116,12 +116,12 @@ def test_some_layers_are_an_image_whose_history_follows(client, server):
         {"created_by": step} if isinstance(step, str) else {"created_by": step[0], "empty_layer": True}
         for step in steps
     ]
-    config = msgspec.json.encode({**msgspec.json.decode(made.config), "history": history, "unknown": 1})
-    manifest = msgspec.json.decode(made.manifest)
+    config = encode({**read_json(made.config), "history": history, "unknown": 1})
+    manifest = read_json(made.manifest)
     manifest["config"] |= {"digest": digest_of(config), "size": len(config)}
     for blob in (*made.layers, config):
         server.push_blob("made", blob)
-    server.push_manifest("made", "latest", msgspec.json.encode(manifest))
+    server.push_manifest("made", "latest", encode(manifest))
     image = client.images.pull(f"{server.address}/made:latest")
 
     def steps_of(image) -> list[str]:
@@ -131,7 +131,7 @@ def test_some_layers_are_an_image_whose_history_follows(client, server):
     assert base.diff_ids == image.diff_ids[:2]
     assert base.chain_id == image.chain_ids[1]
     assert steps_of(base) == ["lower", "env", "middle", "cmd"]
-    assert msgspec.json.decode(client.content.read(base.manifest.config.digest))["unknown"] == 1
+    assert read_json(client.content.read(base.manifest.config.digest))["unknown"] == 1
     assert (read(client, base, "etc/a"), read(client, base, "etc/c")) == (b"a" * 300_000, None)
     ends = client.images.convert(image.name, "ends", layers="0,2")
     assert ends.diff_ids == [image.diff_ids[0], image.diff_ids[2]]
@@ -223,7 +223,7 @@ def test_an_index_is_converted_whole_and_what_is_no_image_stays(client, multi):
 
 def test_annotations_stay_but_for_those_about_the_bytes_of_a_layer(client, server):
     made = built(HERE)
-    document = msgspec.json.decode(made.manifest)
+    document = read_json(made.manifest)
     document["annotations"] = {"org.opencontainers.image.title": "kept"}
     document["layers"][0]["annotations"] = {
         "com.example": "kept",
@@ -231,10 +231,10 @@ def test_annotations_stay_but_for_those_about_the_bytes_of_a_layer(client, serve
     }
     document["unknown"] = [1]
     made.push(server)
-    server.push_manifest("made", "latest", msgspec.json.encode(document))
+    server.push_manifest("made", "latest", encode(document))
     client.images.pull(f"{server.address}/made:latest")
     converted = client.images.convert(f"{server.address}/made:latest", "x", compression="zstd")
-    found = msgspec.json.decode(client.content.read(converted.digest))
+    found = read_json(client.content.read(converted.digest))
     assert (found["annotations"], found["unknown"]) == (document["annotations"], [1])
     assert found["layers"][0]["annotations"] == {"com.example": "kept"}
 
@@ -309,11 +309,11 @@ def test_skopeo_converts_to_the_same_config_and_archives(client, small_image, tm
     docker = client.images.convert(image.name, "docker", format="docker")
     skopeo("--format", "v2s2", f"docker://{small_image}", f"dir:{tmp_path}/docker")
     manifest = json.loads((tmp_path / "docker/manifest.json").read_text())
-    assert manifest == msgspec.json.decode(client.content.read(docker.digest))
+    assert manifest == read_json(client.content.read(docker.digest))
     skopeo("--format", "oci", f"dir:{tmp_path}/docker", f"oci:{tmp_path}/oci:x")
     back = client.images.convert("docker", "oci", format="oci")
     theirs = layout(tmp_path / "oci")  # whose config is written anew, with the same content
-    assert theirs["layers"] == msgspec.json.decode(client.content.read(back.digest))["layers"]
+    assert theirs["layers"] == read_json(client.content.read(back.digest))["layers"]
     assert theirs["config"]["mediaType"] == back.manifest.config.media_type
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 
-import msgspec
 import pytest
 
 import lamella
@@ -13,6 +12,7 @@ from lamella import oci
 from lamella._core import read_file
 from lamella.digest import digest_of
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound
+from lamella.structs import encode
 from layers import Built, file, folder, hardlink, tar
 
 pytestmark = [pytest.mark.integration, pytest.mark.privileged]
@@ -108,7 +108,7 @@ def test_the_hint_names_the_image_also_behind_an_index(client, server):
         size=len(built.manifest),
         platform=oci.Platform(**built.platform),
     )
-    index = msgspec.json.encode({"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [entry]})
+    index = encode({"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [entry]})
     server.push_manifest("made", "multi", index)
     image = discard(client, f"{server.address}/made:multi")
     with pytest.raises(NotFound) as caught:

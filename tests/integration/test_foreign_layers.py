@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from registries import Asked, Reply, docker_registry_process, hosts_folder, read_all
 from test_registry_auth import internet  # noqa: F401 (a fixture)
@@ -32,6 +31,7 @@ from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.credentials import Credential
 from lamella.registry.server import RegistryServer, basic_auth
+from lamella.structs import read_json, replace
 from layers import Built, file, tar
 
 pytestmark = [pytest.mark.integration, pytest.mark.privileged]
@@ -55,7 +55,7 @@ def other_client(tmp_path: Path) -> Iterator[Any]:
 def image(*urls: str, media_type: str = oci.OCI_NONDISTRIBUTABLE_GZIP, compression: str = "gzip") -> Built:
     """An image of two layers, the upper one foreign."""
     made = Built(LOWER, FOREIGN, compression=compression)
-    made.descriptors[1] = msgspec.structs.replace(made.descriptors[1], media_type=media_type, urls=[*urls])
+    made.descriptors[1] = replace(made.descriptors[1], media_type=media_type, urls=[*urls])
     return made
 
 
@@ -124,7 +124,7 @@ def test_it_comes_from_the_address_where_the_registry_does_not_have_it(
 ) -> None:
     made = image(media_type=media_type, compression=compression)
     elsewhere = scripted(serving(blob_of(made)))
-    made.descriptors[1] = msgspec.structs.replace(
+    made.descriptors[1] = replace(
         made.descriptors[1], urls=[f"http://{elsewhere.address}/layers/1?key=secret"]
     )
     name = push(made, server)
@@ -150,7 +150,7 @@ def test_what_is_no_foreign_layer_comes_from_the_registry_alone(
 ) -> None:
     made = image(media_type=oci.OCI_LAYER_GZIP)
     elsewhere = scripted(serving(blob_of(made)))
-    made.descriptors[1] = msgspec.structs.replace(made.descriptors[1], urls=[f"http://{elsewhere.address}/"])
+    made.descriptors[1] = replace(made.descriptors[1], urls=[f"http://{elsewhere.address}/"])
     name = push(made, server)
     with pytest.raises(NotFound):
         client.images.pull(name, foreign_layers=True)
@@ -185,7 +185,7 @@ def test_no_credentials_and_headers_of_the_registry_go_there(tmp_path: Path, scr
             ),
         )
         urls = [f"http://{elsewhere.address}/{path}" for path in ("asks", "gives")]
-        made.descriptors[1] = msgspec.structs.replace(made.descriptors[1], urls=urls)
+        made.descriptors[1] = replace(made.descriptors[1], urls=urls)
         name = push(made, server)
         with lamella.Client(tmp_path / "root", tmp_path / "state", registry=config) as client:
             client.images.pull(name, foreign_layers=True)
@@ -193,7 +193,7 @@ def test_no_credentials_and_headers_of_the_registry_go_there(tmp_path: Path, scr
             for asked in elsewhere.asked:
                 assert asked.authorization is None and "x-secret" not in asked.headers
             client.images.remove(name, sync=True)
-            made.descriptors[1] = msgspec.structs.replace(made.descriptors[1], urls=urls[:1])
+            made.descriptors[1] = replace(made.descriptors[1], urls=urls[:1])
             server.push_manifest("made", "latest", made.manifest)
             with pytest.raises(Unauthenticated) as caught:
                 client.images.pull(name, foreign_layers=True)
@@ -279,7 +279,7 @@ def test_other_bytes_than_its_digest_are_not_kept(client: Any, server: Any, scri
     evil = bytearray(blob_of(made))
     evil[-1] ^= 1
     elsewhere = scripted(serving(bytes(evil)))
-    made.descriptors[1] = msgspec.structs.replace(made.descriptors[1], urls=[f"http://{elsewhere.address}/"])
+    made.descriptors[1] = replace(made.descriptors[1], urls=[f"http://{elsewhere.address}/"])
     with pytest.raises((DataLoss, FailedPrecondition)):
         client.images.pull(push(made, server), foreign_layers=True)
     assert not client.images.list() and not client.content.exists(digest_of(blob_of(made)))
@@ -403,7 +403,7 @@ def test_other_platforms_come_without_theirs_until_they_are_allowed(
 ) -> None:
     made = image("http://127.0.0.1:1/")
     elsewhere = scripted(serving(blob_of(made)))
-    made.descriptors[1] = msgspec.structs.replace(made.descriptors[1], urls=[f"http://{elsewhere.address}/"])
+    made.descriptors[1] = replace(made.descriptors[1], urls=[f"http://{elsewhere.address}/"])
     name, own = index_of(server, made)
     for _ in range(2):
         assert client.images.pull(name, all_platforms=True).diff_ids == own.diff_ids
@@ -426,7 +426,7 @@ def test_a_copy_leaves_them_where_they_are_or_brings_them_from_their_addresses(
 ) -> None:
     made = image()
     elsewhere = scripted(serving(blob_of(made)))
-    made.descriptors[1] = msgspec.structs.replace(made.descriptors[1], urls=[f"http://{elsewhere.address}/"])
+    made.descriptors[1] = replace(made.descriptors[1], urls=[f"http://{elsewhere.address}/"])
     name = push(made, server)
     with RegistryServer() as other:
         copied = client.images.copy(name, f"{other.address}/without:1")
@@ -435,7 +435,7 @@ def test_a_copy_leaves_them_where_they_are_or_brings_them_from_their_addresses(
         client.images.copy(name, f"{other.address}/with:1", foreign_layers=True)
         assert other.storage.repository("with").has_blob(digest_of(blob_of(made)))
         evil = scripted(serving(b"x" * len(blob_of(made))))
-        made.descriptors[1] = msgspec.structs.replace(made.descriptors[1], urls=[f"http://{evil.address}/"])
+        made.descriptors[1] = replace(made.descriptors[1], urls=[f"http://{evil.address}/"])
         server.push_manifest("made", "latest", made.manifest)
         with pytest.raises(DataLoss):
             client.images.copy(name, f"{other.address}/damaged:1", foreign_layers=True)
@@ -447,7 +447,7 @@ def names_of_files(archive: Path) -> int:
     with tarfile.open(archive) as opened:
         file = opened.extractfile("manifest.json")
         assert file
-        return sum(len(entry["Layers"]) for entry in msgspec.json.decode(file.read()))
+        return sum(len(entry["Layers"]) for entry in read_json(file.read()))
 
 
 @pytest.mark.parametrize("format", ["oci", "oci-dir"])
@@ -456,7 +456,7 @@ def test_archives_leave_them_out_until_they_are_allowed_and_take_what_is_there(
 ) -> None:
     made = image()
     elsewhere = scripted(serving(blob_of(made)))
-    made.descriptors[1] = msgspec.structs.replace(made.descriptors[1], urls=[f"http://{elsewhere.address}/"])
+    made.descriptors[1] = replace(made.descriptors[1], urls=[f"http://{elsewhere.address}/"])
     name = push(made, server)
     client.images.pull(name, foreign_layers=True)
     elsewhere.asked.clear()
@@ -527,9 +527,7 @@ def test_a_conversion_keeps_them_or_makes_them_layers_like_others(client: Any, s
 def test_docker_registry_and_skopeo_agree(client: Any, scripted: Any, tmp_path: Path) -> None:
     made = image(media_type=oci.DOCKER_FOREIGN_LAYER_GZIP)
     elsewhere = scripted(serving(blob_of(made)))
-    made.descriptors[1] = msgspec.structs.replace(
-        made.descriptors[1], urls=[f"http://{elsewhere.address}/layer"]
-    )
+    made.descriptors[1] = replace(made.descriptors[1], urls=[f"http://{elsewhere.address}/layer"])
     allowed = "validation: {manifests: {urls: {allow: ['^http://127[.]0[.]0[.]1:']}}}\n"
     with docker_registry_process(tmp_path / "registry", allowed) as address, RegistryServer() as server:
         client.images.copy(push(made, server), f"{address}/made:1")

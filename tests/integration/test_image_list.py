@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 
 from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import InvalidArgument
+from lamella.structs import read_json
 from layers import Built, file, tar
 
 pytestmark = [pytest.mark.integration, pytest.mark.privileged]
@@ -60,7 +60,7 @@ def test_an_image_whose_documents_come_later_is_known_when_it_is_put_again(clien
     client.images.pull(reference)
     with client.database.read() as db:
         ((platform, size),) = db.execute("SELECT platform, total_size FROM images").fetchall()
-    assert msgspec.json.decode(platform)["os"] == "linux"
+    assert read_json(platform)["os"] == "linux"
     assert size == client.images.get(reference).size
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
 from registries import Reply, ScriptedServer
 from test_referrers import page, refer
@@ -13,6 +12,7 @@ from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import InvalidArgument, NotFound, ResourceExhausted, Unsupported
 from lamella.platforms import default_platform
+from lamella.structs import replace
 from layers import Built, file, tar
 
 pytestmark = [pytest.mark.integration, pytest.mark.privileged]
@@ -60,7 +60,7 @@ def multi(server):
     config = server.push_blob("multi", b'{"architecture":"unknown","os":"unknown"}', oci.OCI_CONFIG)
     attestation = server.push_manifest("multi", None, oci.Manifest(config=config, layers=[statement]))
     entries.append(
-        msgspec.structs.replace(
+        replace(
             attestation,
             platform=oci.Platform("unknown", "unknown"),
             annotations={"vnd.docker.reference.type": "attestation-manifest"},
@@ -364,9 +364,7 @@ def test_an_index_of_artifacts_is_fetched_whole(client, server):
     thing = oci.Manifest(
         config=server.push_blob("thing", b"{}", oci.OCI_EMPTY), layers=[], artifact_type="application/thing"
     )
-    entry = msgspec.structs.replace(
-        server.push_manifest("thing", None, thing), artifact_type="application/thing"
-    )
+    entry = replace(server.push_manifest("thing", None, thing), artifact_type="application/thing")
     server.push_manifest("thing", "all", index(entry))
     reference = f"{server.address}/thing:all"
     with pytest.raises(NotFound) as caught:

@@ -10,7 +10,6 @@ import textwrap
 import threading
 import time
 
-import msgspec
 import pytest
 
 import lamella
@@ -25,6 +24,7 @@ from lamella.errors import (
     NotFound,
     Unsupported,
 )
+from lamella.structs import encode
 from layers import Built, file, folder, hardlink, opaque, symlink, tar, whiteout
 
 pytestmark = [pytest.mark.integration, pytest.mark.privileged]
@@ -101,7 +101,7 @@ def test_an_index_is_followed_to_the_platform_of_this_machine(client, server):
         size=5,
         platform=oci.Platform(os="linux", architecture="s390x"),
     )
-    index = msgspec.json.encode({"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [other, own]})
+    index = encode({"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [other, own]})
     server.push_manifest("made", "multi", index)
     image = client.images.pull(f"{server.address}/made:multi")
     assert image.target.digest == digest_of(index)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from registries import Reply, ScriptedServer, hosts_folder
 from test_referrers import refer
@@ -19,6 +18,7 @@ from lamella.policy import AllowedRegistries, Candidate, PinnedDigests, RequireD
 from lamella.registry.config import RegistryConfig
 from lamella.registry.credentials import Credential
 from lamella.registry.server import RegistryServer, basic_auth
+from lamella.structs import encode, read_json
 from layers import Built, file, tar
 
 pytestmark = [pytest.mark.integration, pytest.mark.privileged]
@@ -208,7 +208,7 @@ def cosigned(candidate: Candidate) -> str | None:
     if found is None:
         return "nobody has signed it"
     _, data = found
-    payload = msgspec.json.decode(candidate.fetch(oci.parse_manifest(data).layers[0]))
+    payload = read_json(candidate.fetch(oci.parse_manifest(data).layers[0]))
     signed = payload["critical"]["image"]["docker-manifest-digest"]
     return None if signed == candidate.descriptor.digest else f"{signed} is signed"
 
@@ -219,7 +219,7 @@ def test_a_policy_reads_signatures_under_tags_by_the_hosts_and_credentials_of_th
 ) -> None:
     built = Built(tar(file("a")))
     digest = digest_of(built.manifest)
-    payload = msgspec.json.encode({"critical": {"image": {"docker-manifest-digest": digest}}})
+    payload = encode({"critical": {"image": {"docker-manifest-digest": digest}}})
     with RegistryServer(auth=basic_auth({"ann": "secret"})) as mirror, RegistryServer() as target:
         built.push(mirror)
         config = RegistryConfig(

@@ -37,7 +37,7 @@ def client(limits: Limits) -> RegistryClient:
 class Source:
     """A blob as it is here. ``open`` counts how many are read at once."""
 
-    open: set[Source] = set()  # noqa: RUF012 - of all of them
+    open: set[Source] = set()
     most = 0
 
     def __init__(self, data: bytes, offset: int) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import grpc
-import msgspec
 import pytest
 from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.empty_pb2 import Empty
@@ -26,6 +25,7 @@ from lamella.registry.server import RegistryServer, basic_auth
 from lamella.serve.api import leases_pb2, transfer_pb2, types_pb2
 from lamella.serve.api import transfer_types_pb2 as pb
 from lamella.serve.messages import any_of
+from lamella.structs import replace
 from rpc import refusal
 from streams import ClientStream
 
@@ -543,7 +543,7 @@ def archive_of(made: layers.Built, *names: str) -> bytes:
     for name in names or ("",):
         kind = "io.containerd.image.name" if "/" in name else "org.opencontainers.image.ref.name"
         target = oci.Descriptor(oci.OCI_MANIFEST, digest_of(made.manifest), len(made.manifest))
-        entries.append(msgspec.structs.replace(target, annotations={kind: name} if name else None))
+        entries.append(replace(target, annotations={kind: name} if name else None))
     index = oci.encode({"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": entries})
     blobs = [made.manifest, made.config, *made.layers]
     files = {blob(digest_of(data)): data for data in blobs}

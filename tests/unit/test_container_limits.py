@@ -6,18 +6,18 @@ import os
 import stat
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from lamella.containers.limits import Limits, changed, cpu_limits, io_limits, memory_limits, pids_limits
 from lamella.containers.runtime_spec import CpuLimits, MemoryLimits, PidsLimits, Resources
 from lamella.errors import InvalidArgument, NotFound
+from lamella.structs import to_builtins
 
 MEBIBYTE = 1 << 20
 
 
 def plain(section: object) -> object:
-    return msgspec.to_builtins(section)
+    return to_builtins(section)
 
 
 def test_nothing_said_is_no_section():

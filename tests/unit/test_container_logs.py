@@ -11,13 +11,13 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from lamella.containers import logs
 from lamella.containers.log_config import LogConfig, parse_log_config
 from lamella.containers.logs import read_log, select, with_times
 from lamella.errors import InvalidArgument, Unsupported
+from lamella.structs import decode, encode
 
 
 class Writer:
@@ -314,7 +314,7 @@ def test_the_log_is_configured_in_dockers_words() -> None:
     assert (found.max_size, found.max_file) == (1 << 20, 3)
     assert parse_log_config({"config": {"max-size": -1}}).max_size is None
     for config in (LogConfig(), found, LogConfig(max_size=None)):
-        assert msgspec.json.decode(msgspec.json.encode(config), type=LogConfig) == config
+        assert decode(encode(config), LogConfig) == config
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import socket
 import threading
 import time
 
-import msgspec
 import pytest
 
 from lamella.containers.monitor import (
@@ -20,6 +19,7 @@ from lamella.containers.monitor import (
     encode_frame,
 )
 from lamella.errors import CommandNotFound, DeadlineExceeded, FailedPrecondition, Internal, NotFound
+from lamella.structs import encode
 
 EXIT = encode_frame(
     CONTROL, b'{"exit":{"exit_code":3,"signal":null,"exited_at":"2026-01-01T00:00:00Z","oom_killed":false}}'
@@ -128,7 +128,7 @@ def test_a_reported_failure_is_raised_as_its_own_class(pair):
     monitor.sendall(
         encode_frame(
             CONTROL,
-            msgspec.json.encode({"error": {"kind": "CommandNotFound", "message": "no x", "hint": "h"}}),
+            encode({"error": {"kind": "CommandNotFound", "message": "no x", "hint": "h"}}),
         )
     )
     with pytest.raises(CommandNotFound, match="no x") as caught:
@@ -139,7 +139,7 @@ def test_a_reported_failure_is_raised_as_its_own_class(pair):
 @pytest.mark.parametrize("kind", ["Nonsense", "LamellaError.__init__", "annotations", "Exception"])
 def test_a_failure_of_unknown_kind_is_internal(pair, kind):
     connection, monitor = pair
-    monitor.sendall(encode_frame(CONTROL, msgspec.json.encode({"error": {"kind": kind, "message": "m"}})))
+    monitor.sendall(encode_frame(CONTROL, encode({"error": {"kind": kind, "message": "m"}})))
     with pytest.raises(Internal):
         connection.reply()
 

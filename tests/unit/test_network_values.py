@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +40,7 @@ from lamella.errors import (
     NotFound,
     Unsupported,
 )
+from lamella.structs import decode, encode
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_options_are_read_as_docker_and_docker_py_write_them():
         aliases=("web",),
     )
     assert parse_settings(Options(extra_hosts={"db": "10.0.0.5"})).extra_hosts == (("db", "10.0.0.5"),)
-    assert msgspec.json.decode(msgspec.json.encode(settings), type=Settings) == settings
+    assert decode(encode(settings), Settings) == settings
 
 
 @pytest.mark.parametrize(

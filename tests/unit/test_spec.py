@@ -1,6 +1,5 @@
 """From image config and options to the runtime spec."""
 
-import msgspec
 import pytest
 
 from lamella import oci
@@ -9,6 +8,7 @@ from lamella.containers.mounts import parse_mounts
 from lamella.containers.options import Options
 from lamella.containers.spec import build_spec, merge
 from lamella.errors import InvalidArgument, NotFound
+from lamella.structs import read_json
 
 IMAGE = oci.RunConfig(
     env=["PATH=/bin", "A=image"], entrypoint=["/entry"], cmd=["cmd"], working_dir="/srv", user=""
@@ -27,7 +27,7 @@ def spec(image=IMAGE, network_path="", files=None, **options):
         mounts=parse_mounts(own),
         read_file=lambda path, limit: (files or {}).get(path),
     )
-    return msgspec.json.decode(document)
+    return read_json(document)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from lamella.cli.options import command, container_options, reference
 from lamella.cli.pull import find_source
 from lamella.errors import AlreadyExists
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from lamella.cli.parser import Command, Group, Parser
 
 if TYPE_CHECKING:
@@ -119,7 +117,7 @@ def _disconnect(arguments: argparse.Namespace, session: Session) -> int:
 def _check(arguments: argparse.Namespace, session: Session) -> int:
     problems = session.client.networks.check()
     if session.json:
-        session.document([msgspec.to_builtins(problem) for problem in problems])
+        session.document(problems)
     else:
         for problem in problems:
             session.line(

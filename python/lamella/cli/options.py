@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from lamella.cli.parser import REST, SNAPSHOTTERS, Parser, UsageError
 from lamella.cli.values import (
@@ -27,6 +26,7 @@ from lamella.cli.values import (
     parse_size,
     parse_ulimit,
 )
+from lamella.typings import Any
 
 USAGE = "[OPTIONS] REF [COMMAND [ARGUMENTS...]]"
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from lamella.cli import EXIT_ERROR, EXIT_OURS, EXIT_USAGE
+from lamella.typings import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session

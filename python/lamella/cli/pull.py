@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
 from lamella.cli.parser import Command, Parser
 from lamella.cli.registry_options import add_registry_options
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session

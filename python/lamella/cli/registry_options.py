@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING, Any
 
 from lamella.cli.parser import Parser, UsageError
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.registry.config import RegistryConfig

@@ -6,13 +6,13 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from lamella.cli.create import create_container
 from lamella.cli.options import USAGE, add_container_options, add_signal_option, add_terminal_options
 from lamella.cli.parser import Command, Parser, UsageError
 from lamella.cli.pull import add_pull_options
 from lamella.cli.values import argument, parse_duration
+from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session

@@ -12,12 +12,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TextIO
 
 from lamella import logs
 from lamella.cli import EXIT_ERROR
 from lamella.cli.output import clean, one_line, table, visible_json, visible_lines
 from lamella.errors import LamellaError
+from lamella.typings import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -148,13 +148,15 @@ class Session:
         """Write a value as indented JSON to stdout."""
         import msgspec
 
-        self.write(visible_json(msgspec.json.format(msgspec.json.encode(value), indent=2)) + "\n")
+        from lamella.structs import encode
+
+        self.write(visible_json(msgspec.json.format(encode(value), indent=2)) + "\n")
 
     def record(self, value: object) -> None:
         """Write a value as JSON on one line to stdout."""
-        import msgspec
+        from lamella.structs import encode
 
-        self.write(visible_json(msgspec.json.encode(value)) + "\n")
+        self.write(visible_json(encode(value)) + "\n")
 
     def note(self, text: str) -> None:
         """Write a remark to stderr unless the reader wants quiet."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import TYPE_CHECKING
 
 from lamella.cli import EXIT_ERROR, output
 from lamella.cli.parser import Command, Parser, UsageError
 from lamella.cli.values import argument, parse_duration
+from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session

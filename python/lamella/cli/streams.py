@@ -14,12 +14,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
 
 from lamella.cli import EXIT_TIMEOUT
 from lamella.cli.session import OutputClosed, report
 from lamella.containers.detach_keys import DetachKeys
 from lamella.errors import LamellaError
+from lamella.typings import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session

@@ -20,9 +20,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Unpack
-
-import msgspec
 
 from lamella import oci
 from lamella.config import check_identifier
@@ -35,6 +32,8 @@ from lamella.lazy import cached_property
 from lamella.logs import Log
 from lamella.metadata import timestamp
 from lamella.snapshots import SnapshotInfo
+from lamella.structs import replace
+from lamella.typings import TYPE_CHECKING, Any, Unpack
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -366,7 +365,7 @@ def _freeze(
 
 def _without_own(settings: Settings | None) -> Settings | None:
     """Leave out of a network's settings what only one container can have."""
-    return settings and msgspec.structs.replace(settings, ip="", mac_address="", ports=())
+    return settings and replace(settings, ip="", mac_address="", ports=())
 
 
 def _like(client: Client, origin: Container, parent: str) -> Container:
@@ -382,14 +381,14 @@ def _like(client: Client, origin: Container, parent: str) -> Container:
         return text.replace(old.id, new_id).replace(old.id[:12], new_id[:12])
 
     now = timestamp()
-    record = msgspec.structs.replace(
+    record = replace(
         old,
         id=new_id,
         name=new_id[:12],
         snapshotter=client.config.snapshotter,
         snapshot_key=new_id,
         spec=renamed(old.spec),
-        extra=msgspec.structs.replace(
+        extra=replace(
             old.extra,
             auto_remove=False,
             hostname=renamed(old.extra.hostname),
@@ -406,8 +405,6 @@ def _like(client: Client, origin: Container, parent: str) -> Container:
             from lamella.containers.mount_sources import copy_views
 
             sources = copy_views(client, old.extra.sources, new_id)
-            record = msgspec.structs.replace(
-                record, extra=msgspec.structs.replace(record.extra, sources=sources)
-            )
+            record = replace(record, extra=replace(record.extra, sources=sources))
         insert(db, client.config.namespace, record)
     return Container(client, record)

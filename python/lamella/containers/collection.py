@@ -8,9 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
-
-import msgspec
 
 from lamella import _core
 from lamella.config import DEFAULT_RUNTIME, check_identifier
@@ -30,7 +27,9 @@ from lamella.labels import check_labels
 from lamella.locks import is_locked
 from lamella.logs import Log
 from lamella.metadata import Transaction, timestamp
+from lamella.structs import Struct, asdict, decode, encode, replace
 from lamella.tracing import span
+from lamella.typings import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -199,9 +198,7 @@ class Containers:
             attached = attach()
             spec = build_spec(
                 run_config,
-                msgspec.structs.replace(
-                    options, hostname=settled.hostname, domainname=settled.domainname or None
-                ),
+                replace(options, hostname=settled.hostname, domainname=settled.domainname or None),
                 container_id=container_id,
                 namespace=namespace,
                 files_folder=str(
@@ -227,7 +224,7 @@ class Containers:
                     network_settings=settled.settings,
                     networks=list(settled.more),
                     exposed=[port.name for port in exposed],
-                    hostname=msgspec.json.decode(spec, type=_SpecNames).hostname,
+                    hostname=decode(spec, _SpecNames).hostname,
                     domainname=settled.domainname,
                     stdin=options.stdin,
                     tty=options.tty,
@@ -272,7 +269,7 @@ class Containers:
 
     def create_held(self, image: Image | Branch, options: Options, pool: str) -> Container:
         """Make a container that is to wait in a pool, for a program that is not known yet."""
-        options = msgspec.structs.replace(options, command=["-"], entrypoint=[])
+        options = replace(options, command=["-"], entrypoint=[])
         return self._create(image, options, pool=pool)
 
     def get(self, container: str) -> Container:
@@ -470,7 +467,7 @@ class Containers:
             remove |= parsed.auto_remove
             if remove and parse_restart_policy(parsed.restart_policy):
                 raise _removed_and_restarted()
-            parsed = msgspec.structs.replace(parsed, auto_remove=remove and detach)
+            parsed = replace(parsed, auto_remove=remove and detach)
             container = self._create(image, parsed)
             container.is_transient = remove
             try:
@@ -568,14 +565,14 @@ def find_record(db: Transaction, namespace: str, container_id: str) -> Container
 def _record(row: tuple[Any, ...]) -> ContainerRecord:
     fields = dict(zip(COLUMNS, row, strict=True))
     for name, kind in (("labels", dict[str, str]), ("extra", Extra)):
-        fields[name] = msgspec.json.decode(fields[name], type=kind)
+        fields[name] = decode(fields[name], kind)
     return ContainerRecord(**fields)
 
 
 def _row(record: ContainerRecord) -> tuple[Any, ...]:
-    fields = msgspec.structs.asdict(record)
+    fields = asdict(record)
     for name in ("labels", "extra"):
-        fields[name] = msgspec.json.encode(fields[name]).decode()
+        fields[name] = encode(fields[name]).decode()
     return tuple(fields.values())
 
 
@@ -670,5 +667,5 @@ def _name(image: str | Image | Branch) -> str:
     return image.name if isinstance(image, Image) else image.image_name
 
 
-class _SpecNames(msgspec.Struct):
+class _SpecNames(Struct):
     hostname: str = ""

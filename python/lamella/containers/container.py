@@ -6,9 +6,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
-
-import msgspec
 
 from lamella import _core
 from lamella.config import is_own_runtime
@@ -36,7 +33,9 @@ from lamella.metrics.table import EXEC_SECONDS, EXECS, START_SECONDS, STARTS
 from lamella.operations import INFO, Operation, by_result, when_ok
 from lamella.reserve import frees_space
 from lamella.snapshots import SNAPSHOTTERS
+from lamella.structs import Malformed, Struct, decode, read_json, replace, to_builtins
 from lamella.tracing import span
+from lamella.typings import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 if TYPE_CHECKING:
     import os
@@ -79,7 +78,7 @@ _EXEC = Operation(
 )
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Source(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one ``sources/N`` of the spec is: an image's view, by its key, or a volume; ``subpath``: the part that is shown."""
 
     image: str = ""
@@ -88,14 +87,14 @@ class Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     subpath: str = ""
 
 
-class TypedValue(msgspec.Struct, frozen=True):
+class TypedValue(Struct, frozen=True):
     """Bytes, and the type that protobuf's Any has for them."""
 
     type_url: str
     value: bytes
 
 
-class Foreign(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Foreign(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What clients of containerd's API keep in a record that the library has no use for (:mod:`.records`)."""
 
     spec_type: str | None = None
@@ -109,7 +108,7 @@ class Foreign(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sandbox: str = ""
 
 
-class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Extra(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the record keeps beyond the runtime spec."""
 
     network: str = "none"
@@ -138,20 +137,20 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     foreign: Foreign | None = None
 
 
-class _Process(msgspec.Struct, frozen=True):
+class _Process(Struct, frozen=True):
     args: list[str] = []
 
 
-class _Linux(msgspec.Struct, frozen=True, rename="camel"):
+class _Linux(Struct, frozen=True, rename="camel"):
     cgroups_path: str = ""
 
 
-class _Spec(msgspec.Struct, frozen=True):
+class _Spec(Struct, frozen=True):
     process: _Process = _Process()
     linux: _Linux = _Linux()
 
 
-class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
+class ContainerRecord(Struct, frozen=True, kw_only=True):
     """A row of the containers table."""
 
     id: str
@@ -225,7 +224,7 @@ class Container:
     @property
     def spec(self) -> dict[str, Any]:
         """The OCI runtime spec."""
-        document: dict[str, Any] = msgspec.json.decode(self.record.spec)
+        document: dict[str, Any] = read_json(self.record.spec)
         return document
 
     @property
@@ -245,8 +244,8 @@ class Container:
     def _own_spec(self) -> _Spec:
         """What the library itself wants of the spec, which may be of any form where another client made the record."""
         try:
-            return msgspec.json.decode(self.record.spec, type=_Spec)
-        except msgspec.ValidationError:
+            return decode(self.record.spec, _Spec)
+        except Malformed:
             return _Spec()
 
     @property
@@ -399,9 +398,7 @@ class Container:
         if not (self.is_transient or self.record.extra.auto_remove):
             return mounts
         return [
-            msgspec.structs.replace(mount, options=[*mount.options, "volatile"])
-            if mount.type == "overlay"
-            else mount
+            replace(mount, options=[*mount.options, "volatile"]) if mount.type == "overlay" else mount
             for mount in mounts
         ]
 
@@ -1066,9 +1063,9 @@ class Container:
             "oom_killed": ended.oom_killed if ended else False,
             "restart_policy": str(record.extra.restart),
             "restart_count": restarts.count if restarts is not None else 0,
-            "last_run": msgspec.to_builtins(restarts) if restarts is not None else None,
+            "last_run": to_builtins(restarts) if restarts is not None else None,
             "init": record.extra.init,
-            "id_maps": msgspec.to_builtins(record.extra.id_maps),
+            "id_maps": to_builtins(record.extra.id_maps),
             "snapshotter": record.snapshotter,
             "snapshot_key": record.snapshot_key,
             "runtime": record.runtime,

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
 
 from lamella.errors import Unsupported
 from lamella.oci import Platform
+from lamella.typings import Literal
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _COMMON = {"x86_64": "amd64", "aarch64": "arm64"}

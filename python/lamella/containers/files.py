@@ -25,13 +25,12 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-import msgspec
-
 from lamella import _core
 from lamella.containers.id_maps import maps_of
 from lamella.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, LamellaError, NotFound
 from lamella.logs import Log
 from lamella.snapshots.mounting import mounted
+from lamella.structs import Struct
 
 if TYPE_CHECKING:
     from lamella.containers.container import Container
@@ -42,7 +41,7 @@ ArchiveData = bytes | bytearray | memoryview | IO[bytes] | Iterable[bytes]
 _log = Log("lamella.containers")
 
 
-class PathStat(msgspec.Struct, frozen=True):
+class PathStat(Struct, frozen=True):
     """What is at a path: ``mode`` with the type's bits, ``size`` in bytes, ``mtime`` in nanoseconds since 1970."""
 
     name: str
@@ -133,7 +132,7 @@ class _Patience:
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
 
-class _Place(msgspec.Struct, frozen=True):
+class _Place(Struct, frozen=True):
     """A path and the tree that it is in. ``refused``: why nothing can be written there."""
 
     files: _core.Files

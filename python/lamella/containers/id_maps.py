@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from lamella.containers.runtime_spec import IdMapping, Mount
 from lamella.errors import InvalidArgument, ResourceExhausted, Unsupported
 from lamella.labels import GID_MAPPING, UID_MAPPING
+from lamella.structs import Struct, decode
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.containers.options import Options
@@ -28,7 +27,7 @@ _FORMS = (
 )
 
 
-class IdMaps(msgspec.Struct, frozen=True, kw_only=True):
+class IdMaps(Struct, frozen=True, kw_only=True):
     """The maps of a container's users and groups, in containerd's form: ``0:100000:65536``, several with commas between them."""
 
     users: str
@@ -123,13 +122,13 @@ def _maps_of_container(db: Transaction, namespace: str, container: str) -> IdMap
         "SELECT json_extract(extra, '$.id_maps') FROM containers WHERE namespace = ? AND id = ?",
         (namespace, container),
     ).fetchone()
-    return msgspec.json.decode(row[0], type=IdMaps) if row is not None and row[0] else None
+    return decode(row[0], IdMaps) if row is not None and row[0] else None
 
 
 def used_maps(db: Transaction) -> list[IdMaps]:
     """Give the maps of all containers of the store."""
     rows = db.execute("SELECT json_extract(extra, '$.id_maps') FROM containers WHERE extra LIKE '%id_maps%'")
-    return [msgspec.json.decode(text, type=IdMaps) for (text,) in rows.fetchall() if text]
+    return [decode(text, IdMaps) for (text,) in rows.fetchall() if text]
 
 
 def settle_maps(db: Transaction, namespace: str, options: Options, shared: str) -> IdMaps | None:

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any, Literal
-
-import msgspec
 
 from lamella.config import check_identifier
 from lamella.containers.cgroups import Cgroup
@@ -22,7 +19,9 @@ from lamella.containers.monitor import Connection, Exit, Reply, TaskEnded
 from lamella.containers.task import Paths
 from lamella.errors import AlreadyExists, FailedPrecondition, NotFound
 from lamella.events import spool
+from lamella.structs import Malformed, Struct, convert, decode, encode, replace, to_builtins
 from lamella.transfer.cancellation import current
+from lamella.typings import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -33,7 +32,7 @@ UNKNOWN_EXIT = 255
 """The exit status of a task whose monitor was killed (containerd's UnknownExitStatus)."""
 
 
-class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
+class ProcessState(Struct, frozen=True, kw_only=True):
     """How a task, or a process of it, is. ``exit`` is there when it has ended."""
 
     status: ProcessStatus
@@ -45,7 +44,7 @@ class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
     """The pids of the processes with a name that run."""
 
 
-class _EndedExec(msgspec.Struct, frozen=True):
+class _EndedExec(Struct, frozen=True):
     """What a monitor leaves of a process that nobody has taken leave of."""
 
     pid: int | None
@@ -54,15 +53,15 @@ class _EndedExec(msgspec.Struct, frozen=True):
     exit: Exit
 
 
-class _Process(msgspec.Struct, frozen=True):
+class _Process(Struct, frozen=True):
     terminal: bool = False
 
 
-class _Linux(msgspec.Struct, frozen=True, rename="camel"):
+class _Linux(Struct, frozen=True, rename="camel"):
     cgroups_path: str = ""
 
 
-class _Bundle(msgspec.Struct, frozen=True):
+class _Bundle(Struct, frozen=True):
     process: _Process = _Process()
     linux: _Linux = _Linux()
 
@@ -135,7 +134,7 @@ class Lifecycle:
                 status=reply.status,  # type: ignore[arg-type]
                 pid=reply.pid or 0,
                 exit=reply.exit,
-                paths=msgspec.convert(reply.stdio, Paths),
+                paths=convert(reply.stdio, Paths),
                 terminal=reply.terminal,
             )
         left = self._left(exec_id)
@@ -168,9 +167,7 @@ class Lifecycle:
             from lamella.containers.runtimes import limit_capabilities
 
             process = limit_capabilities(process)
-        self._need(
-            {"op": "describe", "exec": exec_id, "process": process, "stdio": msgspec.to_builtins(paths)}
-        )
+        self._need({"op": "describe", "exec": exec_id, "process": process, "stdio": to_builtins(paths)})
 
     def wait(self, exec_id: str = "") -> Exit:
         """Wait for the end of it, or of a process. NotFound; Cancelled with the thread's transfer."""
@@ -287,7 +284,7 @@ class Lifecycle:
                 self.kill(9)
             ended = self.wait()
         self._task.forget_run(self.container.refresh, self.container.forget_past_run)
-        return ended if ended.pid is not None else msgspec.structs.replace(ended, pid=state.pid)
+        return ended if ended.pid is not None else replace(ended, pid=state.pid)
 
     def _delete_exec(self, exec_id: str) -> Exit:
         reply = self._ask({"op": "forget", "exec": exec_id})
@@ -296,7 +293,7 @@ class Lifecycle:
         left = self._left(exec_id)
         with self._task.held(self.container.refresh):
             rest = {name: each for name, each in self._all_left().items() if name != exec_id}
-            self._task.replace_file("execs.json", msgspec.json.encode(rest))
+            self._task.replace_file("execs.json", encode(rest))
         return left.exit
 
     def _present(self) -> ProcessState:
@@ -329,18 +326,16 @@ class Lifecycle:
         return left
 
     def _all_left(self) -> dict[str, _EndedExec]:
-        with suppress(FileNotFoundError, msgspec.MsgspecError):
-            return msgspec.json.decode(
-                (self._task.folder / "execs.json").read_bytes(), type=dict[str, _EndedExec]
-            )
+        with suppress(FileNotFoundError, Malformed):
+            return decode((self._task.folder / "execs.json").read_bytes(), dict[str, _EndedExec])
         return {}
 
     def _paths(self) -> Paths:
-        with suppress(FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
-            return msgspec.json.decode((self._task.folder / "stdio.json").read_bytes(), type=Paths)
+        with suppress(FileNotFoundError, NotADirectoryError, Malformed):
+            return decode((self._task.folder / "stdio.json").read_bytes(), Paths)
         return Paths()
 
     def _bundle(self) -> _Bundle:
-        with suppress(FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
-            return msgspec.json.decode((self._task.folder / "config.json").read_bytes(), type=_Bundle)
+        with suppress(FileNotFoundError, NotADirectoryError, Malformed):
+            return decode((self._task.folder / "config.json").read_bytes(), _Bundle)
         return _Bundle()

@@ -10,9 +10,6 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from lamella.containers.runtime_spec import (
     BlockIo,
@@ -24,17 +21,8 @@ from lamella.containers.runtime_spec import (
     WeightDevice,
 )
 from lamella.errors import InvalidArgument, NotFound
-
-if TYPE_CHECKING:
-    from typing import TypedDict
-else:
-
-    class TypedDict(dict):
-        """Stands in for typing's where nobody checks types: that one compiles each annotation, 1.3 ms at every import."""
-
-        def __init_subclass__(cls, *, total: bool = True) -> None:
-            """Take what typing's takes."""
-
+from lamella.structs import Struct, replace
+from lamella.typings import Any, TypedDict
 
 MEMORY_MIN = 6 * 1024 * 1024
 CPU_PERIOD = 100_000
@@ -49,7 +37,7 @@ Rates = Mapping[str, int | str] | Sequence[str | Mapping[str, Any]]
 """Devices with a rate: ``{"/dev/sda": "10m"}``, ``["/dev/sda:10m"]``, or docker-py's ``[{"Path": "/dev/sda", "Rate": 10}]``."""
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class Limits(Struct, frozen=True, kw_only=True):
     """The limits that can be changed while the container runs; None where nothing is said."""
 
     memory: int | str | None = None
@@ -191,7 +179,7 @@ def cpu_limits(limits: Limits, before: CpuLimits | None = None) -> CpuLimits | N
     )
     if all(value is None for value in said):
         return None
-    present = msgspec.structs.replace(before) if before is not None else CpuLimits()
+    present = replace(before) if before is not None else CpuLimits()
     if limits.cpus is not None:
         if limits.cpu_quota is not None or limits.cpu_period is not None:
             raise InvalidArgument(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
-
-import msgspec
 
 from lamella.errors import InvalidArgument, Unsupported
+from lamella.structs import Struct
+from lamella.typings import Any, Literal
 
 DRIVERS = ("json-file", "none")
 MAX_SIZE = 10 << 20
@@ -15,7 +14,7 @@ MAX_SIZE = 10 << 20
 MAX_FILE = 5
 
 
-class LogConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LogConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is kept of a container's output. ``max_size`` are bytes of one file, None for one file without end."""
 
     driver: Literal["json-file", "none"] = "json-file"

@@ -18,9 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 from select import POLLIN, POLLOUT, poll
 from types import TracebackType
-from typing import Any, Literal
-
-import msgspec
 
 from lamella import errors
 from lamella.errors import (
@@ -31,6 +28,8 @@ from lamella.errors import (
     NotFound,
     PermissionDenied,
 )
+from lamella.structs import Struct, decode, encode
+from lamella.typings import Any, Literal
 
 CONTROL, STDIN, STDOUT, STDERR = range(4)
 HEADER = 5
@@ -42,7 +41,7 @@ Stream = Literal["stdout", "stderr"]
 OnOutput = Callable[[Stream, bytes], object]
 
 
-class Exit(msgspec.Struct, frozen=True):
+class Exit(Struct, frozen=True):
     """How a container ended. ``exit_code`` is 128 + signal for one that a signal ended."""
 
     exit_code: int
@@ -53,14 +52,14 @@ class Exit(msgspec.Struct, frozen=True):
     """Its id, as the host saw it; None in records of older releases."""
 
 
-class _Failure(msgspec.Struct):
+class _Failure(Struct):
     kind: str
     message: str
     hint: str | None = None
     exit_code: int | None = None
 
 
-class Reply(msgspec.Struct):
+class Reply(Struct):
     """What a monitor says: an answer, a failure, or the exit."""
 
     ok: bool = False
@@ -152,7 +151,7 @@ class Connection:
 
     def request(self, document: dict[str, Any]) -> None:
         """Send a request."""
-        self.send(CONTROL, msgspec.json.encode(document))
+        self.send(CONTROL, encode(document))
 
     def take(self) -> tuple[int, bytes] | None:
         """Take a frame that has arrived whole, None if there is none."""
@@ -197,7 +196,7 @@ class Connection:
         """Wait for one document, skipping output; None at the end of the connection. Raise what it reports."""
         while (frame := self.receive(deadline)) is not None:
             if frame[0] == CONTROL:
-                reply = msgspec.json.decode(frame[1], type=Reply)
+                reply = decode(frame[1], Reply)
                 if reply.error is not None:
                     raise_failure(reply.error)
                 return reply
@@ -260,7 +259,7 @@ class Attached:
             return "stdout", payload
         if kind == STDERR:
             return "stderr", payload
-        reply = msgspec.json.decode(payload, type=Reply)
+        reply = decode(payload, Reply)
         if reply.error is not None:
             raise_failure(reply.error)
         self.exit = reply.exit or self.exit

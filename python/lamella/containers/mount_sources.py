@@ -13,15 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from lamella.containers.container import Extra, Source, usable_mounts
 from lamella.containers.defaults import mounts as default_mounts
 from lamella.containers.mounts import PROPAGATIONS, AnyMount, ImageMount, VolumeMount, volume_bind
 from lamella.errors import NotFound
 from lamella.labels import GC_BACK_REF_CONTAINER, GC_REF_CONTENT, GC_ROOT
+from lamella.structs import Struct, replace
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 _MANIFEST = f"{GC_REF_CONTENT}.manifest"
 
 
-class Attached(msgspec.Struct):
+class Attached(Struct):
     """The options' mounts as the spec has them, the names of the volumes, and the sources."""
 
     mounts: list[Mount]
@@ -121,7 +120,7 @@ def copy_views(client: Client, sources: Sequence[Source], container_id: str) -> 
         if source.snapshot:
             view, key = client.snapshots.stat(source.snapshot), _key(container_id, number)
             client.snapshots.view(key, view.parent, {**view.labels, **_held_by(container_id)})
-        copied.append(msgspec.structs.replace(source, snapshot=key))
+        copied.append(replace(source, snapshot=key))
     return copied
 
 

@@ -12,15 +12,14 @@ import os
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from lamella.config import check_identifier
 from lamella.containers.limits import parse_size
 from lamella.containers.options import several
 from lamella.containers.runtime_spec import Mount
 from lamella.errors import InvalidArgument, NotFound, PermissionDenied, Unsupported
+from lamella.structs import Struct
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.containers.options import Options
@@ -49,7 +48,7 @@ _DOCKER_NAMES = {
 """The members of docker's API object (docker-py's types.Mount), by the names that ``--mount`` has for them."""
 
 
-class VolumeMount(msgspec.Struct, frozen=True, kw_only=True):
+class VolumeMount(Struct, frozen=True, kw_only=True):
     """A volume of the store (``""``: a fresh, anonymous one) in a container.
 
     ``copy``: it may take the image's content there. ``subpath``: the part that is shown. ``labels`` are for one that is made.
@@ -63,7 +62,7 @@ class VolumeMount(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
 
 
-class ImageMount(msgspec.Struct, frozen=True, kw_only=True):
+class ImageMount(Struct, frozen=True, kw_only=True):
     """The files of an image in a container, read-only. ``subpath``: the part of them that is shown."""
 
     image: str

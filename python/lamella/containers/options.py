@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from lamella.containers.defaults import ALL_CAPABILITIES, CAPABILITIES, SHM_SIZE
 from lamella.containers.limits import LimitOptions, Limits, Rates
@@ -15,6 +14,7 @@ from lamella.containers.log_config import LogConfig
 from lamella.containers.restart_policy import RestartPolicy
 from lamella.containers.runtime_spec import Mount, Rlimit
 from lamella.errors import InvalidArgument
+from lamella.typings import Any
 
 _ULIMITS = frozenset(
     {

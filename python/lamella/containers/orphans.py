@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 
-import msgspec
-
 from lamella.config import Config
 from lamella.containers.task import Task
 from lamella.disk import names_in
@@ -17,6 +15,7 @@ from lamella.errors import FailedPrecondition, LamellaError
 from lamella.locks import is_locked
 from lamella.logs import Log
 from lamella.metadata import Database
+from lamella.structs import replace
 
 _log = Log("lamella.containers")
 
@@ -33,7 +32,7 @@ def orphaned_tasks(database: Database, config: Config) -> Iterator[Task]:
     with database.read() as db:
         known = {(row[0], row[1]) for row in db.execute("SELECT namespace, id FROM containers")}
     for namespace, container in sorted(found - known):
-        yield Task(msgspec.structs.replace(config, namespace=namespace), container)
+        yield Task(replace(config, namespace=namespace), container)
 
 
 def remove_orphaned_tasks(database: Database, config: Config, *, dry_run: bool) -> int:
@@ -68,7 +67,7 @@ def stale_networks(config: Config) -> Iterator[Task]:
     from lamella.containers.networks.attachment import attached
 
     for namespace, container, _ in attached(config):
-        task = Task(msgspec.structs.replace(config, namespace=namespace), container)
+        task = Task(replace(config, namespace=namespace), container)
         if not is_locked(task.folder) and not task.monitored():
             yield task
 
@@ -103,7 +102,7 @@ def finish_network(database: Database, config: Config, namespace: str, container
     from lamella.containers.networks.connecting import finish
 
     try:
-        return finish(database, msgspec.structs.replace(config, namespace=namespace), container)
+        return finish(database, replace(config, namespace=namespace), container)
     except LamellaError as error:
         _left_behind(container, error)
         return False

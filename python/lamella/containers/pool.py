@@ -18,9 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from lamella.config import DEFAULT_RUNTIME
 from lamella.containers.container import _START, Container
@@ -31,6 +29,8 @@ from lamella.errors import FailedPrecondition, InvalidArgument, LamellaError, Un
 from lamella.locks import FileLock
 from lamella.logs import Log
 from lamella.metadata import timestamp
+from lamella.structs import encode, read_json, replace
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,7 +171,7 @@ class Pool:
     def _take(
         self, command: str | Sequence[str] | None, environment: Environment | None
     ) -> tuple[Container, Attached]:
-        program = arguments(self._run_config, msgspec.structs.replace(self._options, command=command))
+        program = arguments(self._run_config, replace(self._options, command=command))
         more = parse_environment(environment)
         with self._changed:
             if self._closed:
@@ -209,10 +209,10 @@ class Pool:
     def _adopt(self, held: _Held) -> Container:
         """Make it a container as any other."""
         old = held.container.record
-        record = msgspec.structs.replace(
+        record = replace(
             old,
-            spec=msgspec.json.encode(held.spec).decode(),
-            extra=msgspec.structs.replace(old.extra, pool=""),
+            spec=encode(held.spec).decode(),
+            extra=replace(old.extra, pool=""),
             updated_at=timestamp(),
         )
         with self._client.database.write() as db:
@@ -220,7 +220,7 @@ class Pool:
                 "UPDATE containers SET spec = ?, extra = ?, updated_at = ? WHERE namespace = ? AND id = ?",
                 (
                     record.spec,
-                    msgspec.json.encode(record.extra).decode(),
+                    encode(record.extra).decode(),
                     record.updated_at,
                     self._client.config.namespace,
                     record.id,
@@ -232,7 +232,7 @@ class Pool:
         container = self._client.containers.create_held(self._image, self._options, self._id)
         try:
             attached = container.hold()
-            bundle = msgspec.json.decode((container.task.folder / "config.json").read_bytes())
+            bundle = read_json((container.task.folder / "config.json").read_bytes())
         except BaseException:
             container.remove(force=True, volumes=True)
             raise

@@ -9,15 +9,14 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 
-import msgspec
-
 from lamella.containers.cgroups import Cgroup
+from lamella.structs import Struct
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _COMMAND_MAX = 64 * 1024
 
 
-class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
+class ProcessInfo(Struct, frozen=True, kw_only=True):
     """One process. ``pid`` and ``uid`` are as the container sees them, ``host_pid`` as we do; ``cpu`` is seconds.
 
     ``user`` is the name that the container's /etc/passwd has for the uid, else the number. ``command`` is as the process

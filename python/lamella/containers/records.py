@@ -11,9 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from lamella.config import check_identifier
 from lamella.containers.collection import COLUMNS, check_free, find_record, insert
@@ -22,6 +19,8 @@ from lamella.containers.log_config import LogConfig
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound
 from lamella.labels import check_labels
 from lamella.metadata import Transaction, timestamp
+from lamella.structs import Malformed, asdict, encode, read_json, replace
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -80,7 +79,7 @@ def check_record(record: ContainerRecord) -> ContainerRecord:
         raise InvalidArgument("container.Runtime.Name must be set")
     if record.snapshot_key and not record.snapshotter:
         raise InvalidArgument("container.Snapshotter must be set if container.SnapshotKey is set")
-    return msgspec.structs.replace(record, labels=check_labels(record.labels))
+    return replace(record, labels=check_labels(record.labels))
 
 
 def foreign_of(record: ContainerRecord) -> Foreign:
@@ -98,29 +97,29 @@ def spec_of(record: ContainerRecord) -> TypedValue:
 def with_spec(record: ContainerRecord, spec: TypedValue) -> ContainerRecord:
     """Give the record with another spec: of the runtime spec's JSON the text is kept, of anything else the bytes."""
     text = _json_text(spec.value)
-    foreign = msgspec.structs.replace(
+    foreign = replace(
         foreign_of(record),
         spec_type=None if spec.type_url == SPEC_TYPE else spec.type_url,
         spec=spec.value if text is None else None,
     )
-    return msgspec.structs.replace(
+    return replace(
         record,
         spec=_NO_SPEC if text is None else text,
-        extra=msgspec.structs.replace(record.extra, foreign=foreign),
+        extra=replace(record.extra, foreign=foreign),
     )
 
 
 def with_foreign(record: ContainerRecord, **changes: Any) -> ContainerRecord:
     """Give the record with other fields of ``extra.foreign``."""
-    foreign = msgspec.structs.replace(foreign_of(record), **changes)
-    return msgspec.structs.replace(record, extra=msgspec.structs.replace(record.extra, foreign=foreign))
+    foreign = replace(foreign_of(record), **changes)
+    return replace(record, extra=replace(record.extra, foreign=foreign))
 
 
 def _json_text(value: bytes) -> str | None:
     try:
         text = value.decode()
-        return text if isinstance(msgspec.json.decode(text), dict) and "\0" not in text else None
-    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        return text if isinstance(read_json(text), dict) and "\0" not in text else None
+    except (UnicodeDecodeError, Malformed):
         return None
 
 
@@ -154,10 +153,10 @@ def update_record(
     namespace = client.config.namespace
     with client.database.write() as db:
         record = check_record(change(_get(db, client, container_id)))
-        record = msgspec.structs.replace(record, updated_at=timestamp())
-        fields = msgspec.structs.asdict(record)
+        record = replace(record, updated_at=timestamp())
+        fields = asdict(record)
         for name in ("labels", "extra"):
-            fields[name] = msgspec.json.encode(fields[name]).decode()
+            fields[name] = encode(fields[name]).decode()
         changed = [name for name in COLUMNS if name not in ("id", "name", "created_at")]
         db.execute(
             f"UPDATE containers SET {', '.join(f'{name} = ?' for name in changed)} WHERE namespace = ? AND id = ?",  # noqa: S608

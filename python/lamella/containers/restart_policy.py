@@ -8,18 +8,17 @@ in what docker's daemon does when the machine starts, and is the same here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
-
-import msgspec
 
 from lamella.containers.monitor import Exit
 from lamella.errors import InvalidArgument
+from lamella.structs import Struct
+from lamella.typings import Any, Literal
 
 NAMES = ("no", "on-failure", "always", "unless-stopped")
 _FORMS = "Write no, on-failure, on-failure:5, always or unless-stopped."
 
 
-class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RestartPolicy(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When a container that has ended is run again; ``max_retries`` (of on-failure) 0 is no limit."""
 
     name: Literal["no", "on-failure", "always", "unless-stopped"] = "no"
@@ -62,7 +61,7 @@ def parse_restart_policy(value: RestartPolicy | str | Mapping[str, Any] | None) 
     return RestartPolicy(name=name, max_retries=count)
 
 
-class Restarts(msgspec.Struct, frozen=True):
+class Restarts(Struct, frozen=True):
     """What the monitor keeps in ``restart.json`` from the end of the first run on.
 
     ``count`` runs came after the first one; ``exit`` is the end of the last that has ended, ``error`` why it could not begin,

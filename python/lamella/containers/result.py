@@ -6,16 +6,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-import msgspec
-
 from lamella.containers.monitor import Attached, OnOutput, OutputTimeout
 from lamella.errors import CommandFailed, DeadlineExceeded, FailedPrecondition, NotFound
+from lamella.structs import Struct
 
 KILL_WAIT = 10.0
 """Seconds that a killed command may take to end before its caller gives up on the rest of its output."""
 
 
-class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+class RunResult(Struct, frozen=True, kw_only=True):
     """How a command that was waited for ended. ``duration`` is seconds from its start to its end."""
 
     exit_code: int

@@ -6,10 +6,10 @@ adds beyond these models goes into the document as plain JSON (``spec=`` of :met
 
 from __future__ import annotations
 
-import msgspec
+from lamella.structs import Raw, Struct
 
 
-class _Document(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
+class _Document(Struct, rename="camel", omit_defaults=True, kw_only=True):
     """The JSON form of the spec: camelCase, absent instead of null."""
 
 
@@ -99,14 +99,14 @@ class DeviceRule(_Document):
     minor: int | None = None
 
 
-class MemoryLimits(_Document):
+class MemoryLimits(_Document, rename={"disable_oom_killer": "disableOOMKiller"}):
     """Bytes; ``swap`` counts memory and swap together."""
 
     limit: int | None = None
     swap: int | None = None
     reservation: int | None = None
     swappiness: int | None = None
-    disable_oom_killer: bool | None = msgspec.field(default=None, name="disableOOMKiller")
+    disable_oom_killer: bool | None = None
 
 
 class CpuLimits(_Document):
@@ -144,9 +144,6 @@ class WeightDevice(_Document):
 class BlockIo(
     _Document,
     rename={
-        "weight_device": "weightDevice",
-        "throttle_read_bps_device": "throttleReadBpsDevice",
-        "throttle_write_bps_device": "throttleWriteBpsDevice",
         "throttle_read_iops_device": "throttleReadIOPSDevice",
         "throttle_write_iops_device": "throttleWriteIOPSDevice",
     },
@@ -161,17 +158,17 @@ class BlockIo(
     throttle_write_iops_device: list[ThrottleDevice] = []
 
 
-class Resources(_Document):
+class Resources(_Document, rename={"block_io": "blockIO"}):
     """What the cgroup limits."""
 
     devices: list[DeviceRule] = []
     memory: MemoryLimits | None = None
     cpu: CpuLimits | None = None
     pids: PidsLimits | None = None
-    block_io: BlockIo | None = msgspec.field(default=None, name="blockIO")
+    block_io: BlockIo | None = None
 
 
-class IdMapping(msgspec.Struct, rename={"container_id": "containerID", "host_id": "hostID"}):
+class IdMapping(Struct, rename={"container_id": "containerID", "host_id": "hostID"}):
     """Ids in the container, from the first on, and the ids of this machine that stand for them."""
 
     container_id: int
@@ -188,7 +185,7 @@ class Linux(_Document):
     uid_mappings: list[IdMapping] = []
     gid_mappings: list[IdMapping] = []
     devices: list[Device] = []
-    seccomp: msgspec.Raw | None = None
+    seccomp: Raw | None = None
     masked_paths: list[str] = []
     readonly_paths: list[str] = []
     sysctl: dict[str, str] = {}

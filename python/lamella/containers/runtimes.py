@@ -14,12 +14,11 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from lamella.config import DEFAULT_RUNTIME, is_own_runtime
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
+from lamella.structs import encode, read_json
+from lamella.typings import Any
 
 KNOWN = ("runc", "crun", "youki")
 """The programs that :func:`installed` looks for; others work if they have the same command line."""
@@ -100,14 +99,14 @@ def bundle_for(
 
     FailedPrecondition for a container with ids of its own where others may not pass through a folder above the bundle.
     """
-    document: dict[str, Any] = msgspec.json.decode(spec)
+    document: dict[str, Any] = read_json(spec)
     document["process"] = limit_capabilities(document["process"])
     if init:
         _add_init(document, bundle)
     sources = [*sources, *_take_mapped(document.get("mounts", []), len(sources))]
     if document.get("linux", {}).get("uidMappings"):
         _let_pass(bundle)
-    return msgspec.json.encode(document), sources
+    return encode(document), sources
 
 
 def _take_mapped(mounts: Iterable[dict[str, Any]], number: int) -> Iterator[dict[str, Any]]:

@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from lamella import _core
 from lamella.errors import InvalidArgument, NotFound
+from lamella.structs import Malformed, Raw, decode, encode
+from lamella.typings import Any
 
 UNCONFINED = "unconfined"
 
 
 def seccomp_section(
     profile: str | Path | Mapping[str, Any] | None, *, capabilities: Sequence[str], privileged: bool
-) -> msgspec.Raw | None:
+) -> Raw | None:
     """Give the ``linux.seccomp`` object, None for no confinement.
 
     ``profile``: None for the default, ``"unconfined"``, the path of a JSON file, or the object itself.
@@ -29,18 +28,18 @@ def seccomp_section(
     if profile == UNCONFINED or (profile is None and privileged):
         return None
     if profile is None:
-        return msgspec.Raw(_default(tuple(capabilities)))
+        return Raw(_default(tuple(capabilities)))
     if isinstance(profile, Mapping):
-        return msgspec.Raw(msgspec.json.encode(dict(profile)))
+        return Raw(encode(dict(profile)))
     try:
         data = Path(profile).read_bytes()
     except FileNotFoundError:
         raise NotFound(f"seccomp profile {profile} is not there") from None
     try:
-        msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-    except msgspec.MsgspecError as error:
+        decode(data, dict[str, Any])
+    except Malformed as error:
         raise InvalidArgument(f"seccomp profile {profile} is not a JSON object: {error}") from None
-    return msgspec.Raw(data)
+    return Raw(data)
 
 
 @lru_cache(maxsize=16)

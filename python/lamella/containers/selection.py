@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
-
-import msgspec
 
 from lamella.docker_filters import has_label, matching
 from lamella.errors import InvalidArgument, Unsupported
+from lamella.structs import Struct, decode
+from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -97,7 +96,7 @@ def _since(client: Client, value: str) -> Selection:
 
 def _volume(_: Client, value: str) -> Selection:
     def uses(container: Container) -> bool:
-        mounts = msgspec.json.decode(container.record.spec, type=_Mounts).mounts
+        mounts = decode(container.record.spec, _Mounts).mounts
         return value in container.record.extra.volumes or any(
             mount.type == "bind" and value in (mount.source, mount.destination) for mount in mounts
         )
@@ -113,13 +112,13 @@ def _network(_: Client, value: str) -> Selection:
     return is_in
 
 
-class _Mount(msgspec.Struct, frozen=True):
+class _Mount(Struct, frozen=True):
     destination: str = ""
     type: str = ""
     source: str = ""
 
 
-class _Mounts(msgspec.Struct, frozen=True):
+class _Mounts(Struct, frozen=True):
     mounts: list[_Mount] = []
 
 

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import msgspec
 
 from lamella import oci
 from lamella.containers import defaults
@@ -42,6 +39,8 @@ from lamella.containers.runtime_spec import (
 from lamella.containers.seccomp import seccomp_section
 from lamella.containers.user import ReadFile, resolve_groups, resolve_user
 from lamella.errors import InvalidArgument, Unsupported
+from lamella.structs import encode, read_json, to_builtins
+from lamella.typings import Any
 
 HOSTNAME_MAX = 64
 
@@ -128,7 +127,7 @@ def build_spec(
         _map_ids(spec, id_maps, files_folder, owns_network=network_path != "host")
     document = _encode(spec)
     if options.spec is not None:
-        patched: dict[str, Any] = msgspec.json.decode(document)
+        patched: dict[str, Any] = read_json(document)
         if isinstance(options.spec, Mapping):
             document = _encode(merge(patched, options.spec))
         else:
@@ -185,7 +184,7 @@ def _paths(given: Sequence[str] | None, what: str, options: Options, usual: list
 
 def _encode(spec: Spec | dict[str, Any]) -> bytes:
     try:
-        return msgspec.json.encode(spec)
+        return encode(spec)
     except UnicodeEncodeError as error:
         raise InvalidArgument(
             f"{error.object!r} is not valid Unicode, and the runtime spec is JSON",
@@ -210,7 +209,7 @@ def exec_process(
     ``spec`` is the container's config.json. Of what ``privileged`` gives a container, an exec gets the capabilities: devices and
     seccomp are the container's, as in docker. Errors: InvalidArgument for a malformed option, NotFound for an ``env_file``.
     """
-    process: dict[str, Any] = msgspec.json.decode(spec)["process"]
+    process: dict[str, Any] = read_json(spec)["process"]
     if not args or not args[0]:
         raise InvalidArgument("there is no command to execute")
     variables = dict(item.partition("=")[::2] for item in process["env"])
@@ -226,7 +225,7 @@ def exec_process(
         variables.setdefault("TERM", "xterm")
     variables.update(variables_of(environment, env_file))
     if privileged:
-        process["capabilities"] = msgspec.to_builtins(_capability_sets(ALL_CAPABILITIES))
+        process["capabilities"] = to_builtins(_capability_sets(ALL_CAPABILITIES))
     if working_dir is not None:
         process["cwd"] = _absolute_folder(working_dir)
     process.update(args=args, terminal=tty, env=[f"{key}={value}" for key, value in variables.items()])

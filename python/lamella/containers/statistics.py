@@ -12,17 +12,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-import msgspec
-
 from lamella.containers.cgroups import Cgroup
 from lamella.metadata import timestamp
+from lamella.structs import Struct, replace
 
 _NO_LIMIT = 1 << 60
 """What v1 shows as a limit where there is none is this or more."""
 _HOST_STATUS = Path("/proc/meminfo")
 
 
-class CpuStatistics(msgspec.Struct, frozen=True, kw_only=True):
+class CpuStatistics(Struct, frozen=True, kw_only=True):
     """Processor time since the start, in nanoseconds.
 
     ``percent`` is the share of one processor since the reading before (200 for two busy ones), None in the first.
@@ -37,7 +36,7 @@ class CpuStatistics(msgspec.Struct, frozen=True, kw_only=True):
     periods: int = 0
 
 
-class MemoryStatistics(msgspec.Struct, frozen=True, kw_only=True):
+class MemoryStatistics(Struct, frozen=True, kw_only=True):
     """Bytes. ``usage`` is without ``cache`` that can be given back, ``peak`` is with it.
 
     ``limit`` is the machine's memory where none is set.
@@ -56,7 +55,7 @@ class MemoryStatistics(msgspec.Struct, frozen=True, kw_only=True):
         return 100 * self.usage / self.limit if self.limit else 0.0
 
 
-class IoStatistics(msgspec.Struct, frozen=True, kw_only=True):
+class IoStatistics(Struct, frozen=True, kw_only=True):
     """What went to and came from block devices since the start, in bytes and operations."""
 
     read_bytes: int = 0
@@ -65,14 +64,14 @@ class IoStatistics(msgspec.Struct, frozen=True, kw_only=True):
     writes: int = 0
 
 
-class PidsStatistics(msgspec.Struct, frozen=True, kw_only=True):
+class PidsStatistics(Struct, frozen=True, kw_only=True):
     """Processes and threads; ``limit`` is None where none is set."""
 
     current: int = 0
     limit: int | None = None
 
 
-class NetworkStatistics(msgspec.Struct, frozen=True, kw_only=True):
+class NetworkStatistics(Struct, frozen=True, kw_only=True):
     """What one interface received and sent."""
 
     rx_bytes: int = 0
@@ -85,7 +84,7 @@ class NetworkStatistics(msgspec.Struct, frozen=True, kw_only=True):
     tx_dropped: int = 0
 
 
-class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+class Statistics(Struct, frozen=True, kw_only=True):
     """One reading. ``networks`` is by interface, without the loopback; empty with the host's network.
 
     ``read_at`` is the time of the reading (RFC 3339, UTC), ``uptime`` a clock in seconds that only goes forward.
@@ -125,7 +124,7 @@ def with_percent(present: Statistics, before: Statistics | None) -> Statistics:
         return present
     seconds = present.uptime - before.uptime
     percent = (present.cpu.usage - before.cpu.usage) / seconds / 1e7
-    return msgspec.structs.replace(present, cpu=msgspec.structs.replace(present.cpu, percent=percent))
+    return replace(present, cpu=replace(present.cpu, percent=percent))
 
 
 def follow_statistics(read: Callable[[], Statistics | None], interval: float) -> Iterator[Statistics]:

@@ -13,9 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
-
-import msgspec
 
 from lamella import _core
 from lamella.config import DEFAULT_RUNTIME, Config, is_own_runtime
@@ -30,6 +27,8 @@ from lamella.events.spool import spool_path
 from lamella.locks import FolderLock
 from lamella.logs import Log
 from lamella.snapshots import Mount
+from lamella.structs import Malformed, Struct, decode, encode, read_json
+from lamella.typings import Any, Literal
 
 _log = Log("lamella.containers")
 SETTLE_SECONDS = 60.0
@@ -43,7 +42,7 @@ RECORDS = ("exit.json", "restart.json", "execs.json", "stdio.json", "control.soc
 """What a run leaves in the bundle."""
 
 
-class Paths(msgspec.Struct, frozen=True, kw_only=True):
+class Paths(Struct, frozen=True, kw_only=True):
     """Where the streams of a process lead, as containerd's API has it (the launcher's ``Redirections``).
 
     Empty for nowhere, the path of a FIFO, or, of output, ``file:///PATH``.
@@ -54,7 +53,7 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True):
     stderr: str = ""
 
 
-class Started(msgspec.Struct, frozen=True):
+class Started(Struct, frozen=True):
     """The launcher's answer."""
 
     pid: int = 0
@@ -128,7 +127,7 @@ class Task:
             try:
                 sources = self._write_bundle(network, sources, program, init=init)
                 if paths is not None:
-                    _write(self.folder / "stdio.json", msgspec.json.encode(paths), 0o600)
+                    _write(self.folder / "stdio.json", encode(paths), 0o600)
                 network.tell()
                 return self._launch(
                     rootfs,
@@ -202,7 +201,7 @@ class Task:
         is_kept: bool,
         hold: Hold | None,
     ) -> tuple[Started, Attached | None]:
-        request = msgspec.json.encode(
+        request = encode(
             {
                 "version": 2,
                 "bundle": str(self.folder),
@@ -227,7 +226,7 @@ class Task:
         ours, theirs = _socket.socketpair() if attach else (None, None)
         try:
             reply = _core.launch(request, [theirs.fileno()] if theirs is not None else [])
-            started = msgspec.json.decode(reply, type=Started)
+            started = decode(reply, Started)
             if started.error is not None:
                 raise_failure(started.error)
         except BaseException:
@@ -328,9 +327,9 @@ class Task:
         path = self.folder / "config.json"
         try:
             before = path.read_bytes()
-            spec = msgspec.json.decode(before)
+            spec = read_json(before)
             spec["linux"]["resources"] = (spec["linux"].get("resources") or {}) | resources
-            _replace(path, msgspec.json.encode(spec))
+            _replace(path, encode(spec))
         except OSError as error:
             raise _disk_error(error, self.folder) from error
         try:
@@ -450,15 +449,15 @@ class Task:
                 if self.folder.exists():
                     return None
                 data = self._kept_exit.read_bytes()  # the machine was restarted
-            return msgspec.json.decode(data, type=Exit)
-        except (FileNotFoundError, msgspec.MsgspecError):
+            return decode(data, Exit)
+        except (FileNotFoundError, Malformed):
             return None
 
     def restarts(self) -> Restarts | None:
         """Return what is known of further runs since the start, None when there was only one."""
         try:
-            return msgspec.json.decode((self.folder / "restart.json").read_bytes(), type=Restarts)
-        except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
+            return decode((self.folder / "restart.json").read_bytes(), Restarts)
+        except (FileNotFoundError, NotADirectoryError, Malformed):
             return None
 
     def past_run(self) -> dict[str, Any] | None:
@@ -562,7 +561,7 @@ class Task:
         Errors: CommandNotFound, CommandNotExecutable, NotFound when the task has ended.
         """
         fresh = self.folder / "config.json.new"
-        _write(fresh, msgspec.json.encode(spec), 0o600)
+        _write(fresh, encode(spec), 0o600)
         fresh.replace(self.folder / "config.json")
         program = {name: spec["process"][name] for name in ("args", "env")}
         self._request({"op": "start", "program": program}).close()
@@ -710,8 +709,8 @@ class Task:
         if not (self.folder / "control.sock").exists() or self.monitored():
             return
         try:
-            spec = msgspec.json.decode((self.folder / "config.json").read_bytes(), type=_BundleSpec)
-        except (FileNotFoundError, msgspec.MsgspecError):
+            spec = decode((self.folder / "config.json").read_bytes(), _BundleSpec)
+        except (FileNotFoundError, Malformed):
             return
         from lamella.containers.cgroups import end_processes, remove_cgroups
 
@@ -734,11 +733,11 @@ def _ended() -> TaskEnded:
     return TaskEnded("the container's task has ended")
 
 
-class _BundleLinux(msgspec.Struct, frozen=True, rename="camel"):
+class _BundleLinux(Struct, frozen=True, rename="camel"):
     cgroups_path: str = ""
 
 
-class _BundleSpec(msgspec.Struct, frozen=True):
+class _BundleSpec(Struct, frozen=True):
     linux: _BundleLinux = _BundleLinux()
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from lamella.containers.limits import Limits, changed
 from lamella.containers.restart_policy import RestartPolicy, parse_restart_policy
 from lamella.containers.runtime_spec import Resources
 from lamella.errors import InvalidArgument, LamellaError
 from lamella.metadata import timestamp
+from lamella.structs import Malformed, convert, encode, read_json, to_builtins
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -57,23 +56,23 @@ def update_container(
             texts = db.execute(
                 "SELECT spec, extra FROM containers WHERE namespace = ? AND id = ?", key
             ).fetchone()
-            spec, extra = map(msgspec.json.decode, texts)
+            spec, extra = map(read_json, texts)
             before = spec["linux"].get("resources") or {}
             sections = _sections(before, limits)
             if not sections and policy is None:
                 raise InvalidArgument("there is nothing to change", hint="Give a limit, such as memory.")
             spec["linux"]["resources"] = before | sections
-            old_policy = msgspec.convert(extra.get("restart", {}), RestartPolicy)
+            old_policy = convert(extra.get("restart", {}), RestartPolicy)
             if policy is not None:
                 if policy and extra.get("auto_remove"):
                     raise InvalidArgument(
                         "a container that is run again cannot be removed at its end",
                         hint="It was created with auto_remove (--rm).",
                     )
-                extra["restart"] = msgspec.to_builtins(policy)
+                extra["restart"] = to_builtins(policy)
             db.execute(
                 "UPDATE containers SET spec = ?, extra = ?, updated_at = ? WHERE namespace = ? AND id = ?",
-                (*(msgspec.json.encode(value).decode() for value in (spec, extra)), timestamp(), *key),
+                (*(encode(value).decode() for value in (spec, extra)), timestamp(), *key),
             )
             warnings = task.update(sections) if sections else []
             limits_before = {name: _NO_LIMITS[name] | before.get(name, {}) for name in sections}
@@ -93,8 +92,8 @@ def _sections(before: Sections, limits: Limits) -> Sections:
     """Give the sections that change, whole; what the record has of them beyond our options stays."""
     try:
         known = {name: before[name] for name in _NO_LIMITS if name in before}
-        present = msgspec.convert(known, Resources)
-    except msgspec.ValidationError as error:
+        present = convert(known, Resources)
+    except Malformed as error:
         raise InvalidArgument(f"the container's own limits are malformed: {error}") from None
-    new = msgspec.to_builtins(changed(present, limits))
+    new = to_builtins(changed(present, limits))
     return {name: before.get(name, {}) | section for name, section in new.items()}

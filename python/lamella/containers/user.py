@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-import msgspec
-
 from lamella.errors import InvalidArgument, ResourceExhausted
+from lamella.structs import Struct
 
 FILE_MAX = 1024 * 1024
 """Bytes of /etc/passwd and /etc/group that are read at most."""
@@ -23,7 +22,7 @@ ReadFile = Callable[[str, int], bytes | None]
 """Reads a path of the image with a cap; None when it is not there."""
 
 
-class ResolvedUser(msgspec.Struct, frozen=True):
+class ResolvedUser(Struct, frozen=True):
     """The numbers, and the home folder for HOME."""
 
     uid: int

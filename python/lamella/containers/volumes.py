@@ -29,9 +29,6 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from lamella import _core
 from lamella.config import Config, check_identifier
@@ -46,6 +43,8 @@ from lamella.logs import Log
 from lamella.metadata import Transaction, timestamp
 from lamella.namespaces import volumes_of
 from lamella.reserve import frees_space
+from lamella.structs import Malformed, Struct, decode, encode
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -57,7 +56,7 @@ _LINKS_MAX = 40
 _log = Log("lamella.volumes")
 
 
-class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class VolumeRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What volume.json says."""
 
     labels: dict[str, str] = {}
@@ -65,7 +64,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     anonymous: bool = False
 
 
-class Volume(msgspec.Struct, frozen=True, kw_only=True):
+class Volume(Struct, frozen=True, kw_only=True):
     """A volume as it was when it was read. ``path``: where its files are on this machine; times are RFC 3339."""
 
     name: str
@@ -80,7 +79,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
         return _core.disk_usage(str(self.path))[0]
 
 
-class PruneReport(msgspec.Struct, frozen=True):
+class PruneReport(Struct, frozen=True):
     """What was removed: names, and bytes on disk."""
 
     volumes: list[str]
@@ -222,7 +221,7 @@ def _selection(filters: Filters) -> Callable[[Fields], bool]:
     )
 
 
-class _Draft(msgspec.Struct):
+class _Draft(Struct):
     """A volume that is being filled. ``copied``: it holds something of an image."""
 
     folder: Path
@@ -255,8 +254,8 @@ class _Folders:
         if made is None:
             return None
         record = VolumeRecord()
-        with suppress(OSError, msgspec.MsgspecError):
-            record = msgspec.json.decode((data.parent / "volume.json").read_bytes(), type=VolumeRecord)
+        with suppress(OSError, Malformed):
+            record = decode((data.parent / "volume.json").read_bytes(), VolumeRecord)
         return Volume(
             name=name,
             path=data,
@@ -290,7 +289,7 @@ class _Folders:
         try:
             with translated(f"make the volume {name}"):
                 record = VolumeRecord(labels=dict(labels or {}), created_at=timestamp(), anonymous=anonymous)
-                (folder / "volume.json").write_bytes(msgspec.json.encode(record))
+                (folder / "volume.json").write_bytes(encode(record))
                 (folder / "data").mkdir()
                 (folder / "data").chmod(0o755)  # whatever the umask is
             yield _Draft(folder=folder)

@@ -29,7 +29,7 @@ times, unlike numbers, may step back a little. The newest 32,768 events are kept
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lamella.events.stream import Event as Event

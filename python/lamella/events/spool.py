@@ -23,16 +23,15 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from lamella.config import Config
 from lamella.disk import translated
-from lamella.errors import LamellaError
+from lamella.errors import InvalidArgument, LamellaError
 from lamella.metadata import Database, Transaction
+from lamella.metadata.clock import parse_time
+from lamella.structs import Malformed, Struct, decode, encode
+from lamella.typings import Any
 
 SPOOL_LARGE = 256 * 1024
 """Bytes of a spool that are taken in by whoever notices."""
@@ -47,8 +46,8 @@ _TAKEN = "taken-"
 _NAME = r"taken-\d{20}-[0-9a-f]{16}"
 
 
-class _Line(msgspec.Struct, frozen=True):
-    at: datetime
+class _Line(Struct, frozen=True):
+    at: str
     namespace: str
     topic: str
     event: dict[str, Any]
@@ -63,7 +62,7 @@ def record(db: Transaction, at: str, namespace: str, topic: str, data: Mapping[s
     """Add an event, as part of a write transaction."""
     db.execute(
         "INSERT INTO events (at, namespace, topic, data) VALUES (?, ?, ?, ?)",
-        (at, namespace, topic, msgspec.json.encode(data).decode()),
+        (at, namespace, topic, encode(data).decode()),
     )
 
 
@@ -157,10 +156,10 @@ def _insert(db: Transaction, text: bytes) -> None:
         if not piece:
             continue
         try:
-            line = msgspec.json.decode(piece, type=_Line)
+            line = decode(piece, _Line)
             key = line.namespace, str(line.event["container_id"])
-            at = f"{line.at:%Y-%m-%dT%H:%M:%S}.{line.at.microsecond:06d}Z"
-        except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, ValueError):
+            at = parse_time(line.at)
+        except (Malformed, InvalidArgument, KeyError):
             continue  # half of one, which a full disk left, or no event at all
         if key not in names:
             row = db.execute("SELECT name FROM containers WHERE namespace = ? AND id = ?", key).fetchone()

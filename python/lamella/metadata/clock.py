@@ -7,6 +7,9 @@ import time
 from lamella.errors import InvalidArgument
 
 _MICROSECOND = 1_000_000
+_SHAPE = "0000-00-00T00:00:00.000000000Z"
+"""Of the times that monitors write."""
+_DIGITS = str.maketrans("123456789", "000000000")
 
 
 def timestamp(after: float = 0.0) -> str:
@@ -28,6 +31,8 @@ def format_time(microseconds: int) -> str:
 
 def parse_time(text: str) -> str:
     """Bring an RFC 3339 time (any zone, any number of digits) into the form kept here. InvalidArgument if malformed."""
+    if _is_monitors(text):
+        return text[:26] + "Z"
     from datetime import UTC, datetime
 
     try:
@@ -38,3 +43,15 @@ def parse_time(text: str) -> str:
     except (ValueError, OverflowError) as error:
         raise InvalidArgument(f"{text[:64]!r} is not an RFC 3339 time: {error}") from None
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond:06d}Z"
+
+
+def _is_monitors(text: str) -> bool:
+    """Say whether a time has the form that monitors write, for which datetime need not be imported: 1 ms of a command."""
+    return (
+        text.translate(_DIGITS) == _SHAPE
+        and "01" <= text[5:7] <= "12"
+        and "01" <= text[8:10] <= ("28" if text[5:7] == "02" else "30")
+        and text[11:13] < "24"
+        and text[14:16] < "60"
+        and text[17:19] < "60"
+    )

@@ -29,7 +29,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
 
 import apsw
 
@@ -52,6 +51,7 @@ from lamella.metrics import recorder
 from lamella.metrics.table import LOCK_WAIT, TRANSACTION
 from lamella.ownership import check_owner
 from lamella.reserve import fill, with_reserve
+from lamella.typings import Any, Protocol, Self
 
 BUSY_SECONDS = 60.0
 """How long a writer waits for the others before it gives up with Unavailable."""

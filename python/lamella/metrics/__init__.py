@@ -24,13 +24,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lamella import _core
 from lamella.disk import make_state_folder
 from lamella.errors import LamellaError
 from lamella.logs import Log
 from lamella.metrics.table import LOCK_WAIT, NANO, SIZE, Series, layout
+from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lamella.metrics.prometheus import Collector as Collector

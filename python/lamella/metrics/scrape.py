@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -22,6 +21,8 @@ from lamella.disk import TRASH, names_in
 from lamella.metadata import Database, Transaction
 from lamella.metrics import recorder
 from lamella.metrics.table import NANO, TABLE, Counter, Histogram
+from lamella.structs import replace
+from lamella.typings import Literal
 
 
 class Bucket(msgspec.Struct, frozen=True):
@@ -150,7 +151,7 @@ def _running(config: Config) -> dict[tuple[str, ...], int]:
     found: dict[tuple[str, ...], int] = {}
     for namespace in names_in(config.state / "tasks"):
         folder = config.state / "tasks" / namespace
-        seen = msgspec.structs.replace(config, namespace=namespace)
+        seen = replace(config, namespace=namespace)
         begun = (name for name in names_in(folder) if os.access(f"{folder}/{name}/pid", os.F_OK))
         found[namespace,] = sum(Task(seen, name).running() for name in begun)
     return found

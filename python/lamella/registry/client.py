@@ -8,10 +8,8 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, overload
 from urllib.parse import urlencode
 
-import msgspec
 import requests
 
 from lamella import oci
@@ -38,6 +36,8 @@ from lamella.registry.publishing import Publisher
 from lamella.registry.referrers import Referrers, next_query
 from lamella.registry.stretch import Way
 from lamella.registry.upload import Upload, has_blob
+from lamella.structs import Malformed, Struct, decode
+from lamella.typings import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
     from lamella.transfer.endpoints import BlobReader
@@ -230,8 +230,8 @@ class RegistryClient:
                 reference, f"{path}?{query}", what, "application/json", scopes=scopes
             )
             try:
-                page = msgspec.json.decode(data, type=_Page)
-            except oci.MALFORMED:
+                page = decode(data, _Page)
+            except Malformed:
                 raise InvalidArgument(f"{what}: the list is malformed") from None
             names += page.tags or page.repositories or []
             following = next_query(headers)
@@ -350,7 +350,7 @@ class RegistryClient:
         return Descriptor(media_type=media_type, digest=digest, size=int(size))
 
 
-class _Page(msgspec.Struct, frozen=True):
+class _Page(Struct, frozen=True):
     tags: list[str] | None = None
     repositories: list[str] | None = None
 

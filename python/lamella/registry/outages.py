@@ -18,7 +18,7 @@ OUTAGE_SECONDS = 30.0
 class Outages:
     """Which hosts cannot be reached, or say nothing. One that answers and breaks off is given a second chance."""
 
-    _recent: dict[Home, tuple[float, LamellaError]] = {}  # noqa: RUF012 - of the process
+    _recent: dict[Home, tuple[float, LamellaError]] = {}
 
     def __init__(self) -> None:
         self._known: dict[Home, LamellaError] = {}

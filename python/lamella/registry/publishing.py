@@ -8,7 +8,6 @@ the list, an index under a tag (:mod:`lamella.registry.referrers`), and whoever 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
@@ -23,6 +22,8 @@ from lamella.registry.exchange import Exchange
 from lamella.registry.failures import discard, is_page, page_error
 from lamella.registry.referrers import fallback_tag
 from lamella.registry.targets import Origin
+from lamella.structs import to_builtins
+from lamella.typings import Any
 
 LISTING_TRIES = 4
 """How often an entry is put into a list that others write at the same time."""
@@ -194,7 +195,7 @@ _DOCUMENT_TYPES = oci.INDEX_TYPES | oci.MANIFEST_TYPES
 def _with(entries: list[dict[str, Any]], entry: oci.Descriptor) -> list[dict[str, Any]]:
     if any(one.get("digest") == entry.digest for one in entries):
         return entries
-    return [*entries, msgspec.to_builtins(entry)]
+    return [*entries, to_builtins(entry)]
 
 
 def _check_digest(response: requests.Response, place: str, digest: Digest, what: str) -> None:

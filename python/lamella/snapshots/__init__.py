@@ -58,11 +58,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Protocol
-
-import msgspec
 
 from lamella.errors import Unsupported
+from lamella.structs import Struct
+from lamella.typings import TYPE_CHECKING, Final, Literal, Protocol
 
 if TYPE_CHECKING:
     from lamella import _core
@@ -80,7 +79,7 @@ SNAPSHOTTERS: Final = {
 """Where each snapshotter is; only the one that is asked for is imported."""
 
 
-class Mount(msgspec.Struct, frozen=True):
+class Mount(Struct, frozen=True):
     """One mount: type, source, options, as in fstab.
 
     A path inside ``upperdir=``, ``workdir=`` or ``lowerdir=`` has a backslash before each backslash, and in the list of
@@ -92,7 +91,7 @@ class Mount(msgspec.Struct, frozen=True):
     options: list[str]
 
 
-class SnapshotInfo(msgspec.Struct, frozen=True):
+class SnapshotInfo(Struct, frozen=True):
     """A snapshot as it was when it was read. ``parent`` is ``""`` where there is none; times are RFC 3339."""
 
     name: str
@@ -103,14 +102,14 @@ class SnapshotInfo(msgspec.Struct, frozen=True):
     updated_at: str
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(Struct, frozen=True):
     """What a snapshot takes on disk by itself, without its parents: bytes (512-byte blocks, as du counts) and inodes."""
 
     size: int
     inodes: int
 
 
-class Change(msgspec.Struct, frozen=True):
+class Change(Struct, frozen=True):
     """What became of a path (absolute, in the snapshot): it was added, modified or deleted.
 
     Bytes that are no UTF-8 stand as surrogates (PEP 383), as in Python's own file functions.

@@ -30,12 +30,12 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from lamella import _core
 from lamella.disk import TRASH, make_private_folder, translated
 from lamella.errors import DataLoss, LamellaError
 from lamella.locks import FolderLock
+from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lamella.metadata import Database

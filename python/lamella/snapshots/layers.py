@@ -20,9 +20,6 @@ import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import msgspec
 
 from lamella.config import Config, check_identifier
 from lamella.digest import parse_digest, split_digest
@@ -32,12 +29,14 @@ from lamella.locks import FileLock
 from lamella.metadata import Database, timestamp
 from lamella.metadata.boot import boot_id
 from lamella.snapshots.folders import Draft, LayerFolders
+from lamella.structs import Struct
+from lamella.typings import Any
 
 _COLUMNS = "id, diff_id, chain_id, disk_bytes, inodes, opaque_root"
 _VERIFIED = "(synced OR boot_id = ?)"
 
 
-class Layer(msgspec.Struct, frozen=True):
+class Layer(Struct, frozen=True):
     """An unpacked layer. ``path`` is its ``fs`` folder; bytes count 512-byte blocks.
 
     ``opaque_root``: it hides everything beneath it. ``chain_id``: None for one that is right in any chain that it :meth:`fits`.

@@ -15,9 +15,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import msgspec
 
 from lamella.config import Config
 from lamella.disk import make_private_folder, make_state_folder, names_in, translated
@@ -26,6 +23,8 @@ from lamella.labels import decode_labels
 from lamella.locks import FolderLock, is_locked
 from lamella.metadata import Database
 from lamella.snapshots import Mount, mount, unmount
+from lamella.structs import replace
+from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lamella.snapshots.recorded import RecordedSnapshotter
@@ -144,6 +143,6 @@ def _remove_stale_views(database: Database, config: Config) -> None:
     for namespace, name, key, labels in rows:
         if is_locked(Path(decode_labels(labels)[MOUNTED])):
             continue
-        own = msgspec.structs.replace(config, namespace=namespace, snapshotter=name)
+        own = replace(config, namespace=namespace, snapshotter=name)
         with suppress(NotFound, FailedPrecondition):  # somebody did, or made a snapshot on it
             snapshotter(database, own).remove(key)

@@ -16,9 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import msgspec
 
 from lamella import _core, oci
 from lamella.config import Config, check_key
@@ -33,6 +30,8 @@ from lamella.operations import INFO, Operation, when_ok
 from lamella.reserve import frees_space
 from lamella.snapshots import Change, Mount, SnapshotInfo, SnapshotKind, Usage, Whiteouts
 from lamella.snapshots.folders import Draft, LayerFolders
+from lamella.structs import replace
+from lamella.typings import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from lamella.snapshots.layers import Layer
@@ -718,7 +717,7 @@ def _id_maps(labels: str) -> list[str]:
 def _mapped(mounts: list[Mount], maps: list[str]) -> list[Mount]:
     if not maps:
         return mounts
-    return [msgspec.structs.replace(mount, options=[*maps, *mount.options]) for mount in mounts]
+    return [replace(mount, options=[*maps, *mount.options]) for mount in mounts]
 
 
 def _check_key(key: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -19,9 +18,11 @@ from lamella.digest import Digest, digest_of
 from lamella.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from lamella.metadata.clock import format_time
 from lamella.reference import Reference
+from lamella.structs import to_builtins
 from lamella.transfer.instructions import apply_instruction
 from lamella.transfer.pull import Pull, layer_labels, manifest_labels
 from lamella.transfer.unpack import NoRegistry
+from lamella.typings import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -152,8 +153,8 @@ def commit_image(
         ]
         config["rootfs"]["diff_ids"] += [layer.diff_id for layer in layers]
         described = _write(client, lease.id, config, base.manifest.config.media_type, lambda _: {})
-        manifest["config"] = msgspec.to_builtins(described)
-        manifest["layers"] += [msgspec.to_builtins(layer.descriptor) for layer in layers]
+        manifest["config"] = to_builtins(described)
+        manifest["layers"] += [to_builtins(layer.descriptor) for layer in layers]
         for of_the_base in ("annotations", "subject"):
             manifest.pop(of_the_base, None)
         keep = not base.layers_discarded

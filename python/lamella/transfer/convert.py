@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -18,11 +17,13 @@ from lamella.digest import Digest, digest_of
 from lamella.errors import InvalidArgument, LamellaError, NotFound, Unsupported
 from lamella.operations import INFO, Operation
 from lamella.reference import Reference
+from lamella.structs import replace
 from lamella.transfer.commit import LAYER_TYPES, LayerCompression, store_packed
 from lamella.transfer.progress import Phase, Progress, ProgressCallback, Reporter
 from lamella.transfer.pull import LEASE_SECONDS, Pull
 from lamella.transfer.stored import StoreDestination
 from lamella.transfer.unpack import NoRegistry
+from lamella.typings import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -190,7 +191,7 @@ class Convert:
                 document.pop("subject", None)
                 document.pop("artifactType", None)
             data = msgspec.json.encode(document)
-            descriptor = msgspec.structs.replace(descriptor, digest=digest_of(data), size=len(data))
+            descriptor = replace(descriptor, digest=digest_of(data), size=len(data))
         self._destination.put_document(descriptor, data)
         return descriptor
 

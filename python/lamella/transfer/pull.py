@@ -46,6 +46,7 @@ from lamella.metrics.table import DOWNLOADED, PULL_SECONDS, PULLS
 from lamella.operations import INFO, Operation, by_result
 from lamella.policy import AnyPolicy, resolve
 from lamella.reference import Reference
+from lamella.structs import replace
 from lamella.tracing import span
 from lamella.transfer.copying import Copy
 from lamella.transfer.foreign import refused
@@ -472,7 +473,7 @@ class Pull:
         An index was searched for it; a manifest that stands alone says it in its config only.
         """
         if self._asked is not None and config.os:
-            offered = msgspec.structs.replace(manifest.config, platform=config.platform)
+            offered = replace(manifest.config, platform=config.platform)
             platforms.choose([offered], self._asked)
 
     def _record(

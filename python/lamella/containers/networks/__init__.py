@@ -30,13 +30,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import msgspec
 
 from lamella.containers.networks.files import Names, host_files, isolated_files
 from lamella.containers.networks.ports import Port
 from lamella.errors import InvalidArgument
+from lamella.structs import Struct, replace
+from lamella.typings import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -62,7 +61,7 @@ class Settings(Names, frozen=True, kw_only=True, omit_defaults=True):
     aliases: tuple[str, ...] = ()
 
 
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Endpoint(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A network that a container is to be plugged into, and what was asked for there."""
 
     network: str
@@ -72,7 +71,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     aliases: tuple[str, ...] = ()
 
 
-class Settled(msgspec.Struct, frozen=True):
+class Settled(Struct, frozen=True):
     """The network of a container that is to be made, parsed and checked."""
 
     network: str
@@ -88,7 +87,7 @@ class Settled(msgspec.Struct, frozen=True):
     domainname: str = ""
 
 
-class Connection(msgspec.Struct, frozen=True):
+class Connection(Struct, frozen=True):
     """What a start needs of its network: config.json, the files of /etc, and what is to be told to others of its networks."""
 
     spec: bytes
@@ -183,10 +182,10 @@ def endpoints_of(extra: Extra) -> list[Endpoint]:
 def with_endpoints(extra: Extra, endpoints: Sequence[Endpoint]) -> Extra:
     """Give the same for other CNI networks; without any the container has none."""
     first = endpoints[0] if endpoints else Endpoint(network="none")
-    settings = msgspec.structs.replace(
+    settings = replace(
         extra.network_settings or Settings(), **{name: getattr(first, name) for name in PER_NETWORK}
     )
-    return msgspec.structs.replace(
+    return replace(
         extra,
         network=first.network,
         network_settings=settings if settings != Settings() else None,

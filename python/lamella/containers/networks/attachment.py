@@ -10,9 +10,6 @@ import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from lamella import _core
 from lamella.config import Config
@@ -21,6 +18,8 @@ from lamella.containers.networks.execution import INTERFACE_VARIABLE, Program, r
 from lamella.containers.networks.ports import Port
 from lamella.disk import make_private_folder, make_state_folder, names_in, translated
 from lamella.logs import Log
+from lamella.structs import Malformed, Struct, decode, encode
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.containers.id_maps import IdMaps
@@ -30,7 +29,7 @@ _SUFFIX = ".json"
 _EVERYWHERE = ("0.0.0.0/0", "::/0")
 
 
-class Release(msgspec.Struct, kw_only=True):
+class Release(Struct, kw_only=True):
     """What takes the networks away: programs, in this order, then the pin, with which ``process`` ends."""
 
     namespace: str
@@ -43,7 +42,7 @@ class Release(msgspec.Struct, kw_only=True):
         return [program for program in self.programs if mark in program.env]
 
 
-class Attachment(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Attachment(Struct, kw_only=True, omit_defaults=True):
     """One network that a container is plugged into, whole or in part."""
 
     network: str
@@ -77,7 +76,7 @@ class Attachment(msgspec.Struct, kw_only=True, omit_defaults=True):
         return [address.partition("/")[0] for address in self.addresses]
 
 
-class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Record(Struct, kw_only=True, omit_defaults=True):
     """A container's networks while it is plugged in."""
 
     container: str
@@ -108,7 +107,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
                 fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
             )
             with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(self))
+                file.write(encode(self))
             fresh.replace(path)
         return path
 
@@ -207,15 +206,15 @@ def read(path: Path) -> Record | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        if msgspec.json.decode(data, type=_Form).network:
-            return msgspec.json.decode(data, type=_Earlier).renewed()
-        return msgspec.json.decode(data, type=Record)
-    except msgspec.MsgspecError:
+        if decode(data, _Form).network:
+            return decode(data, _Earlier).renewed()
+        return decode(data, Record)
+    except Malformed:
         _log.warning("%(path)s is damaged; what it was to take away stays", path=str(path))
         return None
 
 
-class _Form(msgspec.Struct):
+class _Form(Struct):
     network: str = ""
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import msgspec
-
 from lamella import _core
 from lamella.containers.networks import Settings, record_path
 from lamella.containers.networks.attachment import Attachment, Record, is_pinned, read
 from lamella.containers.networks.cni import check_attachment
 from lamella.errors import LamellaError
+from lamella.structs import Struct
+from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.config import Config
 
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
+class Problem(Struct, frozen=True, kw_only=True):
     """What is wrong with one network of a container that runs."""
 
     container: str

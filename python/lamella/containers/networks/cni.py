@@ -10,9 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from lamella.config import Config
 from lamella.containers.networks import Connection, Endpoint, Settings, endpoints_of
@@ -54,6 +51,8 @@ from lamella.errors import (
     Unsupported,
 )
 from lamella.logs import Log
+from lamella.structs import Malformed, Struct, decode, encode
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -64,7 +63,7 @@ METRIC = 2048
 _log = Log("lamella.containers")
 
 
-class Plug(msgspec.Struct, frozen=True):
+class Plug(Struct, frozen=True):
     """A network that a container is to be plugged into: all that can be wrong beforehand was looked at."""
 
     network: NetworkConfiguration
@@ -309,8 +308,8 @@ class _Call:
         for plugin in self._network.plugins:
             answer = run_program(self._program("ADD", plugin, result))
             try:
-                result = msgspec.json.decode(answer, type=dict[str, Any])
-            except msgspec.MsgspecError:
+                result = decode(answer, dict[str, Any])
+            except Malformed:
                 raise NetworkFailed(
                     f"{plugin.type}: its answer is no result of a CNI plugin", plugin=plugin.type
                 ) from None
@@ -354,7 +353,7 @@ def execution_document(
     if result is not None:
         document["prevResult"] = result
     document.update(name=network.name, cniVersion=network.version, **more)
-    return msgspec.json.encode(document).decode()
+    return encode(document).decode()
 
 
 def _runtime_configuration(ports: list[Port], endpoint: Endpoint, settings: Settings) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -37,6 +36,8 @@ from lamella.errors import (
     InvalidArgument,
     ResourceExhausted,
 )
+from lamella.structs import encode
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -292,7 +293,7 @@ def create(
         ]
         path = own_folder(config) / f"{name}.conflist"
         document = _document(config, name, _bridge(config, name), ranges, chosen, internal=internal, mtu=mtu)
-        text = msgspec.json.format(msgspec.json.encode(document), indent=2)
+        text = msgspec.json.format(encode(document), indent=2)
         with translated(f"write {path}"):
             make_private_folder(path.parent)
             fresh = path.with_suffix(".new")

@@ -12,13 +12,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from lamella.config import Config
 from lamella.disk import names_in
 from lamella.errors import InvalidArgument, NotFound, Unsupported
+from lamella.structs import Malformed, Struct, read_json
+from lamella.typings import Any
 
 CONFIGURATION_FOLDER = "/etc/cni/net.d"
 PLUGIN_FOLDERS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
@@ -27,7 +26,7 @@ FILE_MAX = 1 << 20
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 
 
-class Plugin(msgspec.Struct, frozen=True):
+class Plugin(Struct, frozen=True):
     """One plugin of a network: its type, which is its program's name, and its whole configuration."""
 
     type: str
@@ -44,7 +43,7 @@ class Plugin(msgspec.Struct, frozen=True):
         )
 
 
-class NetworkConfiguration(msgspec.Struct, frozen=True, kw_only=True):
+class NetworkConfiguration(Struct, frozen=True, kw_only=True):
     """A network: the plugins that make it, in order."""
 
     name: str
@@ -69,8 +68,8 @@ class NetworkConfiguration(msgspec.Struct, frozen=True, kw_only=True):
 def parse(path: Path, text: bytes, *, own: bool) -> NetworkConfiguration:
     """Parse a file. InvalidArgument for what is malformed, Unsupported for a version of the spec that is not known."""
     try:
-        document = msgspec.json.decode(text)
-    except msgspec.MsgspecError as error:
+        document = read_json(text)
+    except Malformed as error:
         raise InvalidArgument(f"{path}: {error}") from None
     if not isinstance(document, dict):
         raise InvalidArgument(f"{path}: it is no JSON object")

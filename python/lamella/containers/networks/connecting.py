@@ -13,9 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import msgspec
 
 from lamella import _core
 from lamella.config import Config
@@ -42,6 +39,8 @@ from lamella.errors import (
 )
 from lamella.locks import FileLock, FolderLock, is_locked
 from lamella.metadata import Database, timestamp
+from lamella.structs import encode, replace
+from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -130,7 +129,7 @@ def _write(
     with database.write() as db:
         db.execute(
             "UPDATE containers SET extra = ?, updated_at = ? WHERE namespace = ? AND id = ?",
-            (msgspec.json.encode(extra).decode(), timestamp(), config.namespace, record.id),
+            (encode(extra).decode(), timestamp(), config.namespace, record.id),
         )
 
 
@@ -231,7 +230,7 @@ def unfinished(config: Config) -> Iterator[tuple[str, str]]:
         _discard_lock(config, container)
     for namespace, container, path in attached(config):
         if container in left and (plugged := read(path)) is not None and plugged.unfinished:
-            task = Task(msgspec.structs.replace(config, namespace=namespace), container)
+            task = Task(replace(config, namespace=namespace), container)
             if task.monitored() and not is_locked(task.folder):
                 yield namespace, container
 

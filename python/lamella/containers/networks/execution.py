@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 
-import msgspec
-
 from lamella import _core
 from lamella.errors import DeadlineExceeded, LamellaError, NetworkFailed, NotFound
+from lamella.structs import Malformed, Struct, decode
 
 ID_VARIABLE = "CNI_CONTAINERID"
 NETNS_VARIABLE = "CNI_NETNS"
@@ -21,7 +20,7 @@ PATIENCE = 60.0
 """How long a plugin may take, in seconds: address management may wait for a DHCP server."""
 
 
-class Program(msgspec.Struct, kw_only=True):
+class Program(Struct, kw_only=True):
     """A program with its arguments, its environment (``NAME=VALUE``; PATH comes along) and its input."""
 
     args: list[str]
@@ -29,7 +28,7 @@ class Program(msgspec.Struct, kw_only=True):
     input: str = ""
 
 
-class PluginError(msgspec.Struct, frozen=True):
+class PluginError(Struct, frozen=True):
     """What a plugin says of its failure (CNI spec, "Error")."""
 
     code: int = 0
@@ -83,8 +82,8 @@ def _failure(
     if status is None:
         return DeadlineExceeded(f"{name} did not end within {patience:g} s and was killed")
     try:
-        error = msgspec.json.decode(output, type=PluginError)
-    except msgspec.MsgspecError:
+        error = decode(output, PluginError)
+    except Malformed:
         error = PluginError()
     reason = error.msg or _last_line(said) or _last_line(output) or f"exit status {status}"
     if error.details:

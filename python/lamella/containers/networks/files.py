@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import msgspec
-
 from lamella import _core
 from lamella.errors import InvalidArgument
+from lamella.structs import Struct, replace
 
 FILE_MAX = 64 * 1024
 RESOLV_CONF = "/etc/resolv.conf"
@@ -31,7 +30,7 @@ ff02::2\tip6-allrouters
 """
 
 
-class Names(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Names(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was asked for: resolvers, and names of other machines as ``(name, address)``."""
 
     dns: tuple[str, ...] = ()
@@ -40,7 +39,7 @@ class Names(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     extra_hosts: tuple[tuple[str, str], ...] = ()
 
 
-class Resolvers(msgspec.Struct, frozen=True, kw_only=True):
+class Resolvers(Struct, frozen=True, kw_only=True):
     """The lines of a resolv.conf that count (resolv.conf(5))."""
 
     nameservers: tuple[str, ...] = ()
@@ -94,7 +93,7 @@ def host_resolvers(*, path: str = RESOLV_CONF, upstream: str = UPSTREAM_RESOLV_C
     found = parse_resolv_conf(read_host(path).decode(errors="replace"))
     if "127.0.0.53" in found.nameservers:  # systemd-resolved
         found = parse_resolv_conf(read_host(upstream).decode(errors="replace"))
-    return msgspec.structs.replace(found, nameservers=reachable(found.nameservers))
+    return replace(found, nameservers=reachable(found.nameservers))
 
 
 def resolv_conf(names: Names, network: Resolvers, host: Resolvers) -> bytes:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
-
 from lamella import _core
 from lamella.containers.id_maps import IdMaps, maps_of
 from lamella.errors import FailedPrecondition
+from lamella.structs import encode, read_json
+from lamella.typings import Any
 
 
 def join(spec: str, path: str) -> bytes:
@@ -16,7 +14,7 @@ def join(spec: str, path: str) -> bytes:
 
     FailedPrecondition when the spec, changed by its owner, has none of its own or names another.
     """
-    document = msgspec.json.decode(spec)
+    document = read_json(spec)
     network = _own(document, "network")
     if network is None:
         raise FailedPrecondition(
@@ -27,12 +25,12 @@ def join(spec: str, path: str) -> bytes:
     user = _own(document, "user")
     if user is not None:
         user["path"] = _core.network_owner(path)
-    return msgspec.json.encode(document)
+    return encode(document)
 
 
 def own_maps(spec: str) -> IdMaps | None:
     """Give the maps of the user namespace that a config.json has made; None where it has none made."""
-    document = msgspec.json.decode(spec)
+    document = read_json(spec)
     return maps_of(document["linux"]) if _own(document, "user") is not None else None
 
 

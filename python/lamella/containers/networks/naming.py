@@ -8,21 +8,19 @@ its own namespace.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import msgspec
-
 from lamella import _core
 from lamella.config import Config
 from lamella.containers.networks import Endpoint, endpoints_of
 from lamella.containers.networks.attachment import Record
 from lamella.containers.networks.files import own_lines
+from lamella.structs import Struct, encode
+from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lamella.containers.container import ContainerRecord
 
 
-class Told(msgspec.Struct, kw_only=True):
+class Told(Struct, kw_only=True):
     """What one container tells: its hosts file, its own lines there, and what others of each network see."""
 
     hosts: str
@@ -54,4 +52,4 @@ def tell(config: Config, record: ContainerRecord, plugged: Record) -> None:
         own=own or own_lines(["127.0.1.1"], extra.hostname, extra.domainname),
         networks=networks,
     )
-    _core.tell_names(names_path(config, record.id), msgspec.json.encode(told).decode())
+    _core.tell_names(names_path(config, record.id), encode(told).decode())

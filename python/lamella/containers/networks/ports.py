@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
-
-import msgspec
 
 from lamella.errors import InvalidArgument, NotFound
+from lamella.structs import Struct, replace
+from lamella.typings import Any
 
 PROTOCOLS = ("tcp", "udp", "sctp")
 PORT_MAX = 65535
@@ -25,7 +24,7 @@ _HINT = (
 )
 
 
-class Port(msgspec.Struct, frozen=True, omit_defaults=True):
+class Port(Struct, frozen=True, omit_defaults=True):
     """One published port. ``host_ip`` "" stands for all addresses, ``host_port`` 0 for one that is free."""
 
     container_port: int
@@ -198,7 +197,7 @@ def show_ports(published: Iterable[Port], exposed: Iterable[str] = ()) -> list[s
     for port in sorted(published, key=lambda each: (each.host_ip, each.protocol, each.container_port)):
         if ranges:
             first, size = ranges[-1]
-            follows = msgspec.structs.replace(
+            follows = replace(
                 first, container_port=first.container_port + size, host_port=first.host_port + size
             )
             if port == follows:

@@ -10,13 +10,12 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-import msgspec
-
 from lamella.config import Config
 from lamella.containers.networks.attachment import attached, read
 from lamella.containers.networks.ports import Port
 from lamella.errors import AlreadyExists, FailedPrecondition, LamellaError, ResourceExhausted
 from lamella.locks import FileLock
+from lamella.structs import replace
 
 _ATTEMPTS = 64
 _SCTP = 132
@@ -54,7 +53,7 @@ def _taken(config: Config, container: str, wanted: Sequence[Port]) -> dict[Port,
         if other == container or (plugged := read(path)) is None:
             continue
         if any(port.overlaps(mine) for port in plugged.ports for mine in wanted if mine.host_port):
-            task = Task(msgspec.structs.replace(config, namespace=namespace), other)
+            task = Task(replace(config, namespace=namespace), other)
             if not task.monitored():
                 with suppress(LamellaError):
                     task.release_network()
@@ -89,7 +88,7 @@ def _check(port: Port, taken: dict[Port, str]) -> Port:
 def _free(port: Port, others: Sequence[Port]) -> Port:
     for _ in range(_ATTEMPTS):
         number = _bind(port)
-        found = msgspec.structs.replace(port, host_port=number)
+        found = replace(port, host_port=number)
         if number and not any(found.overlaps(other) for other in others):
             return found
     raise ResourceExhausted(f"no free port of the host was found for {port.name}")

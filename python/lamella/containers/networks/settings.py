@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from lamella.containers.networks import PER_NETWORK, Endpoint, Kind, Settings, Settled, kind_of
 from lamella.containers.networks.files import HOST_GATEWAY
 from lamella.containers.networks.ports import Port, parse_ports
 from lamella.containers.options import Networks, Options, several
 from lamella.errors import InvalidArgument
+from lamella.structs import replace
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -36,7 +35,7 @@ def settle_options(client: Client, options: Options, exposed: Iterable[Port]) ->
         if value := getattr(first, name):
             if getattr(settings, name):
                 raise InvalidArgument(f"{name} is given for network {first.network}, and for all")
-            settings = msgspec.structs.replace(settings, **{name: value})
+            settings = replace(settings, **{name: value})
     kind = kind_of(first.network)
     check(kind, first.network, options, settings)
     kept = settings if settings != Settings() else None

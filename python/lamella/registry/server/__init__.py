@@ -26,7 +26,6 @@ import tempfile
 import threading
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -36,6 +35,8 @@ from lamella.registry.server.api import ApiServer, Handler, Recorded
 from lamella.registry.server.folder import FolderStorage
 from lamella.registry.server.http import CONNECTIONS_MAX
 from lamella.registry.server.storage import Storage, put_blob
+from lamella.structs import to_builtins
+from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -165,7 +166,7 @@ class RegistryServer:
         else:
             known = oci.OCI_INDEX if isinstance(manifest, oci.Index) else oci.OCI_MANIFEST
             media_type = media_type or manifest.media_type or known
-            document = {"schemaVersion": 2, "mediaType": media_type, **msgspec.to_builtins(manifest)}
+            document = {"schemaVersion": 2, "mediaType": media_type, **to_builtins(manifest)}
             document["mediaType"] = media_type
             data = msgspec.json.encode({key: value for key, value in document.items() if value is not None})
         stored = (

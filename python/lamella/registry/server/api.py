@@ -12,7 +12,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import msgspec
@@ -34,6 +33,8 @@ from lamella.metrics.table import RECEIVED, REQUESTS, SERVED
 from lamella.registry.server.access import Access
 from lamella.registry.server.http import Body, Connection, Refusal, Server, cut
 from lamella.registry.server.storage import PIECE, Repository, Storage, Upload, check_name, check_tag
+from lamella.structs import encode
+from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.registry.server import RegistryServer
@@ -244,15 +245,13 @@ class Handler(Connection):
             self.wfile.write(body)
 
     def _json(self, document: object, headers: Mapping[str, str] | None = None) -> None:
-        self._answer(200, msgspec.json.encode(document), headers, "application/json")
+        self._answer(200, encode(document), headers, "application/json")
 
     def _refuse(self, refusal: Refusal) -> None:
         if self._answered:
             self.close_connection = True
             return
-        body = msgspec.json.encode(
-            {"errors": [{"code": refusal.code, "message": refusal.message, "detail": None}]}
-        )
+        body = encode({"errors": [{"code": refusal.code, "message": refusal.message, "detail": None}]})
         self._answer(refusal.status, body, refusal.headers, "application/json")
 
     # The registry and its lists
@@ -289,7 +288,7 @@ class Handler(Connection):
             manifests = [manifest for manifest in manifests if manifest.artifact_type == wanted]
             headers["OCI-Filters-Applied"] = "artifactType"
         document = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": manifests}
-        self._answer(200, msgspec.json.encode(document), headers, oci.OCI_INDEX)
+        self._answer(200, encode(document), headers, oci.OCI_INDEX)
 
     # Manifests
 

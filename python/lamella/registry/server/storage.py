@@ -20,6 +20,7 @@ import msgspec
 from lamella import oci
 from lamella.digest import Digest, digest_of, split_digest
 from lamella.errors import InvalidArgument, NotFound, ResourceExhausted
+from lamella.structs import Malformed, Struct, decode
 
 NAME_MAX = 255
 PIECE = 256 * 1024
@@ -39,7 +40,7 @@ class StoredManifest(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class Document(msgspec.Struct, frozen=True, rename="camel"):
+class Document(Struct, frozen=True, rename="camel"):
     """What a registry looks at in a manifest or an index."""
 
     media_type: str | None = None
@@ -229,8 +230,8 @@ def check_needs(document: Document, repository: str, is_there: Callable[[Digest]
 def read_document(data: bytes) -> Document:
     """Read what a registry looks at. InvalidArgument."""
     try:
-        return _document.decode(data)
-    except oci.MALFORMED as error:
+        return decode(data, Document)
+    except Malformed as error:
         raise InvalidArgument(f"the manifest is malformed: {error}") from None
 
 
@@ -240,9 +241,6 @@ def referring(manifests: Iterable[StoredManifest], subject: Digest) -> Iterator[
         document = read_document(stored.data)
         if document.subject is not None and document.subject.digest == subject:
             yield document.describe(stored)
-
-
-_document = msgspec.json.Decoder(Document)
 
 
 def _agreed_type(document: Document, declared: str | None) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-import msgspec
 from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
 
@@ -28,6 +26,8 @@ from lamella.serve.api import containers_pb2, runc_options_pb2
 from lamella.serve.call import Call
 from lamella.serve.messages import any_as, to_timestamp
 from lamella.serve.service import Service
+from lamella.structs import replace
+from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,7 +128,7 @@ def _changed(record: ContainerRecord, asked: containers_pb2.Container, path: str
     if field == "labels":
         # A label that has no value there goes: an empty one is none.
         labels = record.labels | {key: asked.labels.get(key, "")} if key else dict(asked.labels)
-        return msgspec.structs.replace(record, labels=labels)
+        return replace(record, labels=labels)
     if field == "extensions":
         given = _extensions(asked.extensions)
         if key:
@@ -142,7 +142,7 @@ def _changed(record: ContainerRecord, asked: containers_pb2.Container, path: str
     plain = {"image": {"image": asked.image}, "snapshotkey": {"snapshot_key": asked.snapshot_key}}
     if path not in plain:
         raise InvalidArgument(f"cannot update {path[:200]!r} field on {asked.id[:200]!r}")
-    return msgspec.structs.replace(record, **plain[path])
+    return replace(record, **plain[path])
 
 
 def _message(record: ContainerRecord) -> containers_pb2.Container:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import msgspec
 
@@ -12,7 +11,9 @@ from lamella import oci, platforms
 from lamella.digest import Digest
 from lamella.errors import NotFound, Unsupported
 from lamella.reference import Reference
+from lamella.structs import replace
 from lamella.transfer.archives.layout import CONTAINERD_NAME, REF_NAME, VERSION
+from lamella.typings import Any
 
 MARKER_DATA = msgspec.json.encode({"imageLayoutVersion": VERSION})
 _SUFFIXES = {"none": ".tar", "gzip": ".tar.gz", "zstd": ".tar.zst"}
@@ -32,7 +33,7 @@ class Catalog:
     def name(self, reference: Reference, descriptor: oci.Descriptor) -> None:
         """Let a name point at one of them. A digest in it is left out if it is that of something else, such as the index."""
         if reference.digest not in (None, descriptor.digest):
-            reference = msgspec.structs.replace(reference, digest=None)
+            reference = replace(reference, digest=None)
         self._names[str(reference)] = (reference, descriptor)
 
     def entries(self) -> list[dict[str, Any]]:
@@ -67,7 +68,7 @@ class Catalog:
             entry["Layers"] = [place(layer) for layer in manifest.layers]
             if reference.tag:
                 # The whole name: podman takes a short one for localhost's.
-                entry["RepoTags"].append(str(msgspec.structs.replace(reference, digest=None)))
+                entry["RepoTags"].append(str(replace(reference, digest=None)))
         return msgspec.json.encode([*images.values()])
 
     def _image(

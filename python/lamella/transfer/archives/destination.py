@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
 
 import msgspec
 
@@ -20,6 +19,7 @@ from lamella import oci
 from lamella.digest import Digest, split_digest
 from lamella.errors import AlreadyExists, DataLoss, InvalidArgument
 from lamella.reference import Reference
+from lamella.structs import encode
 from lamella.transfer.archives.catalog import MARKER_DATA, Catalog, docker_place
 from lamella.transfer.archives.docker import MANIFEST
 from lamella.transfer.archives.files import CHUNK
@@ -27,6 +27,7 @@ from lamella.transfer.archives.inputs import outside
 from lamella.transfer.archives.layout import CONTAINERD_NAME, INDEX, MARKER, REF_NAME, place
 from lamella.transfer.archives.tar import END, header, padded
 from lamella.transfer.endpoints import BlobReader
+from lamella.typings import BinaryIO, Protocol
 
 Write = Callable[[bytes | memoryview], object]
 """Takes bytes, all of them."""
@@ -237,7 +238,7 @@ def copy_blob(descriptor: oci.Descriptor, open_at: OpenAt, write: Write, sent: S
 
 def encode_index(entries: list[dict[str, object]]) -> bytes:
     """Make index.json."""
-    return msgspec.json.encode({"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": entries})
+    return encode({"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": entries})
 
 
 def _place(descriptor: oci.Descriptor) -> str:

@@ -8,15 +8,15 @@ image/spec/v1.2.md ("Combined Image JSON + Filesystem Changeset Format") and ima
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from lamella import oci
 from lamella.digest import Digest, digest_of
 from lamella.errors import InvalidArgument, Unsupported
+from lamella.structs import Struct, encode
 from lamella.transfer.archives.contents import Contents, Entry
 from lamella.transfer.archives.files import Files
+from lamella.typings import Any
 
 MANIFEST = "manifest.json"
 REPOSITORIES = "repositories"
@@ -25,7 +25,7 @@ _V1_ONLY = ("id", "parent", "Size", "parent_id", "layer_id", "throwaway")
 """Fields of the oldest configs that say nothing of the image (moby, MakeConfigFromV1Config)."""
 
 
-class _Image(msgspec.Struct, rename="pascal"):
+class _Image(Struct, rename="pascal"):
     config: str
     layers: list[str] | None = None
     repo_tags: list[str] | None = None
@@ -68,7 +68,7 @@ def _make_image(files: Files, contents: Contents, image: _Image) -> oci.Descript
 def _manifest(contents: Contents, config: bytes, layers: list[oci.Descriptor]) -> oci.Descriptor:
     described = oci.Descriptor(media_type=oci.DOCKER_CONFIG, digest=digest_of(config), size=len(config))
     # The order of the fields is that of containerd's.
-    data = msgspec.json.encode(
+    data = encode(
         {"schemaVersion": 2, "mediaType": oci.DOCKER_MANIFEST, "config": described, "layers": layers}
     )
     target = oci.Descriptor(media_type=oci.DOCKER_MANIFEST, digest=digest_of(data), size=len(data))

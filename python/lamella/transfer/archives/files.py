@@ -14,16 +14,15 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import msgspec
 
 from lamella import oci
 from lamella.digest import Digest
 from lamella.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
+from lamella.structs import Malformed, decode
 from lamella.transfer.archives.inputs import FileInput, outside
 from lamella.transfer.archives.tar import Member, inside, walk
 from lamella.transfer.endpoints import BlobReader
+from lamella.typings import Any
 
 LINKS_MAX = 8
 CHUNK = 1024 * 1024
@@ -88,8 +87,8 @@ class Files(ABC):
     def decode(self, member: Member, kind: Any) -> Any:
         """Read a JSON document as ``kind`` has it. InvalidArgument for another; errors as :meth:`read`."""
         try:
-            return msgspec.json.decode(self.read(member), type=kind)
-        except oci.MALFORMED as error:
+            return decode(self.read(member), kind)
+        except Malformed as error:
             raise InvalidArgument(f"{member.name[:200]!r} in the archive is malformed: {error}") from None
 
     def head(self, member: Member, size: int) -> bytes:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 
-import msgspec
-
 from lamella import oci
 from lamella.digest import Digest, digest_of, split_digest
 from lamella.errors import Unsupported
+from lamella.structs import Struct
 from lamella.transfer.archives.contents import Contents, Entry
 from lamella.transfer.archives.files import Files
 
@@ -25,7 +24,7 @@ _REFERRERS_TAG = re.compile(r"(sha256|sha384|sha512)-([0-9a-f]{64,128})\Z")
 _DOCUMENTS = oci.INDEX_TYPES | oci.MANIFEST_TYPES
 
 
-class _Marker(msgspec.Struct, rename="camel"):
+class _Marker(Struct, rename="camel"):
     image_layout_version: str
 
 

@@ -1,0 +1,479 @@
+"""Values with named fields, and the JSON in which they are kept and sent.
+
+A :class:`Struct` is declared and used as one of msgspec is, and its JSON is the same, as are the words for what is malformed. It
+is there for what every command does: importing msgspec and making its classes takes 12 ms of a command's 60. So all that a run of
+a container handles stands on this module; where many documents are read and a moment more does not matter, msgspec does it.
+
+    class Exit(Struct, frozen=True):
+        exit_code: int
+        signal: int | None = None
+
+    encode(Exit(exit_code=1))               # b'{"exit_code":1,"signal":null}'
+    decode(b'{"exit_code":1}', Exit)        # Exit(exit_code=1, signal=None)
+
+Annotations stay text until something is decoded. What they name has to be in their module; ``Any`` and ``Literal`` are those of
+:mod:`lamella.typings`.
+"""
+
+from __future__ import annotations
+
+import sys
+from _json import (  # what ``json`` stands on; itself it compiles patterns that nothing here needs
+    encode_basestring,
+    make_scanner,
+)
+
+from lamella.typings import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, dataclass_transform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    _Reader = Callable[[Any], Any]
+_Value = TypeVar("_Value")
+_UNION = type(int | None)
+_SPACE = " \t\n\r"
+
+
+class Malformed(ValueError):
+    """Bytes that are no JSON, or JSON that is not what its type says; tells what and where."""
+
+
+class Raw(bytes):
+    """JSON that is written as it is."""
+
+
+@dataclass_transform()
+class Struct:
+    """A base for values with named fields: its subclasses' annotations. What stands in the class is a field's default.
+
+    Arguments of a subclass: ``frozen``: its values cannot be changed, and can be keys. ``kw_only``: fields have no places.
+    ``rename``: their names in JSON, ``"camel"``, ``"pascal"``, or those of some fields; a subclass has its base's, too.
+    ``omit_defaults``: JSON leaves out a field that has its default. A list or dict that is a default is a new one each time.
+    """
+
+    __struct_fields__: ClassVar[tuple[str, ...]] = ()
+    __struct_encode_fields__: ClassVar[tuple[str, ...]] = ()
+    """The names in JSON."""
+    __match_args__ = ()
+    _known: ClassVar[frozenset[str]] = frozenset()
+    _required: ClassVar[frozenset[str]] = frozenset()
+    _fresh: ClassVar[dict[str, Any]] = {}
+    """The defaults that cannot be the class's attributes: lists and dicts, and functions, which would be methods."""
+    _omits: ClassVar[bool] = False
+    _form: ClassVar[str] = ""
+    _renamed: ClassVar[dict[str, str]] = {}
+    _hints: ClassVar[dict[str, tuple[Any, str]]] = {}
+    """The annotation of each field, and its module."""
+    _readers: ClassVar[dict[str, tuple[str, _Reader]]]
+    """By the name in JSON: the field and what reads it. Of the class itself, once one was decoded."""
+
+    def __init_subclass__(
+        cls,
+        *,
+        frozen: bool = False,
+        kw_only: bool = False,
+        rename: str | Mapping[str, str] = "",
+        omit_defaults: bool = False,
+    ) -> None:
+        own = cls.__annotations__
+        if rename and isinstance(rename, str):
+            cls._form = rename
+        elif rename:
+            cls._renamed = cls._renamed | dict(rename)
+        cls._omits = omit_defaults or cls._omits
+        cls._hints = cls._hints | {name: (hint, cls.__module__) for name, hint in own.items()}
+        fresh, required = dict(cls._fresh), set(cls._required)
+        for name in own:
+            if name not in cls.__dict__:
+                required.add(name)
+            elif type(default := cls.__dict__[name]) in (list, dict) or hasattr(default, "__get__"):
+                fresh[name] = default
+                delattr(cls, name)
+        cls._fresh, cls._required = fresh, frozenset(required)
+        cls.__struct_fields__ = (*cls.__struct_fields__, *own)
+        cls.__struct_encode_fields__ = tuple([cls._encoded(name) for name in cls.__struct_fields__])
+        cls.__match_args__ = () if kw_only else cls.__struct_fields__  # type: ignore[misc, assignment]
+        cls._known = frozenset(cls.__struct_fields__)
+        if frozen:
+            cls.__setattr__ = cls.__delattr__ = _refuse  # type: ignore[assignment, method-assign]
+            if "__hash__" not in cls.__dict__:
+                cls.__hash__ = _hash  # type: ignore[method-assign, assignment]
+
+    @classmethod
+    def _encoded(cls, name: str) -> str:
+        if name in cls._renamed or not cls._form:
+            return cls._renamed.get(name, name)
+        words = name.split("_")
+        first = words[0].capitalize() if cls._form == "pascal" else words[0]
+        return "".join([first, *[word.capitalize() for word in words[1:]]])
+
+    def __init__(self, *values: Any, **fields: Any) -> None:
+        kind = type(self)
+        if values:
+            fields = kind._by_name(values, fields)
+        if not (fields.keys() <= kind._known and fields.keys() >= kind._required):
+            unknown = sorted(fields.keys() - kind._known)
+            missing = [name for name in kind.__struct_fields__ if name in kind._required - fields.keys()]
+            raise TypeError(
+                f"Unexpected keyword argument '{unknown[0]}'"
+                if unknown
+                else f"Missing required argument '{missing[0]}'"
+            )
+        own = self.__dict__
+        for name, default in kind._fresh.items():
+            if name not in fields:
+                own[name] = default.copy() if type(default) in (list, dict) else default
+        own.update(fields)
+
+    @classmethod
+    def _by_name(cls, values: tuple[Any, ...], fields: dict[str, Any]) -> dict[str, Any]:
+        if len(values) > len(cls.__match_args__):
+            raise TypeError("Extra positional arguments provided")
+        positional = dict(zip(cls.__match_args__, values, strict=False))
+        if twice := positional.keys() & fields.keys():
+            raise TypeError(f"Argument '{min(twice)}' given by name and position")
+        return positional | fields
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return astuple(self) == astuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        fields = [f"{name}={getattr(self, name)!r}" for name in self.__struct_fields__]
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+    def __replace__(self, **changes: Any) -> Self:
+        return replace(self, **changes)
+
+
+def _refuse(self: Struct, *_: object) -> None:
+    raise AttributeError(f"immutable type: '{type(self).__name__}'")
+
+
+def _hash(self: Struct) -> int:
+    return hash(astuple(self))
+
+
+def asdict(value: Any) -> dict[str, Any]:
+    """Give the fields of a Struct, of msgspec's, too, by name."""
+    return {name: getattr(value, name) for name in value.__struct_fields__}
+
+
+def astuple(value: Any) -> tuple[Any, ...]:
+    """Give the fields of a Struct, of msgspec's, too, in their order."""
+    return tuple([getattr(value, name) for name in value.__struct_fields__])
+
+
+def replace(value: _Value, **changes: Any) -> _Value:
+    """Give a copy of a Struct, of msgspec's, too, with some fields changed. TypeError for one that it doesn't have."""
+    return type(value)(**asdict(value) | changes)
+
+
+def to_builtins(value: Any) -> Any:
+    """Give a value as JSON has it: dicts by the names in JSON, lists, strings, numbers."""
+    kind = type(value)
+    if kind in (str, int, float, bool, type(None)):
+        return value
+    if kind is dict:
+        return {_name(key): to_builtins(item) for key, item in value.items()}
+    if kind in (list, tuple, set, frozenset):
+        return [to_builtins(item) for item in value]
+    if isinstance(value, Struct):
+        return {name: to_builtins(item) for name, item in _shown(value)}
+    if kind is Raw:
+        return read_json(value)
+    return _plain(value, to_builtins)
+
+
+def encode(value: Any) -> bytes:
+    """Give the JSON of a value, compact, UTF-8. TypeError for what has none, UnicodeEncodeError for text that is no Unicode."""
+    return _text(value).encode()
+
+
+def _text(value: Any) -> str:  # noqa: PLR0911 (one for each form)
+    kind = type(value)
+    if kind is str:
+        return _quoted(value)
+    if value is None:
+        return "null"
+    if kind is bool:
+        return "true" if value else "false"
+    if kind is int:
+        return str(value)
+    if kind is dict:
+        return "{" + ",".join([f"{_quoted(_name(key))}:{_text(item)}" for key, item in value.items()]) + "}"
+    if kind in (list, tuple, set, frozenset):
+        return "[" + ",".join([_text(item) for item in value]) + "]"
+    if isinstance(value, Struct):
+        return "{" + ",".join([f'"{name}":{_text(item)}' for name, item in _shown(value)]) + "}"
+    if kind is Raw:
+        return str(value, "utf-8")
+    if kind is float:
+        return repr(value) if value - value == 0 else "null"  # neither infinity nor no number
+    return _plain(value, _text)
+
+
+def _quoted(text: str) -> str:
+    if not text.isascii():
+        text.encode()  # raises for this text alone
+    return encode_basestring(text)
+
+
+def _name(key: Any) -> str:
+    if isinstance(key, str):
+        return key
+    if type(key) is int:
+        return str(key)
+    raise TypeError(f"Only dicts with str-like or number-like keys are supported, not {type(key).__name__}")
+
+
+def _shown(value: Struct) -> list[tuple[str, Any]]:
+    """Give the fields of a Struct that JSON shows, by their names there."""
+    kind = type(value)
+    names = zip(kind.__struct_encode_fields__, kind.__struct_fields__, strict=True)
+    if not kind._omits:
+        return [(encoded, getattr(value, name)) for encoded, name in names]
+    pairs = [(encoded, name, getattr(value, name)) for encoded, name in names]
+    return [(encoded, item) for encoded, name, item in pairs if not _is_default(kind, name, item)]
+
+
+def _is_default(kind: type[Struct], name: str, item: Any) -> bool:
+    default = kind._fresh[name] if name in kind._fresh else getattr(kind, name, kind)
+    return item is default or (type(item) is type(default) and bool(item == default))
+
+
+def _plain(value: Any, give: Callable[[Any], _Value]) -> _Value:
+    """Give what is a subclass of something, bytes, or a value of msgspec's."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        from binascii import b2a_base64
+
+        return give(b2a_base64(value, newline=False).decode())
+    if hasattr(value, "__struct_fields__"):
+        import msgspec
+
+        return give(msgspec.to_builtins(value, enc_hook=to_builtins))
+    kinds: tuple[Any, ...] = (str, int, float, dict, list)
+    for kind in kinds:
+        if isinstance(value, kind):
+            return give(kind(value))
+    raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+
+
+def decode(data: bytes | str, kind: type[_Value]) -> _Value:
+    """Read JSON as a type: a Struct, ``dict[str, int]``, ``list[str]`` ...; fields that a Struct doesn't have are passed over.
+
+    :class:`Malformed` for what is no JSON in UTF-8, is nested too deep, or not of the type.
+    """
+    return convert(read_json(data), kind)
+
+
+def read_json(data: bytes | str) -> Any:
+    """Read JSON as it is. Errors as :func:`decode`."""
+    try:
+        text = (data if isinstance(data, str) else bytes(data).decode()).strip(_SPACE)
+        value, end = _scan(text, 0)
+    except StopIteration as stop:
+        raise Malformed(f"JSON is malformed: invalid character or end (character {stop.value})") from None
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"JSON is malformed: {error}") from None
+    if end != len(text):
+        raise Malformed(f"JSON is malformed: trailing characters (character {end})")
+    if "\\ud" in text or "\\uD" in text:
+        _check_surrogates(value)
+    return value
+
+
+def _check_surrogates(value: Any) -> None:
+    """Refuse halves of characters, which only an escape can have brought in."""
+    try:
+        encode(value)
+    except UnicodeEncodeError:
+        raise Malformed("JSON is malformed: half of a surrogate pair") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+class _Scanning:
+    """What the scanner asks for: its numbers, and no constants that are not JSON."""
+
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float = float
+    parse_int = int
+    parse_constant = staticmethod(_refuse_constant)
+
+
+_scan = make_scanner(_Scanning)  # type: ignore[arg-type]
+
+
+def convert(value: Any, kind: type[_Value]) -> _Value:
+    """Read what JSON was decoded to as a type; :class:`Malformed` says where it is not one."""
+    try:
+        converted: _Value = _reader(kind, "")(value)
+    except _Mismatch as error:
+        where = "".join(reversed(error.path))
+        raise Malformed(error.text + (f" - at `${where}`" if where else "")) from None
+    return converted
+
+
+class _Mismatch(Exception):
+    def __init__(self, text: str, expected: str = "") -> None:
+        super().__init__(text)
+        self.text = text
+        self.expected = expected
+        self.path: list[str] = []
+
+    def under(self, step: str) -> _Mismatch:
+        self.path.append(step)
+        return self
+
+
+_NAMES = {
+    str: "str",
+    int: "int",
+    float: "float",
+    bool: "bool",
+    type(None): "null",
+    dict: "object",
+    list: "array",
+}
+_readers: dict[Any, _Reader] = {object: lambda value: value}
+
+
+def _mismatch(expected: str, value: Any) -> _Mismatch:
+    return _Mismatch(f"Expected `{expected}`, got `{_NAMES[type(value)]}`", expected)
+
+
+def _reader(hint: Any, module: str) -> _Reader:
+    """Give what reads a type, which may be text of a module."""
+    key = (hint, module) if isinstance(hint, str) else hint
+    found = _readers.get(key)
+    if found is None:
+        if isinstance(hint, str):
+            hint = eval(hint, sys.modules[module].__dict__)  # noqa: S307 (an annotation of ours)
+        found = _readers[key] = _new_reader(hint)
+    return found
+
+
+def _new_reader(hint: Any) -> _Reader:  # noqa: PLR0911 (one for each form)
+    origin, arguments = getattr(hint, "__origin__", hint), getattr(hint, "__args__", ())
+    if isinstance(hint, _UNION):
+        return _union(arguments)
+    if hint is float:
+        return _read_float
+    if hint is bytes:
+        return _read_bytes
+    if origin is list or origin is tuple:
+        return _read_list(origin, _reader(arguments[0], "") if arguments else _readers[object])
+    if origin is dict:
+        return _read_dict(_reader(arguments[1], "") if arguments else _readers[object])
+    if isinstance(hint, type) and issubclass(hint, Struct):
+        return hint_reader(hint)
+    if hint in _NAMES:
+        return _exactly(hint)
+    raise TypeError(f"Type {hint!r} is not supported")
+
+
+def _exactly(kind: type) -> _Reader:
+    def read(value: Any) -> Any:
+        if type(value) is not kind:
+            raise _mismatch(_NAMES[kind], value)
+        return value
+
+    return read
+
+
+def _read_float(value: Any) -> float:
+    if type(value) not in (float, int):
+        raise _mismatch("float", value)
+    return float(value)
+
+
+def _read_bytes(value: Any) -> bytes:
+    from binascii import Error, a2b_base64
+
+    if type(value) is not str:
+        raise _mismatch("bytes", value)
+    try:
+        return a2b_base64(value, strict_mode=True)
+    except (Error, ValueError):
+        raise _Mismatch("Invalid base64 encoded string") from None
+
+
+def _read_list(kind: type, item: _Reader) -> _Reader:
+    def read(value: Any) -> Any:
+        if type(value) is not list:
+            raise _mismatch("array", value)
+        done: list[Any] = []
+        try:
+            for element in value:
+                done.append(item(element))
+        except _Mismatch as error:
+            raise error.under(f"[{len(done)}]") from None
+        return done if kind is list else tuple(done)
+
+    return read
+
+
+def _read_dict(item: _Reader) -> _Reader:
+    def read(value: Any) -> dict[str, Any]:
+        if type(value) is not dict:
+            raise _mismatch("object", value)
+        try:
+            return {key: item(element) for key, element in value.items()}
+        except _Mismatch as error:
+            raise error.under("[...]") from None
+
+    return read
+
+
+def hint_reader(kind: type[Struct]) -> _Reader:
+    """Give what reads a Struct; what its fields are is looked at when the first one is read."""
+
+    def read(value: Any) -> Struct:
+        if type(value) is not dict:
+            raise _mismatch("object", value)
+        if "_readers" not in kind.__dict__:
+            names = zip(kind.__struct_encode_fields__, kind.__struct_fields__, strict=True)
+            kind._readers = {encoded: (name, _reader(*kind._hints[name])) for encoded, name in names}
+        fields = {}
+        for encoded, element in value.items():
+            if encoded in kind._readers:
+                name, reader = kind._readers[encoded]
+                try:
+                    fields[name] = reader(element)
+                except _Mismatch as error:
+                    raise error.under(f".{encoded}") from None
+        if not fields.keys() >= kind._required:
+            missing = [name for name in kind.__struct_fields__ if name in kind._required - fields.keys()]
+            raise _Mismatch(f"Object missing required field `{kind._encoded(missing[0])}`")
+        return kind(**fields)
+
+    return read
+
+
+def _union(kinds: tuple[Any, ...]) -> _Reader:
+    """Read one of several types, which JSON tells apart: at most one is neither of Python's own nor None."""
+    others = [kind for kind in kinds if kind is not type(None)]
+    optional = len(others) < len(kinds)
+    readers = [_reader(kind, "") for kind in others]
+
+    def read(value: Any) -> Any:
+        if value is None and optional:
+            return None
+        expected = []
+        for reader in readers:
+            try:
+                return reader(value)
+            except _Mismatch as error:
+                if error.path or not error.expected:
+                    raise
+                expected.append(error.expected)
+        raise _mismatch(" | ".join([*expected, *(["null"] if optional else [])]), value)
+
+    return read
