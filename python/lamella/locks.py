@@ -13,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-import weakref
+from _weakrefset import WeakSet  # of weakref, of which nothing else is needed
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +28,7 @@ _POLL_MAX = 0.05
 _LOOK_SECONDS = 0.1
 """How long a lock may be held by somebody who only looks whether it is held: microseconds, or until he gets a processor again."""
 _log = Log("lamella")
-_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+_held: WeakSet[FileLock] = WeakSet()
 
 
 class FileLock:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +110,8 @@ def _named_writers(path: str | Path, owner: int, gid: int) -> str | None:
         if error.errno in (errno.ENODATA, errno.ENOTSUP):
             return None
         raise
+    import struct
+
     entries = list(struct.iter_unpack("<HHI", data[4:]))
     mask = next((rights for tag, rights, _ in entries if tag == _ACL_MASK), 0o7)
     for tag, rights, number in entries:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import sys
 from _json import (  # what ``json`` stands on; itself it compiles patterns that nothing here needs
     encode_basestring,
+    make_encoder,
     make_scanner,
 )
 
@@ -36,10 +37,6 @@ _SPACE = " \t\n\r"
 
 class Malformed(ValueError):
     """Bytes that are no JSON, or JSON that is not what its type says; tells what and where."""
-
-
-class Raw(bytes):
-    """JSON that is written as it is."""
 
 
 @dataclass_transform()
@@ -173,61 +170,56 @@ def replace(value: _Value, **changes: Any) -> _Value:
 
 
 def to_builtins(value: Any) -> Any:
-    """Give a value as JSON has it: dicts by the names in JSON, lists, strings, numbers."""
-    kind = type(value)
-    if kind in (str, int, float, bool, type(None)):
+    """Give a value as JSON has it: dicts by the names in JSON, lists, strings, numbers. TypeError for what has none."""
+    if isinstance(value, str):
+        return str(value)
+    if value is None or isinstance(value, int | float):
         return value
-    if kind is dict:
-        return {_name(key): to_builtins(item) for key, item in value.items()}
-    if kind in (list, tuple, set, frozenset):
+    if isinstance(value, dict):
+        return {key: to_builtins(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
         return [to_builtins(item) for item in value]
-    if isinstance(value, Struct):
-        return {name: to_builtins(item) for name, item in _shown(value)}
-    if kind is Raw:
-        return read_json(value)
-    return _plain(value, to_builtins)
+    return to_builtins(_simpler(value))
 
 
 def encode(value: Any) -> bytes:
-    """Give the JSON of a value, compact, UTF-8. TypeError for what has none, UnicodeEncodeError for text that is no Unicode."""
-    return _text(value).encode()
+    """Give the JSON of a value, compact, UTF-8.
+
+    TypeError for what has none, ValueError for infinity, UnicodeEncodeError for text that is no Unicode.
+    """
+    text = "".join(_encode(value, 0))
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        _encode_checking(value, 0)
+        raise
 
 
-def _text(value: Any) -> str:  # noqa: PLR0911 (one for each form)
-    kind = type(value)
-    if kind is str:
-        return _quoted(value)
-    if value is None:
-        return "null"
-    if kind is bool:
-        return "true" if value else "false"
-    if kind is int:
-        return str(value)
-    if kind is dict:
-        return "{" + ",".join([f"{_quoted(_name(key))}:{_text(item)}" for key, item in value.items()]) + "}"
-    if kind in (list, tuple, set, frozenset):
-        return "[" + ",".join([_text(item) for item in value]) + "]"
-    if isinstance(value, Struct):
-        return "{" + ",".join([f'"{name}":{_text(item)}' for name, item in _shown(value)]) + "}"
-    if kind is Raw:
-        return str(value, "utf-8")
-    if kind is float:
-        return repr(value) if value - value == 0 else "null"  # neither infinity nor no number
-    return _plain(value, _text)
-
-
-def _quoted(text: str) -> str:
-    if not text.isascii():
-        text.encode()  # raises for this text alone
+def _check(text: str) -> str:
+    """Give a string of JSON; raise the error of this text alone."""
+    text.encode()
     return encode_basestring(text)
 
 
-def _name(key: Any) -> str:
-    if isinstance(key, str):
-        return key
-    if type(key) is int:
-        return str(key)
-    raise TypeError(f"Only dicts with str-like or number-like keys are supported, not {type(key).__name__}")
+def _simpler(value: Any) -> Any:
+    """Give a value that JSON knows for one that it doesn't."""
+    if isinstance(value, Struct):
+        return dict(_shown(value))
+    if isinstance(value, set | frozenset):
+        return list(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        from binascii import b2a_base64
+
+        return b2a_base64(value, newline=False).decode()
+    if hasattr(value, "__struct_fields__"):
+        import msgspec
+
+        return msgspec.to_builtins(value, enc_hook=to_builtins)
+    raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+
+
+_encode: Any = make_encoder(None, _simpler, encode_basestring, None, ":", ",", False, False, False)
+_encode_checking: Any = make_encoder(None, _simpler, _check, None, ":", ",", False, False, False)
 
 
 def _shown(value: Struct) -> list[tuple[str, Any]]:
@@ -243,23 +235,6 @@ def _shown(value: Struct) -> list[tuple[str, Any]]:
 def _is_default(kind: type[Struct], name: str, item: Any) -> bool:
     default = kind._fresh[name] if name in kind._fresh else getattr(kind, name, kind)
     return item is default or (type(item) is type(default) and bool(item == default))
-
-
-def _plain(value: Any, give: Callable[[Any], _Value]) -> _Value:
-    """Give what is a subclass of something, bytes, or a value of msgspec's."""
-    if isinstance(value, bytes | bytearray | memoryview):
-        from binascii import b2a_base64
-
-        return give(b2a_base64(value, newline=False).decode())
-    if hasattr(value, "__struct_fields__"):
-        import msgspec
-
-        return give(msgspec.to_builtins(value, enc_hook=to_builtins))
-    kinds: tuple[Any, ...] = (str, int, float, dict, list)
-    for kind in kinds:
-        if isinstance(value, kind):
-            return give(kind(value))
-    raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
 
 
 def decode(data: bytes | str, kind: type[_Value]) -> _Value:

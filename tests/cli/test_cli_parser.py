@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 from shell_lines import commands
 
 from lamella import snapshots
 from lamella.cli import options, parser
-from lamella.cli.commands import entries
+from lamella.cli.commands import entries, find
 from lamella.cli.parser import Group, HelpRequested, UsageError, parse
 
 
@@ -227,3 +231,33 @@ def test_every_command_has_examples_that_parse() -> None:
 def test_help_is_given_everywhere(words: list[str]) -> None:
     with pytest.raises(HelpRequested):
         parse(words)
+
+
+WORDS = """
+    --rm -d -e -i -it -m -n -t -v -vv -eA=B -e=A -h - -- -1 -1.5 --json --quiet --verbose --version --help --nam --name --root
+    --env --env=A=B --env= --memory 64m --memory=64m --memory=x --cpus 0.5 --network none --network=host --snapshotter native
+    --snapshotter=zfs --label a=b --label= --timeout 5s --pull never --pull=never --pid host --pid=other --gpus all
+    --read-only=yes --detach-keys --userns auto --stop-signal TERM --stop-timeout --sysctl x=y --ulimit nofile=1 image sh
+"""
+SLOW = [hypothesis.HealthCheck.too_slow]  # the machine may be loaded
+PARSERS = {"lamella": parser.top_parser} | {
+    name: partial(find(name).parser, f"lamella {name}")
+    for name in ("run", "exec", "create", "images", "update")
+}
+
+
+@pytest.mark.parametrize("name", PARSERS)
+@hypothesis.settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=SLOW)
+@hypothesis.given(st.lists(st.sampled_from([*WORDS.split(), "", "a b"]), max_size=7))
+def test_a_line_that_is_read_without_argparse_is_read_as_by_argparse(name: str, words: list[str]) -> None:
+    found = PARSERS[name]()._read_usual(words)
+    if found is not None:
+        assert found == PARSERS[name]().full().read(words, mixed=True)
+
+
+def test_a_usual_line_is_read_without_argparse() -> None:
+    words = "--rm -d -e A=1 --env=B=2 --memory 64m --network none --network=host debian:12 sh -c"
+    found = PARSERS["run"]()._read_usual(words.split())
+    assert found is not None
+    assert (found.rm, found.env, found.memory) == (True, ["A=1", "B=2"], 64 * 1024 * 1024)
+    assert (found.network, found.words) == (["none", "host"], ["debian:12", "sh", "-c"])

@@ -222,7 +222,9 @@ def test_every_command_that_transfers_has_the_option() -> None:
             found |= {
                 name
                 for name, command in commands
-                if any("--progress" in action.option_strings for action in command.parser(name).options())
+                if any(
+                    "--progress" in action.option_strings for action in command.parser(name).full().options()
+                )
             }
     assert found == {
         "pull",

@@ -51,7 +51,7 @@ def test_each_keyword_of_docker_py_is_an_option_or_explained(word):
 
 @pytest.mark.parametrize("name", DOCKER_RUN.split())
 def test_each_option_of_docker_run_is_there_or_explained(name):
-    known = {text for action in RUN.parser("lamella run").options() for text in action.option_strings}
+    known = {text for action in RUN.parser("lamella run").full().options() for text in action.option_strings}
     assert f"--{name}" in known or explain_option(f"--{name}"), name
 
 

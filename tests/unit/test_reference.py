@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lamella import reference
 from lamella.errors import InvalidArgument, LamellaError, Unsupported
 from lamella.reference import Reference, is_loopback, split_host
 
@@ -292,6 +294,16 @@ def test_no_text_gives_anything_but_a_reference_or_a_typed_error(text: str) -> N
     except LamellaError:
         return
     assert Reference.parse(reference.canonical) == reference
+
+
+@given(st.text(alphabet="aZ0.:-_/[é\u0663\u00b2", max_size=6))
+def test_what_is_taken_without_a_pattern_is_what_the_pattern_takes(text: str) -> None:
+    for plain, pattern in (
+        (reference._is_plain_domain, reference._DOMAIN),
+        (reference._is_plain_path, reference._PATH),
+        (reference._is_word, reference._TAG),
+    ):
+        assert not plain(text) or re.fullmatch(pattern, text)
 
 
 def test_importing_the_module_loads_no_network_code() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
-from lamella.cli.parser import Command, Parser, UsageError
+from lamella.cli.parser import Arguments, Command, Parser, UsageError
 from lamella.cli.pull import add_foreign_option, add_policy_option, add_progress_option
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def _import_arguments(parser: Parser) -> None:
     add("file", metavar="FILE", nargs="?", help="The archive or folder; - or nothing for stdin.")
 
 
-def _import(arguments: argparse.Namespace, session: Session) -> int:
+def _import(arguments: Arguments, session: Session) -> int:
     from lamella.cli.progress import watch
 
     if arguments.file is not None and arguments.input is not None:
@@ -151,7 +150,7 @@ def _export_arguments(parser: Parser) -> None:
     add("references", metavar="REF", nargs="+", help="The images.")
 
 
-def _export(arguments: argparse.Namespace, session: Session) -> int:
+def _export(arguments: Arguments, session: Session) -> int:
     from lamella.cli.progress import watch
 
     target: Any = arguments.output

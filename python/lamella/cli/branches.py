@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
 from lamella.cli.changes import add_commit_options, add_compression_option
-from lamella.cli.parser import Command, Group, Parser, add_filter
+from lamella.cli.parser import Arguments, Command, Group, Parser, add_filter
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -19,7 +18,7 @@ def _ls_arguments(parser: Parser) -> None:
     parser.add_argument("-q", "--quiet", dest="names_only", action="store_true", help="Print names alone.")
 
 
-def _ls(arguments: argparse.Namespace, session: Session) -> int:
+def _ls(arguments: Arguments, session: Session) -> int:
     branches = session.client.branches.list(filters=arguments.filters)
     if arguments.names_only:
         names = [branch.name for branch in branches]
@@ -54,7 +53,7 @@ def _tree_arguments(parser: Parser) -> None:
     parser.add_argument("root_name", metavar="BRANCH", nargs="?", help="Only this one and what stands on it.")
 
 
-def _tree(arguments: argparse.Namespace, session: Session) -> int:
+def _tree(arguments: Arguments, session: Session) -> int:
     branches = {branch.name: branch for branch in session.client.branches.list()}
     parents = {name: parent.name for name, branch in branches.items() if (parent := branch.parent)}
     children: dict[str, list[str]] = {}
@@ -81,7 +80,7 @@ def _name_arguments(parser: Parser) -> None:
     parser.add_argument("branch", metavar="BRANCH", help="Its name.")
 
 
-def _inspect(arguments: argparse.Namespace, session: Session) -> int:
+def _inspect(arguments: Arguments, session: Session) -> int:
     session.document(_document(session.client.branches.get(arguments.branch)))
     return 0
 
@@ -93,7 +92,7 @@ def _rm_arguments(parser: Parser) -> None:
     parser.add_argument("branches", metavar="BRANCH", nargs="+", help="Their names.")
 
 
-def _rm(arguments: argparse.Namespace, session: Session) -> int:
+def _rm(arguments: Arguments, session: Session) -> int:
     branches = session.client.branches
     return session.each(arguments.branches, lambda name: branches.remove(name, recursive=arguments.recursive))
 
@@ -107,7 +106,7 @@ def _commit_arguments(parser: Parser) -> None:
     add("reference", metavar="IMAGE", help="The new image's name.")
 
 
-def _commit(arguments: argparse.Namespace, session: Session) -> int:
+def _commit(arguments: Arguments, session: Session) -> int:
     from lamella.cli.pull import show_image
 
     image = session.client.branches.get(arguments.branch).commit(

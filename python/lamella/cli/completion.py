@@ -7,11 +7,11 @@ and of what kind, and what may stand at a place.
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING, NamedTuple
 
+from lamella.cli.argparser import FullParser, takes_value
 from lamella.cli.commands import entries
-from lamella.cli.parser import PROGRAM, REST, Command, Group, Parser, takes_value, top_parser
+from lamella.cli.parser import PROGRAM, REST, Arguments, Command, Group, Parser, top_parser
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -53,7 +53,7 @@ def places() -> list[Place]:
             "",
             tuple((entry.name, entry.summary) for entry in rows),
             tuple(((entry.name, *entry.aliases), entry.name) for entry in rows),
-            _options(top_parser()),
+            _options(top_parser().full()),
             (),
             rest=False,
         )
@@ -68,7 +68,7 @@ def places() -> list[Place]:
                     tuple(
                         ((verb.name, *verb.aliases), f"{entry.name} {verb.name}") for verb in noun.commands
                     ),
-                    _options(noun.parser(entry.name)),
+                    _options(noun.parser(entry.name).full()),
                     (),
                     rest=False,
                 )
@@ -80,7 +80,7 @@ def places() -> list[Place]:
 
 
 def _place(path: str, command: Command) -> Place:
-    parser = command.parser(path)
+    parser = command.parser(path).full()
     positionals = list(parser.positionals())
     words = tuple(str(choice) for action in positionals for choice in action.choices or ())
     return Place(
@@ -88,7 +88,7 @@ def _place(path: str, command: Command) -> Place:
     )
 
 
-def _options(parser: Parser) -> tuple[Option, ...]:
+def _options(parser: FullParser) -> tuple[Option, ...]:
     return tuple(
         Option(
             tuple(action.option_strings),
@@ -348,7 +348,7 @@ def _arguments(parser: Parser) -> None:
     parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help="bash, zsh or fish.")
 
 
-def _completion(arguments: argparse.Namespace, session: Session) -> int:
+def _completion(arguments: Arguments, session: Session) -> int:
     session.write(script(arguments.shell))
     return 0
 

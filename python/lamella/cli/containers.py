@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import EXIT_TIMEOUT, output
@@ -16,7 +15,7 @@ from lamella.cli.options import (
     add_container_options,
     add_terminal_options,
 )
-from lamella.cli.parser import Command, Group, Parser, UsageError
+from lamella.cli.parser import Arguments, Command, Group, Parser, UsageError
 from lamella.cli.port import PORT
 from lamella.cli.pull import add_pull_options, show_image
 from lamella.cli.stats import STATS
@@ -60,7 +59,7 @@ def _ls_arguments(parser: Parser) -> None:
     )
 
 
-def _ls(arguments: argparse.Namespace, session: Session) -> int:
+def _ls(arguments: Arguments, session: Session) -> int:
     containers = session.client.containers.list(
         all=arguments.all or arguments.last is not None, filters=arguments.filters
     )
@@ -119,7 +118,7 @@ def _create_arguments(parser: Parser) -> None:
     add_container_options(parser)
 
 
-def _create(arguments: argparse.Namespace, session: Session) -> int:
+def _create(arguments: Arguments, session: Session) -> int:
     container = create_container(session, arguments)
     if session.json:
         session.document(_document(container))
@@ -136,7 +135,7 @@ def _start_arguments(parser: Parser) -> None:
     add("containers", metavar="CONTAINER", nargs="+", help="Names or ids.")
 
 
-def _start(arguments: argparse.Namespace, session: Session) -> int:
+def _start(arguments: Arguments, session: Session) -> int:
     containers = session.client.containers
     if not arguments.attach and not arguments.interactive:
         return session.each(arguments.containers, lambda name: containers.get(name).start())
@@ -182,7 +181,7 @@ def _wait_arguments(parser: Parser) -> None:
     _names_arguments(parser)
 
 
-def _wait(arguments: argparse.Namespace, session: Session) -> int:
+def _wait(arguments: Arguments, session: Session) -> int:
     from lamella.errors import DeadlineExceeded
 
     codes = []
@@ -213,7 +212,7 @@ def _kill_arguments(parser: Parser) -> None:
     _names_arguments(parser)
 
 
-def _kill(arguments: argparse.Namespace, session: Session) -> int:
+def _kill(arguments: Arguments, session: Session) -> int:
     containers = session.client.containers
     return session.each(arguments.containers, lambda name: containers.get(name).kill(arguments.signal))
 
@@ -229,22 +228,22 @@ def _stop_arguments(parser: Parser) -> None:
     _names_arguments(parser)
 
 
-def _stop(arguments: argparse.Namespace, session: Session) -> int:
+def _stop(arguments: Arguments, session: Session) -> int:
     containers = session.client.containers
     return session.each(arguments.containers, lambda name: containers.get(name).stop(arguments.time))
 
 
-def _restart(arguments: argparse.Namespace, session: Session) -> int:
+def _restart(arguments: Arguments, session: Session) -> int:
     containers = session.client.containers
     return session.each(arguments.containers, lambda name: containers.get(name).restart(arguments.time))
 
 
-def _pause(arguments: argparse.Namespace, session: Session) -> int:
+def _pause(arguments: Arguments, session: Session) -> int:
     containers = session.client.containers
     return session.each(arguments.containers, lambda name: containers.get(name).pause())
 
 
-def _resume(arguments: argparse.Namespace, session: Session) -> int:
+def _resume(arguments: Arguments, session: Session) -> int:
     containers = session.client.containers
     return session.each(arguments.containers, lambda name: containers.get(name).resume())
 
@@ -257,7 +256,7 @@ def _rm_arguments(parser: Parser) -> None:
     _names_arguments(parser)
 
 
-def _rm(arguments: argparse.Namespace, session: Session) -> int:
+def _rm(arguments: Arguments, session: Session) -> int:
     containers = session.client.containers
     return session.each(
         arguments.containers,
@@ -269,7 +268,7 @@ def _inspect_arguments(parser: Parser) -> None:
     parser.add_argument("container", metavar="CONTAINER", help="Name or id.")
 
 
-def _inspect(arguments: argparse.Namespace, session: Session) -> int:
+def _inspect(arguments: Arguments, session: Session) -> int:
     session.document(session.client.containers.get(arguments.container).inspect())
     return 0
 
@@ -279,7 +278,7 @@ def _rename_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="The new name.")
 
 
-def _rename(arguments: argparse.Namespace, session: Session) -> int:
+def _rename(arguments: Arguments, session: Session) -> int:
     session.client.containers.get(arguments.container).rename(arguments.name)
     return 0
 
@@ -290,7 +289,7 @@ def _prune_arguments(parser: Parser) -> None:
     add_container_filter(parser)
 
 
-def _prune(arguments: argparse.Namespace, session: Session) -> int:
+def _prune(arguments: Arguments, session: Session) -> int:
     removed = session.client.containers.prune(filters=arguments.filters, volumes=arguments.volumes)
     if session.json:
         session.document(removed)
@@ -305,7 +304,7 @@ _LS_EXAMPLES = [
 ]
 
 
-def _diff(arguments: argparse.Namespace, session: Session) -> int:
+def _diff(arguments: Arguments, session: Session) -> int:
     return show_changes(session, session.client.containers.get(arguments.container).changes())
 
 
@@ -334,7 +333,7 @@ def _commit_arguments(parser: Parser) -> None:
     add("reference", metavar="IMAGE", nargs="?", help="The new image's name; without it a branch is made.")
 
 
-def _commit(arguments: argparse.Namespace, session: Session) -> int:
+def _commit(arguments: Arguments, session: Session) -> int:
     container = session.client.containers.get(arguments.container)
     if arguments.reference is None:
         if arguments.message or arguments.author or arguments.changes or arguments.squash:
@@ -378,7 +377,7 @@ def _branch_arguments(parser: Parser) -> None:
     add("container", metavar="CONTAINER", help="Name or id.")
 
 
-def _branch(arguments: argparse.Namespace, session: Session) -> int:
+def _branch(arguments: Arguments, session: Session) -> int:
     container = session.client.containers.get(arguments.container)
     made = container.branch(arguments.count, pause=not arguments.no_pause)
     if arguments.start:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
-from lamella.cli.parser import Command, Group, Parser, UsageError, add_filter
+from lamella.cli.parser import Arguments, Command, Group, Parser, UsageError, add_filter
 from lamella.cli.values import argument, parse_labels, parse_pair
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ def _ls_arguments(parser: Parser) -> None:
     add_filter(parser, "digest, size and labels")
 
 
-def _ls(arguments: argparse.Namespace, session: Session) -> int:
+def _ls(arguments: Arguments, session: Session) -> int:
     infos = session.client.content.walk(filters=arguments.filters)
     if arguments.names_only:
         digests = [info.digest for info in infos]
@@ -58,7 +57,7 @@ def _get_arguments(parser: Parser) -> None:
     parser.add_argument("digest", metavar="DIGEST", help="The blob.")
 
 
-def _get(arguments: argparse.Namespace, session: Session) -> int:
+def _get(arguments: Arguments, session: Session) -> int:
     with session.client.content.open(arguments.digest) as blob:
         if arguments.output:
             with Path(arguments.output).open("wb") as file:
@@ -86,7 +85,7 @@ def _label_arguments(parser: Parser) -> None:
     )
 
 
-def _label(arguments: argparse.Namespace, session: Session) -> int:
+def _label(arguments: Arguments, session: Session) -> int:
     content = session.client.content
     content.update_labels(arguments.digest, parse_labels(arguments.labels))
     info = content.info(arguments.digest)
@@ -101,11 +100,11 @@ def _rm_arguments(parser: Parser) -> None:
     parser.add_argument("digests", metavar="DIGEST", nargs="+", help="The blobs.")
 
 
-def _rm(arguments: argparse.Namespace, session: Session) -> int:
+def _rm(arguments: Arguments, session: Session) -> int:
     return session.each(arguments.digests, session.client.content.delete)
 
 
-def _active(arguments: argparse.Namespace, session: Session) -> int:
+def _active(arguments: Arguments, session: Session) -> int:
     ingests = session.client.content.ingests()
     if session.json:
         session.document(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamella.cli.parser import Command, Parser, UsageError
+from lamella.cli.parser import Arguments, Command, Parser, UsageError
 from lamella.cli.values import argument, parse_duration
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def _split(text: str) -> tuple[str, str] | None:
     return (container, path) if colon and container and not container.startswith((".", "/")) else None
 
 
-def _cp(arguments: argparse.Namespace, session: Session) -> int:
+def _cp(arguments: Arguments, session: Session) -> int:
     source, target = _split(arguments.source), _split(arguments.target)
     if (source is None) == (target is None):
         raise UsageError(
@@ -85,7 +84,7 @@ def _export_arguments(parser: Parser) -> None:
     parser.add_argument("container", metavar="CONTAINER", help="Name or id.")
 
 
-def _export(arguments: argparse.Namespace, session: Session) -> int:
+def _export(arguments: Arguments, session: Session) -> int:
     container = session.client.containers.get(arguments.container)
     with container.export() as pieces:
         if arguments.output is None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from lamella.cli.options import command, container_options, reference
+from lamella.cli.parser import Arguments
 from lamella.cli.pull import find_source
 from lamella.errors import AlreadyExists
 from lamella.typings import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lamella.containers.container import Container
 
 
-def create_container(session: Session, arguments: argparse.Namespace) -> Container:
+def create_container(session: Session, arguments: Arguments) -> Container:
     """Make the container, its image fetched first where that is to be; its id goes where ``--cidfile`` says.
 
     Errors: AlreadyExists when that file is there, and those of fetching and making.
@@ -43,6 +43,6 @@ def create_container(session: Session, arguments: argparse.Namespace) -> Contain
     return container
 
 
-def _create(session: Session, arguments: argparse.Namespace, options: dict[str, Any]) -> Container:
+def _create(session: Session, arguments: Arguments, options: dict[str, Any]) -> Container:
     image = find_source(session, reference(arguments), arguments)
     return session.client.containers.create(image, command(arguments) or None, **options)

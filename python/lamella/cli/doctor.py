@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from lamella.cli import EXIT_ERROR
-from lamella.cli.parser import Command
+from lamella.cli.parser import Arguments, Command
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 _MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
 
 
-def _doctor(arguments: argparse.Namespace, session: Session) -> int:
+def _doctor(arguments: Arguments, session: Session) -> int:
     import msgspec
 
     from lamella import doctor

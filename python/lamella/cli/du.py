@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from lamella.cli import output
-from lamella.cli.parser import Command
+from lamella.cli.parser import Arguments, Command
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
 
 
-def _du(arguments: argparse.Namespace, session: Session) -> int:
+def _du(arguments: Arguments, session: Session) -> int:
     usage = session.client.du()
     if session.json:
         session.document(usage)

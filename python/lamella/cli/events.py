@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from lamella.cli.parser import Command, Parser
+from lamella.cli.parser import Arguments, Command, Parser
 from lamella.cli.values import argument, parse_moment
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def _arguments(parser: Parser) -> None:
     )
 
 
-def _events(arguments: argparse.Namespace, session: Session) -> int:
+def _events(arguments: Arguments, session: Session) -> int:
     import msgspec
 
     from lamella.cli.session import OutputClosed

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import TYPE_CHECKING
 
 from lamella.cli.options import add_process_options, add_signal_option, add_terminal_options, process_options
-from lamella.cli.parser import REST, Command, Parser, UsageError
+from lamella.cli.parser import REST, Arguments, Command, Parser, UsageError
 from lamella.cli.values import argument, parse_duration
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def _exec_arguments(parser: Parser) -> None:
     add("words", metavar="CONTAINER", nargs=REST, help="Name or id, then the command.")
 
 
-def _exec(arguments: argparse.Namespace, session: Session) -> int:
+def _exec(arguments: Arguments, session: Session) -> int:
     words = arguments.words[1:] if arguments.words[0] == "--" else arguments.words
     if len(words) < 2:
         raise UsageError(
@@ -115,7 +114,7 @@ def _attach_arguments(parser: Parser) -> None:
     add("container", metavar="CONTAINER", help="Name or id.")
 
 
-def _attach(arguments: argparse.Namespace, session: Session) -> int:
+def _attach(arguments: Arguments, session: Session) -> int:
     from lamella.cli.streams import Signals, follow
 
     container = session.client.containers.get(arguments.container)

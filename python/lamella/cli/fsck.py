@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from lamella.cli import EXIT_ERROR
-from lamella.cli.parser import Command, Parser
+from lamella.cli.parser import Arguments, Command, Parser
 from lamella.cli.pull import add_progress_option
 from lamella.cli.registry_options import add_registry_options
 
@@ -24,7 +23,7 @@ def _arguments(parser: Parser) -> None:
     add_registry_options(parser)
 
 
-def _fsck(arguments: argparse.Namespace, session: Session) -> int:
+def _fsck(arguments: Arguments, session: Session) -> int:
     from lamella.cli.progress import watch
 
     with watch(session, arguments) as callback:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from lamella.cli import output
-from lamella.cli.parser import Command, Parser
+from lamella.cli.parser import Arguments, Command, Parser
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -19,7 +18,7 @@ def _arguments(parser: Parser) -> None:
     what.add_argument("--last", action="store_true", help="Show what the last collection did, and when.")
 
 
-def _gc(arguments: argparse.Namespace, session: Session) -> int:
+def _gc(arguments: Arguments, session: Session) -> int:
     report = session.client.last_gc() if arguments.last else session.client.gc(dry_run=arguments.dry_run)
     if session.json:
         session.document(report)

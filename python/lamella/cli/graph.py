@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
-from lamella.cli.parser import Command, Parser
+from lamella.cli.parser import Arguments, Command, Parser
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -22,7 +21,7 @@ def _arguments(parser: Parser) -> None:
     )
 
 
-def _graph(arguments: argparse.Namespace, session: Session) -> int:
+def _graph(arguments: Arguments, session: Session) -> int:
     from lamella import graph
 
     found = graph.build(session.client, arguments.reference)

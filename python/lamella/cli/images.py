@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
-from lamella.cli.parser import Command, Group, Parser, add_filter
+from lamella.cli.parser import Arguments, Command, Group, Parser, add_filter
 from lamella.cli.pull import add_foreign_option, add_progress_option, show_image
 from lamella.cli.registry_options import add_registry_options
 
@@ -22,7 +21,7 @@ def _ls_arguments(parser: Parser) -> None:
     parser.add_argument("-q", "--quiet", dest="names_only", action="store_true", help="Print names alone.")
 
 
-def _ls(arguments: argparse.Namespace, session: Session) -> int:
+def _ls(arguments: Arguments, session: Session) -> int:
     images = session.client.images.list(filters=arguments.filters)
     if arguments.names_only:
         if session.json:
@@ -75,7 +74,7 @@ def _inspect_arguments(parser: Parser) -> None:
     parser.add_argument("reference", metavar="REF", help="The image.")
 
 
-def _inspect(arguments: argparse.Namespace, session: Session) -> int:
+def _inspect(arguments: Arguments, session: Session) -> int:
     session.document(session.client.images.get(arguments.reference).inspect())
     return 0
 
@@ -90,7 +89,7 @@ def _referrers_arguments(parser: Parser) -> None:
     add("reference", metavar="REF", help="The image.")
 
 
-def _referrers(arguments: argparse.Namespace, session: Session) -> int:
+def _referrers(arguments: Arguments, session: Session) -> int:
     found = session.client.images.referrers(
         arguments.reference,
         artifact_type=arguments.artifact_type,
@@ -137,7 +136,7 @@ def _convert_arguments(parser: Parser) -> None:
     add("target", metavar="TARGET", help="What the result is called; may be the same.")
 
 
-def _convert(arguments: argparse.Namespace, session: Session) -> int:
+def _convert(arguments: Arguments, session: Session) -> int:
     from lamella.cli.progress import watch
 
     with watch(session, arguments) as callback:
@@ -164,7 +163,7 @@ def _rm_arguments(parser: Parser) -> None:
     parser.add_argument("references", metavar="REF", nargs="+", help="The images.")
 
 
-def _rm(arguments: argparse.Namespace, session: Session) -> int:
+def _rm(arguments: Arguments, session: Session) -> int:
     status = session.each(arguments.references, session.client.images.remove)
     if arguments.sync:
         session.client.gc()
@@ -176,7 +175,7 @@ def _tag_arguments(parser: Parser) -> None:
     parser.add_argument("target", metavar="TARGET", help="Its other name, as docker takes it.")
 
 
-def _tag(arguments: argparse.Namespace, session: Session) -> int:
+def _tag(arguments: Arguments, session: Session) -> int:
     return show_image(session, session.client.images.tag(arguments.source, arguments.target))
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
-from lamella.cli.parser import Command, Group, Parser, add_filter
+from lamella.cli.parser import Arguments, Command, Group, Parser, add_filter
 from lamella.cli.values import argument, parse_duration, parse_labels, parse_pair
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ def _ls_arguments(parser: Parser) -> None:
     add_filter(parser, "id and labels")
 
 
-def _ls(arguments: argparse.Namespace, session: Session) -> int:
+def _ls(arguments: Arguments, session: Session) -> int:
     leases = session.client.leases.list(filters=arguments.filters)
     if session.json:
         session.document([_document(lease) for lease in leases])
@@ -59,7 +58,7 @@ def _create_arguments(parser: Parser) -> None:
     add("id", metavar="ID", nargs="?", help="The name of the lease; a random one without it.")
 
 
-def _create(arguments: argparse.Namespace, session: Session) -> int:
+def _create(arguments: Arguments, session: Session) -> int:
     lease = session.client.leases.create(
         arguments.id, expires_in=arguments.expires, labels=parse_labels(arguments.label)
     )
@@ -77,7 +76,7 @@ def _rm_arguments(parser: Parser) -> None:
     parser.add_argument("ids", metavar="ID", nargs="+", help="The leases.")
 
 
-def _rm(arguments: argparse.Namespace, session: Session) -> int:
+def _rm(arguments: Arguments, session: Session) -> int:
     status = session.each(arguments.ids, session.client.leases.delete)
     if arguments.sync:
         session.client.gc()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamella.cli.parser import Command, Parser, UsageError
+from lamella.cli.parser import Arguments, Command, Parser, UsageError
 from lamella.cli.registry_options import add_registry_options, registry_config
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def _login_arguments(parser: Parser) -> None:
     add("server", metavar="SERVER", nargs="?", default="docker.io", help="The registry (default: docker.io).")
 
 
-def _login(arguments: argparse.Namespace, session: Session) -> int:
+def _login(arguments: Arguments, session: Session) -> int:
     from lamella.registry.login import login, parse_server
 
     parse_server(arguments.server)  # before anybody types a password
@@ -74,7 +73,7 @@ def _show(session: Session, done: Login) -> int:
     return 0
 
 
-def _current(arguments: argparse.Namespace, session: Session) -> Login | None:
+def _current(arguments: Arguments, session: Session) -> Login | None:
     """Try what is there already, as docker does, when nothing was said of a user or a password."""
     from lamella.errors import PermissionDenied, Unauthenticated
     from lamella.registry.login import current
@@ -88,7 +87,7 @@ def _current(arguments: argparse.Namespace, session: Session) -> Login | None:
         return None
 
 
-def _password(arguments: argparse.Namespace) -> str | None:
+def _password(arguments: Arguments) -> str | None:
     """Give the password that the command line or stdin has; None if it is to be asked for."""
     if not arguments.password_stdin:
         return arguments.password or None
@@ -100,7 +99,7 @@ def _password(arguments: argparse.Namespace) -> str | None:
         raise UsageError(f"{_PROGRAM}: the password is not UTF-8") from None
 
 
-def _ask(arguments: argparse.Namespace) -> tuple[str, str]:
+def _ask(arguments: Arguments) -> tuple[str, str]:
     """Ask for what is missing, on the terminal."""
     if not sys.stdin.isatty():
         raise UsageError(
@@ -120,7 +119,7 @@ def _ask(arguments: argparse.Namespace) -> tuple[str, str]:
         raise UsageError(f"{_PROGRAM}: no password was given") from None
 
 
-def _authfile(arguments: argparse.Namespace) -> Path | None:
+def _authfile(arguments: Arguments) -> Path | None:
     return Path(arguments.authfile) if arguments.authfile else None
 
 
@@ -151,7 +150,7 @@ def _logout_arguments(parser: Parser) -> None:
     add("server", metavar="SERVER", nargs="?", help="The registry (default: docker.io).")
 
 
-def _logout(arguments: argparse.Namespace, session: Session) -> int:
+def _logout(arguments: Arguments, session: Session) -> int:
     from lamella.registry.login import logout, logout_all
 
     if arguments.all and arguments.server:

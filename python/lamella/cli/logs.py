@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
-from lamella.cli.parser import Command, Parser
+from lamella.cli.parser import Arguments, Command, Parser
 from lamella.cli.values import argument, parse_moment
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def _parse_tail(text: str) -> int | Literal["all"]:
     raise ValueError(f"{text!r} is neither a number of lines nor 'all'")
 
 
-def _logs(arguments: argparse.Namespace, session: Session) -> int:
+def _logs(arguments: Arguments, session: Session) -> int:
     pieces = session.client.containers.get(arguments.container).logs(
         follow=arguments.follow,
         since=arguments.since,

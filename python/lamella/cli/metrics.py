@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from lamella.cli.output import visible_json
-from lamella.cli.parser import Command, Parser
+from lamella.cli.parser import Arguments, Command, Parser
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -18,7 +17,7 @@ def _arguments(parser: Parser) -> None:
     )
 
 
-def _metrics(arguments: argparse.Namespace, session: Session) -> int:
+def _metrics(arguments: Arguments, session: Session) -> int:
     from lamella import metrics
 
     client = session.client

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
-from lamella.cli.parser import Command, Group, Parser
+from lamella.cli.parser import Arguments, Command, Group, Parser
 from lamella.cli.values import argument, parse_labels, parse_pair
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from lamella.namespaces import Namespace
 
 
-def _ls(arguments: argparse.Namespace, session: Session) -> int:
+def _ls(arguments: Arguments, session: Session) -> int:
     namespaces = session.client.namespaces.list()
     if session.json:
         session.document([_document(namespace) for namespace in namespaces])
@@ -42,7 +41,7 @@ def _create_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="The name of the namespace.")
 
 
-def _create(arguments: argparse.Namespace, session: Session) -> int:
+def _create(arguments: Arguments, session: Session) -> int:
     namespace = session.client.namespaces.create(arguments.name, labels=parse_labels(arguments.label))
     if session.json:
         session.document(_document(namespace))
@@ -55,7 +54,7 @@ def _rm_arguments(parser: Parser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="+", help="The namespaces.")
 
 
-def _rm(arguments: argparse.Namespace, session: Session) -> int:
+def _rm(arguments: Arguments, session: Session) -> int:
     return session.each(arguments.names, session.client.namespaces.delete)
 
 

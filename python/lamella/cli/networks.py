@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
-from lamella.cli.parser import Command, Group, Parser
+from lamella.cli.parser import Arguments, Command, Group, Parser
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
 
 
-def _ls(arguments: argparse.Namespace, session: Session) -> int:
+def _ls(arguments: Arguments, session: Session) -> int:
     networks = session.client.networks.list()
     if session.json:
         session.document([network.inspect() for network in networks])
@@ -36,7 +35,7 @@ def _inspect_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="The network.")
 
 
-def _inspect(arguments: argparse.Namespace, session: Session) -> int:
+def _inspect(arguments: Arguments, session: Session) -> int:
     session.document(session.client.networks.get(arguments.name).inspect())
     return 0
 
@@ -57,7 +56,7 @@ def _create_arguments(parser: Parser) -> None:
     add("name", metavar="NAME", help="Its name.")
 
 
-def _create(arguments: argparse.Namespace, session: Session) -> int:
+def _create(arguments: Arguments, session: Session) -> int:
     network = session.client.networks.create(
         arguments.name,
         subnet=arguments.subnet,
@@ -77,7 +76,7 @@ def _rm_arguments(parser: Parser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="+", help="The networks.")
 
 
-def _rm(arguments: argparse.Namespace, session: Session) -> int:
+def _rm(arguments: Arguments, session: Session) -> int:
     return session.each(arguments.names, lambda name: session.client.networks.get(name).remove())
 
 
@@ -91,7 +90,7 @@ def _connect_arguments(parser: Parser) -> None:
     add("container", metavar="CONTAINER", help="Name or id.")
 
 
-def _connect(arguments: argparse.Namespace, session: Session) -> int:
+def _connect(arguments: Arguments, session: Session) -> int:
     session.client.networks.get(arguments.network).connect(
         arguments.container,
         aliases=arguments.alias,
@@ -109,12 +108,12 @@ def _disconnect_arguments(parser: Parser) -> None:
     add("container", metavar="CONTAINER", help="Name or id.")
 
 
-def _disconnect(arguments: argparse.Namespace, session: Session) -> int:
+def _disconnect(arguments: Arguments, session: Session) -> int:
     session.client.networks.get(arguments.network).disconnect(arguments.container, force=arguments.force)
     return 0
 
 
-def _check(arguments: argparse.Namespace, session: Session) -> int:
+def _check(arguments: Arguments, session: Session) -> int:
     problems = session.client.networks.check()
     if session.json:
         session.document(problems)
@@ -126,7 +125,7 @@ def _check(arguments: argparse.Namespace, session: Session) -> int:
     return 1 if problems else 0
 
 
-def _prune(arguments: argparse.Namespace, session: Session) -> int:
+def _prune(arguments: Arguments, session: Session) -> int:
     removed = session.client.networks.prune()
     if session.json:
         session.document(removed)

@@ -6,11 +6,10 @@ and the forms of ``--security-opt``. Everything else goes to the library as it w
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from lamella.cli.parser import REST, SNAPSHOTTERS, Parser, UsageError
+from lamella.cli.parser import REST, SNAPSHOTTERS, SUPPRESS, Arguments, Parser, UsageError
 from lamella.cli.values import (
     DETACH_KEYS,
     Suggestions,
@@ -88,7 +87,7 @@ def add_limits(add: Callable[..., object]) -> None:
     )
 
 
-def limits(arguments: argparse.Namespace) -> dict[str, Any]:
+def limits(arguments: Arguments) -> dict[str, Any]:
     """Give the keyword arguments for what :func:`add_limits` has added; those alone that were given."""
     names = ("memory", "memory_swap", "memory_reservation", "cpus", "cpu_shares", "cpu_quota", "cpu_period")
     found = {name: getattr(arguments, name) for name in (*names, "cpuset_mems", "pids_limit", "blkio_weight")}
@@ -138,7 +137,7 @@ def _add_file_options(add: Callable[..., object]) -> None:
         default=[],
         help="Let it use what is bound from /dev: 'c 189:* rw' (type, major:minor, of r, w, m).",
     )
-    add("--gpus", metavar="REQUEST", type=_gpus, help=argparse.SUPPRESS)
+    add("--gpus", metavar="REQUEST", type=_gpus, help=SUPPRESS)
 
 
 def _add_limits_of_a_start(add: Callable[..., object]) -> None:
@@ -394,7 +393,7 @@ def _add_network_options(parser: Parser) -> None:
     )
 
 
-def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
+def container_options(arguments: Arguments) -> dict[str, Any]:
     """Give the keyword arguments of ``client.containers.create`` but for image and command. UsageError for a bad value."""
     options: dict[str, Any] = {
         "name": arguments.name,
@@ -465,17 +464,17 @@ def container_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def reference(arguments: argparse.Namespace) -> str:
+def reference(arguments: Arguments) -> str:
     """Give REF."""
     return _words(arguments)[0]
 
 
-def command(arguments: argparse.Namespace) -> list[str]:
+def command(arguments: Arguments) -> list[str]:
     """Give the words behind REF."""
     return _words(arguments)[1:]
 
 
-def _words(arguments: argparse.Namespace) -> list[str]:
+def _words(arguments: Arguments) -> list[str]:
     words: list[str] = list(arguments.words)
     if words[0] == "--":  # ends the options; one behind REF belongs to the command
         words = words[1:]
@@ -484,7 +483,7 @@ def _words(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
-def process_options(arguments: argparse.Namespace) -> dict[str, Any]:
+def process_options(arguments: Arguments) -> dict[str, Any]:
     """Give the keyword arguments for what :func:`add_process_options` has added, as containers and execs take them."""
     return {
         "environment": arguments.env,
@@ -519,13 +518,13 @@ def add_signal_option(parser: Parser) -> None:
     )
 
 
-def _log_config(arguments: argparse.Namespace) -> dict[str, Any] | None:
+def _log_config(arguments: Arguments) -> dict[str, Any] | None:
     if arguments.log_driver is None and not arguments.log_opt:
         return None
     return {"type": arguments.log_driver, "config": parse_labels(arguments.log_opt)}
 
 
-def _spec(arguments: argparse.Namespace) -> dict[str, Any] | None:
+def _spec(arguments: Arguments) -> dict[str, Any] | None:
     if arguments.spec is None:
         return None
     import sys

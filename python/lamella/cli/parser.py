@@ -1,35 +1,34 @@
-"""How a command line becomes a call: argparse, built for the chosen command alone, with help texts of our own.
+"""How a command line becomes a call, with help texts of our own.
 
 A :class:`Command` is a value that says how one command is named, parsed and run; a :class:`Group` holds the verbs of a
 noun (``images ls``). Each lives in the module of its noun, which is imported only when that noun is on the command
 line: the table of ``lamella.cli.commands`` knows every name without importing one.
 
-Our help text instead of argparse's keeps one form over all Python versions and groups options by what they are for.
-Building a parser of forty options takes 0.3 ms with a formatter that doesn't ask for the width of the terminal
-and 7.6 ms with argparse's own, which asks at each option. And argparse asks gettext for translations of its few texts, which
-looks for catalogues each time, and imports ``locale`` for it: 1.5 ms of every command, for texts that we do not show.
+A command declares its arguments as for argparse. A line of nothing but options in full and a program's own words is read here.
+Every other, and whatever is wrong or asks for help, argparse looks at (:mod:`lamella.cli.argparser`): its import, and making
+eighty options, are 3 ms of a short command, a twentieth.
 
 What commands are is written as plain classes: a NamedTuple takes 0.4 ms to make, all of them a fortieth of a short command.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from lamella.cli import EXIT_ERROR, EXIT_OURS, EXIT_USAGE
-from lamella.typings import TYPE_CHECKING, Any, NoReturn
+from lamella.typings import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from lamella.cli.argparser import FullParser
     from lamella.cli.session import Session
 
-argparse._ = str  # type: ignore[attr-defined]
 PROGRAM = "lamella"
-REST = argparse.PARSER
+REST = "A..."  # argparse.PARSER
 """``nargs`` of a positional that takes one word and then everything that follows, options too."""
 SNAPSHOTTERS = ("overlayfs", "native")
 """As in lamella.snapshots, which help and completion do without."""
-_HELP_COLUMN = 28
+SUPPRESS = "==SUPPRESS=="  # argparse.SUPPRESS
+"""``help`` of an option that nobody is told of."""
 
 
 class UsageError(Exception):
@@ -46,17 +45,84 @@ class HelpRequested(Exception):
     """``--help`` was on the command line; carries the text."""
 
 
-_formatter = argparse.HelpFormatter(PROGRAM, width=100)
-"""What argparse asks at each option whether its metavar is well formed: one is enough, for it writes none of our help."""
+class Arguments:
+    """What was read: an attribute for each argument."""
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
+
+    def __repr__(self) -> str:
+        return f"Arguments({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Arguments) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]
 
 
-class _Help(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        raise HelpRequested(parser.format_help())
+class Argument:
+    """One argument, as it was declared: ``settings`` are those of argparse's ``add_argument``."""
+
+    def __init__(self, group: ArgumentGroup, names: tuple[str, ...], settings: dict[str, Any]) -> None:
+        self.group, self.names, self.settings = group, names, settings
+        self.required = True
+        """A positional: whether a line without it is wrong."""
+
+    @property
+    def dest(self) -> str:
+        """The attribute that has its value."""
+        names = self.names
+        long = next((name for name in names if name.startswith("--")), names[0])
+        return str(self.settings.get("dest") or long.lstrip("-").replace("-", "_"))
+
+    @property
+    def default(self) -> Any:
+        """Its value where it is not given."""
+        default = self.settings.get("default", False if self.settings.get("action") == "store_true" else None)
+        return (
+            self.settings["type"](default)
+            if isinstance(default, str) and "type" in self.settings
+            else default
+        )
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether :meth:`Parser.read` reads it by itself: an option that is there or not, or that has one value each time."""
+        kind = self.settings.get("action", "store")
+        return (
+            kind in ("store", "store_true", "append")
+            and "nargs" not in self.settings
+            and not self.group.exclusive
+        )
+
+    def value(self, text: str) -> Any:
+        """Give the value that a text stands for. ValueError, or what else its type raises, where it stands for none."""
+        value = self.settings["type"](text) if "type" in self.settings else text
+        if "choices" in self.settings and value not in self.settings["choices"]:
+            raise ValueError(text)
+        return value
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises instead of exiting and writes help in our form."""
+class ArgumentGroup:
+    """Arguments that help shows together, or of which one at most is given."""
+
+    def __init__(self, parser: Parser | None = None, title: str = "", *, exclusive: bool = False) -> None:
+        self._parser, self.title, self.exclusive = parser, title, exclusive
+
+    def add_argument(self, *names: str, **settings: Any) -> Argument:
+        """Declare an argument, as for argparse."""
+        argument = Argument(self, names, settings)
+        (self._parser or cast("Parser", self)).declare(argument)
+        return argument
+
+
+class Parser(ArgumentGroup):
+    """What one command takes."""
 
     def __init__(
         self,
@@ -68,105 +134,89 @@ class Parser(argparse.ArgumentParser):
         examples: Sequence[tuple[str, str]] = (),
         sections: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (),
     ) -> None:
-        super().__init__(prog=prog, add_help=False, allow_abbrev=False)
+        super().__init__()
+        self.prog = prog
         self.forms = usage
         self.summary = summary
         self.text = description
         self.examples = examples
         self.sections = sections
-        self.add_argument("-h", "--help", action=_Help, nargs=0, help="Show this text.")
+        self.arguments: list[Argument] = []
+        self.groups: list[ArgumentGroup] = []
+        self._options: dict[str, Argument] = {}
+        self._words: list[Argument] = []
 
-    def _get_formatter(self) -> argparse.HelpFormatter:
-        return _formatter
+    def add_argument_group(self, title: str) -> ArgumentGroup:
+        """Give a group of arguments, which help shows under a title of its own."""
+        self.groups.append(ArgumentGroup(self, title))
+        return self.groups[-1]
 
-    def read(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse what follows the command. Options may stand anywhere, unless a command of the user's own is among the words."""
-        own_command = any(action.nargs == REST for action in self.positionals())
-        if own_command or "--" in words:  # which argparse forgets between its two looks
-            return self.parse_args(words)
-        return self.parse_intermixed_args(words)
+    def add_mutually_exclusive_group(self) -> ArgumentGroup:
+        """Give a group of arguments of which a line has one at most."""
+        self.groups.append(ArgumentGroup(self, exclusive=True))
+        return self.groups[-1]
 
-    def error(self, message: str) -> NoReturn:
-        """Raise UsageError, which names the command and where to read more."""
-        raise UsageError(f"{self.prog}: {message}", hint=f"See '{self.prog} --help'.")
+    def declare(self, argument: Argument) -> None:
+        """Take an argument in."""
+        self.arguments.append(argument)
+        if not argument.names[0].startswith("-"):
+            self._words.append(argument)
+            return
+        for name in argument.names:
+            self._options[name] = argument
 
-    def format_help(self) -> str:
-        """Give the help text, wrapped to the terminal."""
-        from lamella.cli.output import terminal_width, wrap
+    def full(self) -> FullParser:
+        """Give argparse's parser of the same arguments."""
+        from lamella.cli.argparser import FullParser
 
-        width = terminal_width()
-        parts = [f"Usage: {self.prog} {self.forms or self._forms()}".rstrip()]
-        parts += [wrap(text, width) for text in (self.summary, *self.text.split("\n\n")) if text]
-        for title, rows in (*self.sections, *self._option_sections()):
-            lines = [line for name, text in rows for line in _entry(name, text, width)]
-            parts.append("\n".join([f"{title}:", *lines]))
-        if self.examples:
-            lines = [line for text, command in self.examples for line in (f"  # {text}", f"  $ {command}")]
-            parts.append("\n".join(["Examples:", *lines]))
-        return "\n\n".join(parts) + "\n"
+        return FullParser(self)
 
-    def _forms(self) -> str:
-        words = ["[OPTIONS]"]
-        for action in self.positionals():
-            name = str(action.metavar or action.dest.upper())
-            words.append(
-                {"?": f"[{name}]", "+": f"{name}...", "*": f"[{name}...]"}.get(str(action.nargs), name)
-            )
-        return " ".join(words)
+    def read(self, words: Sequence[str]) -> Arguments:
+        """Parse what follows the command. Options may stand anywhere, unless a command of the user's own is among the words.
 
-    def positionals(self) -> Iterator[argparse.Action]:
-        """Give the arguments that are no options."""
-        return (action for action in self._actions if not action.option_strings)
+        UsageError for a line that is wrong, HelpRequested for one that asks for help.
+        """
+        return self._read_usual(words) or self.full().read(words, mixed=True)
 
-    def options(self) -> Iterator[argparse.Action]:
-        """Give the options that a reader may see."""
-        for action in self._actions:
-            if action.option_strings and action.help is not argparse.SUPPRESS:
-                yield action
+    def parse_args(self, words: Sequence[str]) -> Arguments:
+        """Parse as :meth:`read`, but for options between the words of a list."""
+        return self._read_usual(words) or self.full().read(words, mixed=False)
 
-    def _option_sections(self) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
-        arguments = [
-            (str(action.metavar or action.dest.upper()), action.help or "") for action in self.positionals()
-        ]
-        if arguments and not self.sections:
-            yield "Arguments", arguments
-        for group in self._action_groups:
-            rows = [
-                (_option_name(action), action.help or "")
-                for action in group._group_actions
-                if action.option_strings and action.help is not argparse.SUPPRESS
-            ]
-            if rows:
-                yield ("Options" if group is self._optionals else str(group.title)), rows
-
-
-def _option_name(action: argparse.Action) -> str:
-    short = [name for name in action.option_strings if not name.startswith("--")]
-    long = [name for name in action.option_strings if name.startswith("--")]
-    name = ", ".join(short + long) if short else f"    {', '.join(long)}"
-    if takes_value(action):
-        choices = "|".join(map(str, action.choices)) if action.choices else ""
-        name += f" {action.metavar or choices or action.dest.upper()}"
-    return name
-
-
-def takes_value(action: argparse.Action) -> bool:
-    """Say whether an option is followed by a value."""
-    return action.nargs != 0
+    def _read_usual(self, words: Sequence[str]) -> Arguments | None:  # noqa: PLR0911 (each is a reason to leave it to argparse)
+        """Read options in full and a user's own command, as argparse would; None for what is anything else."""
+        if [argument.settings.get("nargs") for argument in self._words] != [REST]:
+            return None
+        given: dict[str, Any] = {}
+        place = 0
+        while place < len(words) and words[place].startswith("-"):
+            name, equals, text = words[place].partition("=")
+            argument = self._options.get(name)
+            place += 1
+            if argument is None or not argument.is_usual:
+                return None
+            kind, dest = argument.settings.get("action", "store"), argument.dest
+            if kind == "store_true":
+                if equals:
+                    return None
+                given[dest] = True
+                continue
+            if not equals and place < len(words) and not words[place].startswith("-"):
+                text = words[place]
+                place += 1
+            if not text or (equals and not name.startswith("--")):
+                return None
+            try:
+                value = argument.value(text)
+            except Exception:  # argparse says what is wrong with it
+                return None
+            given[dest] = [*(given.get(dest) or argument.default or ()), value] if kind == "append" else value
+        if place == len(words):
+            return None
+        found = {argument.dest: argument.default for argument in self.arguments}
+        return Arguments(**found | given | {self._words[0].dest: list(words[place:])})
 
 
-def _entry(name: str, text: str, width: int) -> list[str]:
-    from lamella.cli.output import wrap
-
-    lines = wrap(text, max(30, width - _HELP_COLUMN)).splitlines() or [""]
-    head = f"  {name}"
-    if len(head) > _HELP_COLUMN - 2:
-        return [head, *(" " * _HELP_COLUMN + line for line in lines if line)]
-    first, *more = lines
-    return [f"{head:<{_HELP_COLUMN}}{first}".rstrip(), *(" " * _HELP_COLUMN + line for line in more)]
-
-
-Handler = Callable[[argparse.Namespace, "Session"], int]
+Handler = Callable[[Arguments, "Session"], int]
 
 
 def _no_arguments(parser: Parser) -> None:
@@ -261,7 +311,7 @@ def add_filter(parser: Parser, fields: str) -> None:
 class Invocation:
     """A parsed command line: what to call with which arguments, and the global options."""
 
-    def __init__(self, command: Command, arguments: argparse.Namespace, settings: argparse.Namespace) -> None:
+    def __init__(self, command: Command, arguments: Arguments, settings: Arguments) -> None:
         self.command, self.arguments, self.settings = command, arguments, settings
 
 
@@ -357,7 +407,7 @@ def parse(argv: Sequence[str]) -> Invocation:
     return Invocation(noun, arguments, settings)
 
 
-def _words(namespace: argparse.Namespace) -> list[str]:
+def _words(namespace: Arguments) -> list[str]:
     """Give the words from the command on; a ``--`` before it only ends the options."""
     words: list[Any] = list(namespace.words or ())
     return words[1:] if words[:1] == ["--"] else words

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
-from lamella.cli.parser import Command, Parser
+from lamella.cli.parser import Arguments, Command, Parser
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -16,7 +15,7 @@ def _arguments(parser: Parser) -> None:
     parser.add_argument("port", metavar="PORT[/PROTO]", nargs="?", help="This port of the container alone.")
 
 
-def _port(arguments: argparse.Namespace, session: Session) -> int:
+def _port(arguments: Arguments, session: Session) -> int:
     from lamella.containers.networks.ports import published_at
 
     container = session.client.containers.get(arguments.container)

@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lamella.cli.output import clean, short
+from lamella.cli.parser import Arguments
 from lamella.sizes import format_size
 
 if TYPE_CHECKING:
-    import argparse
-
     from lamella.cli.session import Session
     from lamella.transfer.progress import Progress, ProgressCallback
 
@@ -41,7 +40,7 @@ _CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.
 
 
 @contextmanager
-def watch(session: Session, arguments: argparse.Namespace) -> Iterator[ProgressCallback | None]:
+def watch(session: Session, arguments: Arguments) -> Iterator[ProgressCallback | None]:
     """Give the callback that shows progress on stderr, as ``--progress`` says; None where nobody would see it.
 
     Bars need a terminal that moves its cursor: on one that does not (TERM=dumb) they are lines. ``--quiet`` is none in any case.

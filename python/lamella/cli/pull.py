@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-
 from lamella.cli import output
-from lamella.cli.parser import Command, Parser
+from lamella.cli.parser import Arguments, Command, Parser
 from lamella.cli.registry_options import add_registry_options
 from lamella.typings import TYPE_CHECKING, Any
 
@@ -69,7 +67,7 @@ def add_progress_option(parser: Parser) -> None:
 def fetch(
     session: Session,
     reference: str,
-    arguments: argparse.Namespace,
+    arguments: Arguments,
     *,
     platform: str | None = None,
     unpack: bool = True,
@@ -92,14 +90,14 @@ def fetch(
         )
 
 
-def find_source(session: Session, reference: str, arguments: argparse.Namespace) -> Image | Branch:
+def find_source(session: Session, reference: str, arguments: Arguments) -> Image | Branch:
     """Give what a container is to stand on: a branch with ``--branch``, else an image (:func:`find_or_fetch`)."""
     if arguments.branch:
         return session.client.branches.get(reference)
     return find_or_fetch(session, reference, arguments)
 
 
-def find_or_fetch(session: Session, reference: str, arguments: argparse.Namespace) -> Image:
+def find_or_fetch(session: Session, reference: str, arguments: Arguments) -> Image:
     """Give an image of the store, fetched first where ``--pull`` and ``--platform`` ask for it."""
     from lamella.errors import NotFound
 
@@ -184,7 +182,7 @@ def _arguments(parser: Parser) -> None:
     )
 
 
-def _pull(arguments: argparse.Namespace, session: Session) -> int:
+def _pull(arguments: Arguments, session: Session) -> int:
     for platform in arguments.platforms or [None]:
         image = fetch(
             session,

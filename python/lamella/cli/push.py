@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from lamella.cli import output
-from lamella.cli.parser import Command, Parser
+from lamella.cli.parser import Arguments, Command, Parser
 from lamella.cli.pull import add_foreign_option, add_policy_option, add_progress_option
 from lamella.cli.registry_options import add_registry_options
 
@@ -43,7 +42,7 @@ def _push_arguments(parser: Parser) -> None:
     parser.add_argument("target", metavar="TARGET", nargs="?", help="Another name to push it to.")
 
 
-def _push(arguments: argparse.Namespace, session: Session) -> int:
+def _push(arguments: Arguments, session: Session) -> int:
     from lamella.cli.progress import watch
 
     with watch(session, arguments) as callback:
@@ -72,7 +71,7 @@ def _copy_arguments(parser: Parser) -> None:
     parser.add_argument("target", metavar="TARGET", help="Its name in the other registry or repository.")
 
 
-def _copy(arguments: argparse.Namespace, session: Session) -> int:
+def _copy(arguments: Arguments, session: Session) -> int:
     from lamella.cli.progress import watch
 
     with watch(session, arguments) as callback:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamella.cli.parser import Command, Group, Parser, UsageError
+from lamella.cli.parser import Arguments, Command, Group, Parser, UsageError
 from lamella.cli.registry_hosts import HOSTS
 from lamella.cli.registry_remote import CATALOG, DELETE, INSPECT, TAG, TAGS
 from lamella.cli.values import argument
@@ -64,7 +63,7 @@ def _arguments(parser: Parser) -> None:
     )
 
 
-def _serve(arguments: argparse.Namespace, session: Session) -> int:
+def _serve(arguments: Arguments, session: Session) -> int:
     from lamella.cli.serving import until_signalled
     from lamella.registry.server import RegistryServer
 
@@ -105,7 +104,7 @@ def _wrong(message: str) -> UsageError:
     return UsageError(f"{_PROGRAM}: {message}", hint=f"See '{_PROGRAM} --help'.")
 
 
-def _guard(arguments: argparse.Namespace) -> Guard | None:
+def _guard(arguments: Arguments) -> Guard | None:
     if (arguments.user is None) == arguments.password_stdin:
         raise _wrong("--user and --password-stdin go together")
     if arguments.user is not None and arguments.htpasswd is not None:
@@ -122,7 +121,7 @@ def _guard(arguments: argparse.Namespace) -> Guard | None:
     return None
 
 
-def _tls(arguments: argparse.Namespace) -> ssl.SSLContext | None:
+def _tls(arguments: Arguments) -> ssl.SSLContext | None:
     if arguments.tls_cert is None:
         if arguments.tls_key is not None or arguments.tls_client_ca is not None:
             raise _wrong("--tls-key and --tls-client-ca need --tls-cert")
@@ -144,7 +143,7 @@ def _tls(arguments: argparse.Namespace) -> ssl.SSLContext | None:
     return context
 
 
-def _check_exposure(arguments: argparse.Namespace, host: str, *, protected: bool, writable: bool) -> None:
+def _check_exposure(arguments: Arguments, host: str, *, protected: bool, writable: bool) -> None:
     """Refuse what one should not do by accident where others can reach it."""
     if is_loopback(host) or arguments.insecure:
         return

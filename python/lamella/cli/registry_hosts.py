@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
-from lamella.cli.parser import Command, Parser
+from lamella.cli.parser import Arguments, Command, Parser
 from lamella.cli.registry_options import add_registry_options, registry_config
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def _arguments(parser: Parser) -> None:
     add_registry_options(parser)
 
 
-def _hosts(arguments: argparse.Namespace, session: Session) -> int:
+def _hosts(arguments: Arguments, session: Session) -> int:
     from lamella.registry.config import RegistryConfig
     from lamella.registry.hosts import Hosts
 

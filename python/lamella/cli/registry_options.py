@@ -5,10 +5,9 @@ A command adds them to its parser; the session's client then has the settings (`
 
 from __future__ import annotations
 
-import argparse
 import os
 
-from lamella.cli.parser import Parser, UsageError
+from lamella.cli.parser import Arguments, Parser, UsageError
 from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def add_registry_options(parser: Parser) -> None:
     add("--skip-verify", action="store_true", help="Do not check certificates: anybody may be the registry.")
 
 
-def registry_config(arguments: argparse.Namespace) -> RegistryConfig | None:
+def registry_config(arguments: Arguments) -> RegistryConfig | None:
     """Make the settings of :func:`add_registry_options`' options; None when none of them was given, or could be."""
     given: dict[str, Any] = {name: value for name in _SETTINGS if (value := getattr(arguments, name, None))}
     certificate, key = getattr(arguments, "cert", None), getattr(arguments, "cert_key", None)
@@ -69,7 +68,7 @@ def registry_config(arguments: argparse.Namespace) -> RegistryConfig | None:
     return RegistryConfig(**given)
 
 
-def _limits(arguments: argparse.Namespace) -> dict[str, Any]:
+def _limits(arguments: Arguments) -> dict[str, Any]:
     """Give the setting that says how much of the network is taken, if there is one."""
     if not hasattr(arguments, "limit_rate"):  # another command, which transfers nothing
         return {}

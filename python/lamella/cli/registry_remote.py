@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
-from lamella.cli.parser import Command, Parser
+from lamella.cli.parser import Arguments, Command, Parser
 from lamella.cli.registry_options import add_registry_options
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def _catalog_arguments(parser: Parser) -> None:
     parser.add_argument("domain", metavar="DOMAIN", help="The registry, such as localhost:5000.")
 
 
-def _catalog(arguments: argparse.Namespace, session: Session) -> int:
+def _catalog(arguments: Arguments, session: Session) -> int:
     return _list(session, session.client.remote.repositories(arguments.domain))
 
 
@@ -37,7 +36,7 @@ def _tags_arguments(parser: Parser) -> None:
     parser.add_argument("repository", metavar="REPOSITORY", help="The repository: an image without a tag.")
 
 
-def _tags(arguments: argparse.Namespace, session: Session) -> int:
+def _tags(arguments: Arguments, session: Session) -> int:
     return _list(session, session.client.remote.tags(arguments.repository))
 
 
@@ -57,7 +56,7 @@ def _inspect_arguments(parser: Parser) -> None:
     parser.add_argument("reference", metavar="REF", help="The image.")
 
 
-def _inspect(arguments: argparse.Namespace, session: Session) -> int:
+def _inspect(arguments: Arguments, session: Session) -> int:
     remote, ref, platform = session.client.remote, arguments.reference, arguments.platform
     if arguments.digest:
         digest = remote.resolve(ref, platform=platform).digest
@@ -79,7 +78,7 @@ def _tag_arguments(parser: Parser) -> None:
     parser.add_argument("tags", metavar="TAG", nargs="+", help="What else its repository shall call it.")
 
 
-def _tag(arguments: argparse.Namespace, session: Session) -> int:
+def _tag(arguments: Arguments, session: Session) -> int:
     from lamella.cli.push import show_pushed
 
     return show_pushed(session, session.client.remote.tag(arguments.reference, *arguments.tags))
@@ -95,7 +94,7 @@ def _delete_arguments(parser: Parser) -> None:
     parser.add_argument("references", metavar="REF", nargs="+", help="The images, each with a tag or digest.")
 
 
-def _delete(arguments: argparse.Namespace, session: Session) -> int:
+def _delete(arguments: Arguments, session: Session) -> int:
     remote = session.client.remote
     return session.each(
         arguments.references, lambda reference: remote.delete(reference, manifest=arguments.manifest)

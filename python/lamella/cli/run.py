@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lamella.cli.create import create_container
 from lamella.cli.options import USAGE, add_container_options, add_signal_option, add_terminal_options
-from lamella.cli.parser import Command, Parser, UsageError
+from lamella.cli.parser import Arguments, Command, Parser, UsageError
 from lamella.cli.pull import add_pull_options
 from lamella.cli.values import argument, parse_duration
 from lamella.typings import TYPE_CHECKING
@@ -34,7 +33,7 @@ def _arguments(parser: Parser) -> None:
     add_container_options(parser)
 
 
-def _run(arguments: argparse.Namespace, session: Session) -> int:
+def _run(arguments: Arguments, session: Session) -> int:
     if arguments.detach and arguments.timeout is not None:
         raise UsageError("lamella run: --timeout needs a container in the foreground", hint="Leave -d out.")
     if arguments.interactive and arguments.tty and not arguments.detach and not sys.stdin.isatty():

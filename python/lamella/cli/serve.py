@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
-from lamella.cli.parser import Command, Parser, UsageError
+from lamella.cli.parser import Arguments, Command, Parser, UsageError
 from lamella.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def _arguments(parser: Parser) -> None:
     )
 
 
-def _serve(arguments: argparse.Namespace, session: Session) -> int:
+def _serve(arguments: Arguments, session: Session) -> int:
     from lamella.cli.serving import until_signalled
 
     try:

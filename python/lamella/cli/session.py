@@ -7,7 +7,6 @@ reader's terminal. The bytes of a container pass untouched, and those of a blob 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +15,7 @@ from functools import cached_property
 from lamella import logs
 from lamella.cli import EXIT_ERROR
 from lamella.cli.output import clean, one_line, table, visible_json, visible_lines
+from lamella.cli.parser import Arguments
 from lamella.errors import LamellaError
 from lamella.typings import TYPE_CHECKING, Any, TextIO
 
@@ -49,14 +49,14 @@ class Session:
 
     def __init__(
         self,
-        settings: argparse.Namespace | None = None,
-        arguments: argparse.Namespace | None = None,
+        settings: Arguments | None = None,
+        arguments: Arguments | None = None,
         *,
         error_status: int = EXIT_ERROR,
     ) -> None:
         self.error_status = error_status
-        self.settings = settings or argparse.Namespace()
-        self._arguments = arguments or argparse.Namespace()
+        self.settings = settings or Arguments()
+        self._arguments = arguments or Arguments()
         self.json = bool(getattr(settings, "json", False))
         self.quiet = bool(getattr(settings, "quiet", False))
         self.verbose = int(getattr(settings, "verbose", 0))

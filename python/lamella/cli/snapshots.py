@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from lamella.cli import output
 from lamella.cli.changes import add_compression_option, show_changes
-from lamella.cli.parser import Command, Group, Parser, add_filter
+from lamella.cli.parser import Arguments, Command, Group, Parser, add_filter
 from lamella.cli.values import argument, parse_labels, parse_pair
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def _ls_arguments(parser: Parser) -> None:
     add("-q", "--quiet", dest="names_only", action="store_true", help="Print names alone.")
 
 
-def _ls(arguments: argparse.Namespace, session: Session) -> int:
+def _ls(arguments: Arguments, session: Session) -> int:
     infos = sorted(
         session.client.snapshots.walk(
             kind=arguments.kind, parent=arguments.parent, filters=arguments.filters
@@ -70,7 +69,7 @@ def _tree_arguments(parser: Parser) -> None:
     )
 
 
-def _tree(arguments: argparse.Namespace, session: Session) -> int:
+def _tree(arguments: Arguments, session: Session) -> int:
     infos = {info.name: info for info in session.client.snapshots.walk()}
     root = session.client.snapshots.stat(arguments.root_key).name if arguments.root_key else None
     children = _children(infos.values())
@@ -102,7 +101,7 @@ def _info_arguments(parser: Parser) -> None:
     parser.add_argument("key", metavar="KEY", help="The snapshot.")
 
 
-def _info(arguments: argparse.Namespace, session: Session) -> int:
+def _info(arguments: Arguments, session: Session) -> int:
     snapshots = session.client.snapshots
     info = snapshots.stat(arguments.key)
     usage = snapshots.usage(arguments.key)
@@ -123,12 +122,12 @@ def _make_arguments(parser: Parser) -> None:
     )
 
 
-def _prepare(arguments: argparse.Namespace, session: Session) -> int:
+def _prepare(arguments: Arguments, session: Session) -> int:
     labels = parse_labels(arguments.label)
     return _show(session, session.client.snapshots.prepare(arguments.key, arguments.parent, labels=labels))
 
 
-def _view(arguments: argparse.Namespace, session: Session) -> int:
+def _view(arguments: Arguments, session: Session) -> int:
     labels = parse_labels(arguments.label)
     return _show(session, session.client.snapshots.view(arguments.key, arguments.parent, labels=labels))
 
@@ -140,7 +139,7 @@ def _commit_arguments(parser: Parser) -> None:
     add("key", metavar="KEY", help="The active snapshot, whose key is given up.")
 
 
-def _commit(arguments: argparse.Namespace, session: Session) -> int:
+def _commit(arguments: Arguments, session: Session) -> int:
     session.client.snapshots.commit(arguments.name, arguments.key, labels=parse_labels(arguments.label))
     if session.json:
         session.document(_document(session.client.snapshots.stat(arguments.name)))
@@ -149,7 +148,7 @@ def _commit(arguments: argparse.Namespace, session: Session) -> int:
     return 0
 
 
-def _mounts(arguments: argparse.Namespace, session: Session) -> int:
+def _mounts(arguments: Arguments, session: Session) -> int:
     return _show(session, session.client.snapshots.mounts(arguments.key))
 
 
@@ -168,7 +167,7 @@ def _mount_arguments(parser: Parser) -> None:
     parser.add_argument("target", metavar="FOLDER", help="Where to mount it.")
 
 
-def _mount(arguments: argparse.Namespace, session: Session) -> int:
+def _mount(arguments: Arguments, session: Session) -> int:
     from lamella.snapshots import mount
 
     mount(session.client.snapshots.mounts(arguments.key), arguments.target)
@@ -179,7 +178,7 @@ def _unmount_arguments(parser: Parser) -> None:
     parser.add_argument("targets", metavar="FOLDER", nargs="+", help="The folders.")
 
 
-def _unmount(arguments: argparse.Namespace, session: Session) -> int:
+def _unmount(arguments: Arguments, session: Session) -> int:
     from lamella.snapshots import unmount
 
     return session.each(arguments.targets, unmount)
@@ -189,7 +188,7 @@ def _usage_arguments(parser: Parser) -> None:
     parser.add_argument("keys", metavar="KEY", nargs="*", help="The snapshots; all without one.")
 
 
-def _usage(arguments: argparse.Namespace, session: Session) -> int:
+def _usage(arguments: Arguments, session: Session) -> int:
     snapshots = session.client.snapshots
     keys = arguments.keys or sorted(info.name for info in snapshots.walk())
     found = [(key, snapshots.usage(key)) for key in keys]
@@ -211,7 +210,7 @@ def _diff_arguments(parser: Parser) -> None:
     add("base", metavar="BASE", nargs="?", help="What to compare it with; its parent without this.")
 
 
-def _diff(arguments: argparse.Namespace, session: Session) -> int:
+def _diff(arguments: Arguments, session: Session) -> int:
     if arguments.output is None:
         return show_changes(session, session.client.snapshots.changes(arguments.key, arguments.base))
     with session.client.snapshots.diff(arguments.key, arguments.base) as changes:
@@ -230,7 +229,7 @@ def _rm_arguments(parser: Parser) -> None:
     parser.add_argument("keys", metavar="KEY", nargs="+", help="The snapshots.")
 
 
-def _rm(arguments: argparse.Namespace, session: Session) -> int:
+def _rm(arguments: Arguments, session: Session) -> int:
     return session.each(arguments.keys, session.client.snapshots.remove)
 
 

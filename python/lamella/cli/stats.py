@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 
 from lamella.cli import EXIT_ERROR, output
-from lamella.cli.parser import Command, Parser, UsageError
+from lamella.cli.parser import Arguments, Command, Parser, UsageError
 from lamella.cli.values import argument, parse_duration
 from lamella.typings import TYPE_CHECKING
 
@@ -46,7 +45,7 @@ def _arguments(parser: Parser) -> None:
     add("containers", metavar="CONTAINER", nargs="*", help="Names or ids; all that run when none is given.")
 
 
-def _stats(arguments: argparse.Namespace, session: Session) -> int:
+def _stats(arguments: Arguments, session: Session) -> int:
     if arguments.interval <= 0:
         raise UsageError("lamella stats: --interval has to be longer than nothing")
     containers = session.client.containers
@@ -70,7 +69,7 @@ def _stats(arguments: argparse.Namespace, session: Session) -> int:
     return _follow(arguments, session, chosen)
 
 
-def _follow(arguments: argparse.Namespace, session: Session, chosen: list[Container]) -> int:
+def _follow(arguments: Arguments, session: Session, chosen: list[Container]) -> int:
     from lamella.errors import FailedPrecondition
 
     before: dict[str, Statistics] = {}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from lamella.cli import output
-from lamella.cli.parser import Command, Parser
+from lamella.cli.parser import Arguments, Command, Parser
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -16,7 +15,7 @@ def _arguments(parser: Parser) -> None:
     parser.add_argument("container", metavar="CONTAINER", help="Name or id.")
 
 
-def _top(arguments: argparse.Namespace, session: Session) -> int:
+def _top(arguments: Arguments, session: Session) -> int:
     processes = session.client.containers.get(arguments.container).top()
     if session.json:
         session.document(processes)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from lamella.cli.options import add_limits, limits
-from lamella.cli.parser import Command, Parser, UsageError
+from lamella.cli.parser import Arguments, Command, Parser, UsageError
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
@@ -22,7 +21,7 @@ def _arguments(parser: Parser) -> None:
     parser.add_argument("containers", metavar="CONTAINER", nargs="+", help="Names or ids.")
 
 
-def _update(arguments: argparse.Namespace, session: Session) -> int:
+def _update(arguments: Arguments, session: Session) -> int:
     wanted = limits(arguments)
     if arguments.restart is not None:
         wanted["restart_policy"] = arguments.restart

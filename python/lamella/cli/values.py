@@ -6,7 +6,6 @@ Functions raise ValueError with a sentence that names the value; argparse's own 
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable, Iterable
 
@@ -36,6 +35,8 @@ def argument(parse: Callable[[str], T]) -> Callable[[str], T]:
         try:
             return parse(text)
         except ValueError as error:
+            import argparse
+
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return convert

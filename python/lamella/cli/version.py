@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
-from lamella.cli.parser import Command
+from lamella.cli.parser import Arguments, Command
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
 
 
-def _version(arguments: argparse.Namespace, session: Session) -> int:
+def _version(arguments: Arguments, session: Session) -> int:
     import os
     import sys
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from lamella.cli import output
-from lamella.cli.parser import Command, Group, Parser, add_filter
+from lamella.cli.parser import SUPPRESS, Arguments, Command, Group, Parser, add_filter
 from lamella.cli.values import argument, parse_labels, parse_pair
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ def _ls_arguments(parser: Parser) -> None:
     parser.add_argument("-s", "--size", action="store_true", help="Measure what they take on disk.")
 
 
-def _ls(arguments: argparse.Namespace, session: Session) -> int:
+def _ls(arguments: Arguments, session: Session) -> int:
     from lamella.containers.volumes import inspect
 
     volumes = session.client.volumes
@@ -63,11 +62,11 @@ def _create_arguments(parser: Parser) -> None:
         "--label", metavar="KEY=VALUE", type=argument(parse_pair), action="append", help="Attach a label."
     )
     parser.add_argument("-d", "--driver", metavar="DRIVER", help="local is the only one.")
-    parser.add_argument("-o", "--opt", metavar="KEY=VALUE", action="append", help=argparse.SUPPRESS)
+    parser.add_argument("-o", "--opt", metavar="KEY=VALUE", action="append", help=SUPPRESS)
     parser.add_argument("name", metavar="NAME", nargs="?", help="Its name; without one it is anonymous.")
 
 
-def _create(arguments: argparse.Namespace, session: Session) -> int:
+def _create(arguments: Arguments, session: Session) -> int:
     from lamella.containers.volumes import inspect
 
     volume = session.client.volumes.create(
@@ -88,7 +87,7 @@ def _rm_arguments(parser: Parser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="+", help="The volumes.")
 
 
-def _rm(arguments: argparse.Namespace, session: Session) -> int:
+def _rm(arguments: Arguments, session: Session) -> int:
     return session.each(
         arguments.names, lambda name: session.client.volumes.remove(name, missing_ok=arguments.force)
     )
@@ -98,7 +97,7 @@ def _inspect_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="The volume.")
 
 
-def _inspect(arguments: argparse.Namespace, session: Session) -> int:
+def _inspect(arguments: Arguments, session: Session) -> int:
     session.document(session.client.volumes.inspect(arguments.name))
     return 0
 
@@ -108,7 +107,7 @@ def _prune_arguments(parser: Parser) -> None:
     add_filter(parser, _FIELDS)
 
 
-def _prune(arguments: argparse.Namespace, session: Session) -> int:
+def _prune(arguments: Arguments, session: Session) -> int:
     report = session.client.volumes.prune(all=arguments.all, filters=arguments.filters)
     if session.json:
         session.document(report)

@@ -6,7 +6,8 @@ adds beyond these models goes into the document as plain JSON (``spec=`` of :met
 
 from __future__ import annotations
 
-from lamella.structs import Raw, Struct
+from lamella.structs import Struct
+from lamella.typings import Any
 
 
 class _Document(Struct, rename="camel", omit_defaults=True, kw_only=True):
@@ -185,7 +186,7 @@ class Linux(_Document):
     uid_mappings: list[IdMapping] = []
     gid_mappings: list[IdMapping] = []
     devices: list[Device] = []
-    seccomp: Raw | None = None
+    seccomp: dict[str, Any] | None = None
     masked_paths: list[str] = []
     readonly_paths: list[str] = []
     sysctl: dict[str, str] = {}

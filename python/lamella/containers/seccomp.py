@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lamella import _core
 from lamella.errors import InvalidArgument, NotFound
-from lamella.structs import Malformed, Raw, decode, encode
+from lamella.structs import Malformed, decode
 from lamella.typings import Any
 
 UNCONFINED = "unconfined"
@@ -20,7 +20,7 @@ UNCONFINED = "unconfined"
 
 def seccomp_section(
     profile: str | Path | Mapping[str, Any] | None, *, capabilities: Sequence[str], privileged: bool
-) -> Raw | None:
+) -> dict[str, Any] | None:
     """Give the ``linux.seccomp`` object, None for no confinement.
 
     ``profile``: None for the default, ``"unconfined"``, the path of a JSON file, or the object itself.
@@ -28,20 +28,19 @@ def seccomp_section(
     if profile == UNCONFINED or (profile is None and privileged):
         return None
     if profile is None:
-        return Raw(_default(tuple(capabilities)))
+        return _default(tuple(capabilities))
     if isinstance(profile, Mapping):
-        return Raw(encode(dict(profile)))
+        return dict(profile)
     try:
         data = Path(profile).read_bytes()
     except FileNotFoundError:
         raise NotFound(f"seccomp profile {profile} is not there") from None
     try:
-        decode(data, dict[str, Any])
+        return decode(data, dict[str, Any])
     except Malformed as error:
         raise InvalidArgument(f"seccomp profile {profile} is not a JSON object: {error}") from None
-    return Raw(data)
 
 
 @lru_cache(maxsize=16)
-def _default(capabilities: tuple[str, ...]) -> bytes:
-    return _core.default_seccomp(capabilities).encode()
+def _default(capabilities: tuple[str, ...]) -> dict[str, Any]:
+    return decode(_core.default_seccomp(capabilities), dict[str, Any])

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -43,7 +42,7 @@ STOPPED_SECONDS = 10.0
 _FOLDER = "events"
 _SPOOL = "spool"
 _TAKEN = "taken-"
-_NAME = r"taken-\d{20}-[0-9a-f]{16}"
+_HEX = frozenset("0123456789abcdef")
 
 
 class _Line(Struct, frozen=True):
@@ -94,11 +93,23 @@ def take(root: Path) -> list[Path]:
                 (folder / _SPOOL).rename(folder / name)
             names = os.listdir(folder)  # noqa: PTH208
         found = []
-        for name in sorted(name for name in names if re.fullmatch(_NAME, name)):
+        for name in sorted(name for name in names if _is_taken(name)):
             if not _is_complete(folder / name):
                 break  # the later ones wait with it, for the order
             found.append(folder / name)
         return found
+
+
+def _is_taken(name: str) -> bool:
+    """Say whether a name is one that :func:`take` gave: the time in 20 digits, and 16 hex digits."""
+    time_text, dash, random_text = name.removeprefix(_TAKEN).partition("-")
+    return (
+        name.startswith(_TAKEN)
+        and (len(time_text), dash, len(random_text)) == (20, "-", 16)
+        and _HEX.issuperset(random_text)
+        and time_text.isascii()
+        and time_text.isdigit()
+    )
 
 
 def _is_complete(path: Path) -> bool:

@@ -23,7 +23,7 @@ import errno
 import os
 import threading
 import time
-import weakref
+from _weakrefset import WeakSet  # of weakref, of which nothing else is needed
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -69,7 +69,7 @@ FORK_SECONDS = 1.0
 
 _POLL_FIRST = 0.0002
 _POLL_MAX = 0.004
-_open: weakref.WeakSet[Database] = weakref.WeakSet()
+_open: WeakSet[Database] = WeakSet()
 _log = Log("lamella.metadata")
 _WAIT = LOCK_WAIT.series("database")
 
