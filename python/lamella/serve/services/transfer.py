@@ -40,6 +40,7 @@ from lamella.serve.messages import any_as, to_descriptor
 from lamella.serve.service import Service
 from lamella.serve.services.streaming import OpenStream, Streaming, StreamReader, StreamWriter
 from lamella.snapshots import SNAPSHOTTERS
+from lamella.structs import encode
 from lamella.transfer.archives.contents import Contents, Naming
 
 if TYPE_CHECKING:
@@ -277,7 +278,7 @@ def _endpoint(message: Any) -> object:
 
 def _platforms(messages: Iterable[types_pb2.Platform]) -> list[oci.Platform]:
     """Give each of the platforms once."""
-    return list({msgspec.json.encode(each): each for each in map(_platform, messages)}.values())
+    return list({encode(each): each for each in map(_platform, messages)}.values())
 
 
 def _platform(message: types_pb2.Platform) -> oci.Platform:
