@@ -3,7 +3,8 @@
 It has what the machine beneath cannot be given for a test: cgroup v2 alone, with the controllers ``cpu``, ``io``, ``memory``
 and ``pids``, every capability, and Linux 6.1 (overlayfs before the new mount API). ``cpuset`` and ``hugetlb`` it lacks. Its root
 is the host's, read-only, and so is the repository, wherever it lies; ``/tmp``, ``/run`` and ``/dev/shm`` are its own, in memory,
-and one folder of the host is at ``/mnt``.
+and one folder of the host is at ``/mnt``. With ``disk`` its ``/tmp`` is an ext4, whose files can be shown with mapped ids:
+those in memory can since Linux 6.3.
 The kernel and all that it runs are processes of a pid namespace, which ends with whoever waits for it.
 Source: https://docs.kernel.org/virt/uml/user_mode_linux_howto_v2.html.
 """
@@ -19,16 +20,19 @@ from xml.etree import ElementTree
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KERNEL = "linux.uml"
-PROGRAMS = (KERNEL, "busybox", "unshare", "ip")
+PROGRAMS = (KERNEL, "busybox", "unshare", "ip", "mkfs.ext4")
 MODULES = Path("/usr/lib/uml/modules")
 MEMORY = "3072M"
+DISK = 4 << 30
+"""Bytes that the disk seems to have; what is not written takes none."""
 
 _INIT = """#!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C.UTF-8
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
-for folder in /tmp /run; do mount -t tmpfs tmpfs $folder; done
+mount -t tmpfs tmpfs /run
+mount -t {temporary} /tmp
 mkdir -p /dev/pts /dev/shm /dev/mqueue
 mount -t devpts -o newinstance,ptmxmode=666 devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
@@ -59,7 +63,7 @@ class Outcome:
     why: str
 
 
-def run(folder: Path, command: list[str], *, seconds: float) -> str:
+def run(folder: Path, command: list[str], *, seconds: float, disk: bool = False) -> str:
     """Boot, run a command in the repository as root, and give its output; ``folder`` is its ``/mnt``.
 
     AssertionError when the machine does not come to the command's end within ``seconds``.
@@ -72,12 +76,15 @@ def run(folder: Path, command: list[str], *, seconds: float) -> str:
             modules=" ".join(modules),
             repository=shlex.quote(str(REPOSITORY)),
             command=shlex.join(command),
+            temporary="ext4 /dev/ubda" if disk else "tmpfs tmpfs",
         )
     )
     init.chmod(0o755)
     kernel = [KERNEL, f"mem={MEMORY}", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet"]
     # Without hundreds of terminals in /dev, of which a privileged container would get each.
     kernel += [f"init={init}", f"uml_dir={folder}", "con=null", "con0=fd:0,fd:1", "pty.legacy_count=0"]
+    if disk:
+        kernel.append(f"ubd0={_new_disk(folder / 'disk')}")
     apart = ["unshare", "--pid", "--fork", "--kill-child"]
     with (folder / "console").open("wb") as console:
         process = subprocess.Popen(
@@ -94,6 +101,7 @@ def run(folder: Path, command: list[str], *, seconds: float) -> str:
         finally:
             process.kill()
             process.wait()
+            (folder / "disk").unlink(missing_ok=True)
     output = folder / "output"
     told = output.read_text(errors="replace") if output.exists() else ""
     assert (folder / "status").exists(), (
@@ -102,7 +110,14 @@ def run(folder: Path, command: list[str], *, seconds: float) -> str:
     return told
 
 
-def run_tests(folder: Path, *arguments: str, seconds: float) -> tuple[list[Outcome], str]:
+def _new_disk(path: Path) -> Path:
+    with path.open("wb") as file:
+        file.truncate(DISK)
+    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", path], check=True)
+    return path
+
+
+def run_tests(folder: Path, *arguments: str, seconds: float, disk: bool = False) -> tuple[list[Outcome], str]:
     """Run pytest there; give how each test ended, and the output."""
     command = [
         sys.executable,
@@ -115,7 +130,7 @@ def run_tests(folder: Path, *arguments: str, seconds: float) -> tuple[list[Outco
         "--basetemp=/tmp/pytest",
     ]
     command += ["-o", "tmp_path_retention_policy=none"]  # what tests leave would fill the memory
-    output = run(folder, [*command, "--junitxml=/mnt/results.xml", *arguments], seconds=seconds)
+    output = run(folder, [*command, "--junitxml=/mnt/results.xml", *arguments], seconds=seconds, disk=disk)
     results = folder / "results.xml"
     assert results.exists(), output[-3000:]
     return [_outcome(case) for case in ElementTree.parse(results).iter("testcase")], output

@@ -74,6 +74,9 @@ if not IS_V1:
             with pytest.raises(LamellaError, match="Not a directory"):
                 super().test_a_part_of_a_volume_may_be_a_file(run)
 
+    class TestCrunWithMappedIds(TestCrun):
+        options = WITH_IDS
+
 
 @pytest.fixture
 def client(tmp_path) -> Iterator[lamella.Client]:

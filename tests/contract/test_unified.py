@@ -46,6 +46,10 @@ CRUN = 36
 """So many tests has the contract, at least."""
 
 
+ON_DISK = "TestCrunWithMappedIds or with_mapped_ids or with_ids_of_its_own or file_cache"
+"""What takes files on a disk, and runs on a second machine that has one."""
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[user_mode.Outcome]:
     folder = tmp_path_factory.mktemp("machine")
@@ -70,3 +74,12 @@ def test_all_that_containers_promise_holds_with_cgroup_v2_alone(
 def test_crun_keeps_the_whole_contract(outcomes: list[user_mode.Outcome]) -> None:
     ran = [outcome for outcome in outcomes if outcome.module.endswith("TestCrun")]
     assert len([outcome for outcome in ran if outcome.how == "passed"]) >= CRUN
+
+
+def test_crun_keeps_the_whole_contract_with_ids_of_its_own(tmp_path: Path) -> None:
+    """What is shown with mapped ids there lies on a disk, and so does the file whose cache is counted."""
+    ran, output = user_mode.run_tests(tmp_path, *TESTS, "-k", ON_DISK, seconds=2000, disk=True)
+    assert [f"{outcome.name}\n{outcome.why}" for outcome in ran if outcome.how == "failed"] == [], output
+    passed = [outcome for outcome in ran if outcome.how == "passed"]
+    assert sum(outcome.module.endswith("TestCrunWithMappedIds") for outcome in passed) >= CRUN
+    assert any("file_cache" in outcome.name for outcome in passed)
