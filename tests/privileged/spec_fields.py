@@ -27,12 +27,12 @@ TMPFS = {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"}
 SUPPORTED = [
     Field("annotations", {"a.b/c": "d"}),
     Field("domainname", "example"),
-    Field("hooks.createContainer", [], "`lamella-oci`; the library refuses hooks"),
-    Field("hooks.createRuntime", [], "as before"),
-    Field("hooks.poststart", [], "as before"),
-    Field("hooks.poststop", [], "as before"),
-    Field("hooks.prestart", [], "as before"),
-    Field("hooks.startContainer", [], "as before"),
+    Field("hooks.createContainer", []),
+    Field("hooks.createRuntime", []),
+    Field("hooks.poststart", []),
+    Field("hooks.poststop", []),
+    Field("hooks.prestart", []),
+    Field("hooks.startContainer", []),
     Field("hostname", "name"),
     Field("linux.cgroupsPath", None, "a path; a systemd unit is refused"),
     Field(

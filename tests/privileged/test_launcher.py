@@ -454,7 +454,6 @@ def test_signals_start_with_a_clean_slate(box: Box) -> None:
         ("linux.intelRdt", {}),
         ("process.apparmorProfile", "x"),
         ("process.execCPUAffinity", {}),
-        ("hooks", {"poststop": [{"path": "/x"}]}),
         ("linux.colour", 1),
     ],
 )

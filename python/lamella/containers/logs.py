@@ -41,13 +41,22 @@ _log = Log("lamella.containers")
 
 
 class LogLine(msgspec.Struct):
-    """One record: text in ``log``, bytes that are no UTF-8 in ``log64``; or how many bytes could not be recorded, in ``lost``."""
+    """One record: text in ``log``, bytes that are no UTF-8 in ``log64``.
+
+    Or the monitor's own: how many bytes could not be recorded, in ``lost``, and what else it has to say, in ``note``.
+    """
 
     time: str
     stream: str
     log: str = ""
     log64: bytes = b""
     lost: int = 0
+    note: str = ""
+
+    @property
+    def is_output(self) -> bool:
+        """Whether the container has written it."""
+        return not (self.lost or self.note)
 
     @property
     def data(self) -> bytes:
@@ -96,7 +105,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     def takes(self, line: LogLine) -> bool:
         """Say whether a record is one of them, but for ``tail``."""
         return (
-            (self.stream is None or line.stream == self.stream or bool(line.lost))
+            (self.stream is None or line.stream == self.stream or not line.is_output)
             and (self.since is None or line.time >= self.since)
             and (self.until is None or line.time <= self.until)
         )
@@ -149,6 +158,8 @@ def read_log(
                 found = True
                 if line.lost:
                     reader.warn(f"{line.lost} bytes of its output could not be logged at {line.time}")
+                elif line.note:
+                    reader.warn(f"{line.note} ({line.time})")
                 else:
                     yield line
             if complete or reader.over:
@@ -356,7 +367,7 @@ def _tail(files: list[_File], selection: Selection, count: int) -> tuple[_File, 
     for file in reversed(files):
         for offset, text in file.lines_backwards():
             line = _decoded(text)
-            if line is None or line.lost or not selection.takes(line):
+            if line is None or not (line.is_output and selection.takes(line)):
                 if line is not None and selection.since is not None and line.time < selection.since:
                     return place
                 continue

@@ -31,6 +31,8 @@ from lamella.structs import Malformed, Struct, decode, encode, read_json
 from lamella.typings import Any, Literal
 
 _log = Log("lamella.containers")
+HOOKS_AT_END = "poststop.json"
+"""What a bundle has of the hooks that are to run at the end of a run, until they have."""
 SETTLE_SECONDS = 60.0
 """How long a start that failed, or lost its caller, may take to be over: milliseconds, but for a machine with too much to do."""
 OUTPUT_SECONDS = 2.0
@@ -402,11 +404,17 @@ class Task:
             os.close(descriptor)
         return False
 
+    def _has_hooks_to_run(self) -> bool:
+        """Say whether hooks of a run's end have not run yet."""
+        return (self.folder / HOOKS_AT_END).exists()
+
     def _await_monitor(self) -> None:
         """Wait until the monitor of an ended run has cleaned up, which takes milliseconds. FailedPrecondition if it stays."""
         now = time.monotonic()
         deadline, output_deadline = now + SETTLE_SECONDS, now + OUTPUT_SECONDS
         while self.monitored():
+            if self._has_hooks_to_run():  # which end by themselves, or by their time-outs
+                deadline = time.monotonic() + SETTLE_SECONDS
             if time.monotonic() > output_deadline:
                 output_deadline = deadline
                 with suppress(LamellaError, OSError):
@@ -718,6 +726,10 @@ class Task:
             # Processes that another runtime has made do not end with the monitor; what sees to that can be killed, too.
             end_processes(spec.linux.cgroups_path)
         remove_cgroups(spec.linux.cgroups_path)
+        if self._has_hooks_to_run():
+            from lamella.containers.hooks import run_left
+
+            run_left(self.folder)
 
 
 def _program(runtime: str) -> Path | None:

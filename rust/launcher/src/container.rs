@@ -2,6 +2,7 @@
 
 use std::cell::OnceCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use rustix::fs::{FileType, Gid, Uid};
 use rustix::process::DumpableBehavior;
@@ -35,7 +36,7 @@ pub struct Plan {
     /// What the program waits for once all is set up.
     pub wait: Wait,
     /// Programs to run on the way, where whoever makes the container runs any.
-    pub hooks: Option<hooks::Plan>,
+    pub hooks: Option<Rc<hooks::Plan>>,
 }
 
 /// What is waited for before a container's program is run.
@@ -89,7 +90,7 @@ pub fn become_container(
     if let Err(failure) = set_up(plan, channel, cgroup, streams, outside) {
         fail(failure, channel);
     }
-    run(&plan.process, channel, &plan.wait, plan.hooks.as_ref())
+    run(&plan.process, channel, &plan.wait, plan.hooks.as_deref())
 }
 
 /// Say what failed, and end.

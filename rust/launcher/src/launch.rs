@@ -19,6 +19,7 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use crate::cgroup::Cgroup;
 use crate::channel::{Channel, Message};
 use crate::error::{Failure, Kind, Step};
+use crate::hooks::{Plan as Hooks, Point};
 use crate::monitor::{self, Monitor, Redirected, Start, Stdio};
 use crate::namespaces::Namespaces;
 use crate::network::{self, Network};
@@ -156,6 +157,10 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
     let listener = listen(&request.bundle, &bundle)?;
     let network = request.network.as_deref().map(Network::new);
     let redirected = Redirected::open(&request.stdio)?;
+    let hooks = run.shared.hooks.clone();
+    if let Some(hooks) = &hooks {
+        monitor::expect_end(bundle.as_fd(), hooks)?;
+    }
     let mut cgroup = run.make_cgroup(request.cgroup_root())?;
     if !run.own_pids || run.shared.runtime.is_some() {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
@@ -174,7 +179,11 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
             if let Some(runtime) = &shared.runtime {
                 runtime.clear();
             }
+            if hooks.is_some() && !own_pids {
+                cgroup.signal_all(libc::SIGKILL); // what hooks of the container's side have left
+            }
             cgroup.remove();
+            hooks.map(|hooks| monitor::run_at_end(bundle.as_fd(), &hooks));
             return Err(failure);
         }
     };
@@ -247,7 +256,14 @@ fn begin(
     reply: BorrowedFd<'_>,
 ) -> Result<(Begun, i32), Failure> {
     let mut begun = run.begin(request.stdin, cgroup, lock)?;
-    match follow(&mut begun, reply, &mut run.warnings) {
+    let hooks = run.shared.hooks.as_deref();
+    let followed = follow(&mut begun, hooks, reply, &mut run.warnings).and_then(|pid| {
+        if !request.hold {
+            run_hooks(hooks, Point::Start, pid, reply)?;
+        }
+        Ok(pid)
+    });
+    match followed {
         Ok(pid) => Ok((begun, pid)),
         Err(failure) => {
             begun.maker.end();
@@ -257,7 +273,12 @@ fn begin(
 }
 
 /// Hear how the making fares. Returns the id of the first process.
-fn follow(begun: &mut Begun, reply: BorrowedFd<'_>, warnings: &mut Vec<String>) -> Result<i32, Failure> {
+fn follow(
+    begun: &mut Begun,
+    hooks: Option<&Hooks>,
+    reply: BorrowedFd<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<i32, Failure> {
     let (mut pid, maker) = match begun.maker {
         Maker::Process(pid) => (Some(pid), pid),
         Maker::Helper(helper) => (None, helper),
@@ -284,7 +305,12 @@ fn follow(begun: &mut Begun, reply: BorrowedFd<'_>, warnings: &mut Vec<String>) 
                 pid = Some(told);
                 false
             }
-            Some(Message::Made | Message::Mapped | Message::Proceed | Message::Go(_) | Message::Network(_)) => false,
+            Some(Message::Made) => {
+                run_hooks(hooks, Point::Creation, maker, reply)?;
+                begun.channel.send(&Message::Proceed)?;
+                false
+            }
+            Some(Message::Mapped | Message::Proceed | Message::Go(_) | Message::Network(_)) => false,
             None if running || is_alive(maker) => true,
             None => return Err(killed_early()),
         };
@@ -292,6 +318,14 @@ fn follow(begun: &mut Begun, reply: BorrowedFd<'_>, warnings: &mut Vec<String>) 
             return pid.ok_or_else(killed_early);
         }
     }
+}
+
+/// Run hooks of the host's side to their end, or until the caller is gone.
+fn run_hooks(hooks: Option<&Hooks>, point: Point, pid: i32, reply: BorrowedFd<'_>) -> Result<(), Failure> {
+    if let Some(mut running) = hooks.map_or(Ok(None), |hooks| hooks.begin(point, pid))? {
+        running.wait(|channel| await_message(channel, reply))?;
+    }
+    Ok(())
 }
 
 fn killed_early() -> Failure {

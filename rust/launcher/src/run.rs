@@ -14,6 +14,7 @@ use crate::cgroup::{Cgroup, CgroupPlan};
 use crate::channel::{Channel, Message};
 use crate::container::{Plan, Streams, Wait, become_container};
 use crate::error::{Failure, Step};
+use crate::hooks;
 use crate::init;
 use crate::monitor::{Shared, Stdio};
 use crate::namespaces::Namespaces;
@@ -60,6 +61,7 @@ impl Run {
             filter: process.filter().cloned(),
             personality: spec.linux.personality.take(),
             runtime: None,
+            hooks: None,
         };
         let plan = Plan {
             namespaces,
@@ -122,10 +124,11 @@ impl Prepared {
                 warnings: Vec::new(),
             });
         }
-        let spec = Spec::parse(&text)?;
-        if let Some((point, _)) = spec.hooks.all().find(|(_, hooks)| !hooks.is_empty()) {
-            return Err(Failure::unsupported(format!("hooks.{point}")));
-        }
+        let mut spec = Spec::parse(&text)?;
+        let hooks = spec.hooks.any().then(|| {
+            let id = request.bundle.rsplit('/').find(|name| !name.is_empty()).unwrap_or_default();
+            Rc::new(hooks::Plan::new(&mut spec, &request.bundle, id))
+        });
         let snapshot = request.rootfs.iter().cloned().map(Into::into).collect();
         let sources = request.sources.iter().cloned().map(Into::into).collect();
         let rootfs = RootfsPlan::new(&request.bundle, snapshot, sources, &spec)?;
@@ -138,7 +141,9 @@ impl Prepared {
         if request.hold {
             run.plan.wait = Wait::Monitor;
         }
-        let Run { plan, cgroup, shared, warnings } = run;
+        let Run { mut plan, cgroup, mut shared, warnings } = run;
+        plan.hooks.clone_from(&hooks);
+        shared.hooks = hooks;
         let own_pids = plan.namespaces.own_pids;
         Ok(Self { builder: Builder::Launcher(Box::new(plan), Box::new(cgroup)), own_pids, shared, warnings })
     }

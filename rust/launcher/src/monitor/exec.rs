@@ -12,6 +12,7 @@ use crate::channel::{Channel, Message};
 use crate::container::Streams;
 use crate::enter::{Entry, enter};
 use crate::error::{Failure, Kind};
+use crate::hooks::Point;
 use crate::process::adjust_oom_score;
 use crate::rootfs;
 use crate::runtime::Addition;
@@ -124,14 +125,8 @@ impl Monitor {
             Ok(Some(Message::Warning(text))) => process.warnings.push(text),
             Ok(Some(Message::Running)) => process.running = true,
             Ok(Some(Message::Failed(failure))) => self.start_failed(id, failure),
-            Ok(Some(
-                Message::Made
-                | Message::Proceed
-                | Message::Ready
-                | Message::Mapped
-                | Message::Go(_)
-                | Message::Network(_),
-            )) => {}
+            Ok(Some(Message::Made)) => self.run_hooks_at_creation(),
+            Ok(Some(Message::Proceed | Message::Ready | Message::Mapped | Message::Go(_) | Message::Network(_))) => {}
             // Closed by exec, or by the end of the process.
             Ok(None) => self.started(id),
             Err(failure) => self.start_failed(id, failure),
@@ -183,8 +178,12 @@ impl Monitor {
             return self.start_failed(id, failure);
         }
         let started_at = time::now();
+        if let Some(process) = self.processes.get_mut(&id) {
+            process.started_at = Some(started_at.clone());
+        }
+        let Some(process) = self.processes.get(&id) else { return };
         if id == INIT {
-            self.started_at = Some(started_at.clone());
+            self.started_at = Some(started_at);
             // A held one that nobody has started was killed.
             if self.restarts.is_further_run() {
                 self.announce_further_run();
@@ -202,9 +201,14 @@ impl Monitor {
             self.tell_exec_exit(id);
         }
         let Some(process) = self.processes.get(&id) else { return };
-        let answer = json!({"ok": true, "pid": process.pid, "started_at": started_at, "warnings": &process.warnings});
         let (ended, name) = (process.ended.clone(), process.name.clone());
-        self.answer_starter(id, &answer);
+        let was_asked_for = process.starter.is_some() || self.restarts.is_further_run();
+        if id == INIT && was_asked_for && matches!(self.run_hooks(Point::Start), Ok(true)) {
+            self.close_channel(id); // and the answer follows them
+        } else {
+            let answer = self.start_answer(id);
+            self.answer_starter(id, &answer);
+        }
         if let (Some(record), Some(name)) = (&ended, name) {
             self.tell_waiting_for(&name, record); // that waited for this, too
         }
@@ -221,7 +225,15 @@ impl Monitor {
         self.settle(id);
     }
 
-    fn start_failed(&mut self, id: u32, failure: Failure) {
+    /// What whoever has started a process is told.
+    pub(super) fn start_answer(&self, id: u32) -> Value {
+        let process = self.processes.get(&id);
+        let started_at = process.and_then(|process| process.started_at.as_ref());
+        json!({"ok": true, "pid": process.and_then(|process| process.pid), "started_at": started_at,
+            "warnings": process.map(|process| &process.warnings)})
+    }
+
+    pub(super) fn start_failed(&mut self, id: u32, failure: Failure) {
         // Its end takes the namespaces, cgroups and processes away at whatever step an exec is.
         let failure = if id != INIT && self.has_ended() { ended() } else { failure };
         let code = failure.exit_code.unwrap_or(1);
@@ -262,12 +274,17 @@ impl Monitor {
         }
     }
 
-    /// Close the way to a process, and answer whoever started it.
-    fn answer_starter(&mut self, id: u32, answer: &serde_json::Value) {
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        if let Some(channel) = process.channel.take() {
+    /// Close the way to a process.
+    fn close_channel(&mut self, id: u32) {
+        if let Some(channel) = self.processes.get_mut(&id).and_then(|process| process.channel.take()) {
             let _ = epoll::delete(&self.epoll, &channel);
         }
+    }
+
+    /// Close the way to a process, and answer whoever started it.
+    pub(super) fn answer_starter(&mut self, id: u32, answer: &Value) {
+        self.close_channel(id);
+        let Some(process) = self.processes.get_mut(&id) else { return };
         if let Some(starter) = process.starter.take() {
             self.tell(starter, |client| client.send_document(answer));
         }

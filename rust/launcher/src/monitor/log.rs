@@ -3,7 +3,7 @@
 //! `{"time":"<RFC 3339>","stream":"stdout"|"stderr","log":"<text with its newline>"}`; what is not UTF-8 stands as
 //! base64 in `log64` instead. A record is a line of the container, or a piece of one that is long or was not finished in
 //! a while; `log` and `log64` joined give back every byte. `{"time":...,"stream":"lamella","lost":N}` stands where N bytes
-//! could not be recorded.
+//! could not be recorded, and `{"time":...,"stream":"lamella","note":"<text>"}` for what failed without stopping anything.
 //!
 //! The file is made at the first output ([`super::log_file`]).
 
@@ -115,6 +115,17 @@ impl Log {
             self.ends.clear();
             self.append();
         }
+    }
+
+    /// Record what the monitor itself has to say.
+    pub(super) fn note(&mut self, text: &str) {
+        self.buffer.clear();
+        self.ends.clear();
+        self.buffer.extend_from_slice(format!("{{\"time\":\"{}\",\"stream\":\"lamella\",", time::now()).as_bytes());
+        self.buffer.extend_from_slice(b"\"note\":\"");
+        escape(&mut self.buffer, text.as_bytes());
+        self.buffer.extend_from_slice(b"\"}\n");
+        self.append();
     }
 
     fn write(&mut self, stream: Stream, data: &[u8]) {

@@ -15,6 +15,7 @@ mod control;
 mod events;
 mod exec;
 mod frames;
+mod hooks;
 mod log;
 mod log_file;
 mod memory;
@@ -41,6 +42,7 @@ use serde_json::json;
 use crate::cgroup::{Cgroup, Group};
 use crate::channel::Channel;
 use crate::error::{Failure, Kind, Step};
+use crate::hooks::Plan as Hooks;
 use crate::network::{self, Network};
 use crate::process::seccomp::Filter;
 use crate::request::{Redirections, Request};
@@ -49,6 +51,8 @@ use crate::spec::{Personality, Size};
 use crate::sys;
 use clients::Client;
 use events::Events;
+use hooks::RunningHooks;
+pub use hooks::{expect_end, run_at_end};
 use log::Log;
 use log_file::Limits;
 use memory::Memory;
@@ -114,6 +118,8 @@ pub struct Shared {
     pub personality: Option<Personality>,
     /// The other runtime that makes it, if one does.
     pub runtime: Option<Rc<Runtime>>,
+    /// Programs to run at points of its life, where we make it and there are any.
+    pub hooks: Option<Rc<Hooks>>,
 }
 
 #[derive(Debug, Default)]
@@ -126,6 +132,8 @@ struct Process {
     channel: Option<Channel>,
     /// It said that the next thing is exec.
     running: bool,
+    /// When its program was started, where the monitor's loop has seen that.
+    started_at: Option<String>,
     /// Who asked for the start and is owed an answer.
     starter: Option<u32>,
     warnings: Vec<String>,
@@ -155,6 +163,7 @@ enum Source {
     Memory,
     Feed(u32),
     Sink(u32, u8),
+    Hooks,
 }
 
 impl Source {
@@ -169,6 +178,7 @@ impl Source {
             Self::Memory => (6, 0, 0),
             Self::Feed(process) => (7, 0, process),
             Self::Sink(process, index) => (8, index, process),
+            Self::Hooks => (9, 0, 0),
         };
         epoll::EventData::new_u64(kind | u64::from(index) << 8 | u64::from(id) << 32)
     }
@@ -186,6 +196,7 @@ impl Source {
             6 => Self::Memory,
             7 => Self::Feed(id),
             8 => Self::Sink(id, index),
+            9 => Self::Hooks,
             _ => return None,
         })
     }
@@ -228,6 +239,8 @@ pub struct Monitor {
     /// How the run ended; there may be another one ([`Monitor::will_run_again`]).
     exit: Option<ExitRecord>,
     restarts: Restarts,
+    /// Hooks that run.
+    hooks: Option<RunningHooks>,
     /// Everybody was told about the end.
     told: bool,
     /// What was read last; kept for the next read.
@@ -272,6 +285,7 @@ impl Monitor {
             terminal_size: None,
             exit: None,
             restarts: Restarts::new(start.request),
+            hooks: None,
             told: false,
             buffer: Vec::new(),
         };
@@ -350,12 +364,8 @@ impl Monitor {
             }
             let stray = self.processes.values().any(Process::has_stray_output);
             let log = self.log.as_ref().and_then(Log::timeout);
-            let timeouts = [
-                stray.then_some(STRAY_OUTPUT),
-                self.memory.timeout(),
-                log,
-                self.restarts.timeout(!self.holders.is_empty()),
-            ];
+            let timeouts =
+                [stray.then_some(STRAY_OUTPUT), self.memory.timeout(), log, self.restarts.timeout(self.is_held_back())];
             let timeout = timeouts.into_iter().flatten().min();
             let began = Instant::now();
             let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());
@@ -380,6 +390,7 @@ impl Monitor {
                     Source::Memory => self.memory_ran_out(),
                     Source::Feed(process) => self.take_fed(process),
                     Source::Sink(process, index) => self.take_up((process, index)),
+                    Source::Hooks => self.hear_hooks(),
                 }
             }
         }
@@ -393,6 +404,9 @@ impl Monitor {
     /// Bring the end about, step by step; true when nothing is left to do.
     fn finish(&mut self) -> bool {
         if !self.told {
+            if self.hooks.is_some() {
+                return false;
+            }
             let busy = |(id, process): (&u32, &Process)| *id != INIT || process.stdio.has_output();
             if self.processes.iter().any(busy) || !self.own_pids && self.has_orphans() {
                 return false;
@@ -422,8 +436,7 @@ impl Monitor {
             }
             self.leave_named();
             self.clear_behind_run();
-            // After the cgroups, and the last file: whoever removes the bundle, which says where they are, waits for this.
-            let _ = rustix::fs::unlinkat(&self.bundle, "pid", rustix::fs::AtFlags::empty());
+            self.run_hooks_at_end();
         }
         // Whoever asked something in the last moment gets its answer.
         self.accept();
@@ -432,7 +445,11 @@ impl Monitor {
         for id in done {
             self.take_last_words(id);
         }
-        self.clients.is_empty() && self.sinks.is_empty()
+        if self.hooks.is_none() {
+            // After the cgroups, and the last file: whoever removes the bundle, which says where they are, waits for this.
+            let _ = rustix::fs::unlinkat(&self.bundle, "pid", rustix::fs::AtFlags::empty());
+        }
+        self.clients.is_empty() && self.sinks.is_empty() && self.hooks.is_none()
     }
 
     /// Remove what an ended run leaves on the machine. Harmless twice.

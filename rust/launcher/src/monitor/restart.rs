@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use serde_json::json;
 
 use super::control::check_signal;
+use super::hooks::expect_end;
 use super::memory::Memory;
 use super::record::{ExitRecord, RestartRecord};
 use super::redirect::Redirected;
@@ -170,6 +171,7 @@ impl Monitor {
         // Before the clearing, which takes another runtime a while: until then it would count as running.
         let _ = rustix::fs::unlinkat(&self.bundle, "pid", AtFlags::empty());
         self.clear_behind_run();
+        self.run_hooks_at_end();
         (self.paused, self.started_at) = (false, None);
         // What waited for room in the last run's input is for nobody.
         for client in self.clients.values_mut() {
@@ -189,7 +191,7 @@ impl Monitor {
         }
         if let Next::At(moment) = self.restarts.next
             && moment <= now
-            && self.holders.is_empty()
+            && !self.is_held_back()
         {
             self.restarts.next = Next::Nothing;
             if let Err(failure) = self.run_again() {
@@ -209,6 +211,10 @@ impl Monitor {
         let mut run = Prepared::read(&self.restarts.request, self.bundle.as_fd())?;
         if let Builder::Launcher(plan, _) = &mut run.builder {
             (plan.wait, plan.process.told_late) = (Wait::Nothing, false);
+        }
+        if let Some(hooks) = &run.shared.hooks {
+            expect_end(self.bundle.as_fd(), hooks)?;
+            self.shared.hooks = Some(hooks.clone()); // for the end of one that cannot begin
         }
         self.cgroup = run.make_cgroup(self.restarts.request.cgroup_root())?;
         let redirected = Redirected::open(&self.restarts.request.stdio)?;

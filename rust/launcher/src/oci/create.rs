@@ -9,6 +9,7 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
@@ -24,10 +25,11 @@ use crate::cgroup::{self, Cgroup};
 use crate::channel::{Channel, Message};
 use crate::container::Wait;
 use crate::error::{Failure, Kind, Step};
+use crate::hooks::{self, Point};
 use crate::rootfs::RootfsPlan;
 use crate::run::{self, Run};
 use crate::spec::Spec;
-use crate::{hooks, sys, time};
+use crate::{sys, time};
 
 /// The first descriptor that may be handed down to a container beyond its standard streams.
 const FIRST_PRESERVED: i32 = 3;
@@ -162,25 +164,27 @@ fn make(
     let Bundle { path, text, mut spec } = bundle;
     let mut container = Container::make(global, id, Record { bundle: path.clone(), ..Record::default() })?;
     let mut cgroup = Cgroup::default();
+    let mut begun = None;
     let mut warnings = Vec::new();
     let made = (|| {
         container.write(CONFIG, &text)?;
         container.save()?;
         let plan = container.cgroup_plan(&mut spec);
         let rootfs = RootfsPlan::new(&path, Vec::new(), Vec::new(), &spec)?;
-        let hooks = hooks::Plan::new(&mut spec, &path, id);
+        let hooks = Rc::new(hooks::Plan::new(&mut spec, &path, id));
         let Run { plan: mut whole, warnings: told, .. } = Run::new(spec, rootfs)?;
         warnings.extend(told);
         wishes.apply(&mut whole.process)?;
         whole.wait = Wait::Starter(container.listen()?);
-        whole.hooks = Some(hooks);
+        whole.hooks = Some(hooks.clone());
         cgroup = plan.create(Path::new(cgroup::ROOT), &mut warnings)?;
         let (pid, channel) = run::make_first_process(&whole, None, &cgroup, &mut warnings)?;
+        begun = Some(hooks);
         let followed = (|| {
             container.record.pid = pid;
             container.record.start_time = start_time(pid).unwrap_or_default();
             container.save()?;
-            follow(&mut container.record.pid, &channel, whole.hooks.as_ref(), &mut warnings, take_terminal)?;
+            follow(&mut container.record.pid, &channel, whole.hooks.as_deref(), &mut warnings, take_terminal)?;
             wishes.tell(pid)?;
             container.record.created = time::now();
             container.save()
@@ -190,14 +194,19 @@ fn make(
         }
         followed
     })();
+    if made.is_err() {
+        if begun.is_some() {
+            cgroup.signal_all(libc::SIGKILL); // what hooks of the container's side have left
+        }
+        cgroup.remove();
+        let _ = container.remove();
+        // What others have done is undone by these (runtime.md, "Lifecycle").
+        warnings.extend(begun.and_then(|hooks| hooks.run(Point::End, 0).ok()).unwrap_or_default());
+    }
     for warning in warnings {
         journal.warn(&warning);
     }
-    if let Err(failure) = made {
-        cgroup.remove();
-        let _ = container.remove();
-        return Err(failure);
-    }
+    made?;
     Ok(container)
 }
 
@@ -215,7 +224,7 @@ pub(super) fn follow(
             Some(Message::Warning(text)) => warnings.push(text),
             Some(Message::Terminal(master)) => take_terminal(master)?,
             Some(Message::Made) => {
-                hooks.map_or(Ok(()), |hooks| hooks.at_creation(*pid))?;
+                warnings.extend(hooks.map_or(Ok(Vec::new()), |hooks| hooks.run(Point::Creation, *pid))?);
                 channel.send(&Message::Proceed)?;
             }
             Some(Message::Failed(failure)) => return Err(failure),

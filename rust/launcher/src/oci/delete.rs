@@ -8,7 +8,7 @@ use super::container::Container;
 use super::journal::Journal;
 use super::running;
 use crate::error::{Failure, Kind};
-use crate::hooks::{self, Status};
+use crate::hooks::{self, Point, Status};
 use crate::sys;
 
 /// How long a killed process may take to end.
@@ -50,8 +50,10 @@ pub(super) fn remove(global: &Global, id: &str, force: bool, journal: &mut Journ
         }
     };
     container.remove()?;
-    for failure in plan.iter().flat_map(hooks::Plan::after_end) {
-        journal.warn(&failure.message);
+    if let Some(plan) = plan {
+        for complaint in plan.run(Point::End, 0)? {
+            journal.warn(&complaint);
+        }
     }
     Ok(())
 }

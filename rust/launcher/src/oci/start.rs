@@ -6,7 +6,7 @@ use super::create::follow;
 use super::journal::Journal;
 use crate::channel::{Channel, Message};
 use crate::error::{Failure, Kind};
-use crate::hooks::{self, Status};
+use crate::hooks::{self, Point, Status};
 use crate::sys;
 
 /// Run the program of a container that is created.
@@ -34,7 +34,7 @@ pub(super) fn start_program(global: &Global, id: &str, journal: &mut Journal) ->
     }
     container.forget_starter();
     started?;
-    plan.after_start(pid).inspect_err(|_| {
+    plan.run(Point::Start, pid).map(drop).inspect_err(|_| {
         let _ =
             container.process().map(|process| sys::signal_process(std::os::fd::AsFd::as_fd(&process), libc::SIGKILL));
     })

@@ -44,6 +44,11 @@ pub struct Hook {
 }
 
 impl Hooks {
+    /// Whether there is any program.
+    pub fn any(&self) -> bool {
+        self.all().any(|(_, hooks)| !hooks.is_empty())
+    }
+
     /// All programs, with the name of the point they belong to.
     pub fn all(&self) -> impl Iterator<Item = (&'static str, &Vec<Hook>)> {
         [
