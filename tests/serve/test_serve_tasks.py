@@ -16,6 +16,7 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any
 
+from lamella.containers import lifecycle
 from lamella.containers.defaults import CAPABILITIES
 from lamella.serve.api import (
     cgroup1_pb2,
@@ -25,8 +26,9 @@ from lamella.serve.api import (
     task_types_pb2,
     tasks_pb2,
 )
-from lamella.serve.messages import SPEC_TYPE, to_mounts
+from lamella.serve.messages import SPEC_TYPE, any_of, to_mounts
 from rpc import refusal
+from waiting import until
 
 pytestmark = [pytest.mark.privileged]
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
@@ -107,11 +109,14 @@ class Box:
         self.tasks = served.stub(tasks_pb2, "Tasks")
         self.folder, self.root, self.name = folder, root, name
 
-    def record(self, *words: str, terminal: bool = False, **changes) -> Box:
+    def record(self, *words: str, terminal: bool = False, program: str = "", **changes) -> Box:
         spec = spec_of(*words, terminal=terminal, name=self.name)
         container = containers_pb2.Container(
             id=self.name,
-            runtime=containers_pb2.Container.Runtime(name="io.containerd.runc.v2"),
+            runtime=containers_pb2.Container.Runtime(
+                name="io.containerd.runc.v2",
+                options=any_of(runc_options_pb2.Options(binary_name=program)) if program else None,
+            ),
             spec=Any(type_url=SPEC_TYPE, value=json.dumps(spec | changes).encode()),
         )
         self.containers.Create(containers_pb2.CreateContainerRequest(container=container))
@@ -260,10 +265,38 @@ def test_output_that_nobody_reads_holds_nothing_up_at_the_end(box) -> None:
     assert box.delete().exit_status == 0
 
 
-def test_output_goes_to_a_file_and_to_no_program(box) -> None:
+@pytest.mark.parametrize("exec_id", ["", "x"])
+def test_an_end_is_told_when_what_was_written_has_been_read(box, monkeypatch, exec_id) -> None:
+    """ctr gives up opening its FIFOs when it hears of the end: what it had not opened by then was lost."""
+    monkeypatch.setattr(lifecycle, "READERS_SECONDS", DEADLINE)
+    path = box.folder / "out"
+    os.mkfifo(path)
+    words = ("/bin/sh", "-c", "echo short")
+    with ThreadPoolExecutor(1) as pool, os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as reader:
+        if exec_id:
+            box.run("/bin/sleep", "600")
+            process = Any(type_url=PROCESS_TYPE, value=json.dumps(process_of(*words)).encode())
+            box.tasks.Exec(
+                tasks_pb2.ExecProcessRequest(container_id="box", exec_id="x", stdout=str(path), spec=process)
+            )
+        else:
+            box.record(*words)
+            box.create(stdout=str(path))
+        waiting = pool.submit(box.wait, exec_id)
+        box.start(exec_id)
+        until(lambda: box.get(exec_id).status == task_types_pb2.STOPPED)
+        assert not waiting.done()
+        assert os.read(reader.fileno(), 100) == b"short\n"
+        assert waiting.result(DEADLINE) == 0
+    if exec_id:
+        box.kill()
+        box.wait()
+
+
+def test_output_goes_to_a_file(box) -> None:
     place = f"file://{box.folder}/sub/log"
     box.record("/bin/sh", "-c", "echo out; echo err >&2")
-    assert refusal(box.create, stdout="binary:///bin/logger?a=b") is grpc.StatusCode.UNIMPLEMENTED
+    assert refusal(box.create, stdout="syslog://logger") is grpc.StatusCode.UNIMPLEMENTED
     assert refusal(box.create, stdout="relative/path") is grpc.StatusCode.INVALID_ARGUMENT
     assert refusal(box.create, stdout=str(box.folder / "none")) is grpc.StatusCode.NOT_FOUND
     assert refusal(box.create, stdin="/dev/null") is grpc.StatusCode.INVALID_ARGUMENT
@@ -273,6 +306,167 @@ def test_output_goes_to_a_file_and_to_no_program(box) -> None:
     assert box.wait() == 0
     box.delete()
     assert sorted((box.folder / "sub/log").read_bytes().split()) == [b"err", b"out"]
+
+
+LOGGER = """#!/bin/sh
+folder=$2
+echo "$CONTAINER_NAMESPACE/$CONTAINER_ID $$" >> $folder/begun
+exec 5>&-
+{ cat <&3 > $folder/out; } & { cat <&4 > $folder/err; } & wait
+sleep 0.3
+echo done >> $folder/ended
+"""
+
+
+@pytest.fixture
+def logger(tmp_path: Path) -> Path:
+    """Give a program that keeps what it gets in the folder that its argument names."""
+    file = tmp_path / "logger"
+    file.write_text(LOGGER)
+    file.chmod(0o755)
+    return file
+
+
+def test_output_goes_to_a_program_that_is_waited_for_at_the_end(box, logger, tmp_path) -> None:
+    box.record("/bin/sh", "-c", "echo out; echo err >&2")
+    box.create(stdout=f"binary://{logger}?to={tmp_path}", stderr=f"binary://{logger}?to={tmp_path}")
+    assert (tmp_path / "begun").read_text().split()[0] == "default/box"
+    assert not (tmp_path / "out").exists() or (tmp_path / "out").read_bytes() == b""
+    box.start()
+    assert box.wait() == 0
+    box.delete()
+    assert ((tmp_path / "out").read_bytes(), (tmp_path / "err").read_bytes()) == (b"out\n", b"err\n")
+    assert (tmp_path / "ended").read_text() == "done\n", "the monitor has waited for it"
+
+
+def test_a_process_that_is_added_may_have_a_logger_of_its_own(box, logger, tmp_path) -> None:
+    box.run("/bin/sleep", "600")
+    process = json.dumps(process_of("/bin/sh", "-c", "echo in")).encode()
+    place = f"binary://{logger}?to={tmp_path}"
+    request = tasks_pb2.ExecProcessRequest(
+        container_id="box", exec_id="x", stdout=place, spec=Any(type_url=PROCESS_TYPE, value=process)
+    )
+    box.tasks.Exec(request)
+    box.start("x")
+    assert box.wait("x") == 0
+    until((tmp_path / "ended").exists)
+    assert (tmp_path / "out").read_bytes() == b"in\n"
+    box.kill()
+    box.wait()
+    box.delete()
+
+
+def test_a_logger_that_dies_does_not_hold_the_container_up(box, logger, tmp_path) -> None:
+    script = "until [ -e /run/go ]; do sleep 0.01; done; yes | head -c 1000000; exit 5"
+    box.record("/bin/sh", "-c", script)
+    box.create(stdout=f"binary://{logger}?to={tmp_path}")
+    os.killpg(int((tmp_path / "begun").read_text().split()[1]), signal.SIGKILL)
+    box.start()
+    box.exec("x", "/bin/sh", "-c", ": > /run/go")
+    box.start("x")
+    assert box.wait() == 5
+    box.delete()
+
+
+def test_a_logger_that_does_not_end_is_killed_after_a_while(box, logger, tmp_path) -> None:
+    logger.write_text(LOGGER.replace("sleep 0.3", "exec sleep 600"))
+    box.record("/bin/true")
+    box.create(stdout=f"binary://{logger}?to={tmp_path}")
+    pid = int((tmp_path / "begun").read_text().split()[1])
+    box.start()
+    assert box.wait() == 0
+    box.delete()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_programs_that_are_no_loggers_are_refused(box, tmp_path) -> None:
+    box.record("/bin/true")
+    codes = grpc.StatusCode
+    assert refusal(box.create, stdout=f"binary://{tmp_path}/none") is codes.NOT_FOUND
+    assert refusal(box.create, stdout="binary://relative") is codes.INVALID_ARGUMENT
+    (tmp_path / "text").write_text("no program")
+    assert refusal(box.create, stdout=f"binary://{tmp_path}/text") is codes.PERMISSION_DENIED
+    assert refusal(box.get) is codes.NOT_FOUND, "nothing is left of them"
+
+
+HOOKS = ("createRuntime", "poststart", "poststop")
+
+
+def hooks_of(folder: Path) -> dict:
+    """Give hooks that write down their points and the container's status."""
+    script = 'echo $POINT $(cat | tr "," "\\n" | grep status) >> $FOLDER/told'
+    return {
+        point: [
+            {
+                "path": "/bin/sh",
+                "args": ["sh", "-c", script],
+                "env": ["PATH=/usr/bin:/bin", f"POINT={point}", f"FOLDER={folder}"],
+            }
+        ]
+        for point in HOOKS
+    }
+
+
+@pytest.mark.parametrize("program", ["", "/usr/sbin/runc"])
+def test_hooks_run_and_the_last_ones_when_the_task_is_deleted(box, tmp_path, program) -> None:
+    told = tmp_path / "told"
+    box.record("/bin/sh", "-c", "exit 3", program=program, hooks=hooks_of(tmp_path))
+    for count in (1, 2):
+        box.create()
+        box.start()
+        assert box.wait() == 3
+        points = [line.split()[0] for line in told.read_text().splitlines()]
+        assert points == [*HOOKS] * (count - 1) + ["createRuntime", "poststart"]
+        box.delete()
+        points = [line.split()[0] for line in told.read_text().splitlines()]
+        assert points == [*HOOKS] * count
+    assert told.read_text().splitlines()[2] == 'poststop "status":"stopped"'
+
+
+def test_the_last_hooks_run_when_the_library_removes_the_container(served, box, tmp_path) -> None:
+    box.record("/bin/true", hooks=hooks_of(tmp_path))
+    box.create()
+    box.start()
+    box.wait()
+    served.client.containers.get("box").remove()
+    assert (tmp_path / "told").read_text().splitlines()[-1] == 'poststop "status":"stopped"'
+
+
+@pytest.mark.needs_program("runc")
+def test_another_runtime_makes_a_task_that_waits_for_its_start(box) -> None:
+    box.record("/bin/sh", "-c", "echo out; cat; exit 4", program="/usr/sbin/runc")
+    streams = box.streams(stdin=True)
+    pid = box.create(streams)
+    assert box.get().status == task_types_pb2.CREATED
+    assert Path(f"/proc/{pid}").exists()
+    assert box.start() == pid
+    assert refusal(box.start) is grpc.StatusCode.FAILED_PRECONDITION
+    box.exec("x", "/bin/sh", "-c", "exit 6")
+    box.start("x")
+    assert box.wait("x") == 6
+    Path(streams.paths["stdin"]).write_bytes(b"in\n")
+    box.close_input()
+    assert box.wait() == 4
+    assert streams.ended() == (b"out\nin\n", b"")
+    assert box.delete().exit_status == 4
+
+
+@pytest.mark.needs_program("runc")
+def test_a_task_of_another_runtime_that_is_not_started_is_deleted(box) -> None:
+    box.record("/bin/sleep", "600", program="/usr/sbin/runc")
+    pid = box.create()
+    assert box.delete().exit_status == 137
+    assert not Path(f"/proc/{pid}").exists()
+    assert refusal(box.get) is grpc.StatusCode.NOT_FOUND
+    box.create()
+    box.kill()
+    assert box.wait() == 137
+    box.delete()
+    with pytest.raises(grpc.RpcError) as caught:
+        box.name = "none"
+        box.record("/no/such/program", program="/usr/sbin/runc")
+        box.create()
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_processes_are_added_by_name_and_their_end_is_kept(box) -> None:

@@ -20,10 +20,6 @@ import transcripts
 from daemons import Daemon
 
 HERE = Path(__file__).resolve().parent
-LEFT_OUT = {
-    ("nerdctl", "2.0", "containers"): "nerdctl has hooks in each container, which the launcher refuses",
-}
-"""What is not run against lamella, each with the reason."""
 RECORDS = os.environ.get("LAMELLA_UPDATE_GOLDEN") == "1" or os.environ.get("LAMELLA_NIGHTLY") == "1"
 """Whether containerd is asked again: what it prints does not change from day to day."""
 INTENDED: dict[str, str] = {}
@@ -41,7 +37,6 @@ def _cases(program: str, *versions: str) -> pytest.MarkDecorator:
             for daemon in ("lamella", *(["containerd"] if RECORDS else []))
             for version in versions
             for name in sorted(file.stem for file in (HERE / program).glob("*.txt"))
-            if daemon == "containerd" or (program, version, name) not in LEFT_OUT
         ],
         indirect=["daemon"],
     )

@@ -1,7 +1,8 @@
-"""The poststop hooks of a run whose monitor was killed: run by whoever looks next, in the monitor's place.
+"""The poststop hooks of a run, where its monitor has not run them: it was killed, or they are whoever's who takes leave of it.
 
 A monitor leaves ``poststop.json`` in the bundle before a run's first hook, and takes it away when the poststop hooks have run
-(``rust/launcher/src/monitor/hooks.rs``). containerd does the same where a shim was killed: its ``runc delete`` runs them.
+(``rust/launcher/src/monitor/hooks.rs``). containerd does the same where a shim was killed: its ``runc delete`` runs them. Of the
+tasks of its clients they are run when the task is deleted, so that names and addresses stay with a container that has ended.
 
 Rules: runtime spec, runtime.md, "Lifecycle"; config.md, "POSIX-platform Hooks".
 """
@@ -38,8 +39,10 @@ class _Hooks(msgspec.Struct, frozen=True):
 
 
 class _Left(msgspec.Struct, frozen=True):
-    hooks: _Hooks
-    state: dict[str, Any]
+    hooks: _Hooks = _Hooks()
+    state: dict[str, Any] = {}
+    delete: list[str] = []
+    """The command by which another runtime does it."""
 
 
 def run_left(bundle: Path) -> None:
@@ -49,7 +52,9 @@ def run_left(bundle: Path) -> None:
     except FileNotFoundError:
         return
     except msgspec.MsgspecError:  # it was killed while it wrote this: no hook has run
-        left = _Left(hooks=_Hooks(), state={})
+        left = _Left()
+    if left.delete:
+        _delete(left.delete)
     state = msgspec.json.encode(left.state | {"status": "stopped", "pid": 0})
     for index, hook in enumerate(left.hooks.poststop):
         try:
@@ -59,6 +64,13 @@ def run_left(bundle: Path) -> None:
         if problem:
             _log.warning(f"hooks.poststop[{index}] {hook.path}: %(reason)s", reason=problem)
     (bundle / HOOKS_AT_END).unlink(missing_ok=True)
+
+
+def _delete(command: list[str]) -> None:
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, cwd="/", check=False)
+    if done.returncode:
+        said = done.stderr[-_WORDS:].decode(errors="replace").strip()
+        _log.warning("%(command)s: %(reason)s", command=" ".join(command), reason=said)
 
 
 def _run(hook: _Hook, state: bytes) -> str:

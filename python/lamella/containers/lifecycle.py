@@ -9,8 +9,14 @@ Rules and messages: containerd, plugins/services/tasks and cmd/containerd-shim-r
 
 from __future__ import annotations
 
+import fcntl
+import os
+import sys
+import termios
+import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from pathlib import Path
 
 from lamella.config import check_identifier
 from lamella.containers.cgroups import Cgroup
@@ -28,6 +34,8 @@ if TYPE_CHECKING:
     from lamella.snapshots import Mount
 
 ProcessStatus = Literal["created", "running", "paused", "stopped"]
+READERS_SECONDS = 1.0
+"""How long an answer to who waits for an end is kept back at most, until what was written has been read."""
 UNKNOWN_EXIT = 255
 """The exit status of a task whose monitor was killed (containerd's UnknownExitStatus)."""
 
@@ -64,6 +72,28 @@ class _Linux(Struct, frozen=True, rename="camel"):
 class _Bundle(Struct, frozen=True):
     process: _Process = _Process()
     linux: _Linux = _Linux()
+
+
+def _await_readers(paths: Paths) -> None:
+    """Wait until the output's FIFOs are empty, for a moment at most: nobody may be there who reads them."""
+    deadline = time.monotonic() + READERS_SECONDS
+    for path in (paths.stdout, paths.stderr):
+        try:
+            if not path or not Path(path).is_fifo():
+                continue
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            while _unread(descriptor) and time.monotonic() < deadline:
+                time.sleep(0.001)
+        finally:
+            os.close(descriptor)
+
+
+def _unread(descriptor: int) -> int:
+    """Give how many bytes a pipe holds: ioctl_pipe(2)."""
+    return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 class Lifecycle:
@@ -170,13 +200,15 @@ class Lifecycle:
         self._need({"op": "describe", "exec": exec_id, "process": process, "stdio": to_builtins(paths)})
 
     def wait(self, exec_id: str = "") -> Exit:
-        """Wait for the end of it, or of a process. NotFound; Cancelled with the thread's transfer."""
+        """Wait for the end of it, or of a process. NotFound; Cancelled with the thread's transfer.
+
+        What it has written has as a rule been taken from its FIFOs by then: ctr gives up opening them when it hears of the end.
+        """
         while True:
             state = self.state(exec_id)
-            if state.exit is not None:
-                return state.exit
-            ended = self._await({"op": "wait"} | ({"exec": exec_id} if exec_id else {}))
+            ended = state.exit or self._await({"op": "wait"} | ({"exec": exec_id} if exec_id else {}))
             if ended is not None:
+                _await_readers(state.paths)
                 return ended
 
     def _await(self, request: dict[str, Any]) -> Exit | None:
@@ -248,12 +280,13 @@ class Lifecycle:
     def update(self, resources: dict[str, Any]) -> None:
         """Change limits of what runs (sections of the spec's resources); the record's spec is its client's.
 
+        Devices are passed over, as runc does: clients send all of the resources along, and those in it are the start's.
         FailedPrecondition when it does not run; errors as for :meth:`lamella.containers.container.Container.update`.
         """
         if self._present().status == "stopped":
             raise FailedPrecondition("cannot update a stopped container")
         with self._task.held(self.container.refresh):
-            self._task.update(resources)
+            self._task.update({name: each for name, each in resources.items() if name != "devices"})
 
     def processes(self) -> dict[int, str]:
         """Give the ids of its processes as the host sees them, with the names of those that have one."""

@@ -32,7 +32,7 @@ from lamella.typings import Any, Literal
 
 _log = Log("lamella.containers")
 HOOKS_AT_END = "poststop.json"
-"""What a bundle has of the hooks that are to run at the end of a run, until they have."""
+"""What a bundle has of what is to follow a run, hooks as a rule, until that has been done."""
 SETTLE_SECONDS = 60.0
 """How long a start that failed, or lost its caller, may take to be over: milliseconds, but for a machine with too much to do."""
 OUTPUT_SECONDS = 2.0
@@ -157,6 +157,7 @@ class Task:
             raise FailedPrecondition("the container is running already")
         self._await_monitor()
         self._clean_up()
+        self._run_hooks_at_end()
         self._unplug()
         before_reset()
         for name in RECORDS:
@@ -223,6 +224,7 @@ class Task:
                 "network": str(self.network_record),
                 **({"runtime": str(runtime)} if runtime is not None else {}),
                 **({"stdio": paths} if paths is not None else {}),
+                **({"deleted_later": True} if hold == "start" else {}),
             }
         )
         ours, theirs = _socket.socketpair() if attach else (None, None)
@@ -405,15 +407,27 @@ class Task:
         return False
 
     def _has_hooks_to_run(self) -> bool:
-        """Say whether hooks of a run's end have not run yet."""
+        """Say whether what follows a run's end has not been done yet."""
         return (self.folder / HOOKS_AT_END).exists()
+
+    def _run_hooks_at_end(self) -> None:
+        """Do what follows a run where no monitor has: it was killed, or that was left to who takes leave. Harmless twice.
+
+        For when the bundle has no pid any more, or no monitor.
+        """
+        if self._has_hooks_to_run():
+            from lamella.containers.hooks import run_left
+
+            run_left(self.folder)
 
     def _await_monitor(self) -> None:
         """Wait until the monitor of an ended run has cleaned up, which takes milliseconds. FailedPrecondition if it stays."""
         now = time.monotonic()
         deadline, output_deadline = now + SETTLE_SECONDS, now + OUTPUT_SECONDS
         while self.monitored():
-            if self._has_hooks_to_run():  # which end by themselves, or by their time-outs
+            if (
+                self._has_hooks_to_run() and (self.folder / "pid").exists()
+            ):  # they end by themselves, or by their time-outs
                 deadline = time.monotonic() + SETTLE_SECONDS
             if time.monotonic() > output_deadline:
                 output_deadline = deadline
@@ -663,6 +677,7 @@ class Task:
         while (self.folder / "pid").exists() and self.monitored():
             time.sleep(0.0005)
         self._clean_up()
+        self._run_hooks_at_end()
         try:
             self._unplug()
         except LamellaError as error:  # a plugin that is gone, say; the record stays, and gc tries it again
@@ -726,10 +741,6 @@ class Task:
             # Processes that another runtime has made do not end with the monitor; what sees to that can be killed, too.
             end_processes(spec.linux.cgroups_path)
         remove_cgroups(spec.linux.cgroups_path)
-        if self._has_hooks_to_run():
-            from lamella.containers.hooks import run_left
-
-            run_left(self.folder)
 
 
 def _program(runtime: str) -> Path | None:

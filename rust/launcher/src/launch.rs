@@ -156,11 +156,9 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
     monitor::forget_exit(bundle.as_fd());
     let listener = listen(&request.bundle, &bundle)?;
     let network = request.network.as_deref().map(Network::new);
-    let redirected = Redirected::open(&request.stdio)?;
     let hooks = run.shared.hooks.clone();
-    if let Some(hooks) = &hooks {
-        monitor::expect_end(bundle.as_fd(), hooks)?;
-    }
+    monitor::expect_end(bundle.as_fd(), &request, &run.shared)?;
+    let redirected = Redirected::open(&request.stdio, &request.owner())?;
     let mut cgroup = run.make_cgroup(request.cgroup_root())?;
     if !run.own_pids || run.shared.runtime.is_some() {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
@@ -183,7 +181,8 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
                 cgroup.signal_all(libc::SIGKILL); // what hooks of the container's side have left
             }
             cgroup.remove();
-            hooks.map(|hooks| monitor::run_at_end(bundle.as_fd(), &hooks));
+            monitor::run_at_end(bundle.as_fd(), hooks.as_deref());
+            redirected.give_up();
             return Err(failure);
         }
     };

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::error::{Failure, Kind, Step};
+use crate::monitor::Owner;
 use crate::rootfs::Source;
 use crate::spec;
 use crate::sys;
@@ -72,6 +73,10 @@ pub struct Request {
     /// Set everything up and wait for the `start` operation before the program is run.
     #[serde(default)]
     pub hold: bool,
+    /// What ends a container for good is done by whoever takes leave of it, as in containerd, and not at its end: poststop hooks,
+    /// another runtime's `delete`.
+    #[serde(default)]
+    pub deleted_later: bool,
     /// The program of a held container comes with the `start` operation: the spec's is not looked for. When the first
     /// attached client hangs up before, the container ends.
     #[serde(default)]
@@ -79,7 +84,7 @@ pub struct Request {
 }
 
 /// Where the streams of a process lead, as containerd's API has it: an empty path for nowhere, the path of a FIFO, or, of
-/// output, a URI whose scheme is `file`.
+/// output, a URI whose scheme is `file` or `binary`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
@@ -209,6 +214,21 @@ impl From<SnapshotMount> for lamella_core::mount::Mount {
 }
 
 impl Request {
+    /// For whom streams are redirected.
+    pub fn owner(&self) -> Owner {
+        match &self.events {
+            Some(EventTarget { container, namespace, .. }) => {
+                Owner { container: container.clone(), namespace: namespace.clone() }
+            }
+            None => Owner { container: self.id().into(), namespace: String::new() },
+        }
+    }
+
+    /// The container's identifier.
+    pub fn id(&self) -> &str {
+        self.bundle.rsplit('/').find(|name| !name.is_empty()).unwrap_or_default()
+    }
+
     /// Where the cgroup hierarchies are mounted.
     pub fn cgroup_root(&self) -> &Path {
         Path::new(self.cgroup_root.as_deref().unwrap_or(cgroup::ROOT))
@@ -224,9 +244,9 @@ impl Request {
         if request.program_at_start && !request.hold {
             return Err(Failure::invalid("program_at_start", "is for a container that is held"));
         }
-        if request.runtime.is_some() && request.hold {
-            return Err(Failure::unsupported("hold beside a runtime")
-                .with_hint("no other OCI runtime waits for its program: leave runtime out"));
+        if request.runtime.is_some() && request.program_at_start {
+            return Err(Failure::unsupported("program_at_start beside a runtime")
+                .with_hint("another OCI runtime has its program from the beginning: leave runtime out"));
         }
         request.stdio.check()?;
         spec::check_text("bundle", &request.bundle)?;
@@ -330,7 +350,9 @@ mod tests {
             Request::parse(&format!(r#"{{"version":2,"bundle":"/b","sources":[{source}]}}"#)).expect_err("leads out");
         }
         Request::parse(r#"{"version":2,"bundle":"/b","runtime":"runc"}"#).expect_err("relative");
-        let held = Request::parse(r#"{"version":2,"bundle":"/b","runtime":"/runc","hold":true}"#).expect_err("held");
+        let held =
+            Request::parse(r#"{"version":2,"bundle":"/b","runtime":"/runc","hold":true,"program_at_start":true}"#);
+        let held = held.expect_err("it has its program from the beginning");
         assert_eq!(held.kind, Kind::Unsupported);
         let events = r#"{"version":2,"bundle":"/b","events":{"spool":"s","namespace":"n","container":"c"}}"#;
         Request::parse(events).expect_err("relative");

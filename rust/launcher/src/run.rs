@@ -125,10 +125,7 @@ impl Prepared {
             });
         }
         let mut spec = Spec::parse(&text)?;
-        let hooks = spec.hooks.any().then(|| {
-            let id = request.bundle.rsplit('/').find(|name| !name.is_empty()).unwrap_or_default();
-            Rc::new(hooks::Plan::new(&mut spec, &request.bundle, id))
-        });
+        let hooks = spec.hooks.any().then(|| Rc::new(hooks::Plan::new(&mut spec, &request.bundle, request.id())));
         let snapshot = request.rootfs.iter().cloned().map(Into::into).collect();
         let sources = request.sources.iter().cloned().map(Into::into).collect();
         let rootfs = RootfsPlan::new(&request.bundle, snapshot, sources, &spec)?;

@@ -10,10 +10,11 @@ use rustix::event::epoll;
 use rustix::fs::AtFlags;
 use serde_json::json;
 
-use super::{INIT, Monitor, Source, record};
+use super::{INIT, Monitor, Shared, Source, record};
 use crate::channel::Message;
 use crate::error::Failure;
 use crate::hooks::{Plan, Point, Running};
+use crate::request::Request;
 
 const FILE: &str = "poststop.json";
 
@@ -24,19 +25,26 @@ pub(super) struct RunningHooks {
     running: Running,
 }
 
-/// A run begins, which poststop hooks are to follow, whoever is there then. Harmless twice.
-pub fn expect_end(bundle: BorrowedFd<'_>, hooks: &Plan) -> Result<(), Failure> {
-    if hooks.hooks.poststop.is_empty() { Ok(()) } else { record::write(bundle, FILE, hooks) }
+/// A run begins that something is to follow, whoever is there then: poststop hooks, or a runtime's `delete`, which runs them, where
+/// that is not the monitor's to do. Harmless twice.
+pub fn expect_end(bundle: BorrowedFd<'_>, request: &Request, shared: &Shared) -> Result<(), Failure> {
+    match (&shared.hooks, &shared.runtime) {
+        (Some(hooks), _) if !hooks.hooks.poststop.is_empty() => record::write(bundle, FILE, &**hooks),
+        (_, Some(runtime)) if request.deleted_later => {
+            record::write(bundle, FILE, &json!({"delete": runtime.deletion()}))
+        }
+        _ => Ok(()),
+    }
 }
 
-/// Run the poststop hooks of a run that could not begin, to their end; returns what they complain of. Harmless twice.
-pub fn run_at_end(bundle: BorrowedFd<'_>, hooks: &Plan) -> Vec<String> {
+/// Run the poststop hooks of a run that could not begin, to their end. Harmless twice.
+pub fn run_at_end(bundle: BorrowedFd<'_>, hooks: Option<&Plan>) {
     if !is_end_expected(bundle) {
-        return Vec::new();
+        return;
     }
-    let complaints = hooks.run(Point::End, 0).unwrap_or_else(|failure| vec![failure.message]);
+    // What they complain of has nowhere to go: the container has no log yet.
+    let _ = hooks.map(|hooks| hooks.run(Point::End, 0));
     forget_end(bundle);
-    complaints
 }
 
 fn is_end_expected(bundle: BorrowedFd<'_>) -> bool {
@@ -51,7 +59,8 @@ impl Monitor {
     /// Begin to run those of a point; false when there are none. Poststop hooks are run once after each run.
     pub(super) fn run_hooks(&mut self, point: Point) -> Result<bool, Failure> {
         let Some(hooks) = &self.shared.hooks else { return Ok(false) };
-        if point == Point::End && !is_end_expected(self.bundle.as_fd()) {
+        let is_anothers = self.restarts.request.deleted_later && !self.will_run_again();
+        if point == Point::End && (is_anothers || !is_end_expected(self.bundle.as_fd())) {
             return Ok(false);
         }
         let pid = self.processes.get(&INIT).and_then(|init| init.pid).unwrap_or_default();

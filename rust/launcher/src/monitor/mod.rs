@@ -18,6 +18,7 @@ mod frames;
 mod hooks;
 mod log;
 mod log_file;
+mod logger;
 mod memory;
 mod named;
 mod pump;
@@ -55,6 +56,8 @@ use hooks::RunningHooks;
 pub use hooks::{expect_end, run_at_end};
 use log::Log;
 use log_file::Limits;
+use logger::Logger;
+pub use logger::Owner;
 use memory::Memory;
 use named::Named;
 use record::ExitRecord;
@@ -229,6 +232,10 @@ pub struct Monitor {
     feeds: BTreeMap<u32, Feed>,
     /// Paths that processes write to, or have written to while somebody has not taken all: by process and stream.
     sinks: BTreeMap<(u32, u8), Sink>,
+    /// Programs that take what is written, until they have ended.
+    loggers: Vec<Logger>,
+    /// When those are killed that have not ended by then.
+    loggers_end: Option<Instant>,
     /// Children that ended before the monitor learned what they are.
     unclaimed: BTreeMap<i32, WaitStatus>,
     clients: BTreeMap<u32, Client>,
@@ -278,6 +285,8 @@ impl Monitor {
             named: Named::default(),
             feeds: BTreeMap::new(),
             sinks: BTreeMap::new(),
+            loggers: Vec::new(),
+            loggers_end: None,
             unclaimed: BTreeMap::new(),
             clients: BTreeMap::new(),
             next_client: 0,
@@ -364,8 +373,13 @@ impl Monitor {
             }
             let stray = self.processes.values().any(Process::has_stray_output);
             let log = self.log.as_ref().and_then(Log::timeout);
-            let timeouts =
-                [stray.then_some(STRAY_OUTPUT), self.memory.timeout(), log, self.restarts.timeout(self.is_held_back())];
+            let timeouts = [
+                stray.then_some(STRAY_OUTPUT),
+                self.memory.timeout(),
+                log,
+                self.restarts.timeout(self.is_held_back()),
+                self.loggers_end.map(|moment| moment.saturating_duration_since(Instant::now())),
+            ];
             let timeout = timeouts.into_iter().flatten().min();
             let began = Instant::now();
             let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());
@@ -449,14 +463,32 @@ impl Monitor {
             // After the cgroups, and the last file: whoever removes the bundle, which says where they are, waits for this.
             let _ = rustix::fs::unlinkat(&self.bundle, "pid", rustix::fs::AtFlags::empty());
         }
-        self.clients.is_empty() && self.sinks.is_empty() && self.hooks.is_none()
+        self.sinks.is_empty() && self.await_loggers() && self.clients.is_empty() && self.hooks.is_none()
+    }
+
+    /// Whether no logger is left; they have a while from the moment on at which their streams have ended.
+    fn await_loggers(&mut self) -> bool {
+        if !self.loggers.is_empty() {
+            let end = *self.loggers_end.get_or_insert_with(|| Instant::now() + logger::PATIENCE);
+            if end <= Instant::now() {
+                for logger in self.loggers.drain(..) {
+                    logger.kill();
+                }
+            }
+        }
+        if self.loggers.is_empty() {
+            self.loggers_end = None;
+        }
+        self.loggers.is_empty()
     }
 
     /// Remove what an ended run leaves on the machine. Harmless twice.
     fn clear_behind_run(&mut self) {
         if let Some(runtime) = &self.shared.runtime {
             // What it still keeps the next run, or the removal of the bundle, takes away.
-            let _ = runtime.delete();
+            if self.will_run_again() || !self.restarts.request.deleted_later {
+                let _ = runtime.delete();
+            }
             runtime.remove_cgroup();
         }
         self.cgroup.remove();

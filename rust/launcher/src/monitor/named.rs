@@ -86,7 +86,7 @@ impl Monitor {
             Found::Ended => return Err(Failure::new(Kind::FailedPrecondition, "cannot start a stopped process")),
         }
         let Some(Description { process, paths }) = self.named.described.get(&name) else { return Ok(()) };
-        let redirected = Redirected::open(paths)?;
+        let redirected = Redirected::open(paths, &self.restarts.request.owner())?;
         let (process, paths) = (process.clone(), paths.clone());
         let id = self.begin_exec(client, process, !paths.stdin.is_empty(), Some(name.clone()))?;
         self.named.described.remove(&name);

@@ -29,6 +29,9 @@ impl Monitor {
             match self.processes.iter().find(|(_, process)| process.pid == Some(pid)).map(|(id, _)| *id) {
                 Some(id) => self.note_end(id, status),
                 None if self.processes.values().any(|process| process.helper == Some(pid)) => {}
+                None if self.loggers.iter().any(|logger| logger.pid() == pid) => {
+                    self.loggers.retain(|logger| logger.pid() != pid);
+                }
                 // A process whose helper has not spoken yet, or an orphan of a container without PID namespace.
                 None if self.processes.values().any(|process| process.pid.is_none()) => {
                     self.unclaimed.insert(pid, status);
@@ -46,12 +49,17 @@ impl Monitor {
         process.ended = Some(record.clone());
         if id == INIT {
             // A runtime may be about to say that it has started it: that comes first.
-            if process.helper.is_none() || process.channel.is_none() {
+            let held = process.starter.is_none() && self.restarts.request.hold;
+            if process.helper.is_none() || process.channel.is_none() || held {
+                // Whoever hears of the end finds all output in its paths.
+                self.drain(id);
                 self.end_run(record);
             }
         } else if process.channel.is_none() {
             self.tell_exec_exit(id);
-            if let Some(name) = self.processes.get(&id).and_then(|process| process.name.clone()) {
+            let name = self.processes.get(&id).and_then(|process| process.name.clone());
+            self.drain(id);
+            if let Some(name) = name {
                 self.tell_waiting_for(&name, &record);
             }
             if self.exit.is_some() {
@@ -89,10 +97,13 @@ impl Monitor {
         }
         // It was killed with the cgroup; where there is none, its orphans are found one generation after the other.
         let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-        for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
+        let is_logger = |child: &i32| self.loggers.iter().any(|logger| logger.pid() == *child);
+        let mut found = self.loggers.is_empty();
+        for child in children.split_whitespace().filter_map(|child| child.parse().ok()).filter(|it| !is_logger(it)) {
+            found = true;
             let _ = sys::kill(child, libc::SIGKILL);
         }
-        true
+        found
     }
 
     /// Tell those who follow events that an added process has ended, if it has.

@@ -1,4 +1,5 @@
-//! Streams that lead to paths of the caller, beside clients and the log: the FIFOs that containerd's clients make, or files.
+//! Streams that lead to paths of the caller, beside clients and the log: the FIFOs that containerd's clients make, files, or
+//! programs ([`super::logger`]).
 //!
 //! The monitor keeps the other end of each FIFO open, too. So nothing ends when a client goes away, and another one can
 //! open the FIFO again: what the process writes meanwhile stays in the FIFO until that is full, and then the process waits.
@@ -18,6 +19,7 @@ use rustix::io::Errno;
 
 use super::clients::LOW_WATER;
 use super::frames::FrameKind;
+use super::logger::{self, Logger, Owner, Program};
 use super::{Monitor, Source, stdio};
 use crate::error::{Failure, Step};
 use crate::request::Redirections;
@@ -25,12 +27,14 @@ use crate::request::Redirections;
 const CHUNK: usize = 64 * 1024;
 const FILE: &str = "file:";
 const FIFO: &str = "fifo:";
+const BINARY: &str = "binary:";
 
 /// The monitor's ends of a process's paths.
 #[derive(Debug, Default)]
 pub struct Redirected {
     input: Option<Feed>,
     outputs: [Option<Sink>; 2],
+    logger: Option<Logger>,
 }
 
 /// A path that a process reads.
@@ -55,13 +59,25 @@ pub(super) struct Sink {
 }
 
 impl Redirected {
-    /// Open what is named: NotFound, PermissionDenied, InvalidArgument, Unsupported for a kind of URI.
-    pub fn open(paths: &Redirections) -> Result<Self, Failure> {
+    /// Open what is named, for the processes of a container: NotFound, PermissionDenied, InvalidArgument, Unsupported for a kind
+    /// of URI, Unavailable for a logger that is not ready in time.
+    pub fn open(paths: &Redirections, owner: &Owner) -> Result<Self, Failure> {
         let input = (!paths.stdin.is_empty()).then(|| Feed::open(&paths.stdin)).transpose()?;
+        if paths.stdout.starts_with(BINARY) {
+            let (logger, streams) = logger::start(&program_of(&paths.stdout)?, owner)?;
+            return Ok(Self { input, outputs: streams.map(|end| Some(Sink::new(end, None))), logger: Some(logger) });
+        }
         // As containerd has it: a file for the output is that for errors, too.
         let errors = if paths.stdout.starts_with(FILE) { &paths.stdout } else { &paths.stderr };
         let open = |place: &str| (!place.is_empty()).then(|| Sink::open(place)).transpose();
-        Ok(Self { input, outputs: [open(&paths.stdout)?, open(errors)?] })
+        Ok(Self { input, outputs: [open(&paths.stdout)?, open(errors)?], logger: None })
+    }
+
+    /// The container was not made: a logger has nothing to wait for.
+    pub fn give_up(self) {
+        if let Some(logger) = &self.logger {
+            logger.end();
+        }
     }
 }
 
@@ -85,7 +101,11 @@ impl Sink {
         let step = || format!("open {place} for output");
         let reader = (kind == FileType::Fifo).then(|| reopen(&handle, OFlags::RDONLY)).transpose().step(step)?;
         let target = reopen(&handle, OFlags::WRONLY | OFlags::APPEND).step(step)?;
-        Ok(Self { target, reader, queue: VecDeque::new(), finished: false, watched: false })
+        Ok(Self::new(target, reader))
+    }
+
+    fn new(target: OwnedFd, reader: Option<OwnedFd>) -> Self {
+        Self { target, reader, queue: VecDeque::new(), finished: false, watched: false }
     }
 
     /// Bytes that are not handed over yet.
@@ -100,7 +120,7 @@ impl Sink {
                 Ok(written) => data = data.get(written..).unwrap_or_default(),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
-                Err(_) => return, // a full disk: the process goes on
+                Err(_) => return, // a full disk, a logger that has ended: the process goes on
             }
         }
         self.queue.extend(data);
@@ -138,13 +158,13 @@ fn reopen(handle: &OwnedFd, flags: OFlags) -> rustix::io::Result<OwnedFd> {
 fn path_of(place: &str, scheme: &str) -> Result<PathBuf, Failure> {
     let unsupported = |why: &str| {
         Failure::unsupported(format!("the output {place:?}"))
-            .with_hint(format!("{why}; give the path of a FIFO, or file:///PATH"))
+            .with_hint(format!("{why}; give the path of a FIFO, file:///PATH or binary:///PROGRAM"))
     };
     let path = match place.strip_prefix(scheme) {
         Some(rest) => decode(rest.strip_prefix("//").unwrap_or(rest))
             .ok_or_else(|| Failure::invalid("stdio", format!("{place:?} is no URI")))?,
         None if place.split_once(':').is_some_and(|(start, _)| is_scheme(start)) => {
-            return Err(unsupported("no program is started for what a container writes"));
+            return Err(unsupported("this is no place that a stream can lead to"));
         }
         None => place.to_owned(),
     };
@@ -159,9 +179,31 @@ fn is_scheme(text: &str) -> bool {
         && text.chars().all(|each| each.is_ascii_alphanumeric() || "+-.".contains(each))
 }
 
-/// Undo the percent-encoding of a URI's path (RFC 3986, section 2.1); what follows `?` or `#` is none of it.
+/// The program that a URI of the scheme `binary` names. Of a key that comes twice the first value counts, as containerd has it.
+fn program_of(place: &str) -> Result<Program, Failure> {
+    let path = path_of(place, BINARY)?.to_string_lossy().into_owned();
+    let query = place.split('#').next().and_then(|text| text.split_once('?')).map_or("", |(_, query)| query);
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let plain = |text: &str| {
+            unescape(&text.replace('+', " ")).ok_or_else(|| Failure::invalid("stdio", format!("{place:?} is no URI")))
+        };
+        let (key, value) = (plain(key)?, plain(value)?);
+        if pairs.iter().all(|(known, _)| *known != key) {
+            pairs.push((key, value));
+        }
+    }
+    Ok(Program { path, arguments: pairs.into_iter().flat_map(|(key, value)| [key, value]).collect() })
+}
+
+/// The path of a URI, without what follows `?` or `#`.
 fn decode(text: &str) -> Option<String> {
-    let text = text.split(['?', '#']).next().unwrap_or_default();
+    unescape(text.split(['?', '#']).next().unwrap_or_default())
+}
+
+/// Undo the percent-encoding of a part of a URI (RFC 3986, section 2.1).
+fn unescape(text: &str) -> Option<String> {
     let mut parts = text.split('%');
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
     for part in parts {
@@ -191,7 +233,8 @@ fn index_of(kind: FrameKind) -> u8 {
 impl Monitor {
     /// Let a process have its paths.
     pub(super) fn redirect(&mut self, id: u32, redirected: Redirected) {
-        let Redirected { input, outputs } = redirected;
+        let Redirected { input, outputs, logger } = redirected;
+        self.loggers.extend(logger);
         if let Some(feed) = input {
             self.feeds.insert(id, feed);
         }
@@ -394,12 +437,39 @@ mod tests {
     }
 
     #[test]
+    fn a_logger_gets_both_streams_its_arguments_and_whom_it_serves() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let script = r#"printf '%s\n' "$@" "$CONTAINER_NAMESPACE/$CONTAINER_ID" > seen; ls /proc/$$/fd > descriptors
+            exec 5>&-; cat <&3 > out; cat <&4 > err"#;
+        std::fs::write(folder.path().join("logger"), format!("#!/bin/sh\ncd \"$2\"\n{script}\n")).expect("written");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(folder.path().join("logger"), mode).expect("executable");
+        let place = folder.path().display();
+        let stdout = format!("binary://{place}/logger?folder={place}&a%20b=c+d&flag&folder=twice");
+        let owner = Owner { container: "box".into(), namespace: "tests".into() };
+        let paths = Redirections { stdout, ..Redirections::default() };
+        let Redirected { outputs, logger, .. } = Redirected::open(&paths, &owner).expect("started");
+        let [Some(mut output), Some(mut errors)] = outputs else { panic!("both streams go there") };
+        output.push(b"words");
+        errors.push(b"complaints");
+        drop((output, errors));
+        let pid = rustix::process::Pid::from_raw(logger.expect("it runs").pid());
+        rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()).expect("ended");
+        let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).expect("written");
+        assert_eq!(read("seen"), format!("folder\n{place}\na b\nc d\nflag\n\ntests/box\n"));
+        let descriptors = read("descriptors");
+        let beside_the_script = descriptors.split_whitespace().filter(|number| number.len() == 1);
+        assert!(beside_the_script.eq(["0", "1", "2", "3", "4", "5"]), "{descriptors}");
+        assert_eq!((read("out"), read("err")), ("words".into(), "complaints".into()));
+    }
+
+    #[test]
     fn a_file_is_made_with_its_folders_and_written_at_its_end() {
         let folder = tempfile::tempdir().expect("a folder");
         let place = format!("file://{}/a%20b/log?x=y", folder.path().display());
         for text in ["one\n", "two\n"] {
             let paths = Redirections { stdout: place.clone(), ..Redirections::default() };
-            let Redirected { outputs, .. } = Redirected::open(&paths).expect("opened");
+            let Redirected { outputs, .. } = Redirected::open(&paths, &Owner::default()).expect("opened");
             let [Some(mut output), Some(_)] = outputs else { panic!("errors go there, too") };
             output.push(text.as_bytes());
         }
@@ -411,10 +481,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let open = |stdin: &str, stdout: &str| {
             let paths = Redirections { stdin: stdin.into(), stdout: stdout.into(), stderr: String::new() };
-            Redirected::open(&paths).expect_err("refused")
+            Redirected::open(&paths, &Owner::default()).expect_err("refused")
         };
-        assert_eq!(open("", "binary:///bin/logger?a=b").kind, Kind::Unsupported);
-        assert!(open("", "binary:///bin/logger?a=b").message.contains("binary:///bin/logger"));
+        assert_eq!(open("", "syslog://host").kind, Kind::Unsupported);
+        assert!(open("", "syslog://host").message.contains("syslog://host"));
+        assert_eq!(open("", "binary:///bin/no-such-logger?a=b").kind, Kind::NotFound);
+        assert_eq!(open("", "binary://logger").kind, Kind::InvalidArgument);
         assert_eq!(open("", "relative").kind, Kind::InvalidArgument);
         assert_eq!(open("", "file:///a%zz").kind, Kind::InvalidArgument);
         assert_eq!(open("", &format!("{}/none", folder.path().display())).kind, Kind::NotFound);

@@ -208,16 +208,15 @@ impl Monitor {
 
     /// Make a run; how its first process fares is heard later ([`Monitor::listen`]).
     fn run_again(&mut self) -> Result<(), Failure> {
+        self.restarts.request.hold = false; // which is of the first run
         let mut run = Prepared::read(&self.restarts.request, self.bundle.as_fd())?;
         if let Builder::Launcher(plan, _) = &mut run.builder {
             (plan.wait, plan.process.told_late) = (Wait::Nothing, false);
         }
-        if let Some(hooks) = &run.shared.hooks {
-            expect_end(self.bundle.as_fd(), hooks)?;
-            self.shared.hooks = Some(hooks.clone()); // for the end of one that cannot begin
-        }
+        expect_end(self.bundle.as_fd(), &self.restarts.request, &run.shared)?;
+        self.shared.hooks.clone_from(&run.shared.hooks); // for the end of one that cannot begin
         self.cgroup = run.make_cgroup(self.restarts.request.cgroup_root())?;
-        let redirected = Redirected::open(&self.restarts.request.stdio)?;
+        let redirected = Redirected::open(&self.restarts.request.stdio, &self.restarts.request.owner())?;
         let begun = run.begin(self.restarts.request.stdin, &self.cgroup, self.lock)?;
         (self.own_pids, self.shared) = (run.own_pids, run.shared);
         let (pid, helper) = match begun.maker {

@@ -7,7 +7,7 @@ use rustix::process::PidfdFlags;
 use super::{Making, Runtime, keep_only, make_folder};
 use crate::channel::{Channel, Message};
 use crate::container::Streams;
-use crate::error::{Failure, Step};
+use crate::error::{Failure, Kind, Step};
 use crate::init;
 use crate::monitor::Stdio;
 use crate::rootfs;
@@ -17,6 +17,10 @@ use crate::sys::{self, Forked};
 const CREATE: &str = "create";
 /// The bundle's copy of our executable, which the spec of a container with an init has as its program.
 const INIT: &str = "init";
+
+fn ended_early() -> Failure {
+    Failure::new(Kind::FailedPrecondition, "the container was ended before its program was started")
+}
 
 impl Runtime {
     /// Begin to make the container. `lock` is the bundle's, which the keeper holds on to until nothing of the container is
@@ -78,6 +82,11 @@ impl Runtime {
         };
         let go_home = || sys::move_into(home.as_fd(), libc::CLONE_NEWNS).step(|| "return to the host's mounts");
         self.make(&making, streams, channel, mount, go_home)?;
+        if self.hold {
+            channel.send(&Message::Ready)?;
+            // Otherwise the monitor is gone: what is made goes with this process.
+            let Some(Message::Go(_)) = channel.receive()? else { return Err(ended_early()) };
+        }
         let null = std::process::Stdio::null;
         self.run("start", "start", &[&self.id], [null(), null(), null()])
     }

@@ -63,6 +63,8 @@ pub struct Runtime {
     snapshot: Vec<lamella_core::mount::Mount>,
     sources: Vec<rootfs::Source>,
     init: bool,
+    /// It is made, and not started before the monitor says so.
+    hold: bool,
 }
 
 /// What the monitor has to know of a config.json: the rest is the runtime's to check.
@@ -130,6 +132,7 @@ impl Runtime {
             snapshot: request.rootfs.iter().cloned().map(Into::into).collect(),
             sources: request.sources.iter().cloned().map(Into::into).collect(),
             init: request.init,
+            hold: request.hold,
         })
     }
 
@@ -159,6 +162,13 @@ impl Runtime {
             return Ok(());
         }
         self.run("delete", "delete", &["--force", &self.id], [Stdio::null(), Stdio::null(), Stdio::null()])
+    }
+
+    /// The command by which others have the runtime let go of the container.
+    pub fn deletion(&self) -> [String; 6] {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let [delete, force] = ["delete", "--force"].map(String::from);
+        [text(&self.program), "--root".into(), text(&self.state()), delete, force, self.id.clone()]
     }
 
     /// End all that there is of the container, at whatever step its making was. Harmless twice.
