@@ -143,7 +143,9 @@ class Leftovers:
         return found
 
     def _cgroups(self) -> dict[str, str]:
-        found = {}
+        found: dict[str, str] = {}
+        if os.geteuid() != 0:
+            return found  # they are root's
         for top in [*Path("/sys/fs/cgroup").glob("lamella"), *Path("/sys/fs/cgroup").glob("*/lamella")]:
             for folder, _, _ in os.walk(top):
                 # With processes it is a running container, perhaps another's; ours are found as processes.

@@ -146,3 +146,31 @@ def _architecture() -> str:
     from lamella.platforms import default_platform
 
     return default_platform().architecture
+
+
+def history(owner: int, *more: Entry) -> Built:
+    """Give an image whose upper layer deletes a file, hides what a folder had, and replaces a folder."""
+    below = tar(
+        folder("etc"),
+        file("etc/deleted"),
+        file("etc/kept", uid=owner, gid=owner),
+        folder("hidden"),
+        file("hidden/old"),
+        folder("replaced"),
+        file("replaced/old"),
+        file("su", mode=0o4755),
+        symlink("link", "etc/kept"),
+        hardlink("hard", "su"),
+        *more,
+    )
+    above = tar(
+        folder("etc"),
+        whiteout("etc/deleted"),
+        folder("hidden"),
+        opaque("hidden"),
+        file("hidden/new"),
+        whiteout("replaced"),
+        folder("replaced", mode=0o700),
+        file("replaced/new"),
+    )
+    return Built(below, above)

@@ -93,6 +93,7 @@ fn pipeline(blob: &[u8], step: usize, layer: &std::path::Path) -> Result<lamella
         diff_id: None,
         whiteouts: WhiteoutFormat::OverlayUserXattr,
         cores: Cores::new(4),
+        helper: None,
         limits: Limits { archive: LARGEST, entries: 1000, ..Limits::default() },
     })?;
     for piece in blob.chunks(step) {

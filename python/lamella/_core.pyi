@@ -1,6 +1,11 @@
 """The Rust core: what costs time. Every call releases the GIL, maps errors to lamella.errors and polls signals.
 
 Counters.add and Counters.read alone keep the GIL: they take less time than letting it go.
+
+What works on the files of layers does so in a helper process, in a user namespace, where this process is not root: Pipeline with
+a ``layer``, Changes, copy_tree, resolve, first_difference, try_mount; copy_owner, read_file, disk_usage and remove_tree where
+access is refused otherwise. Each raises Unavailable when the helper is killed meanwhile (the next call starts another), and
+PermissionDenied, Unsupported or ResourceExhausted where the kernel gives no user namespace.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +29,15 @@ __all__ = [
     "await_strays",
     "become_launcher",
     "check_mount_options",
+    "copy_owner",
     "copy_tree",
     "default_seccomp",
     "diff_trees",
     "diff_upper",
     "digest_of",
     "disk_usage",
+    "first_difference",
+    "helper_maps",
     "launch",
     "mount",
     "network_owner",
@@ -45,6 +53,7 @@ __all__ = [
     "serves_network",
     "set_top_directory",
     "tell_names",
+    "try_mount",
     "unmount",
     "unpin_network",
 ]
@@ -309,6 +318,13 @@ def recompress(
     full disk.
     """
 
+def first_difference(expected: str, found: str) -> str | None:
+    """Say where two trees differ first and how, as far as an image decides what is in them; None if they don't.
+
+    Compared are names, kinds, modes, owners, device numbers, sizes, bytes, targets of symlinks, extended attributes, which files
+    are linked to each other, and times, but for those of folders. Errors: what the file system says when one cannot be read.
+    """
+
 def resolve(layer: str, lowers: Sequence[str], deferred: Deferred) -> bool:
     """Finish a layer with what lies beneath it (folders of the lower layers, nearest first).
 
@@ -327,6 +343,12 @@ def read_file(
 
 def mount(mounts: Sequence[_Mount], target: str) -> None:
     """Put a snapshot's mounts on a folder (new mount API; the old call on older kernels). Errors name source, options."""
+
+def try_mount(mounts: Sequence[_Mount], target: str, name: str) -> None:
+    """Put mounts on a folder, make an empty file of this name in them, and unmount them, where this process may mount.
+
+    Errors as :func:`mount`; nothing stays mounted after one.
+    """
 
 def check_mount_options(options: Sequence[str]) -> None:
     """Look at mount options: InvalidArgument for a map of ids that is none, Unsupported for what takes another program."""
@@ -388,6 +410,19 @@ def copy_tree(source: str, target: str) -> list[str]:
     """Copy a tree into an empty folder, as cp -a does; blocks are shared where the file system can.
 
     Gives notes of what was left out. After an error the folder must be thrown away.
+    """
+
+def copy_owner(source: str, target: str) -> None:
+    """Give a folder the owner and the mode of another."""
+
+_Extents = list[tuple[int, int, int]]
+"""A map of ids: the first one inside, the first one outside, how many."""
+
+def helper_maps() -> tuple[_Extents, _Extents, list[str]] | None:
+    """Return which users and groups the helper's user namespace maps, and why it is not more; it is started if there is none.
+
+    None where this process needs no helper: it is root. PermissionDenied, Unsupported or ResourceExhausted where the kernel gives
+    no user namespace.
     """
 
 def set_top_directory(path: str) -> bool:

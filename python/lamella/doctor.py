@@ -45,6 +45,11 @@ _FICLONE = 0x40049409
 _UNSUITED = frozenset({"overlay", "vfat", "exfat", "msdos", "ntfs", "ntfs3", "fuseblk"})
 """Filesystems that can't hold an overlay's upper folder, or no owners."""
 
+_GIVE_IDS = (
+    "An administrator installs uidmap (newuidmap, newgidmap) and gives ids that nobody has: "
+    "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER."
+)
+
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
     """What was found. ``remedy`` is one sentence, None where there is nothing to do."""
@@ -134,12 +139,7 @@ def check_kernel(release: str) -> Check:
 def check_privileges(host: Host) -> Check:
     """See whether this process may mount and change owners."""
     if os.geteuid() != 0:
-        return Check(
-            name="privileges",
-            status="fail",
-            detail=f"user {os.geteuid()} may neither mount nor set owners",
-            remedy="Run as root.",
-        )
+        return _check_helper()
     effective = capabilities(host.read("/proc/self/status") or "")
     if not effective >> CAP_SYS_ADMIN & 1:
         return Check(
@@ -149,6 +149,34 @@ def check_privileges(host: Host) -> Check:
             remedy="Start the surrounding container privileged, or with CAP_SYS_ADMIN.",
         )
     return Check(name="privileges", status="ok", detail="root with CAP_SYS_ADMIN")
+
+
+def _check_helper() -> Check:
+    """See whether the helper of a user who is not root starts, and how many ids it has."""
+    from lamella import _core
+
+    name, user = "privileges", f"user {os.geteuid()}"
+    try:
+        maps = _core.helper_maps()
+    except LamellaError as error:
+        return Check(
+            name=name,
+            status="fail",
+            detail=f"{user} may not set owners, and has no user namespace to do it in: {error.message}",
+            remedy=error.hint,
+        )
+    if maps is None:
+        return Check(name=name, status="ok", detail=f"{user} with the rights over files that root has")
+    users, groups, notes = maps
+    if notes:
+        return Check(
+            name=name,
+            status="warn",
+            detail=f"{user} has one id in a user namespace: {'; '.join(notes)}",
+            remedy=_GIVE_IDS,
+        )
+    count = min(sum(extent[2] for extent in extents) for extents in (users, groups))
+    return Check(name=name, status="ok", detail=f"{user} with {count} ids in a user namespace")
 
 
 def capabilities(status: str) -> int:
@@ -189,8 +217,9 @@ def _try_native(host: Host, folder: Path) -> Check:
 
 
 def _try_overlay(host: Host, folder: Path) -> Check:
-    """Mount an overlay, with its upper folder in ``folder``."""
+    """Mount an overlay, with its upper folder in ``folder``, as this process's snapshots would be."""
     from lamella import _core
+    from lamella.snapshots.folders import needs_user_attributes
 
     known = {line.split()[-1] for line in (host.read("/proc/filesystems") or "").splitlines() if line.split()}
     for name in ("lower", "upper", "work", "merged"):
@@ -199,9 +228,12 @@ def _try_overlay(host: Host, folder: Path) -> Check:
     path = str(folder).replace("\\", "\\\\")
     lower = path.replace(":", "\\:")
     options = [f"lowerdir={lower}/lower", f"upperdir={path}/upper", f"workdir={path}/work"]
+    if needs_user_attributes():
+        options.append("userxattr")
     target = str(folder / "merged")
     try:
-        _core.mount([("overlay", "overlay", options)], target)
+        _core.try_mount([("overlay", "overlay", options)], target, "file")
+        written = (folder / "upper/file").exists()
     except LamellaError as error:
         if "overlay" not in known:
             remedy = "Load it: modprobe overlay. Or do without: --snapshotter native."
@@ -210,11 +242,6 @@ def _try_overlay(host: Host, folder: Path) -> Check:
         else:
             remedy = "See the kernel's log (dmesg) for the reason."
         return Check(name="overlayfs", status="fail", detail=error.message, remedy=remedy)
-    try:
-        (folder / "merged/file").touch()
-        written = (folder / "upper/file").exists()
-    finally:
-        _core.unmount(target)
     if not written:
         return Check(
             name="overlayfs",
@@ -602,6 +629,14 @@ def check_id_maps(host: Host) -> Check:
     ranges = all(_has_range(host.read(f"/etc/{name}") or "") for name in ("subuid", "subgid"))
     if tools and ranges:
         detail = "newuidmap, newgidmap and a range of ids for this user"
+    elif os.geteuid() != 0:
+        missing = "a range of ids for this user" if tools else "newuidmap and newgidmap"
+        return Check(
+            name="id maps",
+            status="warn",
+            detail=f"there is not {missing}, so that an image's owners other than root cannot be represented",
+            remedy=_GIVE_IDS,
+        )
     else:
         detail = "no range of ids for this user; only needed without root"
     return Check(name="id maps", status="ok", detail=detail)

@@ -12,6 +12,8 @@ from lamella.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
 from lamella.snapshots import Mount, Usage, folders, overlayfs
 from stores import Store
 
+ALWAYS = ["index=off", "userxattr"] if folders.needs_user_attributes() else ["index=off"]
+
 
 @pytest.fixture(autouse=True)
 def plain_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +59,7 @@ class TestMounts:
         top = store.stack("s", {}, {}, {})
         lower = ":".join(fs(store, f"s-{number}") for number in (2, 1, 0))
         assert store.snapshots.view("view", top) == [
-            Mount(type="overlay", source="overlay", options=["index=off", f"lowerdir={lower}"])
+            Mount(type="overlay", source="overlay", options=[*ALWAYS, f"lowerdir={lower}"])
         ]
 
     @pytest.mark.parametrize("layers", [1, 3])
@@ -71,7 +73,7 @@ class TestMounts:
                 type="overlay",
                 source="overlay",
                 options=[
-                    "index=off",
+                    *ALWAYS,
                     f"workdir={upper.parent / 'work'}",
                     f"upperdir={upper}",
                     f"lowerdir={lower}",
@@ -80,6 +82,7 @@ class TestMounts:
         ]
         assert (upper.parent / "work").is_dir()
 
+    @pytest.mark.needs_root  # for another the kernel switches them off
     def test_redirect_dir_and_metacopy_are_off_where_the_kernel_has_them_on(self, store, monkeypatch):
         monkeypatch.setattr(overlayfs, "_is_on", lambda parameter: parameter == "metacopy")
         overlayfs._overlay_options.cache_clear()

@@ -38,34 +38,6 @@ def tree(top):
     return found
 
 
-def image(owner: int, *more: layers.Entry) -> layers.Built:
-    """Give an image whose upper layer deletes a file, hides what a folder had, and replaces a folder."""
-    below = layers.tar(
-        layers.folder("etc"),
-        layers.file("etc/deleted"),
-        layers.file("etc/kept", uid=owner, gid=owner),
-        layers.folder("hidden"),
-        layers.file("hidden/old"),
-        layers.folder("replaced"),
-        layers.file("replaced/old"),
-        layers.file("su", mode=0o4755),
-        layers.symlink("link", "etc/kept"),
-        layers.hardlink("hard", "su"),
-        *more,
-    )
-    above = layers.tar(
-        layers.folder("etc"),
-        layers.whiteout("etc/deleted"),
-        layers.folder("hidden"),
-        layers.opaque("hidden"),
-        layers.file("hidden/new"),
-        layers.whiteout("replaced"),
-        layers.folder("replaced", mode=0o700),
-        layers.file("replaced/new"),
-    )
-    return layers.Built(below, above)
-
-
 @pytest.fixture
 def inside(tmp_path):
     """``inside(code, ids)`` runs Python as root of a new user namespace; ``print(json)`` in it gives the result.
@@ -139,7 +111,7 @@ LIFE = """
 
 @BOTH
 def test_a_snapshots_whole_life_goes_as_it_does_for_root(inside, server, tmp_path, ids):
-    reference = image(owner=7 if ids == RANGE else 0).push(server)
+    reference = layers.history(owner=7 if ids == RANGE else 0).push(server)
     life = LIFE.format(reference=reference, point=str(tmp_path / "point"), layer=str(tmp_path / "layer"))
     options, *found = inside(life, ids)
     assert "userxattr" in options
@@ -155,24 +127,35 @@ def test_a_snapshots_whole_life_goes_as_it_does_for_root(inside, server, tmp_pat
     assert clean
 
 
-def test_an_owner_that_the_namespace_does_not_map_is_an_error_that_says_so(inside, server):
-    reference = image(owner=7).push(server)
+def test_an_owner_without_an_id_is_kept_for_the_layers_that_are_made_of_a_tree(inside, server, tmp_path):
+    reference = layers.history(owner=7).push(server)
     code = f"""
-        try:
-            client.images.pull({reference!r})
-        except errors.LamellaError as error:
-            print(json.dumps([type(error).__name__, str(error), error.hint]))
+        image = client.images.pull({reference!r})
+        client.snapshots.prepare("work", image.chain_id)
+        with client.snapshots.mounted("work") as folder:
+            seen = (folder / "etc/kept").lstat()
+            (folder / "etc/kept").write_text("changed")
+            (folder / "etc/added").write_text("added")
+        packed = {str(tmp_path / "packed")!r}
+        with client.snapshots.diff("work") as found:
+            found.pack(packed, compression="none")
+        print(json.dumps([seen.st_uid, seen.st_gid, packed]))
     """
-    kind, text, hint = inside(code, ONE_ID)
-    assert kind == "InvalidArgument"
-    assert "owner 7:7" in text
-    assert "does not map" in hint
+    *seen, packed = inside(code, ONE_ID)
+    assert seen == [0, 0]
+    with layers.tarfile.open(packed) as archive:
+        members = archive.getmembers()
+    assert {(member.name, member.uid, member.gid) for member in members} >= {
+        ("etc/kept", 7, 7),
+        ("etc/added", 0, 0),
+    }
+    assert not any("lamella" in name for member in members for name in member.pax_headers)
 
 
 @BOTH
 def test_devices_are_left_out_and_the_rest_is_as_by_root(inside, server, ids):
     device = layers.Entry("null", type=layers.tarfile.CHRTYPE, devmajor=1, devminor=3)
-    reference = image(0, device, layers.file("after")).push(server)
+    reference = layers.history(0, device, layers.file("after")).push(server)
     code = f"""
         image = client.images.pull({reference!r})
         with client.snapshots.mounted(image.chain_id) as folder:
@@ -183,7 +166,7 @@ def test_devices_are_left_out_and_the_rest_is_as_by_root(inside, server, ids):
 
 
 def test_a_store_from_a_user_namespace_is_right_for_root_too(inside, server, client):
-    reference = image(0).push(server)
+    reference = layers.history(0).push(server)
     root = client.config.root
     code = """
         image = client.images.pull({reference!r})
@@ -207,7 +190,7 @@ def test_a_store_from_a_user_namespace_is_right_for_root_too(inside, server, cli
 
 
 def test_a_store_that_root_has_begun_is_refused_in_a_user_namespace(inside, server, client):
-    reference = image(0).push(server)
+    reference = layers.history(0).push(server)
     chain = client.images.pull(reference).chain_id
     client.snapshots.prepare("work", chain)
     other = layers.Built(layers.tar(layers.file("other"))).push(server, "other")

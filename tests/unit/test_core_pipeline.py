@@ -194,7 +194,7 @@ def stages_become(count: int) -> None:
 def test_abort_ends_every_thread_and_may_be_repeated(layer: Path) -> None:
     pipeline = _core.Pipeline(digest=digest(BLOB), size=len(BLOB), layer=str(layer))
     pipeline.write(BLOB[:1000])
-    stages_become(4)
+    stages_become(4 if _core.helper_maps() is None else 5)  # one hears what a helper says
     pipeline.abort()
     stages_become(0)
     pipeline.abort()

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lamella import doctor
+from lamella import _core, doctor
 from lamella.config import Config
+from lamella.errors import PermissionDenied
 
 V2 = "35 24 0:30 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = (
@@ -65,10 +66,44 @@ def test_root_without_cap_sys_admin_fails(machine: Machine, monkeypatch: pytest.
     assert doctor.check_privileges(machine).status == "ok"
 
 
-def test_another_user_than_root_fails(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("notes", "status", "said"),
+    [
+        ([], "ok", "65537 ids"),
+        (["newuidmap: No such file or directory"], "warn", "one id in a user namespace: newuidmap"),
+    ],
+)
+def test_another_user_than_root_needs_ids(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, notes: list[str], status: str, said: str
+) -> None:
+    extents = [(0, 1000, 1)] if notes else [(0, 1000, 1), (1, 100000, 65536)]
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(_core, "helper_maps", lambda: (extents, extents, notes))
     check = doctor.check_privileges(machine)
-    assert (check.status, check.remedy) == ("fail", "Run as root.")
+    assert check.status == status
+    assert said in check.detail
+    assert (check.remedy is None) == (status == "ok")
+
+
+def test_another_user_than_root_fails_without_user_namespaces(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise PermissionDenied("make a user namespace: Operation not permitted", hint="switch them on")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(_core, "helper_maps", refuse)
+    check = doctor.check_privileges(machine)
+    assert (check.status, check.remedy) == ("fail", "switch them on")
+
+
+def test_a_user_without_a_range_of_ids_is_told_who_gives_one(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    check = doctor.check_id_maps(machine)
+    assert check.status == "warn"
+    assert check.remedy is not None and "usermod" in check.remedy
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from lamella.errors import LamellaError, NotFound
 from lamella.fsck.mounts import user_of_layer
 from lamella.fsck.sources import image_sources
 from lamella.fsck.store import CheckedStore, NotMended
-from lamella.fsck.trees import first_difference
 from lamella.locks import is_locked
 from lamella.metadata.boot import boot_id
 from lamella.metadata.reachability import IMAGE, SNAPSHOT
@@ -236,9 +235,9 @@ class LayerCheck:
                     return str(layer.path), True
                 _core.resolve(str(staging.path), lowers, unpacked.deferred)
             try:
-                difference = first_difference(staging.path, layer.path)
-            except OSError as error:
-                difference = f"it cannot be read: {error}"
+                difference = _core.first_difference(str(staging.path), str(layer.path))
+            except LamellaError as error:
+                difference = f"it cannot be read: {error.message}"
             store.report.layers_compared += 1
             if difference is None or not self._has_row(layer.id):
                 return str(layer.path), True

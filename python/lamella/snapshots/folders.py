@@ -88,7 +88,7 @@ class LayerFolders:
                     os.mkdir(f"{folder}/work", 0o700)  # noqa: PTH102
                 fs = f"{folder}/fs"  # last, so that where it is, the other is, after a power cut, too
                 os.mkdir(fs, 0o700)  # noqa: PTH102
-                mode = 0o755
+                mode, owner = 0o755, (os.geteuid(), os.getegid())
                 if like is not None:
                     try:
                         parent = os.stat(like)  # noqa: PTH116
@@ -96,10 +96,11 @@ class LayerFolders:
                         raise DataLoss(
                             f"the layer folder {like} is gone", hint="Look for damage: lamella fsck."
                         ) from None
-                    mode = parent.st_mode & 0o7777
-                    if (parent.st_uid, parent.st_gid) != (os.geteuid(), os.getegid()):
-                        os.chown(fs, parent.st_uid, parent.st_gid)
-                os.chmod(fs, mode)  # noqa: PTH101 (after chown, which clears the set-id bits)
+                    mode, owner = parent.st_mode & 0o7777, (parent.st_uid, parent.st_gid)
+                if like is not None and owner != (os.geteuid(), os.getegid()):
+                    _core.copy_owner(like, fs)
+                else:
+                    os.chmod(fs, mode)  # noqa: PTH101
             except BaseException:
                 self.remove(layer_id)
                 raise

@@ -12,8 +12,8 @@ wait for the layers beneath it gives the latter back first, so that two pulls ne
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from lamella import _core, oci
@@ -98,8 +98,9 @@ class Layers:
         self._keep = keep
         self._downloads = downloads
         self._parallel = parallel
-        self._workers = Workers(f"the pull of {name}", reporter, source.interrupt)
+        self._workers = Workers(f"the pull of {name}", reporter, self._interrupt)
         self._lock = threading.Lock()
+        self._at_work: set[_core.Pipeline] = set()
         self._open = ExitStack()
 
     def __enter__(self) -> Layers:
@@ -107,6 +108,14 @@ class Layers:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+    def _interrupt(self) -> None:
+        """End what workers wait for: the registry, and what is being unpacked."""
+        self._source.interrupt()
+        with self._lock:
+            pipelines = list(self._at_work)
+        for pipeline in pipelines:
+            pipeline.abort()
 
     def bring(self, jobs: Sequence[LayerJob]) -> None:
         """Bring every layer here, in parallel; the first failure (or Ctrl-C) stops the others within a second."""
@@ -184,9 +193,11 @@ class Layers:
         with self._lock:
             job.staging = self._open.enter_context(staging)
 
-    def _pipeline(self, job: LayerJob, *, blob: str | None, offset: int) -> _core.Pipeline:
+    @contextmanager
+    def _pipeline(self, job: LayerJob, *, blob: str | None, offset: int) -> Iterator[_core.Pipeline]:
+        """Give a pipeline that ends with the block, or when the pull is stopped."""
         unpacks = job.staging is not None
-        return _core.Pipeline(
+        pipeline = _core.Pipeline(
             digest=job.descriptor.digest,
             size=job.descriptor.size,
             blob=blob,
@@ -196,6 +207,15 @@ class Layers:
             diff_id=job.diff_id if unpacks else None,
             whiteouts=self._client.snapshots.whiteouts,
         )
+        with self._lock:
+            self._at_work.add(pipeline)
+        try:
+            self._workers.check()  # it may have been stopped just before
+            yield pipeline
+        finally:
+            with self._lock:
+                self._at_work.discard(pipeline)
+            pipeline.abort()
 
     def _fill(self, job: LayerJob) -> None:
         """Unpack a layer into its staging, from the store or, where its blob is not kept, from the registry."""
@@ -258,13 +278,12 @@ class Layers:
             self._keep_blob(job, ingest)
             return None
         blob = str(ingest.data_path) if ingest is not None else None
-        pipeline = self._pipeline(job, blob=blob, offset=offset)
         try:
-            with self._source.open_blob(self._repository, descriptor, offset=offset) as stream:
-                self._pump(job, stream, pipeline.write, lambda: (pipeline.received, pipeline.unpacked))
-            return pipeline.finish()
+            with self._pipeline(job, blob=blob, offset=offset) as pipeline:
+                with self._source.open_blob(self._repository, descriptor, offset=offset) as stream:
+                    self._pump(job, stream, pipeline.write, lambda: (pipeline.received, pipeline.unpacked))
+                return pipeline.finish()
         except BaseException as error:
-            pipeline.abort()
             if not isinstance(error, SPOILED):
                 self._workers.check()
             raise

@@ -134,6 +134,7 @@ fn unpacked(blobs: &[Vec<u8>], folder: &Path, cores: &Arc<Cores>) -> (f64, f64) 
                 whiteouts: WhiteoutFormat::Overlay,
                 limits: Limits::default(),
                 cores: Arc::clone(cores),
+                helper: None,
             };
             (&blob[..], options)
         })

@@ -27,6 +27,9 @@ const MAX_REPLY: usize = 1 << 20;
 /// Time between two looks whether to go on.
 const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
+/// The executable's usual role: a container's parent process.
+pub const LAUNCHER: &str = "lamella-launcher";
+
 /// F_SEAL_EXEC, since Linux 6.3.
 const SEAL_MODE: SealFlags = SealFlags::from_bits_retain(0x20);
 
@@ -67,10 +70,16 @@ pub fn make_ready(program: &'static [u8]) {
     let _ = std::thread::Builder::new().name("lamella-launcher".to_owned()).spawn(make);
 }
 
-/// Start the launcher with a request document; return its reply document.
+/// Start the launcher in a role with a request document; return its reply document.
 ///
-/// `check` is called every 100 ms; when it fails the launcher is left to notice that its reply finds no reader.
-pub fn launch(program: &[u8], request: &[u8], descriptors: &[BorrowedFd<'_>], check: Check<'_>) -> Result<Vec<u8>> {
+/// `role` is the name by which the executable knows what it is to be. `check` is called every 100 ms; when it fails the launcher is left to notice that its reply finds no reader.
+pub fn launch(
+    program: &[u8],
+    role: &str,
+    request: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+    check: Check<'_>,
+) -> Result<Vec<u8>> {
     let failed = |error: Errno| Error::system("cannot start the launcher", error);
     // Above all target numbers, so that nothing is overwritten before it is used.
     let lowest = i32::try_from(descriptors.len() + 5).map_err(|_| failed(Errno::MFILE))?;
@@ -92,7 +101,7 @@ pub fn launch(program: &[u8], request: &[u8], descriptors: &[BorrowedFd<'_>], ch
         .chain(descriptors)
         .map(|source| rustix::io::fcntl_dupfd_cloexec(source, lowest).map_err(failed))
         .collect::<Result<_>>()?;
-    let arguments = [c"lamella-launcher".to_owned(), CString::new(descriptors.len().to_string()).unwrap_or_default()];
+    let arguments = [role.to_owned(), descriptors.len().to_string()].map(|text| CString::new(text).unwrap_or_default());
     let environment = [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()];
     let pid = sys::spawn(&path, &arguments, &environment, &copies).map_err(|error| match error {
         Errno::ACCESS | Errno::PERM => failed(error).hint("vm.memfd_noexec=2 or a security module forbids it."),

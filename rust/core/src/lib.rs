@@ -10,23 +10,27 @@
 //! | [`tree`] | disk usage and removal of a tree, through directory descriptors |
 //! | [`launch`] | starts the launcher from a sealed copy in memory |
 //! | [`counters`] | counters that all processes of a machine add to |
+//! | [`tar`] | reads an archive that is not trusted |
+//! | [`layer`] | makes a layer folder of it, completes it with what lies beneath, looks things up in a stack of layers |
+//! | [`helper`] | has that done by a process in a user namespace, for who may not do it |
 //! | `digest`, `compression`, `compress` | hashes, inflates, deflates |
 //! | `inflate`, `cores` | inflates gzip with several threads, as many as are free |
-//! | `tar` | reads an archive that is not trusted |
-//! | `layer` | makes a layer folder of it, completes it with what lies beneath, looks things up in a stack of layers |
 //! | `pipeline` | all of that at once, in one pass over the blob |
 //! | `files` | a container's files from outside: out of it as an archive, and in from one |
 //! | `blob` | the way back: a layer's blob is written, or turned into another form |
 //!
-//! The last seven rows belong to the feature `unpack` (on by default).
+//! The last five rows belong to the feature `unpack` (on by default).
 
 pub mod counters;
 pub mod error;
+pub mod helper;
 pub mod inode;
 pub mod launch;
+pub mod layer;
 pub mod mount;
 pub mod network;
 pub mod sys;
+pub mod tar;
 pub mod tree;
 
 #[cfg(feature = "unpack")]
@@ -44,10 +48,6 @@ pub mod files;
 #[cfg(feature = "unpack")]
 pub mod inflate;
 #[cfg(feature = "unpack")]
-pub mod layer;
-#[cfg(feature = "unpack")]
 pub mod pipeline;
-#[cfg(feature = "unpack")]
-pub mod tar;
 
 pub use error::{Error, Kind, Result};

@@ -3,12 +3,13 @@
 
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::mount::MountAttrFlags;
@@ -236,6 +237,27 @@ pub fn make_files_as(user: u32, group: u32) -> Result<(), Errno> {
     rustix::thread::set_capabilities(None, sets)
 }
 
+/// The name of this process's effective user, as the machine's directory of users has it.
+#[cfg(feature = "unpack")] // the directory takes shared libraries, which the launcher does without
+#[must_use]
+pub fn user_name() -> Option<String> {
+    let mut entry = MaybeUninit::<libc::passwd>::uninit();
+    let mut found: *mut libc::passwd = ptr::null_mut();
+    let mut buffer = vec![0; 64 << 10];
+    // SAFETY: a system call without arguments that cannot fail.
+    let user = unsafe { libc::geteuid() };
+    // SAFETY: all pointers are of live memory that the call may write, the buffer as long as is said.
+    let code = unsafe { libc::getpwuid_r(user, entry.as_mut_ptr(), buffer.as_mut_ptr(), buffer.len(), &raw mut found) };
+    if code != 0 || found.is_null() {
+        return None;
+    }
+    // SAFETY: where it found the user the call has filled in the entry.
+    let entry = unsafe { entry.assume_init() };
+    // SAFETY: the name is a string that ends with a NUL, in the buffer, which still lives.
+    let name = unsafe { CStr::from_ptr(entry.pw_name) };
+    name.to_str().ok().map(str::to_owned)
+}
+
 /// Start a program with the given descriptors as its 0, 1, 2 ..., default signal handling and nothing blocked.
 ///
 /// posix_spawn shares the memory until exec (`CLONE_VFORK`), so that it costs the same however large this process is,
@@ -397,3 +419,116 @@ impl Drop for SharedCells {
 unsafe impl Send for SharedCells {}
 // SAFETY: as above.
 unsafe impl Sync for SharedCells {}
+
+/// A mapping of whole pages that is taken away with its value.
+#[derive(Debug)]
+struct Mapping {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+impl Mapping {
+    fn new(file: BorrowedFd<'_>, length: usize, access: ProtFlags) -> Result<Self, Errno> {
+        if length == 0 {
+            return Err(Errno::INVAL);
+        }
+        // SAFETY: the kernel chooses a place that is free; nothing that exists is touched.
+        let start = unsafe { mmap(ptr::null_mut(), length, access, MapFlags::SHARED, file, 0) }?;
+        Ok(Self { start: NonNull::new(start.cast()).ok_or(Errno::NOMEM)?, length })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: made by `new` with this length, and no reference into it outlives `self`. Unmapping cannot fail then.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.length) };
+    }
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread; whoever gives references into it minds who may write.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+/// A piece of memory that another process can read by a descriptor, and nobody but its owner can write.
+#[derive(Debug)]
+pub struct Piece {
+    memory: Arc<Mapping>,
+    start: usize,
+    length: usize,
+}
+
+impl Piece {
+    /// Make `count` pieces of `length` bytes each, one after the other in the memory that the descriptor stands for.
+    ///
+    /// All of it is there from the beginning: memory that cannot be had later would be a SIGBUS. Seals keep everybody else from
+    /// writing to it, and everybody from making it shorter.
+    pub fn make(count: usize, length: usize) -> Result<(OwnedFd, Vec<Self>), Errno> {
+        let total = count.checked_mul(length).ok_or(Errno::INVAL)?;
+        let size = u64::try_from(total).map_err(|_| Errno::INVAL)?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create("lamella-pieces", flags)?;
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size)?;
+        let memory = Arc::new(Mapping::new(file.as_fd(), total, ProtFlags::READ | ProtFlags::WRITE)?);
+        // FUTURE_WRITE leaves the mapping that there is (Linux 5.1).
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&file, seals)?;
+        let piece = |index| Self { memory: Arc::clone(&memory), start: index * length, length };
+        Ok((file, (0..count).map(piece).collect()))
+    }
+}
+
+impl std::ops::Deref for Piece {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `make` gave out this part once, and it lies in the mapping, which lives as long as `self`.
+        let start = unsafe { self.memory.start.add(self.start) };
+        // SAFETY: as above. Only `self` writes to it, which is borrowed; the seals keep other processes from it.
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), self.length) }
+    }
+}
+
+impl std::ops::DerefMut for Piece {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`.
+        let start = unsafe { self.memory.start.add(self.start) };
+        // SAFETY: as in `deref`, and `self` is borrowed alone. Another process that reads meanwhile sees a mixture, and nothing
+        // of this one depends on what it sees.
+        unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), self.length) }
+    }
+}
+
+/// The pieces of another process, to be read.
+#[derive(Debug)]
+pub struct OtherPieces {
+    memory: Mapping,
+    length: usize,
+}
+
+impl OtherPieces {
+    /// Map what [`Piece::make`] made in another process, of pieces of `length` bytes.
+    pub fn map(file: BorrowedFd<'_>, length: usize) -> Result<Self, Errno> {
+        let wanted = SealFlags::SHRINK;
+        if !rustix::fs::fcntl_get_seals(file)?.contains(wanted) {
+            return Err(Errno::INVAL); // could be cut, and a later access be a SIGBUS
+        }
+        let size = usize::try_from(rustix::fs::fstat(file)?.st_size).map_err(|_| Errno::INVAL)?;
+        Ok(Self { memory: Mapping::new(file, size, ProtFlags::READ)?, length })
+    }
+
+    /// The first bytes of a piece; None where there are none such.
+    ///
+    /// They are right as long as their owner has lent the piece; it writes there only when it was given back.
+    #[must_use]
+    pub fn get(&self, index: usize, count: usize) -> Option<&[u8]> {
+        let start = index.checked_mul(self.length)?;
+        if count > self.length || start.checked_add(count)? > self.memory.length {
+            return None;
+        }
+        // SAFETY: it lies in the mapping, as was just checked, and that lives as long as `self`.
+        let start = unsafe { self.memory.start.add(start) };
+        // SAFETY: as above. The other process writes there when this one has given the piece back, and so looks at it no more.
+        Some(unsafe { std::slice::from_raw_parts(start.as_ptr(), count) })
+    }
+}

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, IFlags, Mode, OFlags, RawDir, Stat, StatxFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result, show};
 use crate::sys;
@@ -19,7 +20,7 @@ const FOLDER: OFlags =
 pub type Check<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// What a tree takes up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Bytes in 512-byte blocks, as du counts.
     pub bytes: u64,

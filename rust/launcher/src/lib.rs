@@ -12,6 +12,8 @@
 //! an [`init`] was asked for, the same executable is that, too. Where another OCI [`runtime`] was asked for, that makes the
 //! container in the place of all this, and the monitor is the same.
 //!
+//! In yet another role it is the [`helper`] that works on layers for a user who is not root.
+//!
 //! Everything that is not kept in files of the bundle dies with the processes: mounts exist in the container's mount
 //! namespace only, and the cgroup's folders are removed by the monitor.
 
@@ -20,6 +22,7 @@ pub mod channel;
 pub mod container;
 pub mod enter;
 pub mod error;
+pub mod helper;
 pub mod hooks;
 pub mod init;
 pub mod launch;

@@ -258,42 +258,52 @@ impl Namespaces {
 /// Write a new user namespace's mappings, from outside. Without privilege over the outer namespace only one's own id
 /// can be mapped directly; the set-uid programs of Debian's uidmap do the rest, within /etc/subuid and /etc/subgid.
 fn write_mappings(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<(), Failure> {
-    let text = |mappings: &[IdMapping]| {
-        mappings
-            .iter()
-            .map(|mapping| format!("{} {} {}\n", mapping.container_id, mapping.host_id, mapping.size))
-            .collect::<String>()
-    };
+    write_mapping(pid, &USERS, uids, None)?;
+    write_mapping(pid, &GROUPS, gids, None)
+}
+
+/// One of the two kinds of ids.
+pub struct Ids {
+    /// Whether it is the groups: a user may map his own only in a namespace that never sets others.
+    pub groups: bool,
+    file: &'static str,
+    program: &'static str,
+}
+
+/// Users.
+pub const USERS: Ids = Ids { groups: false, file: "uid_map", program: "newuidmap" };
+/// Groups.
+pub const GROUPS: Ids = Ids { groups: true, file: "gid_map", program: "newgidmap" };
+
+/// Write one of the two mappings of a process's new user namespace; nothing is written after an error.
+///
+/// `search`: the PATH in which the set-uid program is looked for, where it is not this process's.
+pub fn write_mapping(pid: i32, ids: &Ids, mappings: &[IdMapping], search: Option<&str>) -> Result<(), Failure> {
+    let line = |mapping: &IdMapping| format!("{} {} {}\n", mapping.container_id, mapping.host_id, mapping.size);
+    let text: String = mappings.iter().map(line).collect();
     let folder = Path::new("/proc").join(pid.to_string());
-    let single = |mappings: &[IdMapping], own: u32| matches!(mappings, [only] if only.host_id == own && only.size == 1);
-    let root = rustix::process::geteuid().is_root();
-    if !root && single(gids, rustix::process::getegid().as_raw()) {
-        std::fs::write(folder.join("setgroups"), "deny").step(|| "forbid setgroups in the user namespace")?;
-    }
-    for (file, program, mappings, own) in [
-        ("uid_map", "newuidmap", uids, rustix::process::geteuid().as_raw()),
-        ("gid_map", "newgidmap", gids, rustix::process::getegid().as_raw()),
-    ] {
-        if root || single(mappings, own) {
-            std::fs::write(folder.join(file), text(mappings))
-                .step(|| format!("write the {file} {:?} of the user namespace", text(mappings)))?;
-            continue;
+    let user = rustix::process::geteuid();
+    let own = if ids.groups { rustix::process::getegid().as_raw() } else { user.as_raw() };
+    let single = matches!(mappings, [only] if only.host_id == own && only.size == 1);
+    if user.is_root() || single {
+        if ids.groups && !user.is_root() {
+            std::fs::write(folder.join("setgroups"), "deny").step(|| "forbid setgroups in the user namespace")?;
         }
-        let output = Command::new(program)
-            .arg(pid.to_string())
-            .args(text(mappings).split_whitespace())
-            .output()
-            .map_err(|error| {
-                Failure::system(format!("run {program}"), &error)
-                    .with_hint("install the package uidmap, and give the user ranges in /etc/subuid and /etc/subgid")
-            })?;
-        if !output.status.success() {
-            let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(Failure::new(Kind::PermissionDenied, format!("{program}: {why}"))
-                .with_hint("the ranges must lie within those of /etc/subuid and /etc/subgid"));
-        }
+        return std::fs::write(folder.join(ids.file), &text)
+            .step(|| format!("write the {} {text:?} of the user namespace", ids.file));
     }
-    Ok(())
+    let mut command = Command::new(ids.program);
+    command.arg(pid.to_string()).args(text.split_whitespace()).envs(search.map(|search| ("PATH", search)));
+    let output = command.output().map_err(|error| {
+        Failure::system(format!("run {}", ids.program), &error)
+            .with_hint("install the package uidmap, and give the user ranges in /etc/subuid and /etc/subgid")
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Failure::new(Kind::PermissionDenied, format!("{}: {why}", ids.program))
+        .with_hint("the ranges must lie within those of /etc/subuid and /etc/subgid"))
 }
 
 #[cfg(test)]

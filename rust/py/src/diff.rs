@@ -5,13 +5,16 @@ use std::str::FromStr;
 
 use lamella_core::blob::{self, Blob, Form};
 use lamella_core::compression::Compression;
-use lamella_core::layer::diff::{self, ChangeKind, Trees};
-use lamella_core::layer::{Merged, WhiteoutFormat};
+use lamella_core::helper::{self, DiffTrees, DiffUpper};
+use lamella_core::layer::WhiteoutFormat;
+use lamella_core::layer::diff::{self, ChangeKind};
 use lamella_core::tar::Timestamp;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::functions::LAUNCHER;
 use crate::gate::through_cancellable;
+use crate::place::{self, absolute, all_absolute};
 
 /// The differences between two trees, in the order of a layer.
 #[pyclass(frozen, module = "lamella._core")]
@@ -32,8 +35,9 @@ pub struct Packed {
 #[pyfunction]
 #[pyo3(signature = (after, before=None))]
 pub fn diff_trees(py: Python<'_>, after: PathBuf, before: Option<PathBuf>) -> PyResult<Changes> {
-    let trees = Trees::Pair { before: before.as_deref(), after: &after };
-    let found = through_cancellable(py, |check| diff::diff(&trees, check))?;
+    let found = place::call_cancellable(py, || {
+        Ok(DiffTrees { before: before.as_deref().map(absolute).transpose()?, after: absolute(&after)? })
+    })?;
     Ok(Changes { found })
 }
 
@@ -47,11 +51,9 @@ pub fn diff_upper(
     opaque: bool,
     whiteouts: &str,
 ) -> PyResult<Changes> {
-    let found = through_cancellable(py, |check| {
+    let found = place::call_cancellable(py, || {
         let format = WhiteoutFormat::from_str(whiteouts)?;
-        let mut found = diff::diff(&Trees::Upper { folder: &folder, opaque, format }, check)?;
-        diff::tell_apart(&mut found, &Merged::open(&lowers, format)?)?;
-        Ok(found)
+        Ok(DiffUpper { folder: absolute(&folder)?, lowers: all_absolute(&lowers)?, opaque, format })
     })?;
     Ok(Changes { found })
 }
@@ -96,7 +98,7 @@ impl Changes {
         let latest = latest.map(|seconds| Timestamp { seconds, nanoseconds: 0 });
         let blob = through_cancellable(py, |check| {
             let form = Form { compression: compression.parse::<Compression>()?, level, threads };
-            diff::pack(&self.found, &target, form, latest, check)
+            helper::pack(&self.found, &target, form, latest, LAUNCHER, check)
         })?;
         Ok(blob.into())
     }

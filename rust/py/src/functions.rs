@@ -2,21 +2,23 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use lamella_core::digest::Digest;
+use lamella_core::helper::{CopyOwner, CopyTree, DiskUsage, FirstDifference, ReadFile, RemoveTree, Resolve, TryMount};
 use lamella_core::layer::WhiteoutFormat;
-use lamella_core::{Error, Result, layer, mount as mounts, sys, tree};
+use lamella_core::{Error, Result, launch as launching, mount as mounts, sys, tree};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::gate::through;
+use crate::place::{self, absolute, all_absolute};
 use crate::unpacked::Deferred;
 
 /// The executable that build.rs built.
-static LAUNCHER: &[u8] = include_bytes!(env!("LAMELLA_LAUNCHER"));
+pub static LAUNCHER: &[u8] = include_bytes!(env!("LAMELLA_LAUNCHER"));
 
 /// Hash bytes: `algorithm:hex`.
 #[pyfunction]
@@ -28,8 +30,8 @@ pub fn digest_of(py: Python<'_>, data: &[u8], algorithm: &str) -> PyResult<Strin
 /// Finish a layer with what lies beneath it (folders of the lower layers, nearest first).
 #[pyfunction]
 pub fn resolve(py: Python<'_>, layer: PathBuf, lowers: Vec<PathBuf>, deferred: &Deferred) -> PyResult<bool> {
-    let deferred = &deferred.inner;
-    through(py, |_| layer::resolve(&layer, &lowers, deferred))
+    let deferred = deferred.inner.clone();
+    place::call(py, || Ok(Resolve { layer: absolute(&layer)?, lowers: all_absolute(&lowers)?, deferred }))
 }
 
 /// Read a regular file from the merged view of layer folders (nearest first) without mounting it.
@@ -42,19 +44,32 @@ pub fn read_file<'py>(
     limit: u64,
     whiteouts: &str,
 ) -> PyResult<Option<Bound<'py, PyBytes>>> {
-    let content =
-        through(py, |_| layer::read_file(&layers, WhiteoutFormat::from_str(whiteouts)?, path.as_bytes(), limit))?;
+    let content = place::call(py, || {
+        let format = WhiteoutFormat::from_str(whiteouts)?;
+        Ok(ReadFile { layers: all_absolute(&layers)?, format, path: path.into_vec(), limit })
+    })?;
     Ok(content.map(|content| PyBytes::new(py, &content)))
 }
 
 /// Mount a snapshot's mounts on a folder: new mount API, mount(2) on older kernels. Errors name source and options.
 #[pyfunction]
 pub fn mount(py: Python<'_>, mounts: Vec<(String, String, Vec<String>)>, target: PathBuf) -> PyResult<()> {
-    through(py, |_| {
-        let list: Vec<mounts::Mount> =
-            mounts.into_iter().map(|(kind, source, options)| mounts::Mount { kind, source, options }).collect();
-        mounts::mount(&list, &target)
-    })
+    through(py, |_| mounts::mount(&listed(mounts), &target))
+}
+
+/// See whether mounts can be made, and a file in them, where this process's snapshots are mounted.
+#[pyfunction]
+pub fn try_mount(
+    py: Python<'_>,
+    mounts: Vec<(String, String, Vec<String>)>,
+    target: PathBuf,
+    name: String,
+) -> PyResult<()> {
+    place::call(py, || Ok(TryMount { mounts: listed(mounts), target: absolute(&target)?, name }))
+}
+
+fn listed(mounts: Vec<(String, String, Vec<String>)>) -> Vec<mounts::Mount> {
+    mounts.into_iter().map(|(kind, source, options)| mounts::Mount { kind, source, options }).collect()
 }
 
 /// Look at mount options; those that `mount` would refuse to read are refused.
@@ -72,20 +87,33 @@ pub fn unmount(py: Python<'_>, target: PathBuf) -> PyResult<()> {
 /// Return bytes (512-byte blocks) and inodes of a tree; each hard-linked inode once. Never follows a symlink.
 #[pyfunction]
 pub fn disk_usage(py: Python<'_>, path: PathBuf) -> PyResult<(u64, u64)> {
-    through(py, |check| tree::usage(&path, check).map(|usage| (usage.bytes, usage.inodes)))
+    let usage = place::call(py, || Ok(DiskUsage { path: absolute(&path)? }))?;
+    Ok((usage.bytes, usage.inodes))
 }
 
 /// Remove a tree through directory descriptors, never following a symlink. Harmless when it is not there.
 #[pyfunction]
 pub fn remove_tree(py: Python<'_>, path: PathBuf) -> PyResult<()> {
-    through(py, |check| tree::remove(&path, check))
+    place::call(py, || Ok(RemoveTree { path: absolute(&path)? }))
 }
 
 /// Copy a tree into an empty folder, as cp -a does; blocks are shared where the file system can. Gives notes of what was left
 /// out. After an error the folder must be thrown away.
 #[pyfunction]
 pub fn copy_tree(py: Python<'_>, source: PathBuf, target: PathBuf) -> PyResult<Vec<String>> {
-    through(py, |check| layer::copy_tree(&source, &target, check))
+    place::call(py, || Ok(CopyTree { source: absolute(&source)?, target: absolute(&target)? }))
+}
+
+/// Say where two trees differ first and how, as far as an image decides what is in them; None if they don't.
+#[pyfunction]
+pub fn first_difference(py: Python<'_>, expected: PathBuf, found: PathBuf) -> PyResult<Option<String>> {
+    place::call(py, || Ok(FirstDifference { expected: absolute(&expected)?, found: absolute(&found)? }))
+}
+
+/// Give a folder the owner and the mode of another.
+#[pyfunction]
+pub fn copy_owner(py: Python<'_>, source: PathBuf, target: PathBuf) -> PyResult<()> {
+    place::call(py, || Ok(CopyOwner { source: absolute(&source)?, target: absolute(&target)? }))
 }
 
 /// Set FS_TOPDIR_FL (chattr +T): ext4 then spreads child folders over block groups. False where unsupported.
@@ -111,7 +139,7 @@ pub fn launch<'py>(py: Python<'py>, request: &[u8], descriptors: Vec<i32>) -> Py
         // Duplicates, so that nothing depends on the caller keeping his open meanwhile.
         let held: Vec<OwnedFd> = descriptors.iter().map(|number| duplicate(*number)).collect::<Result<_>>()?;
         let borrowed: Vec<BorrowedFd<'_>> = held.iter().map(AsFd::as_fd).collect();
-        lamella_core::launch::launch(LAUNCHER, request, &borrowed, check)
+        launching::launch(LAUNCHER, launching::LAUNCHER, request, &borrowed, check)
     })?;
     Ok(PyBytes::new(py, &reply))
 }
@@ -120,7 +148,7 @@ pub fn launch<'py>(py: Python<'py>, request: &[u8], descriptors: Vec<i32>) -> Py
 #[pyfunction]
 pub fn prepare_launch(py: Python<'_>) -> PyResult<()> {
     through(py, |_| {
-        lamella_core::launch::make_ready(LAUNCHER);
+        launching::make_ready(LAUNCHER);
         Ok(())
     })
 }
@@ -128,7 +156,7 @@ pub fn prepare_launch(py: Python<'_>) -> PyResult<()> {
 /// Become the launcher (from a sealed memfd), which takes its role from its name, the first argument.
 #[pyfunction]
 pub fn become_launcher(py: Python<'_>, arguments: Vec<OsString>) -> PyResult<()> {
-    through(py, |_| Err(lamella_core::launch::become_program(LAUNCHER, &arguments)))
+    through(py, |_| Err(launching::become_program(LAUNCHER, &arguments)))
 }
 
 fn duplicate(number: i32) -> Result<OwnedFd> {

@@ -8,6 +8,7 @@ mod gate;
 mod networks;
 mod pattern;
 mod pipeline;
+mod place;
 mod serve;
 mod sys;
 mod unpacked;
@@ -27,8 +28,9 @@ mod _core {
     use super::files::Files;
     #[pymodule_export]
     use super::functions::{
-        become_launcher, check_mount_options, copy_tree, default_seccomp, digest_of, disk_usage, launch, mount,
-        prepare_launch, read_file, remove_tree, resolve, set_top_directory, unmount,
+        become_launcher, check_mount_options, copy_owner, copy_tree, default_seccomp, digest_of, disk_usage,
+        first_difference, launch, mount, prepare_launch, read_file, remove_tree, resolve, set_top_directory, try_mount,
+        unmount,
     };
     #[pymodule_export]
     use super::networks::{
@@ -39,6 +41,8 @@ mod _core {
     use super::pattern::Pattern;
     #[pymodule_export]
     use super::pipeline::Pipeline;
+    #[pymodule_export]
+    use super::place::helper_maps;
     #[pymodule_export]
     use super::serve::{Stream, Transport};
     #[pymodule_export]

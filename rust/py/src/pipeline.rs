@@ -12,6 +12,7 @@ use lamella_core::tar::Limits;
 use pyo3::prelude::*;
 
 use crate::gate::through;
+use crate::place;
 use crate::sys::Bytes;
 use crate::unpacked::Unpacked;
 
@@ -40,8 +41,10 @@ impl Pipeline {
         max_tar_size: Option<u64>,
         max_entries: Option<u64>,
     ) -> PyResult<Self> {
-        through(py, |_| {
+        through(py, |check| {
             let defaults = Limits::default();
+            let helper = if layer.is_some() { place::helper(check)? } else { None };
+            let layer = layer.as_deref().map(place::absolute).transpose()?;
             let inner = pipeline::Pipeline::new(pipeline::Options {
                 digest: Digest::from_str(digest)?,
                 size,
@@ -57,6 +60,7 @@ impl Pipeline {
                     ..defaults
                 },
                 cores: Cores::of_this_process(),
+                helper,
             })?;
             Ok(Self { inner })
         })

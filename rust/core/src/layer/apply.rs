@@ -10,7 +10,9 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, makedev};
 use rustix::io::Errno;
 
 use super::WhiteoutFormat;
-use super::attributes::{Attributes, Target, mode_bits, set_attributes, set_owner_at, set_times_at, set_xattrs};
+use super::attributes::{
+    Attributes, Target, is_own_xattr, mode_bits, set_attributes, set_owner_at, set_times_at, set_xattrs,
+};
 use super::folders::{Folders, open_layer};
 use super::made::{ChildKind, FolderId, Made};
 use super::name::{MAX_DEPTH, c_name, components, join};
@@ -172,15 +174,17 @@ impl Applier {
         Ok(())
     }
 
-    /// What an entry says of its inode. Attributes of overlayfs would rewire the mount.
+    /// What an entry says of its inode. Attributes of overlayfs would rewire the mount, lamella's say who a file belongs to.
     fn attributes_of(&mut self, entry: &Entry) -> Attributes {
         let mut attributes = Attributes::of(entry);
         attributes.xattrs.retain(|(name, _)| {
-            let kept = !whiteout::is_overlay_xattr(name);
-            if !kept {
-                self.note(format!("the attribute {} belongs to overlayfs and was left out", show(name)));
-            }
-            kept
+            let whose = match () {
+                () if whiteout::is_overlay_xattr(name) => "overlayfs",
+                () if is_own_xattr(name) => "lamella",
+                () => return true,
+            };
+            self.note(format!("the attribute {} belongs to {whose} and was left out", show(name)));
+            false
         });
         attributes
     }
@@ -304,7 +308,8 @@ impl Applier {
         let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|error| Error::system("cannot read attributes", error))?;
         if (stat.st_uid, stat.st_gid) != (attributes.uid, attributes.gid) {
-            set_owner_at(folder, name, attributes.uid, attributes.gid)?;
+            let notes = &mut self.notes;
+            set_owner_at(folder, name, attributes.uid, attributes.gid, &mut |text| push_note(notes, text))?;
         }
         if !attributes.xattrs.is_empty() {
             let notes = &mut self.notes;
@@ -442,6 +447,9 @@ impl OpenFile {
 }
 
 pub(super) fn push_note(notes: &mut Vec<String>, text: String) {
+    if notes.contains(&text) {
+        return;
+    }
     match notes.len() {
         length if length < MAX_NOTES => notes.push(text),
         MAX_NOTES => notes.push("further notes were left out".to_owned()),

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::whiteout::is_overlay_xattr;
 use crate::error::{Error, Result, show};
@@ -13,10 +14,17 @@ use crate::tar::{Entry, EntryKind, Timestamp};
 /// Extended attributes: names and values.
 pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
+/// Where the owner of a file or folder is kept for which this user namespace has no ids: `uid:gid`. The inode is root's then, and
+/// only of root's it is believed, since whoever may write to a file of his own may set it.
+const OWNER: &CStr = c"user.lamella.owner";
+/// Said once of what was done so.
+const KEPT: &str =
+    "owners for which this user namespace has no ids are kept as attributes; what runs here sees root's files";
+
 const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
 
 /// What is set on an inode besides its content.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attributes {
     pub mode: u32,
     pub uid: u32,
@@ -54,12 +62,17 @@ impl Attributes {
         }
     }
 
-    /// Those of an inode.
-    pub fn read(stat: &Stat, xattrs: Xattrs) -> Self {
+    /// Those of an inode, with the owner that was kept for it.
+    pub fn read(stat: &Stat, mut xattrs: Xattrs) -> Self {
+        let mut owner = (stat.st_uid, stat.st_gid);
+        if let Some(place) = xattrs.iter().position(|(name, _)| name == OWNER.to_bytes()) {
+            let (_, text) = xattrs.remove(place);
+            owner = kept_owner(&text).filter(|_| owner == (0, 0)).unwrap_or(owner);
+        }
         Self {
             mode: stat.st_mode & 0o7777,
-            uid: stat.st_uid,
-            gid: stat.st_gid,
+            uid: owner.0,
+            gid: owner.1,
             mtime: timestamp(stat.st_mtime, stat.st_mtime_nsec),
             atime: timestamp(stat.st_atime, stat.st_atime_nsec),
             xattrs,
@@ -76,27 +89,50 @@ pub fn mode_bits(mode: u32) -> Mode {
     Mode::from_raw_mode(mode & 0o7777)
 }
 
-/// Set the owner through a descriptor.
-pub fn set_owner(inode: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<()> {
-    rustix::fs::fchown(inode, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-        .map_err(|error| owner_error(uid, gid, error))
+fn kept_owner(text: &[u8]) -> Option<(u32, u32)> {
+    let (user, group) = std::str::from_utf8(text).ok()?.split_once(':')?;
+    Some((user.parse().ok()?, group.parse().ok()?))
 }
 
-/// Set the owner of a name that may be a symlink.
-pub fn set_owner_at(folder: BorrowedFd<'_>, name: &CStr, uid: u32, gid: u32) -> Result<()> {
+/// Whether an attribute is lamella's own, and no image's.
+pub fn is_own_xattr(name: &[u8]) -> bool {
+    name == OWNER.to_bytes()
+}
+
+/// Set the owner through a descriptor. One that cannot be is kept as an attribute, which is said with `note`.
+pub fn set_owner(inode: BorrowedFd<'_>, uid: u32, gid: u32, note: &mut dyn FnMut(String)) -> Result<()> {
+    match rustix::fs::fchown(inode, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))) {
+        // In a user namespace: an id without a mapping.
+        Err(Errno::INVAL) => {
+            note(KEPT.to_owned());
+            let owner = (OWNER.to_bytes().to_vec(), format!("{uid}:{gid}").into_bytes());
+            set_xattrs(&Target::Descriptor(inode), &[owner], note)
+        }
+        result => result.map_err(|error| owner_error(uid, gid, error)),
+    }
+}
+
+/// Set the owner of a name that may be a symlink. One that cannot be is lost, which is said with `note`: only files and folders
+/// have attributes of users.
+pub fn set_owner_at(
+    folder: BorrowedFd<'_>,
+    name: &CStr,
+    uid: u32,
+    gid: u32,
+    note: &mut dyn FnMut(String),
+) -> Result<()> {
     let (owner, group) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-    rustix::fs::chownat(folder, name, owner, group, AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(|error| owner_error(uid, gid, error))
+    match rustix::fs::chownat(folder, name, owner, group, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::INVAL) => {
+            note("symlinks and FIFOs whose owners have no ids in this user namespace are root's".to_owned());
+            Ok(())
+        }
+        result => result.map_err(|error| owner_error(uid, gid, error)),
+    }
 }
 
 fn owner_error(uid: u32, gid: u32, error: Errno) -> Error {
-    let error_text = Error::system(format!("cannot set the owner {uid}:{gid}"), error);
-    match error {
-        // In a user namespace: an id without a mapping.
-        Errno::INVAL => error_text
-            .hint("The user namespace does not map this id; give it a larger range in /etc/subuid and /etc/subgid."),
-        _ => error_text,
-    }
+    Error::system(format!("cannot set the owner {uid}:{gid}"), error)
 }
 
 /// Where extended attributes are set.
@@ -119,7 +155,7 @@ pub fn set_attributes(inode: BorrowedFd<'_>, attributes: &Attributes, note: &mut
     let stat = rustix::fs::fstat(inode).map_err(failed)?;
     let owner_differs = (stat.st_uid, stat.st_gid) != (attributes.uid, attributes.gid);
     if owner_differs {
-        set_owner(inode, attributes.uid, attributes.gid)?;
+        set_owner(inode, attributes.uid, attributes.gid, note)?;
     }
     // After the owner: a change of that clears the set-id bits and security.capability.
     set_xattrs(&Target::Descriptor(inode), &attributes.xattrs, note)?;

@@ -92,7 +92,7 @@ pub fn set_attributes_at(
     let failed = |error: Errno| Error::system(format!("cannot set attributes of '{}'", show(name.to_bytes())), error);
     let found = inode::find_at(folder, name).map_err(failed)?;
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&found).map_err(failed)?.st_mode);
-    set_owner_at(folder, name, attributes.uid, attributes.gid)?;
+    set_owner_at(folder, name, attributes.uid, attributes.gid, note)?;
     set_xattrs(&Target::Name(folder, name), &attributes.xattrs, note)?;
     if kind != FileType::Symlink {
         rustix::fs::chmod(sys::descriptor_path(found.as_fd()), mode_bits(attributes.mode)).map_err(failed)?;

@@ -13,6 +13,7 @@
 
 mod apply;
 mod attributes;
+mod compare;
 mod copy;
 mod copy_tree;
 pub mod diff;
@@ -26,20 +27,29 @@ mod resolve;
 mod walk;
 mod whiteout;
 
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::str::FromStr;
 
 pub use apply::Applier;
-pub(crate) use attributes::{Attributes, Target, mode_bits, read_xattrs, set_attributes, set_times};
+pub(crate) use attributes::{Attributes, Target, mode_bits, read_xattrs};
+#[cfg(feature = "unpack")]
+pub(crate) use attributes::{set_attributes, set_times};
+pub use compare::first_difference;
+#[cfg(feature = "unpack")]
 pub(crate) use copy::set_attributes_at;
 pub use copy_tree::copy_tree;
 pub use merged::{Follow, Found, Merged, read_file};
 pub use resolve::resolve;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result, show};
-use crate::tar::{EntryKind, Reader, Source};
+use crate::tar::{EntryKind, Limits, Reader, Source};
+use crate::tree::Check;
 
 /// How a deletion is recorded on disk. A parameter, never inferred.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WhiteoutFormat {
     /// overlayfs: character device 0:0, `trusted.overlay.opaque`.
     Overlay,
@@ -64,7 +74,7 @@ impl FromStr for WhiteoutFormat {
 }
 
 /// What a layer needs from the layers beneath it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deferred {
     /// Whether the tar left the root folder's attributes open.
     pub root: bool,
@@ -85,7 +95,7 @@ impl Deferred {
 }
 
 /// A hard link into a lower layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeferredLink {
     /// Where the link belongs, in the layer.
     pub path: Vec<u8>,
@@ -94,7 +104,7 @@ pub struct DeferredLink {
 }
 
 /// A layer folder that was made.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Applied {
     /// What is still missing.
     pub deferred: Deferred,
@@ -107,6 +117,33 @@ pub struct Applied {
     pub opaque_root: bool,
     /// What was left out on purpose.
     pub notes: Vec<String>,
+}
+
+/// Make a layer folder of an archive: the folder is there, and empty unless the format is plain.
+///
+/// After an error it is half done and must be thrown away.
+pub fn make<S: Source>(
+    archive: S,
+    folder: &Path,
+    format: WhiteoutFormat,
+    limits: Limits,
+    check: Check<'_>,
+) -> Result<Applied> {
+    let mut reader = Reader::new(archive, limits);
+    let mut applier = Applier::new(folder, format)?;
+    unpack(&mut reader, &mut applier)?;
+    applier.finish(check)
+}
+
+/// Give a folder the owner and the mode of another.
+pub fn copy_owner(from: &Path, to: &Path) -> Result<()> {
+    let (source, target) = (folders::open_tree(from)?, folders::open_tree(to)?);
+    let failed = |error| Error::system(format!("cannot give {} the owner of {}", to.display(), from.display()), error);
+    let stat = rustix::fs::fstat(&source).map_err(failed)?;
+    let whose = Attributes::read(&stat, read_xattrs(&Target::Descriptor(source.as_fd()))?);
+    attributes::set_owner(target.as_fd(), whose.uid, whose.gid, &mut |_| {})?;
+    // After the owner, whose change clears the set-id bits.
+    rustix::fs::fchmod(&target, mode_bits(whose.mode)).map_err(failed)
 }
 
 /// Apply a whole archive.

@@ -18,6 +18,7 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
+use serde::{Deserialize, Serialize};
 
 pub use apart::apart;
 pub use idmap::IdMaps;
@@ -30,7 +31,7 @@ use crate::error::{Error, Result};
 const MAX_SHOWN: usize = 1000;
 
 /// One mount.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// File system type; `bind` (or empty, or `none`) for a bind mount.
     pub kind: String,

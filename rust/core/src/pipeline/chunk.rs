@@ -6,18 +6,46 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::queue::{Receiver, Sender, bounded};
+use crate::sys::Piece;
 
 /// Fits the second-level cache together with what a stage needs beside it.
 pub const CHUNK: usize = 256 * 1024;
 
+/// Where a chunk's bytes are.
+#[derive(Debug)]
+pub enum Memory {
+    /// In this process alone.
+    Own(Box<[u8]>),
+    /// Where a helper sees them, by this number.
+    Lent(u32, Piece),
+}
+
+impl Memory {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Lent(_, piece) => piece,
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Lent(_, piece) => piece,
+        }
+    }
+}
+
 /// A filled piece of a stream.
 #[derive(Debug)]
 pub struct Chunk {
-    memory: Box<[u8]>,
+    /// None while it is dropped only.
+    memory: Option<Memory>,
+    capacity: usize,
     length: usize,
     /// How many of its first bytes the blob's file holds already.
     pub stored: usize,
-    home: Sender<Box<[u8]>>,
+    home: Sender<Memory>,
 }
 
 /// A chunk that stages share.
@@ -25,21 +53,29 @@ pub type Shared = Arc<Chunk>;
 
 impl Chunk {
     pub fn bytes(&self) -> &[u8] {
-        &self.memory[..self.length]
+        self.memory.as_ref().map_or(&[], |memory| &memory.bytes()[..self.length])
+    }
+
+    /// By which number a helper knows its memory.
+    pub fn number(&self) -> Option<u32> {
+        match self.memory {
+            Some(Memory::Lent(number, _)) => Some(number),
+            _ => None,
+        }
     }
 
     /// The part that is not filled.
     pub fn room(&mut self) -> &mut [u8] {
-        &mut self.memory[self.length..]
+        self.memory.as_mut().map_or(&mut [], |memory| &mut memory.bytes_mut()[self.length..])
     }
 
     /// Declare more of it filled.
     pub fn advance(&mut self, count: usize) {
-        self.length = (self.length + count).min(self.memory.len());
+        self.length = (self.length + count).min(self.capacity);
     }
 
     pub fn is_full(&self) -> bool {
-        self.length == self.memory.len()
+        self.length == self.capacity
     }
 
     pub fn is_empty(&self) -> bool {
@@ -50,15 +86,17 @@ impl Chunk {
 impl Drop for Chunk {
     fn drop(&mut self) {
         // The queue has room for every piece of memory that was made; or the pool is gone.
-        let _ = self.home.send(std::mem::take(&mut self.memory));
+        if let Some(memory) = self.memory.take() {
+            let _ = self.home.send(memory);
+        }
     }
 }
 
 /// A fixed number of chunks.
 #[derive(Debug)]
 pub struct Pool {
-    free: Receiver<Box<[u8]>>,
-    home: Sender<Box<[u8]>>,
+    free: Receiver<Memory>,
+    home: Sender<Memory>,
     unmade: AtomicUsize,
 }
 
@@ -68,16 +106,30 @@ impl Pool {
         Self { free, home, unmade: AtomicUsize::new(chunks) }
     }
 
+    /// Of memory that a helper sees.
+    pub fn lent(pieces: impl ExactSizeIterator<Item = (u32, Piece)>) -> Self {
+        let (home, free) = bounded(pieces.len());
+        for (number, piece) in pieces {
+            let _ = home.send(Memory::Lent(number, piece)); // there is room for each
+        }
+        Self { free, home, unmade: AtomicUsize::new(0) }
+    }
+
     /// An empty chunk; None when none got free in time.
     pub fn take(&self, patience: Duration) -> Option<Chunk> {
         let memory = match self.free.try_recv() {
             Ok(memory) => memory,
             Err(_) => {
                 let made = self.unmade.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
-                if made.is_ok() { vec![0; CHUNK].into_boxed_slice() } else { self.free.recv_timeout(patience).ok()? }
+                if made.is_ok() {
+                    Memory::Own(vec![0; CHUNK].into_boxed_slice())
+                } else {
+                    self.free.recv_timeout(patience).ok()?
+                }
             }
         };
-        Some(Chunk { memory, length: 0, stored: 0, home: self.home.clone() })
+        let capacity = memory.bytes().len();
+        Some(Chunk { memory: Some(memory), capacity, length: 0, stored: 0, home: self.home.clone() })
     }
 }
 

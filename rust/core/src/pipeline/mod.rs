@@ -6,12 +6,14 @@
 //!            └─> inflate ───────────────┤
 //!                                       └─> parse, apply to the layer folder
 //! ```
-//! Each stage is a thread. They share chunks of memory that are recycled; about 6 MiB a pipeline. Where there are cores to
+//! Each stage is a thread. They share chunks of memory that are recycled; about 6 MiB a pipeline. Where this process may not
+//! apply, a helper does ([`crate::helper`]): the chunks are of memory that it sees, and the last stage lends them to it. Where there are cores to
 //! spare, inflating has helpers ([`crate::inflate`]), with 4 MiB more for each. What a stage fails with surfaces at the
 //! caller's next call. After an error of any call the stages have stopped, and later calls give the same error. Nothing is
 //! synced to disk: that is one step for a whole image.
 
 mod chunk;
+mod lend;
 mod queue;
 mod stage;
 mod threads;
@@ -25,6 +27,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chunk::{CHUNK, Chunk, Pool};
+use lend::Lender;
 use queue::{Receiver, Sender, bounded};
 pub use stage::panic_text;
 use stage::{Incoming, POLL, State};
@@ -34,6 +37,7 @@ use crate::compression::Compression;
 use crate::cores::Cores;
 use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
+use crate::helper::Helper;
 use crate::layer::{Applied, WhiteoutFormat};
 use crate::tar::Limits;
 use crate::tree::Check;
@@ -64,6 +68,8 @@ pub struct Options {
     pub limits: Limits,
     /// The cores to share with other pipelines.
     pub cores: Arc<Cores>,
+    /// Who applies, where this process may not.
+    pub helper: Option<Arc<Helper>>,
 }
 
 /// What a pipeline found.
@@ -118,6 +124,13 @@ impl Pipeline {
             )));
         }
         let (file, resume) = open_blob(&options)?;
+        let (lender, pool, archive_pool) = match options.helper.clone().filter(|_| options.layer.is_some()) {
+            None => (None, Pool::new(BLOB_CHUNKS), Pool::new(TAR_CHUNKS)),
+            Some(helper) => {
+                let (lender, pool, archive_pool) = Lender::new(helper)?;
+                (Some(lender), pool, archive_pool)
+            }
+        };
         let state = Arc::new(State::default());
         let (end_mark, ended) = bounded::<()>(0);
         let mut outputs = Vec::new();
@@ -133,7 +146,7 @@ impl Pipeline {
             None => None,
             Some(layer) => {
                 let chunks = input(&state);
-                let started = start_layer(&options, layer, chunks, &state, &end_mark);
+                let started = start_layer(&options, layer, lender, archive_pool, chunks, &state, &end_mark);
                 if started.is_err() {
                     state.cancel();
                 }
@@ -142,7 +155,7 @@ impl Pipeline {
         };
         let feed = Feed { outputs, current: None, resume, threads: Some(Threads { store, layer }), ended };
         let received = AtomicU64::new(options.offset);
-        let inner = Inner { options, state, received, feed: Mutex::new(feed), pool: Pool::new(BLOB_CHUNKS) };
+        let inner = Inner { options, state, received, feed: Mutex::new(feed), pool };
         Ok(Self { inner: Some(inner), process: std::process::id() })
     }
 

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use super::chunk::{self, Pool};
 use super::queue::{Receiver, Sender};
 use crate::compression::{Compression, Decoder, check_growth, damaged};
-use crate::cores::Layer;
+use crate::cores;
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::error::{Error, Kind, Result};
-use crate::layer::{Applied, Applier, WhiteoutFormat, unpack};
-use crate::tar::{Limits, Reader, Source};
+use crate::layer::{self, Applied, WhiteoutFormat};
+use crate::tar::{Limits, Source};
 
 /// How long a wait lasts before it looks whether to go on.
 pub const POLL: Duration = Duration::from_millis(50);
@@ -105,7 +105,7 @@ pub struct Incoming {
     chunks: Receiver<chunk::Shared>,
     current: Option<chunk::Shared>,
     position: usize,
-    state: Arc<State>,
+    pub(super) state: Arc<State>,
     /// Bytes consumed.
     consumed: u64,
 }
@@ -116,7 +116,7 @@ impl Incoming {
     }
 
     /// The next whole chunk; None at the end.
-    fn next_chunk(&mut self) -> Result<Option<chunk::Shared>> {
+    pub(super) fn next_chunk(&mut self) -> Result<Option<chunk::Shared>> {
         let next = self.chunks.recv().ok();
         self.state.check()?;
         Ok(next)
@@ -216,7 +216,7 @@ pub fn inflate(
     same_algorithm: bool,
     to: &Outgoing,
     max_size: u64,
-    layer: &Arc<Layer>,
+    layer: &Arc<cores::Layer>,
 ) -> Result<Inflated> {
     // Chunks are filled before they are sent, so the first one holds the magic number.
     let compression = Compression::detect(chunks.available()?);
@@ -292,10 +292,7 @@ pub fn hash(mut chunks: Incoming, algorithm: Algorithm) -> Result<Digest> {
 }
 
 /// Apply the tar.
-pub fn apply(chunks: Incoming, layer: &Path, format: WhiteoutFormat, limits: Limits) -> Result<Applied> {
+pub fn apply(chunks: Incoming, folder: &Path, format: WhiteoutFormat, limits: Limits) -> Result<Applied> {
     let state = Arc::clone(&chunks.state);
-    let mut reader = Reader::new(TarSource(chunks), limits);
-    let mut applier = Applier::new(layer, format)?;
-    unpack(&mut reader, &mut applier)?;
-    applier.finish(&mut || state.check())
+    layer::make(TarSource(chunks), folder, format, limits, &mut || state.check())
 }

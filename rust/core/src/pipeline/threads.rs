@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 use super::chunk::Pool;
+use super::lend::Lender;
 use super::queue::{Sender, bounded};
 use super::stage::{self, Incoming, Inflated, Outgoing, State};
 use super::{BLOB_CHUNKS, Options, TAR_CHUNKS};
@@ -50,6 +51,8 @@ pub fn spawn<T: Send + 'static>(
 pub fn start_layer(
     options: &Options,
     layer: PathBuf,
+    lender: Option<Lender>,
+    pool: Pool,
     chunks: Incoming,
     state: &Arc<State>,
     end_mark: &Sender<()>,
@@ -62,7 +65,7 @@ pub fn start_layer(
     // Chunks of a plain blob come through here too.
     let (hash_sender, hash_receiver) = bounded(BLOB_CHUNKS.max(TAR_CHUNKS) + 1);
     let (apply_sender, apply_receiver) = bounded(BLOB_CHUNKS.max(TAR_CHUNKS) + 1);
-    let to = Outgoing { pool: Pool::new(TAR_CHUNKS), hash: hash_sender, apply: apply_sender };
+    let to = Outgoing { pool, hash: hash_sender, apply: apply_sender };
     let to_hash = Incoming::new(hash_receiver, Arc::clone(state));
     let to_apply = Incoming::new(apply_receiver, Arc::clone(state));
     Ok(LayerThreads {
@@ -70,6 +73,9 @@ pub fn start_layer(
             stage::inflate(chunks, compression, same_algorithm, &to, max_size, &begun)
         })?,
         hash: spawn("lamella-hash", state, end_mark, move || stage::hash(to_hash, algorithm))?,
-        apply: spawn("lamella-apply", state, end_mark, move || stage::apply(to_apply, &layer, format, limits))?,
+        apply: spawn("lamella-apply", state, end_mark, move || match lender {
+            None => stage::apply(to_apply, &layer, format, limits),
+            Some(lender) => lender.apply(to_apply, layer, format, limits),
+        })?,
     })
 }

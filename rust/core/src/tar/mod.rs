@@ -19,6 +19,8 @@ pub use reader::{Piece, Reader};
 pub use sparse::Segment;
 pub use writer::Writer;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::Result;
 
 /// Longest name of an entry, and target of a link, in bytes (PATH_MAX).
@@ -43,7 +45,7 @@ impl Source for &[u8] {
 }
 
 /// Caps that keep a hostile archive from using up memory, disk or inodes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of the whole archive.
     pub archive: u64,
@@ -65,7 +67,7 @@ impl Default for Limits {
 }
 
 /// A point in time: seconds since 1970, negative before it, and nanoseconds after that second.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Timestamp {
     /// Whole seconds, rounded down.
     pub seconds: i64,

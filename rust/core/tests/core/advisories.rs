@@ -397,6 +397,7 @@ fn a_blob_that_unpacks_to_thousands_of_times_its_size_is_refused() {
         whiteouts: format(),
         limits: Limits::default(),
         cores: Cores::new(4),
+        helper: None,
     };
     let pipeline = Pipeline::new(options).unwrap();
     let result = pipeline.write(&blob, &mut || Ok(())).and_then(|()| pipeline.finish(&mut || Ok(())));

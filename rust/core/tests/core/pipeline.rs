@@ -61,6 +61,7 @@ fn job(blob: &[u8]) -> Job {
         whiteouts: crate::format(),
         limits: Limits::default(),
         cores: Cores::new(4),
+        helper: None,
     };
     Job { folder, options }
 }

@@ -2,12 +2,16 @@
 
 #![allow(unsafe_code)]
 
+mod landlock;
 mod process;
 mod program;
 mod signal;
 
 use std::io;
 
+pub use landlock::confine_to;
+#[cfg(test)]
+pub use landlock::has_landlock;
 pub use process::{
     CLONE_NEWTIME, Forked, Scheduling, child_groups_denied, clone_process, close_all_but, close_from, ends_within,
     execute, execute_file, exit_now, fork, fork_plainly, hand_down, inherited, is_exiting, join_session_keyring, kill,

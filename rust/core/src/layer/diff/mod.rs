@@ -6,6 +6,7 @@
 //! Whoever changes the tree meanwhile gets an error or a mixture, but nothing from outside the tree: all access is through
 //! descriptors and never follows a symlink.
 
+#[cfg(feature = "unpack")]
 mod blob;
 mod links;
 mod pack;
@@ -15,6 +16,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::attributes::Attributes;
 use super::folders::open_tree;
@@ -22,6 +24,7 @@ use super::{Follow, Merged, WhiteoutFormat};
 use crate::error::Result;
 use crate::tree::Check;
 
+#[cfg(feature = "unpack")]
 pub use blob::{Blob, Form, pack};
 pub use pack::{write, write_until};
 
@@ -47,7 +50,7 @@ pub enum Trees<'a> {
 }
 
 /// What became of a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChangeKind {
     /// It is new. In an upper folder: it is there, and may have been there before.
     Added,
@@ -58,7 +61,7 @@ pub enum ChangeKind {
 }
 
 /// One difference.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Change {
     /// What happened.
     pub kind: ChangeKind,
@@ -69,7 +72,7 @@ pub struct Change {
 }
 
 /// An inode of the tree.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Node {
     kind: NodeKind,
     attributes: Attributes,
@@ -77,7 +80,7 @@ struct Node {
     inode: Option<(u64, u64)>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum NodeKind {
     Folder { opaque: bool },
     File { size: u64, holes: bool },
@@ -89,7 +92,7 @@ enum NodeKind {
 }
 
 /// The differences between two trees.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Changes {
     /// The tree that has what is new.
     pub tree: PathBuf,
@@ -114,7 +117,7 @@ pub fn diff(trees: &Trees<'_>, check: Check<'_>) -> Result<Changes> {
 }
 
 /// Read from `at` until the buffer is full or the file ends.
-fn read_full(file: &OwnedFd, buffer: &mut [u8], at: u64) -> std::result::Result<usize, Errno> {
+pub(super) fn read_full(file: &OwnedFd, buffer: &mut [u8], at: u64) -> std::result::Result<usize, Errno> {
     let mut length = 0;
     while length < buffer.len() {
         match rustix::io::pread(file, &mut buffer[length..], at + length as u64) {

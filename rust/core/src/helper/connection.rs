@@ -1,0 +1,178 @@
+//! A connection between caller and helper: messages, each behind its length, on a stream.
+
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+#[cfg(feature = "unpack")]
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SocketFlags, SocketType, sendmsg, socketpair,
+};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Kind, Result};
+use crate::tree::Check;
+
+/// Longest message: the changes of a tree of some millions of names.
+const LONGEST: usize = 1 << 30;
+/// Time between two looks whether to go on.
+const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+const PIECE: usize = 64 * 1024;
+/// Descriptors that go with a call: its connection, and one that it needs.
+const DESCRIPTORS: usize = 2;
+
+/// Turn a value into bytes.
+pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    postcard::to_allocvec(value).map_err(|error| Error::invalid(format!("a message cannot be written: {error}")))
+}
+
+/// Turn bytes into a value.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    let broken = |error| Error::new(Kind::Internal, format!("a message of the helper cannot be read: {error}"));
+    postcard::from_bytes(bytes).map_err(broken)
+}
+
+/// One end of a connection.
+#[derive(Debug)]
+pub struct Connection {
+    socket: OwnedFd,
+    /// What was received and not asked for yet.
+    received: Vec<u8>,
+}
+
+impl From<OwnedFd> for Connection {
+    fn from(socket: OwnedFd) -> Self {
+        Self { socket, received: Vec::new() }
+    }
+}
+
+impl Connection {
+    /// Make both ends.
+    #[cfg(feature = "unpack")]
+    pub fn pair() -> Result<(Self, OwnedFd)> {
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(|error| Error::system("cannot make a connection to the helper", error))?;
+        Ok((ours.into(), theirs))
+    }
+
+    /// The same end once more, to speak from one thread while another listens: only one of the two may do that.
+    pub fn speaker(&self) -> Result<Self> {
+        let socket = self.socket.try_clone();
+        Ok(socket.map_err(|error| Error::system("cannot speak to the helper", error))?.into())
+    }
+
+    /// Say something. Fails when the other side is gone.
+    pub fn say<T: Serialize>(&self, message: &T) -> Result<()> {
+        let body = encode(message)?;
+        let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= LONGEST);
+        let length =
+            length.ok_or_else(|| Error::new(Kind::ResourceExhausted, "a message to the helper is too long"))?;
+        let whole = [&length.to_ne_bytes()[..], &body].concat();
+        let mut left = &whole[..];
+        while !left.is_empty() {
+            match send(&self.socket, left, SendFlags::NOSIGNAL) {
+                Ok(count) => left = &left[count..],
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(Error::system("cannot speak to the helper", error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Wait for a message, and call `check` every 100 ms; None when the other side is gone.
+    pub fn hear<T: DeserializeOwned>(&mut self, check: Check<'_>) -> Result<Option<T>> {
+        loop {
+            if let Some((length, rest)) = self.received.split_first_chunk() {
+                let length = usize::try_from(u32::from_ne_bytes(*length)).unwrap_or(usize::MAX);
+                if length > LONGEST {
+                    return Err(Error::new(Kind::Internal, "a message of the helper is too long"));
+                }
+                if let Some(body) = rest.get(..length) {
+                    let message = decode(body)?;
+                    self.received.drain(..length + size_of::<u32>());
+                    return Ok(Some(message));
+                }
+            }
+            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&POLL)) {
+                Ok(0) | Err(Errno::INTR) => {
+                    check()?;
+                    continue;
+                }
+                Ok(_) => {}
+                Err(error) => return Err(Error::system("cannot hear the helper", error)),
+            }
+            let mut piece = [0; PIECE];
+            match rustix::io::read(&self.socket, &mut piece) {
+                Ok(0) | Err(Errno::CONNRESET) => return Ok(None),
+                Ok(count) => self.received.extend_from_slice(&piece[..count]),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(Error::system("cannot hear the helper", error)),
+            }
+        }
+    }
+
+    /// Whether the other side is gone.
+    pub fn is_closed(&self) -> bool {
+        is_closed(self.socket.as_fd())
+    }
+
+    /// Let the other side, and whoever listens here, notice that it is over.
+    #[cfg(feature = "unpack")]
+    pub fn end(&self) {
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+    }
+}
+
+/// Whether the other end of a socket was closed.
+pub fn is_closed(socket: BorrowedFd<'_>) -> bool {
+    let mut watched = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut watched, Some(&now)).is_ok_and(|count| count > 0)
+}
+
+/// Make the control socket: both ends.
+#[cfg(feature = "unpack")]
+pub fn control() -> Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(|error| Error::system("cannot make the helper's control socket", error))
+}
+
+/// Pass a connection over the control socket, and what its call needs besides.
+#[cfg(feature = "unpack")]
+pub fn pass(control: BorrowedFd<'_>, descriptors: &[BorrowedFd<'_>]) -> std::result::Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+    loop {
+        match sendmsg(control, &[std::io::IoSlice::new(b"c")], &mut ancillary, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            result => return result.map(drop),
+        }
+    }
+}
+
+/// Wait for what [`pass`] passes; None when the other side is gone.
+pub fn take(control: BorrowedFd<'_>) -> std::result::Result<Option<Vec<OwnedFd>>, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut byte = [0];
+    loop {
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        match recvmsg(control, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            Err(Errno::CONNRESET) => return Ok(None),
+            Err(error) => return Err(error),
+            Ok(message) if message.bytes == 0 => return Ok(None),
+            Ok(_) => {
+                let descriptors = ancillary.drain().filter_map(|message| match message {
+                    RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+                    _ => None,
+                });
+                return Ok(Some(descriptors.flatten().collect()));
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The helper's process: a user and a mount namespace in which a user is root, and the core's calls served there.
+//!
+//! The first process forks the helper, which makes the namespaces, has its ids mapped from outside (inside, the set-uid programs
+//! newuidmap and newgidmap have no rights), tells what was mapped, and ends. The helper is nobody's child then, leads a session of its own so that a terminal's Ctrl-C does not reach it, and ends when its control socket does.
+//!
+//! One's own id is 0 inside; the ranges that /etc/subuid and /etc/subgid give follow from 1 on, in their order. Where they cannot
+//! be had, what is mapped is one's own id alone, and a note says why.
+
+mod confine;
+mod ids;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::Command;
+
+use lamella_core::error::{Error, Kind as ErrorKind};
+use lamella_core::helper::{Extent, Maps, Setup, decode, encode, serve};
+use rustix::process::Pid;
+
+use self::ids::{extents, listed, ranges};
+use crate::channel::{Channel, Message};
+use crate::error::{Failure, Kind, Step};
+use crate::namespaces::{GROUPS, Ids, USERS, write_mapping};
+use crate::spec::IdMapping;
+use crate::sys::{self, Forked};
+
+const REQUEST: i32 = 3;
+const REPLY: i32 = 4;
+const CONTROL: i32 = 5;
+/// A bound for what is read of a list of ranges.
+const LONGEST_FILE: u64 = 4 << 20;
+
+/// The whole life of the process; the result is its exit status.
+pub fn run() -> i32 {
+    let taken = (sys::inherited(REQUEST), sys::inherited(REPLY), sys::inherited(CONTROL));
+    let (Some(request), Some(reply), Some(control)) = taken else { return 2 };
+    sys::close_from(CONTROL + 1);
+    match begin(request) {
+        Ok((setup, Forked::Parent(pid), channel)) => {
+            drop(control);
+            let mapped = map(pid, &channel, &setup).map_err(told);
+            i32::from(answer(reply, &mapped).is_err())
+        }
+        Ok((_, Forked::Child, channel)) => {
+            drop(reply);
+            if become_helper(channel) {
+                serve(&control, confine::confine);
+            }
+            0
+        }
+        Err(failure) => i32::from(answer(reply, &Err(told(failure))).is_err()),
+    }
+}
+
+fn begin(request: OwnedFd) -> Result<(Setup, Forked, Channel), Failure> {
+    let mut document = Vec::new();
+    let mut request = File::from(request);
+    // The parent may have written it through the same open file: its offset is at the end then.
+    let _ = rustix::fs::seek(&request, rustix::fs::SeekFrom::Start(0));
+    request.read_to_end(&mut document).step(|| "read the request")?;
+    let setup = decode(&document).map_err(|error| Failure::invalid("the request", &error.message))?;
+    let (first, helper) = Channel::pair()?;
+    match sys::fork().step(|| "start the helper")? {
+        Forked::Parent(pid) => Ok((setup, Forked::Parent(pid), first)),
+        Forked::Child => Ok((setup, Forked::Child, helper)),
+    }
+}
+
+fn answer(reply: OwnedFd, maps: &Result<Maps, Error>) -> std::io::Result<()> {
+    let document = encode(maps).map_err(std::io::Error::other)?;
+    File::from(reply).write_all(&document)
+}
+
+/// What the caller is told of a failure.
+fn told(failure: Failure) -> Error {
+    let name = format!("{:?}", failure.kind);
+    let kind = ErrorKind::ALL.iter().copied().find(|kind| kind.name() == name);
+    let error = Error::new(kind.unwrap_or(ErrorKind::Internal), failure.message);
+    match failure.hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+/// Make the namespaces and wait for the maps. False when it is over.
+fn become_helper(channel: Channel) -> bool {
+    let _ = rustix::thread::set_name(c"lamella-helper");
+    let _ = rustix::process::setsid();
+    if let Err(error) = sys::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) {
+        let failure = Failure::system("make a user namespace", &error).with_hint(
+            "the administrator can switch user namespaces on (user.max_user_namespaces, kernel.unprivileged_userns_clone, \
+             kernel.apparmor_restrict_unprivileged_userns); lamella doctor says which",
+        );
+        let _ = channel.send(&Message::Failed(failure));
+        return false;
+    }
+    let _ = rustix::process::chdir("/");
+    channel.send(&Message::Made).is_ok() && matches!(channel.receive(), Ok(Some(Message::Mapped)))
+}
+
+/// Map the helper's ids.
+fn map(pid: i32, channel: &Channel, setup: &Setup) -> Result<Maps, Failure> {
+    let gone = || Failure::new(Kind::Unavailable, "the helper ended before its user namespace was made");
+    match channel.receive()? {
+        Some(Message::Made) => {}
+        Some(Message::Failed(failure)) => {
+            let _ = rustix::process::waitpid(Pid::from_raw(pid), rustix::process::WaitOptions::empty());
+            return Err(failure);
+        }
+        _ => return Err(gone()),
+    }
+    let mut notes = Vec::new();
+    let users = map_kind(pid, &USERS, setup, &mut notes)?;
+    let groups = map_kind(pid, &GROUPS, setup, &mut notes)?;
+    channel.send(&Message::Mapped).map_err(|_| gone())?;
+    Ok(Maps { users, groups, notes })
+}
+
+fn map_kind(pid: i32, ids: &Ids, setup: &Setup, notes: &mut Vec<String>) -> Result<Vec<Extent>, Failure> {
+    let user = rustix::process::getuid().as_raw();
+    let own = if ids.groups { rustix::process::getegid().as_raw() } else { rustix::process::geteuid().as_raw() };
+    let (file, option) = if ids.groups { ("/etc/subgid", "-g") } else { ("/etc/subuid", "-u") };
+    let mut text = String::new();
+    let _ = File::open(file).and_then(|opened| opened.take(LONGEST_FILE).read_to_string(&mut text));
+    let mut found = ranges(&text, setup.user.as_deref(), user);
+    if found.is_empty()
+        && let Some(name) = &setup.user
+    {
+        // They may come from elsewhere (subid in nsswitch.conf).
+        let asked = if ids.groups { vec![option, name] } else { vec![name.as_str()] };
+        let said = Command::new("getsubids").args(asked).output();
+        found = said.map(|said| listed(&String::from_utf8_lossy(&said.stdout))).unwrap_or_default();
+    }
+    let whole = extents(own, &found);
+    if whole.len() > 1 {
+        match write_mapping(pid, ids, &mappings(&whole), Some(&setup.search)) {
+            Ok(()) => return Ok(whole),
+            Err(failure) => notes.push(match failure.hint {
+                Some(hint) => format!("{} ({hint})", failure.message),
+                None => failure.message,
+            }),
+        }
+    } else {
+        notes.push(format!("{file} gives this user no ids besides his own"));
+    }
+    let single = extents(own, &[]);
+    write_mapping(pid, ids, &mappings(&single), None)?;
+    Ok(single)
+}
+
+fn mappings(extents: &[Extent]) -> Vec<IdMapping> {
+    let mapping = |&(container_id, host_id, size): &Extent| IdMapping { container_id, host_id, size };
+    extents.iter().map(mapping).collect()
+}

@@ -1,0 +1,312 @@
+"""A user who is not root: pulls, snapshots, removals, collection, in a store of that user's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+import layers
+from users import REPOSITORY, OrdinaryUser, ordinary_user
+
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.needs_program("useradd", "userdel", "newuidmap", "newgidmap", "setpriv", "unshare"),
+]
+
+
+@pytest.fixture(scope="module")
+def user() -> Iterator[OrdinaryUser]:
+    with ordinary_user() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def user_without_ranges() -> Iterator[OrdinaryUser]:
+    with ordinary_user(ranges=False) as made:
+        yield made
+
+
+BOTH_SNAPSHOTTERS = pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
+
+
+def store(user: OrdinaryUser) -> Path:
+    return user.home / ".local/share/lamella"
+
+
+def maps(user: OrdinaryUser) -> Any:
+    """Give what the user's helper says that it maps: users, groups, notes."""
+    return json.loads(
+        user.python("import json; from lamella import _core; print(json.dumps(_core.helper_maps()))")
+    )
+
+
+def answer(user: OrdinaryUser, *arguments: str) -> Any:
+    return json.loads(user.lamella("--json", *arguments).stdout)
+
+
+def test_the_helper_maps_ones_own_id_and_the_ranges(user: OrdinaryUser) -> None:
+    users, groups, notes = maps(user)
+    assert users[0] == [0, user.uid, 1]
+    assert groups[0] == [0, user.gid, 1]
+    assert users[1][0] == groups[1][0] == 1
+    assert users[1][2] == groups[1][2] == 65536
+    assert notes == []
+
+
+def test_without_ranges_one_id_is_mapped_and_a_note_says_why(user_without_ranges: OrdinaryUser) -> None:
+    users, groups, notes = maps(user_without_ranges)
+    assert users == [[0, user_without_ranges.uid, 1]]
+    assert groups == [[0, user_without_ranges.gid, 1]]
+    assert any("/etc/subuid" in note for note in notes) and any("/etc/subgid" in note for note in notes)
+
+
+def test_root_needs_no_helper() -> None:
+    from lamella import _core
+
+    assert _core.helper_maps() is None
+
+
+def test_a_helper_ends_with_its_caller(user: OrdinaryUser) -> None:
+    code = (
+        "import os, signal, sys; from lamella import _core; _core.helper_maps(); print('ready', flush=True);"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    found = user.run([sys.executable, "-c", code], check=False)
+    assert found.stdout == "ready\n"
+    assert not helpers(user)
+
+
+def helpers(user: OrdinaryUser) -> list[int]:
+    """Give the helpers of the user that are there after a moment in which they may end."""
+    import time
+
+    deadline = time.monotonic() + 10
+    while True:
+        found = [
+            int(process.name)
+            for process in Path("/proc").iterdir()
+            if process.name.isdigit() and _is_helper(process, user.uid)
+        ]
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.02)
+
+
+def _is_helper(process: Path, uid: int) -> bool:
+    try:
+        return process.stat().st_uid == uid and (process / "comm").read_text() == "lamella-helper\n"
+    except OSError:
+        return False
+
+
+def test_a_killed_helper_is_followed_by_another(user: OrdinaryUser) -> None:
+    code = """
+import os, signal, time
+from pathlib import Path
+from lamella import _core
+
+def helper():
+    return next(int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()
+                and p.stat().st_uid == os.getuid() and (p / "comm").read_text() == "lamella-helper\\n")
+
+_core.helper_maps()
+first = helper()
+os.kill(first, signal.SIGKILL)
+while Path(f"/proc/{first}").exists():
+    time.sleep(0.01)
+_core.helper_maps()
+print(first != helper())
+"""
+    assert user.python(code) == "True\n"
+
+
+@BOTH_SNAPSHOTTERS
+def test_an_image_is_pulled_unpacked_removed_and_collected(
+    user: OrdinaryUser, small_image: str, snapshotter: str
+) -> None:
+    chosen = ("--snapshotter", snapshotter)
+    user.lamella(*chosen, "pull", "--plain-http", small_image)
+    image = answer(user, *chosen, "images", "inspect", small_image)
+    user.lamella(*chosen, "fsck", "--verify-layers")
+    user.lamella(*chosen, "snapshots", "prepare", "work", image["chain_id"])
+    assert "work" in user.lamella(*chosen, "snapshots", "ls").stdout
+    user.lamella(*chosen, "snapshots", "rm", "work")
+    assert answer(user, *chosen, "du")
+    user.lamella(*chosen, "images", "rm", small_image)
+    user.lamella(*chosen, "gc")
+    assert list((store(user) / "snapshots" / snapshotter).iterdir()) == []
+
+
+PACK = """
+import sys, lamella
+from pathlib import Path
+from lamella import _core
+reference, snapshotter, target = sys.argv[1:]
+root = target + "-store"
+with lamella.Client(root=root, state=target + "-state", snapshotter=snapshotter) as client:
+    image = client.images.pull(reference, plain_http=True)
+    report = client.fsck(verify_layers=True)
+    assert report.clean, report
+    for number, layer in enumerate(sorted(Path(root, "snapshots", snapshotter).glob("*/fs"))):
+        changes = (
+            _core.diff_trees(str(layer))
+            if snapshotter == "native"
+            else _core.diff_upper(str(layer), [], whiteouts=client.snapshots.whiteouts)
+        )
+        print(changes.pack(f"{target}-{number}.tar", compression="none").diff_id)
+    client.images.remove(reference)
+    client.gc()
+    assert not list(Path(root, "snapshots", snapshotter).iterdir())
+"""
+
+
+@BOTH_SNAPSHOTTERS
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "one id"])
+def test_layers_that_are_packed_again_are_those_of_root(
+    user: OrdinaryUser,
+    user_without_ranges: OrdinaryUser,
+    server: Any,
+    snapshotter: str,
+    tmp_path: Path,
+    ranges: bool,
+) -> None:
+    """Owners and all: those that the machine has no ids for are kept beside."""
+    reference = layers.history(7, layers.file("over", uid=70000, gid=3)).push(server)
+    who = user if ranges else user_without_ranges
+    target = f"{who.home}/{snapshotter}"
+    packed = who.python(PACK, reference, snapshotter, target)
+    by_root = subprocess.run(
+        [sys.executable, "-c", PACK, reference, snapshotter, str(tmp_path / "by-root")],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert sorted(packed.split()) == sorted(by_root.split())
+    assert len(packed.split()) == 2
+
+
+def test_the_owners_of_a_layer_are_ids_of_the_users_ranges(user: OrdinaryUser, server: Any) -> None:
+    reference = layers.history(7).push(server, "owners")
+    user.lamella("pull", "--plain-http", reference)
+    first = maps(user)[0][1][1]
+    owned = {os.lstat(path).st_uid for path in (store(user) / "snapshots/overlayfs").rglob("*")}
+    assert owned == {user.uid, first + 6}
+    user.lamella("images", "rm", reference)
+    user.lamella("gc")
+
+
+STOPPED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import lamella
+from lamella import _core
+
+def helpers():
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and process.stat().st_uid == os.getuid():
+                if (process / "comm").read_text() == "lamella-helper\\n":
+                    yield int(process.name)
+        except OSError:
+            pass
+
+_core.helper_maps()
+while len(found := list(helpers())) > 1:  # one ends, whose caller has just ended
+    time.sleep(0.01)
+[stopped] = found
+os.kill(stopped, signal.SIGSTOP)
+
+def when_it_is_asked(action):
+    def is_asked():
+        for task in Path("/proc/self/task").iterdir():
+            try:
+                if (task / "comm").read_text() == "lamella-lent\\n":
+                    return True
+            except OSError:
+                pass  # a thread that has just ended
+
+    def wait():
+        while not is_asked():
+            time.sleep(0.01)
+        action()
+    threading.Thread(target=wait, daemon=True).start()
+
+client = lamella.Client()
+"""
+KILLED = """
+when_it_is_asked(lambda: os.kill(stopped, signal.SIGKILL))
+try:
+    client.images.pull(sys.argv[1], plain_http=True)
+    print("no error")
+except lamella.errors.Unavailable as error:
+    print("helper" in str(error), bool(error.hint))
+image = client.images.pull(sys.argv[1], plain_http=True)
+print(client.fsck().clean)
+client.images.remove(sys.argv[1])
+client.gc()
+"""
+INTERRUPTED = """
+when_it_is_asked(lambda: os.kill(os.getpid(), signal.SIGINT))
+try:
+    client.images.pull(sys.argv[1], plain_http=True)
+except KeyboardInterrupt:
+    print("interrupted")
+os.kill(stopped, signal.SIGKILL)
+"""
+
+
+def test_a_helper_that_is_killed_at_work_is_an_error_and_the_next_pull_repairs(
+    user: OrdinaryUser, server: Any
+) -> None:
+    reference = layers.history(0).push(server, "killed")
+    assert user.python(STOPPED + KILLED, reference).split() == ["True", "True", "True"]
+
+
+def test_ctrl_c_ends_a_pull_whose_helper_does_not_answer(user: OrdinaryUser, server: Any) -> None:
+    reference = layers.history(0).push(server, "interrupted")
+    assert user.python(STOPPED + INTERRUPTED, reference) == "interrupted\n"
+
+
+def test_doctor_says_how_many_ids_there_are(user: OrdinaryUser, user_without_ranges: OrdinaryUser) -> None:
+    checks = examined(user)
+    assert checks["privileges"]["status"] == checks["overlayfs"]["status"] == "ok"
+    assert "65537 ids" in checks["privileges"]["detail"]
+    check = examined(user_without_ranges)["privileges"]
+    assert check["status"] == "warn"
+    assert "usermod" in check["remedy"]
+
+
+def examined(user: OrdinaryUser) -> dict[str, Any]:
+    found = json.loads(user.lamella("--json", "doctor", check=False).stdout)
+    return {check["name"]: check for check in found["checks"]}
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("suites", "least"),
+    [
+        (["contract/test_overlayfs.py"], 70),
+        (["contract/test_native.py"], 70),
+        (["contract/test_content_store.py", "unit/test_core_layers.py", "unit/test_core_pipeline.py"], 100),
+    ],
+    ids=["overlayfs", "native", "content and unpacking"],
+)
+def test_the_suites_of_store_snapshots_and_unpacking_hold_for_the_user(
+    user: OrdinaryUser, suites: list[str], least: int
+) -> None:
+    """Tests that mount, or make devices, need root and are skipped there."""
+    report = user.home / "report.xml"
+    options = ["-q", "-p", "no:cacheprovider", f"--basetemp={user.home}/pytest", f"--junitxml={report}"]
+    settings = ["LAMELLA_REQUIRE_ALL=0", f"HYPOTHESIS_STORAGE_DIRECTORY={user.home}/hypothesis"]
+    paths = [str(REPOSITORY / "tests" / suite) for suite in suites]
+    user.run(["env", *settings, sys.executable, "-m", "pytest", *options, *paths], timeout=1100)
+    counts = ElementTree.parse(report).getroot()[0].attrib
+    assert int(counts["tests"]) - int(counts["skipped"]) >= least

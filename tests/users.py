@@ -1,0 +1,113 @@
+"""An ordinary user, made for the tests: with ranges of ids or without, and programs run as that user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# The interpreter may lie where only root may look. In a mount namespace of its own the folders above it are empty ones that all
+# may search, but for the interpreter, which is shown in its place.
+_SHOW = """
+set -e
+keep=$(mktemp -d /tmp/lamella-shown.XXXXXX)
+trap 'rmdir "$keep"' EXIT
+mount --bind "$BASE" "$keep"
+mount -t tmpfs -o mode=755 none "$HIDDEN"
+mkdir -p "$BASE"
+mount --move "$keep" "$BASE"
+rmdir "$keep"
+trap - EXIT
+exec "$@"
+"""
+
+
+class OrdinaryUser:
+    """A user of the machine, and a folder of that user's."""
+
+    def __init__(self, name: str, uid: int, gid: int, home: Path) -> None:
+        self.name = name
+        self.uid = uid
+        self.gid = gid
+        self.home = home
+
+    def command(self, *command: str) -> list[str]:
+        """Give what runs a command as the user."""
+        as_user = ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups", "--", *command]
+        hidden = _hidden(Path(sys.base_prefix))
+        if hidden is None:
+            return as_user
+        shown = [f"BASE={sys.base_prefix}", f"HIDDEN={hidden}"]
+        return ["unshare", "--mount", "env", *shown, "sh", "-c", _SHOW, "sh", *as_user]
+
+    def environment(self) -> dict[str, str]:
+        """Give the environment of the user's programs."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "PYTEST"))}
+        own = {"HOME": str(self.home), "USER": self.name, "TMPDIR": str(self.home)}
+        return {**kept, **own, "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def run(
+        self, command: Sequence[str], *, timeout: float = 120, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as the user, in the user's folder."""
+        found = subprocess.run(
+            self.command(*command),
+            env=self.environment(),
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check:
+            assert found.returncode == 0, f"{found.stdout}\n{found.stderr}"
+        return found
+
+    def python(self, code: str, *arguments: str, timeout: float = 120) -> str:
+        """Run a program of Python as the user; give what it printed."""
+        return self.run([sys.executable, "-c", code, *arguments], timeout=timeout).stdout
+
+    def lamella(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the command as the user."""
+        return self.run([sys.executable, "-m", "lamella", *arguments], check=check)
+
+
+def _hidden(path: Path) -> Path | None:
+    """Give the topmost folder above that others than root may not search."""
+    for folder in [*reversed(path.parents), path]:
+        if not folder.stat().st_mode & 0o001:
+            return folder
+    return None
+
+
+@contextmanager
+def ordinary_user(*, ranges: bool = True) -> Iterator[OrdinaryUser]:
+    """Make a user, with a range of ids for user namespaces or with none; nothing is left of it afterwards."""
+    name = f"lamella-{uuid.uuid4().hex[:8]}"
+    home = Path(tempfile.mkdtemp(prefix="lamella-home-", dir="/tmp"))
+    settings = [] if ranges else ["-K", "SUB_UID_COUNT=0", "-K", "SUB_GID_COUNT=0"]
+    try:
+        subprocess.run(
+            ["useradd", "--no-create-home", "--home-dir", home, "--shell", "/bin/sh", *settings, name],
+            check=True,
+        )
+        try:
+            uid, gid = (int(_output("id", option, name)) for option in ("-u", "-g"))
+            os.chown(home, uid, gid)
+            yield OrdinaryUser(name, uid, gid, home)
+        finally:
+            subprocess.run(["userdel", name], check=True, stderr=subprocess.DEVNULL)
+    finally:
+        shutil.rmtree(home)
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
