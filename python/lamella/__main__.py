@@ -1,8 +1,6 @@
 """``python -m lamella``: the command."""
 
-import sys
-
-from lamella.cli import main
+from lamella.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()
