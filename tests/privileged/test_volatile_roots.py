@@ -36,6 +36,17 @@ def test_only_the_root_of_what_is_removed_at_its_end_is_volatile(client: Client,
     detached.remove(force=True)
 
 
+def test_a_run_knows_from_the_making_of_its_snapshot_what_its_root_is_mounted_from(
+    client: Client, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = client.containers.create(image, ROOT)
+    monkeypatch.setattr(type(client.snapshots), "mounts", None)
+    assert is_volatile(client.containers.run(image, ROOT, remove=True).stdout)
+    with pytest.raises(TypeError):
+        made.start()
+    made.remove()
+
+
 @pytest.mark.parametrize("removed", [False, True])
 def test_the_root_of_what_waits_in_a_pool_is_volatile_where_all_of_it_is_removed(
     client: Client, image: Image, removed: bool

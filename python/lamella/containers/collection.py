@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from lamella.docker_filters import Filters
     from lamella.filters import Fields
     from lamella.oci import RunConfig
+    from lamella.snapshots import Mount
 
 COLUMNS = ContainerRecord.__struct_fields__
 _COLUMNS = ", ".join(COLUMNS)
@@ -113,7 +114,7 @@ class Containers:
         Errors: NotFound (image, its snapshot, a bind source, the runtime), AlreadyExists (the name), InvalidArgument (an option),
         Unsupported (an image for another architecture, for which binfmt_misc has no emulator).
         """
-        return self._create(image, self._options(command, options))
+        return self._create(image, self._options(command, options))[0]
 
     @staticmethod
     def _options(command: Command, options: CreateOptions) -> Options:
@@ -126,24 +127,29 @@ class Containers:
             text = str(error).replace("Options.", "containers.create() ")
             raise TypeError("; ".join([text, *reasons])) from None
 
-    def _create(self, image: str | Image | Branch, options: Options, *, pool: str = "") -> Container:
+    def _create(
+        self, image: str | Image | Branch, options: Options, *, pool: str = ""
+    ) -> tuple[Container, list[Mount]]:
+        """Make a container; give what its root is mounted from, too, for who starts it at once."""
         name = _name(image)
         with span("lamella.container.create", image=name):
             try:
-                container = self._create_once(image, options, pool=pool)
+                container, root = self._create_once(image, options, pool=pool)
             except Unverified as error:
                 _log.warning("%(reason)s; unpacking them anew", image=name, reason=str(error))
                 self._client.using(options.snapshotter or self._client.config.snapshotter).images.unpack(name)
-                container = self._create_once(image, options, pool=pool)
+                container, root = self._create_once(image, options, pool=pool)
         _log.debug(
             "created the container %(container_name)s from %(image)s",
             container=container.id,
             container_name=container.name,
             image=container.image,
         )
-        return container
+        return container, root
 
-    def _create_once(self, source: str | Image | Branch, options: Options, *, pool: str) -> Container:
+    def _create_once(
+        self, source: str | Image | Branch, options: Options, *, pool: str
+    ) -> tuple[Container, list[Mount]]:
         client = self._client.using(options.snapshotter or self._client.config.snapshotter)
         namespace = client.config.namespace
         if options.platform is not None:
@@ -194,7 +200,7 @@ class Containers:
             db = stack.enter_context(client.database.write())
             check_free(db, namespace, name)
             with _unpacked(source, parent, client):
-                layers = prepare()
+                prepared = prepare()
             attached = attach()
             spec = build_spec(
                 run_config,
@@ -207,7 +213,7 @@ class Containers:
                 network_path=namespace_path(settled.network),
                 mounts=attached.mounts if attached else [],
                 id_maps=id_maps,
-                read_file=partial(_core.read_file, layers, whiteouts=client.snapshots.whiteouts),
+                read_file=partial(_core.read_file, prepared.layers, whiteouts=client.snapshots.whiteouts),
             )
             now = timestamp()
             record = ContainerRecord(
@@ -244,7 +250,7 @@ class Containers:
                 updated_at=now,
             )
             insert(db, namespace, record)
-        return Container(client, record)
+        return Container(client, record), prepared.mounts
 
     def pool(
         self,
@@ -270,7 +276,7 @@ class Containers:
     def create_held(self, image: Image | Branch, options: Options, pool: str) -> Container:
         """Make a container that is to wait in a pool, for a program that is not known yet."""
         options = replace(options, command=["-"], entrypoint=[])
-        return self._create(image, options, pool=pool)
+        return self._create(image, options, pool=pool)[0]
 
     def get(self, container: str) -> Container:
         """Return a container by name, identifier, or a prefix of it that fits no other. NotFound, InvalidArgument."""
@@ -468,10 +474,10 @@ class Containers:
             if remove and parse_restart_policy(parsed.restart_policy):
                 raise _removed_and_restarted()
             parsed = replace(parsed, auto_remove=remove and detach)
-            container = self._create(image, parsed)
+            container, root = self._create(image, parsed)
             container.is_transient = remove
             try:
-                attached = container.start(attach=not detach)
+                attached = container.start_on(root, attach=not detach)
             except BaseException:
                 container.remove(force=True, volumes=True)
                 raise

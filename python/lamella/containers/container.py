@@ -313,6 +313,11 @@ class Container:
         with self._starting():
             return self._launch(attach=attach)[1]
 
+    def start_on(self, root: list[Mount], *, attach: bool) -> Attached | None:
+        """Start it right after it was made, when it is known what its root is mounted from. Errors: those of :meth:`start`."""
+        with self._starting():
+            return self._launch(attach=attach, root=self._transient(root))[1]
+
     def hold(self) -> Attached:
         """Make everything ready for its program, which waits for :meth:`lamella.containers.task.Task.release`."""
         _, attached = self._launch(attach=True, hold="program")
@@ -394,7 +399,10 @@ class Container:
         Unmounting an overlay syncs the file system beneath, whoever wrote what is not on disk yet, and the end of the container
         waits for that: on ext4 half of the time of /bin/true, and more the more others write.
         """
-        mounts = self._mounts()
+        return self._transient(self._mounts())
+
+    def _transient(self, mounts: list[Mount]) -> list[Mount]:
+        """As :meth:`_root`, for these mounts."""
         if not (self.is_transient or self.record.extra.auto_remove):
             return mounts
         return [

@@ -21,9 +21,10 @@ from lamella.containers.monitor import Attached, Connection, Exit, Reply, TaskEn
 from lamella.containers.networks import Connection as NetworkConnection
 from lamella.containers.networks import is_recorded, record_path
 from lamella.containers.restart_policy import RestartPolicy, Restarts
-from lamella.disk import make_private_folder, make_state_folder, names_in, storage_error
+from lamella.disk import is_there, make_private_folder, make_state_folder, names_in, storage_error
 from lamella.errors import FailedPrecondition, LamellaError, NotFound, PermissionDenied, ResourceExhausted
 from lamella.events.spool import spool_path
+from lamella.lazy import cached_property
 from lamella.locks import FolderLock
 from lamella.logs import Log
 from lamella.snapshots import Mount
@@ -69,8 +70,9 @@ class Task:
     """The task of one container. The object is a view of the folder and holds nothing open."""
 
     def __init__(self, config: Config, container_id: str) -> None:
-        self.folder = config.state / "tasks" / config.namespace / container_id
-        self.log_folder = config.root / "containers" / config.namespace / container_id
+        self.folder = config.state / f"tasks/{config.namespace}/{container_id}"
+        self.log_folder = config.root / f"containers/{config.namespace}/{container_id}"
+        self._path = str(self.folder)
         self._config = config
         self._events = {
             "spool": str(spool_path(config.root)),
@@ -78,7 +80,11 @@ class Task:
             "container": container_id,
         }
 
-    @property
+    def _has(self, name: str) -> bool:
+        """Say whether the bundle has a file."""
+        return is_there(f"{self._path}/{name}")
+
+    @cached_property
     def network_record(self) -> Path:
         """What the container is plugged into while it is."""
         return record_path(self._config, self.folder.name)
@@ -183,8 +189,8 @@ class Task:
             for name, data in network.files.items():
                 # The container may write them. Beside the log, for there it fills the disk that its root fills anyway;
                 # the state folder is the machine's memory as a rule, which every other service needs too.
-                # Never in place: those of the last run may be written to by others of its networks.
-                _replace(self.log_folder / name, data, 0o644)
+                # Those of the last run never in place: they may be written to by others of its networks.
+                _place(self.log_folder / name, data, 0o644)
         except OSError as error:
             raise _disk_error(error, self.folder) from error
         return sources
@@ -244,13 +250,13 @@ class Task:
 
     def _make_folders(self) -> None:
         try:
-            make_state_folder(self.folder.parent.parent.parent)
+            make_state_folder(self._config.state)
         except PermissionDenied:
             raise
         except OSError as error:
             raise _disk_error(error, self.folder) from error
         try:
-            lost = not self.folder.exists() and self._has_run()
+            lost = not is_there(self._path) and self._has_run()
             for folder in (self.folder, self.log_folder, self.folder / "rootfs"):
                 make_private_folder(folder)
             if lost:
@@ -273,7 +279,7 @@ class Task:
     def _exclusive(self) -> Iterator[None]:
         """Hold the bundle's folder, against other starts and removals. FileNotFoundError when it is gone, also by then."""
         lock = FolderLock(self.folder, what="the container's task")
-        while not (self.folder.is_dir() and lock.try_acquire()):
+        while not (os.path.isdir(self._path) and lock.try_acquire()):  # noqa: PTH112 (hot)
             if not self.folder.is_dir():
                 raise FileNotFoundError(self.folder)
             time.sleep(0.001)
@@ -375,11 +381,11 @@ class Task:
 
     def running(self) -> bool:
         """Say whether the container runs: a monitor lives, and has not recorded the end."""
-        return not (self.folder / "exit.json").exists() and self.monitored()
+        return not self._has("exit.json") and self.monitored()
 
     def has_logged_all(self) -> bool:
         """Say whether the log holds all that it will: nothing runs, or what has ended has been read to its end."""
-        return not self.monitored() or (self.exit() is not None and not (self.folder / "pid").exists())
+        return not self.monitored() or (self.exit() is not None and not self._has("pid"))
 
     def _settled(self) -> bool:
         """Say whether the container runs, once a start that has failed or lost its caller is over."""
@@ -390,12 +396,12 @@ class Task:
 
     def _begun(self) -> bool:
         """Say whether a run has begun since the start: the present one, or one before it."""
-        return (self.folder / "pid").exists() or (self.folder / "restart.json").exists()
+        return self._has("pid") or self._has("restart.json")
 
     def monitored(self) -> bool:
         """Say whether a monitor lives. One that has recorded the end still has cgroups to remove."""
         try:
-            descriptor = os.open(self.folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(f"{self._path}/lock", os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return False
         try:
@@ -447,10 +453,10 @@ class Task:
         monitored = self.monitored()
         # A monitor writes the pid when the program runs, and takes it away at the end: a start that is under way, or has
         # failed a moment ago, has a monitor and no pid.
-        if not monitored and not self.folder.exists():
+        if not monitored and not is_there(self._path):
             return "unknown" if self._has_run() else "created"  # the machine was restarted
-        begun = (self.folder / "pid").exists()
-        waits = not begun and (self.folder / "restart.json").exists()
+        begun = self._has("pid")
+        waits = not begun and self._has("restart.json")
         if self.exit() is not None:
             return "stopped"  # it ended between the looks
         if waits:
@@ -468,7 +474,7 @@ class Task:
             try:
                 data = (self.folder / "exit.json").read_bytes()
             except FileNotFoundError:
-                if self.folder.exists():
+                if is_there(self._path):
                     return None
                 data = self._kept_exit.read_bytes()  # the machine was restarted
             return decode(data, Exit)
@@ -486,12 +492,12 @@ class Task:
         """Give what the records say of a run that is over (the fields of /tasks/delete); None when there was none."""
         with suppress(NotADirectoryError):
             ended = self.exit()
-            if ended is None and not (self.folder / "pid").exists() and (restarts := self.restarts()):
+            if ended is None and not self._has("pid") and (restarts := self.restarts()):
                 ended = restarts.exit  # its monitor was killed between two runs
             if ended is not None:
                 told = {"exit_status": ended.exit_code, "exited_at": ended.exited_at}
                 return told if ended.pid is None else told | {"pid": ended.pid}
-        return {} if (self.folder / "pid").exists() else None
+        return {} if self._has("pid") else None
 
     def pid(self) -> int | None:
         """Return the host's pid of the container's first process while it runs."""
@@ -653,7 +659,7 @@ class Task:
         FailedPrecondition while it runs, unless ``stop`` ends it. Nobody starts it meanwhile. Harmless twice, and when two do
         it at once.
         """
-        if forget is not None:
+        if forget is not None and not is_there(self._path):
             with suppress(LamellaError, OSError):  # where no folder can be made nothing can be started
                 self._make_folders()
         try:
@@ -674,7 +680,7 @@ class Task:
 
     def _remove_folders(self) -> None:
         # The pid goes after the cgroups: by now, as a rule (10 us). The bundle alone says which they are.
-        while (self.folder / "pid").exists() and self.monitored():
+        while self._has("pid") and self.monitored():
             time.sleep(0.0005)
         self._clean_up()
         self._run_hooks_at_end()
@@ -729,7 +735,7 @@ class Task:
 
     def _clean_up(self) -> None:
         """Take away what a monitor that was killed could not. Its socket tells: that goes last of all."""
-        if not (self.folder / "control.sock").exists() or self.monitored():
+        if not self._has("control.sock") or self.monitored():
             return
         try:
             spec = decode((self.folder / "config.json").read_bytes(), _BundleSpec)
@@ -737,7 +743,7 @@ class Task:
             return
         from lamella.containers.cgroups import end_processes, remove_cgroups
 
-        if (self.folder / "runtime").exists():
+        if self._has("runtime"):
             # Processes that another runtime has made do not end with the monitor; what sees to that can be killed, too.
             end_processes(spec.linux.cgroups_path)
         remove_cgroups(spec.linux.cgroups_path)
@@ -766,9 +772,29 @@ class _BundleSpec(Struct, frozen=True):
 
 def _write(path: Path, data: bytes, mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    with os.fdopen(descriptor, "wb") as file:
+    _fill(descriptor, data, mode)
+
+
+def _fill(descriptor: int, data: bytes, mode: int) -> None:
+    """Write a fresh file, and close it. A file object would ask the kernel twice as much."""
+    try:
         os.fchmod(descriptor, mode)  # whatever the umask is: users of the container read these
-        file.write(data)
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]
+    finally:
+        os.close(descriptor)
+
+
+def _place(path: Path, data: bytes, mode: int) -> None:
+    """Write a file, where it is there already as :func:`_replace` does."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags, mode)
+    except FileExistsError:
+        _replace(path, data, mode)
+    else:
+        _fill(descriptor, data, mode)
 
 
 def _replace(path: Path, data: bytes, mode: int = 0o600) -> None:

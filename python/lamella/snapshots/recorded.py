@@ -30,7 +30,7 @@ from lamella.operations import INFO, Operation, when_ok
 from lamella.reserve import frees_space
 from lamella.snapshots import Change, Mount, SnapshotInfo, SnapshotKind, Usage, Whiteouts
 from lamella.snapshots.folders import Draft, LayerFolders
-from lamella.structs import replace
+from lamella.structs import Struct, replace
 from lamella.typings import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -96,6 +96,14 @@ _INFO = """
 SELECT s.number, s.name, coalesce(p.name, ''), s.kind, s.labels, s.created_at, s.updated_at
 FROM snapshots s LEFT JOIN snapshots p ON p.number = s.parent
 """
+
+
+class Prepared(Struct, frozen=True):
+    """An active snapshot that was made."""
+
+    layers: list[str]
+    """The folders of its stack, nearest first."""
+    mounts: list[Mount]
 
 
 class RecordedSnapshotter(ABC):
@@ -169,20 +177,20 @@ class RecordedSnapshotter(ABC):
     @contextmanager
     def preparing(
         self, key: str, parent: str = "", labels: Mapping[str, str] | None = None
-    ) -> Iterator[Callable[[], list[str]]]:
+    ) -> Iterator[Callable[[], Prepared]]:
         """Prepare in two steps, for who records more than the snapshot.
 
-        What takes long is done before the block; the rest by the function that it gets, inside the caller's transaction, which
-        returns the folders of the new stack, nearest first.
+        What takes long is done before the block; the rest by the function that it gets, inside the caller's transaction.
         """
         text = encode_labels(check_labels(labels or {}))
-        _id_maps(text)  # which may refuse
+        maps = _id_maps(text)  # which may refuse
 
-        def prepare() -> list[str]:
+        def prepare() -> Prepared:
             with _PREPARE(self._database.metrics, snapshot=key, parent=parent):
                 own, parents = self._record("active", key, parent, text, filled)
                 assert own is not None
-                return [self._folders.fs(layer) for layer in (own, *(parents if self.stacks else ()))]
+                layers = [self._folders.fs(layer) for layer in (own, *(parents if self.stacks else ()))]
+                return Prepared(layers, _mapped(self._mounts("active", own, parents), maps))
 
         with self._filled_folder(parent, key) as filled:
             yield prepare

@@ -33,6 +33,7 @@ from pathlib import Path
 
 from lamella.containers.networks.files import Names, host_files, isolated_files
 from lamella.containers.networks.ports import Port
+from lamella.disk import is_there
 from lamella.errors import InvalidArgument
 from lamella.structs import Struct, replace
 from lamella.typings import TYPE_CHECKING, Any, Literal
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 Kind = Literal["none", "host", "container", "pasta", "cni"]
 PER_NETWORK = ("ip", "ip6", "mac_address", "aliases")
 """What is asked of one network: the fields of Endpoint, which Settings has for the first one."""
+_UNFINISHED = ".new"
 
 
 class Settings(Names, frozen=True, kw_only=True, omit_defaults=True):
@@ -226,14 +228,15 @@ def published(config: Config, record: ContainerRecord) -> list[Port]:
 
 def record_path(config: Config, container: str) -> Path:
     """Say where the record of a container's network is while it is plugged in."""
-    return config.root / "networks" / "attached" / f"{config.namespace}.{container}.json"
+    return config.root / f"networks/attached/{config.namespace}.{container}.json"
 
 
 def unfinished_path(record: Path) -> Path:
     """Say where a record is written before it takes its place; a killed process may leave it there."""
-    return record.with_suffix(".new")
+    return record.with_suffix(_UNFINISHED)
 
 
 def is_recorded(record: Path) -> bool:
     """Tell whether there is anything to take away: a record, or what a killed process has written of one."""
-    return record.exists() or unfinished_path(record).exists()
+    path = str(record)
+    return is_there(path) or is_there(path.removesuffix(record.suffix) + _UNFINISHED)
