@@ -11,12 +11,12 @@ fn main() {
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let rust = manifest.parent().expect("the crate lies in rust/").to_owned();
     let root = rust.parent().expect("rust/ lies in the workspace").to_owned();
-    for folder in ["core", "launcher"] {
-        println!("cargo::rerun-if-changed={}", rust.join(folder).join("src").display());
-        println!("cargo::rerun-if-changed={}", rust.join(folder).join("Cargo.toml").display());
+    // Relative to this crate: clones that share a target folder share what cargo remembers of this, and each is to look at its own.
+    for path in ["../core/src", "../core/Cargo.toml", "../launcher/src", "../launcher/Cargo.toml"] {
+        println!("cargo::rerun-if-changed={path}");
     }
-    println!("cargo::rerun-if-changed={}", root.join("Cargo.toml").display());
-    println!("cargo::rerun-if-changed={}", root.join("Cargo.lock").display());
+    println!("cargo::rerun-if-changed=../../Cargo.toml");
+    println!("cargo::rerun-if-changed=../../Cargo.lock");
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it")).join("launcher");
     let target = env::var("TARGET").expect("cargo sets it");
     let built = build(&root, &out, &target, true).or_else(|error| {
