@@ -15,6 +15,7 @@ from typing_extensions import Buffer
 
 __all__ = [
     "HOSTS_COMMENTS",
+    "Appender",
     "Changes",
     "Counters",
     "Deferred",
@@ -124,6 +125,13 @@ class Stream:
         """Have this called, once, when the client has gone or its time is up, on some thread; at once if it was so."""
     def send(self, message: bytes) -> bool:
         """Send a message of a bidirectional RPC; waits while the client reads slowly. False: the RPC has ended."""
+    def expect(self, head: bytes, number: int, most: int, appender: Appender) -> None:
+        """Say, while a bidirectional RPC is answered, what its next message may be.
+
+        That is the encoded fields ``head``, followed by nothing but field ``number`` with at most ``most`` bytes. If it is, and
+        large, these are appended as they come, and ``receive`` gets ``head`` once the last one was; the appender's ``poured()``
+        tells of them. Any other message comes as ever, and nothing is expected then.
+        """
     def finish(self) -> None:
         """End a bidirectional RPC with OK, after what was sent. Harmless twice."""
 
@@ -135,7 +143,7 @@ class Transport:
     Functions are called on threads of a pool, at most ``threads``, and what they raise ends the RPC with the status that the
     exception has as ``code`` (a number) and ``message``, or with Internal:
 
-    - ``unary``: ``function(body, stream) -> body``.
+    - ``unary``: ``function(body, stream) -> body``. ``waiting``: the same; it ends when the server begins to.
     - ``responses``: ``function(body, stream) ->`` a generator of bodies, closed early when the client has gone. One of
       (descriptor, offset, size) in their place is bytes of a file, sent as messages of the offset (field 1) and the bytes
       (field 2); the descriptor is duplicated.
@@ -143,15 +151,21 @@ class Transport:
       list of bodies; ``ended``, which is true once the RPC is to end after them; and ``close()``, which is called at the end. One
       thread at a time uses it, and none while the client is silent.
 
-    ``message_max``: bytes of a message that is received.
+    ``message_max``: bytes of a message that is received. ``counts``, in which each call is counted at its end: counters, the
+    bounds of histograms in seconds and, of each method, the first cells of its counts by status code (0 to 16) and of its
+    histogram (its buckets, then the sum in ns). ``log``: told of each, on one thread: path, namespace, code, seconds.
     """
 
     def __new__(
         cls,
-        methods: Sequence[tuple[str, Literal["unary", "responses", "talk"], Callable[..., object]]],
+        methods: Sequence[
+            tuple[str, Literal["unary", "waiting", "responses", "talk"], Callable[..., object]]
+        ],
         *,
         threads: int,
         message_max: int,
+        counts: tuple[Counters, Sequence[float], Sequence[tuple[int, int]]] | None = None,
+        log: Callable[[str, str | None, int, float], object] | None = None,
     ) -> Transport: ...
     def start(self, descriptor: int, *, uids: Sequence[int], gids: Sequence[int]) -> None:
         """Serve what connects to a listening Unix socket, which is duplicated: those users and groups, and root. Once."""
@@ -191,6 +205,39 @@ class Pattern:
     def __new__(cls, text: str) -> Pattern: ...
     def search(self, text: str) -> bool:
         """Tell whether it matches anywhere in the text."""
+
+@final
+class Appender:
+    """A file that grows at its end, how much of it counts, and the digest of that (SHA-256, unless it is told otherwise).
+
+    It is made if it is not there (0600); a symlink is refused. All that is in it counts at first. Errors are OSError. Safe to use
+    from several threads; what takes long lets the GIL go.
+    """
+
+    def __new__(cls, path: str) -> Appender: ...
+    @property
+    def offset(self) -> int:
+        """Bytes that count; also after it was closed."""
+    @property
+    def length(self) -> int:
+        """Bytes of the file, written by whomever."""
+    def hash_with(self, algorithm: str) -> None:
+        """Hash with this algorithm from now on; what counts is read back if it was another. Unsupported."""
+    def append(self, data: Buffer) -> None:
+        """Append bytes. After an error that much counts which was written."""
+    def digest(self) -> str | None:
+        """Give the digest; what it did not write itself is read back. None: the file is shorter than what counts.
+
+        Also after it was closed, if nothing had to be read for it then.
+        """
+    def cut(self, size: int) -> None:
+        """Cut the file to so many bytes, which count then."""
+    def count(self, size: int) -> None:
+        """Let so many bytes count, which somebody else wrote."""
+    def poured(self) -> int:
+        """Give how many bytes a Transport has appended since the last call; raise what went wrong then, once."""
+    def close(self) -> None:
+        """Close the file. Harmless twice."""
 
 @final
 class Counters:

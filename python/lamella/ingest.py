@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from lamella import _core
 from lamella.config import check_key
 from lamella.digest import Digest, parse_digest, split_digest
 from lamella.disk import TRASH, translated
@@ -27,13 +28,8 @@ from lamella.labels import check_labels
 from lamella.locks import FileLock
 from lamella.metadata.clock import format_time
 from lamella.structs import Malformed, Struct, decode, encode
-from lamella.typings import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import hashlib
-
-"""Bytes of a ref."""
-_CHUNK = 1024 * 1024
+_UNLIMITED = (1 << 63) - 1
 
 
 class IngestStatus(Struct, frozen=True):
@@ -75,19 +71,14 @@ class Ingest:
         self._lock = lock
         self._record = record
         self.data_path = folder / "data"
-        self._descriptor = os.open(
-            self.data_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
-        self._offset = os.fstat(self._descriptor).st_size
-        self._hash: hashlib._Hash | None = None
-        self._algorithm = "sha256"
+        self._data = _core.Appender(str(self.data_path))
         if record.expected:
             self._expect(record.expected)
         self._pending = False
         self._abandoned = False
 
     def __repr__(self) -> str:
-        return f"<lamella.content.Ingest {self._record.ref!r} {self._offset} of {self._record.total or '?'} bytes>"
+        return f"<lamella.content.Ingest {self._record.ref!r} {self.offset} of {self._record.total or '?'} bytes>"
 
     def __enter__(self) -> Ingest:
         return self
@@ -105,11 +96,15 @@ class Ingest:
     @property
     def offset(self) -> int:
         """Bytes that are there, from an earlier try or written by this object."""
-        return self._offset
+        return self._data.offset
 
     def digest(self) -> Digest:
         """Give the digest of the bytes up to :attr:`offset`; reads back those that this object did not write."""
-        return Digest(f"{self._algorithm}:{self._hasher().hexdigest()}")
+        with translated(f"read the ingest {self.ref!r}"):
+            digest = self._data.digest()
+        if digest is None:
+            raise DataLoss(f"ingest {self.ref!r} was cut short by somebody else")
+        return Digest(digest)
 
     def status(self) -> IngestStatus:
         """Return how far it is, counting what others wrote to ``data_path``."""
@@ -119,34 +114,44 @@ class Ingest:
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append bytes. ResourceExhausted when the disk is full; what was written before stays."""
         self._check_open()
-        view = memoryview(data).cast("B")
+        if not isinstance(data, bytes):
+            data = memoryview(data).cast("B")
+        size = len(data)
         total = self._record.total
-        if total and self._offset + len(view) > total:
+        if total and self.offset + size > total:
             raise FailedPrecondition(
-                f"ingest {self.ref!r} was to have {total} bytes and gets at least {self._offset + len(view)}"
+                f"ingest {self.ref!r} was to have {total} bytes and gets at least {self.offset + size}"
             )
-        hasher = self._hasher()
-        written = 0
         with translated(f"write to the ingest {self.ref!r}"):
-            while written < len(view):
-                count = os.pwrite(self._descriptor, view[written : written + 64 * _CHUNK], self._offset)
-                hasher.update(view[written : written + count])
-                written += count
-                self._offset += count
-        return written
+            self._data.append(data)
+        return size
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be written at most."""
+        total = self._record.total
+        return max(0, total - self.offset) if total else _UNLIMITED
+
+    @property
+    def appender(self) -> _core.Appender:
+        """What a server may have bytes appended to, at most :attr:`room`; :meth:`poured` tells of them."""
+        return self._data
+
+    def poured(self) -> int:
+        """Give how many bytes the appender was given since the last call. Errors as those of :meth:`write`."""
+        self._check_open()
+        with translated(f"write to the ingest {self.ref!r}"):
+            return self._data.poured()
 
     def truncate(self, size: int = 0) -> None:
         """Cut back to ``size`` bytes, at most the offset. InvalidArgument otherwise."""
         self._check_open()
-        if not 0 <= size <= self._offset:
-            raise InvalidArgument(
-                f"ingest {self.ref!r} has {self._offset} bytes, it cannot be cut back to {size}"
-            )
-        if size != self._offset or size == 0:
+        offset = self.offset
+        if not 0 <= size <= offset:
+            raise InvalidArgument(f"ingest {self.ref!r} has {offset} bytes, it cannot be cut back to {size}")
+        if size != offset or size == 0:
             with translated(f"truncate the ingest {self.ref!r}"):
-                os.ftruncate(self._descriptor, size)
-            self._offset = size
-            self._hash = None
+                self._data.cut(size)
 
     def commit(
         self,
@@ -171,7 +176,7 @@ class Ingest:
             raise FailedPrecondition(f"ingest {self.ref!r} is for {promised}, not for {expected}")
         expected = expected or (Digest(promised) if promised else None)
         with translated(f"commit the ingest {self.ref!r}"):
-            there = os.fstat(self._descriptor).st_size
+            there = self._data.length
             wanted = size or self._record.total
             if wanted and there != wanted:
                 raise FailedPrecondition(
@@ -183,8 +188,8 @@ class Ingest:
             else:
                 if expected is not None:
                     self._expect(expected)
-                if there != self._offset:
-                    self._offset, self._hash = there, None
+                if there != self.offset:
+                    self._data.count(there)
                 found = self.digest()
             if expected is not None and found != expected:
                 raise FailedPrecondition(
@@ -208,27 +213,7 @@ class Ingest:
 
     def _expect(self, digest: str) -> None:
         """Hash with the algorithm of ``digest`` from now on."""
-        algorithm, _ = split_digest(Digest(digest))
-        if algorithm != self._algorithm:
-            self._algorithm = algorithm
-            self._hash = None
-
-    def _hasher(self) -> hashlib._Hash:
-        """Give the hash of what is there; read it back where it was not written by this object."""
-        if self._hash is None:
-            import hashlib
-
-            hasher = hashlib.new(self._algorithm)
-            at = 0
-            with translated(f"read the ingest {self.ref!r}"):
-                while at < self._offset:
-                    part = os.pread(self._descriptor, min(_CHUNK, self._offset - at), at)
-                    if not part:
-                        raise DataLoss(f"ingest {self.ref!r} was cut short by somebody else")
-                    hasher.update(part)
-                    at += len(part)
-            self._hash = hasher
-        return self._hash
+        self._data.hash_with(split_digest(Digest(digest))[0])
 
     # What the content store calls while it commits
 
@@ -249,9 +234,7 @@ class Ingest:
         self._close()
 
     def _close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        self._data.close()
         self._lock.release()
 
     def _check_open(self) -> None:

@@ -23,10 +23,6 @@ TIMEOUT = 30.0
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    (
-        "grpc.default_authority",
-        "localhost",
-    ),  # what it sends by itself, the socket's path, HTTP/2 does not allow
 ]
 
 

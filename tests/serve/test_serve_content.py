@@ -10,6 +10,7 @@ import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from lamella.ingest import Ingest
 from lamella.serve.api import content_pb2 as pb
 from lamella.serve.api import leases_pb2
 from rpc import refusal
@@ -279,3 +280,44 @@ def test_a_lease_holds_what_is_written(served, content) -> None:
     assert not list(served.client.content.walk())
     begun = pb.WriteContentRequest(action=pb.WRITE, ref="r", data=b"0123")
     assert refusal(content.Write, iter([begun]), lease="gone") is CODES.NOT_FOUND
+
+
+def test_a_large_blob_in_messages_of_a_mebibyte_is_written_as_it_comes(served, content, monkeypatch) -> None:
+    in_memory: list[int] = []
+    write_here = Ingest.write
+    monkeypatch.setattr(
+        Ingest, "write", lambda ingest, data: in_memory.append(len(data)) or write_here(ingest, data)
+    )
+    blob = DATA * 3 + b"the end"
+    requests = [pb.WriteContentRequest(action=pb.STAT, ref="r", total=len(blob), expected=sha256(blob))]
+    for at in range(0, len(blob), len(DATA)):
+        requests.append(pb.WriteContentRequest(action=pb.WRITE, offset=at, data=blob[at : at + len(DATA)]))
+    requests.append(pb.WriteContentRequest(action=pb.COMMIT, offset=len(blob), total=len(blob)))
+    answers = write(content, *requests)
+    assert [each.offset for each in answers] == [
+        0,
+        *range(len(DATA), len(blob), len(DATA)),
+        len(blob),
+        len(blob),
+    ]
+    assert [each.digest for each in answers[1:4]] == [sha256(DATA * count) for count in (1, 2, 3)]
+    assert served.client.content.read(sha256(blob)) == blob
+    assert in_memory == [len(b"the end")]
+
+
+def test_what_is_more_than_was_announced_is_refused(content) -> None:
+    begun = pb.WriteContentRequest(action=pb.STAT, ref="r", total=len(DATA) - 1)
+    more = pb.WriteContentRequest(action=pb.WRITE, data=DATA)
+    assert refusal(content.Write, iter([begun, more])) is CODES.FAILED_PRECONDITION
+    assert content.Status(pb.StatusRequest(ref="r")).status.offset == 0
+
+
+def test_a_large_write_at_another_offset_is_refused_and_one_at_0_starts_over(content) -> None:
+    first = pb.WriteContentRequest(action=pb.WRITE, ref="r", data=DATA)
+    beyond = pb.WriteContentRequest(action=pb.WRITE, offset=len(DATA) + 1, data=DATA)
+    assert refusal(content.Write, iter([first, beyond])) is CODES.OUT_OF_RANGE
+    stat = pb.WriteContentRequest(action=pb.STAT, ref="r")
+    over = pb.WriteContentRequest(action=pb.WRITE, data=DATA[1:])
+    answers = write(content, stat, over)
+    assert [each.offset for each in answers] == [len(DATA), len(DATA) - 1]
+    assert answers[1].digest == sha256(DATA[1:])

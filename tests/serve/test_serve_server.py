@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -18,13 +19,16 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from lamella.errors import InvalidArgument, Unavailable
+from lamella.metrics import table
 from lamella.serve import Server
-from lamella.serve.api import health_pb2, reflection_pb2, reflection_v1alpha_pb2
+from lamella.serve.api import content_pb2, health_pb2, reflection_pb2, reflection_v1alpha_pb2
+from lamella.serve.service import methods
+from lamella.serve.status import Code
+from rpc import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-OPTIONS = [("grpc.default_authority", "localhost")]
 VERSION = "/containerd.services.version.v1.Version/Version"
 
 
@@ -36,7 +40,7 @@ def place() -> Iterator[Path]:
 
 
 def version(address: Path) -> bytes:
-    with grpc.insecure_channel(f"unix:{address}", options=OPTIONS) as channel:
+    with grpc.insecure_channel(f"unix:{address}") as channel:
         return channel.unary_unary(VERSION)(b"", timeout=30, wait_for_ready=True)
 
 
@@ -175,3 +179,62 @@ def test_reflection_tells_services_and_their_files(served, messages) -> None:
     assert missing.error_response.error_code == 5
     assert nothing.error_response.error_code == 3
     assert len(empty.file_descriptor_response.file_descriptor_proto) == 1
+
+
+def test_calls_are_counted_by_method_and_code(served) -> None:
+    digest = f"sha256:{'0' * 64}"
+    content = served.stub(content_pb2, "Content")
+    for _ in range(2):
+        assert refusal(content.Info, content_pb2.InfoRequest(digest=digest)) is grpc.StatusCode.NOT_FOUND
+    assert list(content.List(content_pb2.ListContentRequest())) == []
+    with pytest.raises(grpc.RpcError):
+        served.channel.unary_unary("/containerd.services.version.v1.Version/Nothing")(b"", timeout=30)
+    metrics = {metric.name: metric.samples for metric in served.client.metrics()}
+    counts = {tuple(each.labels.values()): each.value for each in metrics["lamella_serve_requests_total"]}
+    service = "containerd.services.content.v1.Content"
+    assert counts == {(f"{service}/Info", "NOT_FOUND"): 2, (f"{service}/List", "OK"): 1}
+    durations = {each.labels["method"]: each for each in metrics["lamella_serve_request_duration_seconds"]}
+    assert {name: each.count for name, each in durations.items()} == {
+        f"{service}/Info": 2,
+        f"{service}/List": 1,
+    }
+    assert all(each.sum > 0 and each.buckets[-1].count == each.count for each in durations.values())
+
+
+def test_what_waits_for_the_end_of_a_process_is_not_waited_for(served) -> None:
+    waiting = [path for path, method in methods(served.server.services).items() if method.waits]
+    assert waiting == ["/containerd.services.tasks.v1.Tasks/Wait"]
+
+
+def test_the_table_of_metrics_has_every_method_and_code(served) -> None:
+    assert {path.removeprefix("/") for path in methods(served.server.services)} == set(table.RPCS)
+    assert [code.name for code in Code] == list(table.CODES)
+    assert [code.value for code in Code] == list(range(len(table.CODES)))
+
+
+@pytest.mark.parametrize("verbose", [[], ["-v"], ["-vv"]])
+def test_debug_logs_a_line_a_call(tmp_path, place, verbose) -> None:
+    address = place / "c.sock"
+    words = command(tmp_path, *(["--debug"] if len(verbose) < 2 else []), "--address", str(address))
+    at = words.index("serve")
+    with subprocess.Popen(
+        [*words[:at], *verbose, *words[at:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stdout.readline()
+            version(address)
+            with grpc.insecure_channel(f"unix:{address}") as channel, pytest.raises(grpc.RpcError):
+                channel.unary_unary("/no.such/Call")(
+                    b"", metadata=[("containerd-namespace", "one")], timeout=30
+                )
+            server.send_signal(signal.SIGTERM)
+            _, logged = server.communicate(timeout=30)
+        finally:
+            server.kill()
+    lines = [
+        line.partition("lamella.serve: ")[2] for line in logged.splitlines() if " lamella.serve: " in line
+    ]
+    assert [re.sub(r"\d+\.\d ms", "0.0 ms", line) for line in lines] == [
+        f"{VERSION}, namespace -: OK after 0.0 ms",
+        "/no.such/Call, namespace one: UNIMPLEMENTED after 0.0 ms",
+    ]

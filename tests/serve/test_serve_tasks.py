@@ -677,9 +677,7 @@ def test_a_server_that_is_killed_harms_no_container_and_the_next_one_finds_all(s
     server = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert server.stdout is not None and server.stdout.readline() == b"ready\n"
-        with grpc.insecure_channel(
-            f"unix:{address}", options=[("grpc.default_authority", "localhost")]
-        ) as channel:
+        with grpc.insecure_channel(f"unix:{address}") as channel:
             other = type(served.stub(tasks_pb2, "Tasks"))
             tasks, box.tasks = (
                 box.tasks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import subprocess
@@ -27,7 +28,6 @@ CODES = grpc.StatusCode
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    ("grpc.default_authority", "localhost"),
 ]
 
 
@@ -65,6 +65,54 @@ class Echo:
         self.log.append("closed")
 
 
+class Pour(Echo):
+    """A talk that expects ``head`` and then bytes as field 6, which go to a file; it answers with what it got, and the digest."""
+
+    def __init__(self, stream: Any, log: list[str], path: Path) -> None:
+        super().__init__(stream, log)
+        self.appender = _core.Appender(str(path))
+
+    def begin(self) -> list[bytes]:
+        self.stream.expect(HEAD, 6, 900_000, self.appender)
+        return []
+
+    def receive(self, body: bytes) -> list[bytes]:
+        poured = self.appender.poured()
+        self.begin()
+        return [f"{len(body)} {poured} {self.appender.offset} {self.appender.digest()}".encode()]
+
+    def close(self) -> None:
+        self.appender.close()
+        super().close()
+
+
+HEAD = b"\x08\x01\x28\x07"
+
+
+def bulky(data: bytes, head: bytes = HEAD, after: bytes = b"") -> bytes:
+    """Give an encoded message of ``head``, field 6, and what comes after it."""
+    size, digits = len(data), b""
+    while size >= 0x80:
+        digits, size = digits + bytes([size & 0x7F | 0x80]), size >> 7
+    return head + b"\x32" + digits + bytes([size]) + data + after
+
+
+def frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
+    """Give a frame of HTTP/2."""
+    return len(body).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + body
+
+
+def opening(path: str, **pseudo: str) -> bytes:
+    """Give how a client opens a connection, with the headers of one call: without Huffman codes, as gRPC's C core does it."""
+    fields = {"method": "POST", "scheme": "http", "path": path} | pseudo
+    named = {f":{name}": value for name, value in fields.items()} | {"content-type": "application/grpc"}
+    block = b"".join(
+        b"\x00" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in named.items()
+    )
+    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 4, 1, block)
+
+
 class Bench:
     """A transport with functions to try, and a channel to it."""
 
@@ -80,6 +128,8 @@ class Bench:
                 ("/t.T/Defect", "unary", lambda body, stream: 1 / 0),
                 ("/t.T/Headers", "unary", lambda body, stream: repr((stream.headers, stream.peer)).encode()),
                 ("/t.T/Wait", "unary", self._wait),
+                ("/t.T/WaitLong", "waiting", self._wait),
+                ("/t.T/Pour", "talk", lambda stream: Pour(stream, self.log, folder / "poured")),
                 ("/t.T/Count", "responses", self._count),
                 ("/t.T/File", "responses", self._file),
                 ("/t.T/Talk", "talk", lambda stream: Echo(stream, self.log)),
@@ -254,6 +304,68 @@ def test_a_talk_is_ended_by_an_error_and_by_finish(bench) -> None:
     until(lambda: bench.log == ["closed", "closed"])
 
 
+def test_expected_bytes_go_to_a_file_and_all_else_comes_as_a_message(bench) -> None:
+    def answers(*messages: bytes) -> list[str]:
+        talk = bench.channel.stream_stream("/t.T/Pour")(iter(messages), timeout=60)
+        return [each.decode() for each in talk][:-1]
+
+    first, second = os.urandom(700_000), os.urandom(40_000)
+
+    def digest(data: bytes) -> str:
+        return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+    # The message that is poured comes without its bytes; small and large ones may follow each other in one stream.
+    assert answers(bulky(first), b"x", bulky(second), bulky(b"small")) == [
+        f"4 700000 700000 {digest(first)}",
+        f"1 0 700000 {digest(first)}",
+        f"4 40000 740000 {digest(first + second)}",
+        f"11 0 740000 {digest(first + second)}",
+    ]
+    for other in (
+        bulky(second, b"\x08\x02\x28\x07"),
+        bulky(second, after=b"\x3a\x00"),
+        bulky(second, b""),
+        bulky(bytes(900_001)),
+    ):
+        (answer,) = answers(other)
+        assert answer.startswith(f"{len(other)} 0 740000 ")
+
+
+def test_bytes_that_a_client_does_not_finish_are_kept_as_far_as_they_came(bench) -> None:
+    message = bulky(bytes(600_000))
+    said = len(message).to_bytes(5, "big") + message[:300_000]
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(bench.path)
+        peer.sendall(opening("/t.T/Pour"))
+        assert peer.recv(9)[3] == 4
+        peer.sendall(frame(4, 1, 0, b""))  # its settings hold: windows of more than 64 KiB
+        for at in range(0, len(said), 16384):
+            peer.sendall(frame(0, 0, 1, said[at : at + 16384]))
+        poured = Path(bench.path).parent / "poured"
+        until(lambda: poured.exists() and poured.stat().st_size >= 200_000)
+    until(lambda: bench.log == ["closed"])
+    assert poured.read_bytes() == bytes(poured.stat().st_size)
+    assert bench.unary("Echo", b"next") == b"next"
+
+
+@pytest.mark.parametrize(
+    "authority", ["localhost", "run%2Flamella%2Fc.sock", "/run/lamella/c.sock", "[::1]:80"]
+)
+def test_a_request_may_name_the_socket_as_its_host(bench, authority) -> None:
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.settimeout(30)
+        peer.connect(bench.path)
+        peer.sendall(opening("/t.T/Echo", authority=authority))
+        for part in (b"\0\0\0\0\5", b"hello"):
+            peer.sendall(frame(0, part == b"hello", 1, part))
+        answer = b""
+        while b"grpc-status" not in answer and b"hello" not in answer:
+            received = peer.recv(1000)
+            assert received
+            answer += received
+        assert b"\0\0\0\0\5hello" in answer
+
+
 def test_thousands_of_silent_talks_take_no_threads(bench) -> None:
     done = threading.Event()
 
@@ -304,6 +416,17 @@ def test_stopping_ends_streams_and_lets_calls_finish(bench) -> None:
     stopping.join(30)
     assert not stopping.is_alive()
     assert bench.log == ["closed"]
+
+
+def test_stopping_ends_calls_that_wait_at_once(bench) -> None:
+    call = bench.channel.unary_unary("/t.T/WaitLong").future(b"answer")
+    assert bench.waiting.wait(10)
+    begun = threading.Thread(target=bench.transport.stop, args=(3600.0,))
+    begun.start()
+    assert call.exception(30).code() is CODES.UNAVAILABLE
+    begun.join(30)
+    assert not begun.is_alive()
+    assert bench.wait.wait(10)  # its handler was told
 
 
 def test_stopping_cancels_calls_that_take_too_long(bench) -> None:

@@ -34,6 +34,11 @@ def _arguments(parser: Parser) -> None:
         help="Let this group connect: the socket's (default: of who runs this).",
     )
     add(
+        "--debug",
+        action="store_true",
+        help="Log each call on stderr: its method, namespace, status and milliseconds.",
+    )
+    add(
         "--backend",
         action="store_true",
         help="For a containerd that uses this as its snapshotter and content store: what it makes stays until it removes it.",
@@ -50,6 +55,8 @@ def _serve(arguments: Arguments, session: Session) -> int:
             f"lamella serve needs what is not installed: {error}", hint="pip install 'lamella[serve]'"
         ) from None
 
+    if arguments.debug:
+        session.log_steps("lamella.serve")
     listener = systemd.inherited_listener()
     if listener is not None and arguments.address is not None:
         raise UsageError("lamella serve: --address, and a socket that systemd passes, exclude each other")

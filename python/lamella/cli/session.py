@@ -67,6 +67,19 @@ class Session:
 
             self._stop_logging = start_logging(every_step=self.verbose > 1)
 
+    def log_steps(self, name: str) -> None:
+        """Show every step of one logger, whatever ``-v`` shows of the others. Once."""
+        from lamella.cli.verbose import start_logging
+
+        before, stop = self._stop_logging, start_logging(name, every_step=True, handled=bool(self.verbose))
+
+        def stop_both() -> None:
+            stop()
+            if before is not None:
+                before()
+
+        self._stop_logging = stop_both
+
     @property
     def location(self) -> dict[str, Any]:
         """Give the global options that say which store and namespace is meant (arguments of Client and Config.load)."""

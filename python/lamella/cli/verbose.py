@@ -34,13 +34,17 @@ class _Handler(logging.Handler):
             self.handleError(record)
 
 
-def start_logging(*, every_step: bool) -> Callable[[], None]:
-    """Show records from INFO on, or from DEBUG on, until the function that is returned is called."""
-    logger = logging.getLogger("lamella")
+def start_logging(name: str = "lamella", *, every_step: bool, handled: bool = False) -> Callable[[], None]:
+    """Show a logger's records from INFO on, or from DEBUG on, until the function that is returned is called.
+
+    ``handled``: they are shown already, by a logger above it, but for its level.
+    """
+    logger = logging.getLogger(name)
     before = logger.level
     handler = _Handler()
     handler.setFormatter(_Formatter())
-    logger.addHandler(handler)
+    if not handled:
+        logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if every_step else logging.INFO)
 
     def stop() -> None:

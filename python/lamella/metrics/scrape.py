@@ -73,6 +73,8 @@ def _counted(row: Counter | Histogram, values: list[int]) -> Metric:
                 samples.append(Sample(labels, values[cell]))
         else:
             *counts, beyond = accumulate(values[cell.first : cell.total])
+            if row.sparse and not beyond:
+                continue
             buckets = [Bucket(le, count) for le, count in zip(cell.bounds, counts, strict=True)]
             samples.append(
                 Sample(labels, count=beyond, sum=values[cell.total] / NANO, buckets=tuple(buckets))

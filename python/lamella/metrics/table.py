@@ -66,13 +66,20 @@ class Series:
 
 
 class Histogram:
-    """A row of distributions of durations in seconds."""
+    """A row of distributions of durations in seconds. ``sparse`` as for a counter."""
 
     type = "histogram"
-    sparse = False
 
-    def __init__(self, name: str, help: str, bounds: tuple[float, ...], **labels: tuple[str, ...]) -> None:
-        self.name, self.help, self.bounds = name, help, bounds
+    def __init__(
+        self,
+        name: str,
+        help: str,
+        bounds: tuple[float, ...],
+        *,
+        sparse: bool = False,
+        **labels: tuple[str, ...],
+    ) -> None:
+        self.name, self.help, self.bounds, self.sparse = name, help, bounds, sparse
         self.labels, self.values = tuple(labels), tuple(labels.values())
         self._each = len(bounds) + 2
         self.size = self._each * prod(map(len, self.values))
@@ -95,6 +102,7 @@ _STARTS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _ROWS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
 _WAITS = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0)
 _SWEEPS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+_CALLS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 300.0)
 
 _ENDS = ("ok", "error")
 OPERATIONS = (
@@ -102,6 +110,41 @@ OPERATIONS = (
     *("prepare", "view", "commit", "remove", "start", "exec", "gc"),
 )
 KINDS = tuple(name for name in errors.__all__ if name != "LamellaError")
+CODES = (
+    *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
+    *(
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+    ),
+    *("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
+)
+"""gRPC's status codes, by their numbers."""
+_SERVICES = {
+    "containerd.services.containers.v1.Containers": "Get List ListStream Create Update Delete",
+    "containerd.services.content.v1.Content": "Info Update List Delete Read Status ListStatuses Write Abort",
+    "containerd.services.diff.v1.Diff": "Apply Diff",
+    "containerd.services.events.v1.Events": "Publish Forward Subscribe",
+    "containerd.services.images.v1.Images": "Get List Create Update Delete",
+    "containerd.services.introspection.v1.Introspection": "Plugins Server PluginInfo",
+    "containerd.services.leases.v1.Leases": "Create Delete List AddResource DeleteResource ListResources",
+    "containerd.services.namespaces.v1.Namespaces": "Get List Create Update Delete",
+    "containerd.services.sandbox.v1.Store": "Create Update Delete List Get",
+    "containerd.services.snapshots.v1.Snapshots": "Prepare View Mounts Commit Remove Stat Update List Usage Cleanup",
+    "containerd.services.streaming.v1.Streaming": "Stream",
+    "containerd.services.tasks.v1.Tasks": "Create Start Delete DeleteProcess Get List Kill Exec ResizePty CloseIO Pause Resume"
+    " ListPids Update Metrics Wait",
+    "containerd.services.transfer.v1.Transfer": "Transfer",
+    "containerd.services.version.v1.Version": "Version",
+    "grpc.health.v1.Health": "Check List Watch",
+    "grpc.reflection.v1.ServerReflection": "ServerReflectionInfo",
+    "grpc.reflection.v1alpha.ServerReflection": "ServerReflectionInfo",
+}
+RPCS = tuple(f"{service}/{name}" for service, names in _SERVICES.items() for name in names.split())
+"""What ``lamella serve`` has methods for; its own table says the same, which takes protobuf to read."""
 REMOVED = ("leases", "images", "content", "blobs", "snapshots", "layers", "ingests", "orphans")
 
 PULLS = Counter(
@@ -187,6 +230,20 @@ SERVED = Counter(
 RECEIVED = Counter(
     "lamella_registry_received_bytes_total", "Bytes of blobs that were pushed to the registry over the store."
 )
+CALLS = Counter(
+    "lamella_serve_requests_total",
+    "Calls that lamella serve answered, by gRPC's status codes; what never came up is not shown.",
+    sparse=True,
+    method=RPCS,
+    code=CODES,
+)
+CALL_SECONDS = Histogram(
+    "lamella_serve_request_duration_seconds",
+    "Duration of the calls that lamella serve answered, from their headers to the end of the answer.",
+    _CALLS,
+    sparse=True,
+    method=RPCS,
+)
 ERRORS = Counter(
     "lamella_errors_total",
     "Operations that raised an error, by the class of lamella.errors; what never came up is not shown.",
@@ -219,6 +276,8 @@ TABLE: tuple[Counter | Histogram, ...] = (
     REQUESTS,
     SERVED,
     RECEIVED,
+    CALLS,
+    CALL_SECONDS,
     ERRORS,
 )  # fmt: skip
 

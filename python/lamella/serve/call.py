@@ -15,7 +15,9 @@ from lamella.transfer.cancellation import Cancellation
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+    from lamella._core import Appender
     from lamella.client import Client
+    from lamella.ingest import Ingest
 
 NAMESPACE_HEADER = "containerd-namespace"
 LEASE_HEADER = "containerd-lease"
@@ -62,6 +64,7 @@ class Call:
         deadline: float | None = None,
         send: Callable[[Message], None] | None = None,
         finish: Callable[[], None] | None = None,
+        expect: Callable[[bytes, int, int, Appender], None] | None = None,
     ) -> None:
         self.headers = headers
         self.deadline = deadline
@@ -72,6 +75,7 @@ class Call:
         self._client_of = client_of
         self._send = send
         self._finish = finish
+        self._expect = expect
 
     @property
     def namespace(self) -> str:
@@ -108,6 +112,17 @@ class Call:
         if self._send is None:
             raise Internal("this RPC has no stream to send on")
         self._send(response)
+
+    def expect(self, request: Message, field: str, ingest: Ingest) -> None:
+        """Have the bytes of the next request appended to an ingest as they come, without their being in memory as a whole.
+
+        It has to be this request with ``field``, its last one, besides, which the request that the generator is then sent lacks;
+        ``ingest.poured()`` tells how many there were. What is small, or another request, comes as ever. Holds for one request.
+        """
+        if self._expect is None:
+            raise Internal("this RPC has no stream to receive from")
+        number = request.DESCRIPTOR.fields_by_name[field].number
+        self._expect(request.SerializeToString(), number, ingest.room, ingest.appender)
 
     def finish(self) -> None:
         """End a bidirectional RPC, from any thread, after what was sent. Harmless twice."""

@@ -107,7 +107,9 @@ class Server:
             listener = self._listener or self._listen()
             with translated(f"serve {self.address}"), listener:
                 owner = self.address.stat()
-                transport = Transport(service.methods(self.services), self.client_of)
+                transport = Transport(
+                    service.methods(self.services), self.client_of, self.client.database.metrics
+                )
                 transport.start(listener, uids=[owner.st_uid], gids=[owner.st_gid])
             self._transport = transport
         except BaseException:

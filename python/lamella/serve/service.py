@@ -35,6 +35,8 @@ class Service:
 
     descriptor: ClassVar[ServiceDescriptor]
     """Of the generated module: ``version_pb2.DESCRIPTOR.services_by_name["Version"]``."""
+    waits: ClassVar[frozenset[str]] = frozenset()
+    """RPCs with one response that wait for what may never come: they end, Unavailable, when the server begins to."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -47,6 +49,7 @@ class Method(NamedTuple):
     request: type[Message]
     streams_requests: bool
     streams_responses: bool
+    waits: bool
     function: Callable[..., Any]
 
     def decode(self, body: bytes) -> Message:
@@ -168,5 +171,6 @@ def _methods_of(service: Service) -> Iterator[Method]:
             request=message_factory.GetMessageClass(rpc.input_type),
             streams_requests=rpc.client_streaming,
             streams_responses=rpc.server_streaming,
+            waits=rpc.name in service.waits,
             function=getattr(service, rpc.name, None),  # type: ignore[arg-type]
         )

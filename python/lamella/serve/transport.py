@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from lamella import _core
 from lamella.errors import Cancelled
+from lamella.logs import DEBUG, Log
+from lamella.metrics.table import CALL_SECONDS, CALLS, CODES
 from lamella.serve.call import Call
 from lamella.serve.service import Method, Talk
 
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from lamella.client import Client
+    from lamella.metrics import Recorder
 
-_Kind = Literal["unary", "responses", "talk"]
+_log = Log("lamella.serve")
+_Kind = Literal["unary", "waiting", "responses", "talk"]
 MESSAGE_MAX = 16 * 1024 * 1024
 """Bytes of a message, as containerd limits them."""
 THREADS = 4096
@@ -27,12 +31,18 @@ THREADS = 4096
 class Transport:
     """Serves methods on one socket, from :meth:`start` to :meth:`stop`."""
 
-    def __init__(self, methods: Mapping[str, Method], client_of: Callable[[str | None], Client]) -> None:
+    def __init__(
+        self, methods: Mapping[str, Method], client_of: Callable[[str | None], Client], metrics: Recorder
+    ) -> None:
         self._client_of = client_of
+        names = [path.removeprefix("/") for path in methods]
+        cells = [(CALLS.cell(name, CODES[0]), CALL_SECONDS.series(name).first) for name in names]
         self._core = _core.Transport(
             [self._entry(path, method) for path, method in methods.items()],
             threads=THREADS,
             message_max=MESSAGE_MAX,
+            counts=(metrics.counters, CALL_SECONDS.bounds, cells),
+            log=_tell if _log.listened(DEBUG) else None,
         )
 
     def start(self, listener: socket.socket, *, uids: Sequence[int], gids: Sequence[int]) -> None:
@@ -48,7 +58,11 @@ class Transport:
             return path, "talk", lambda stream: Talk(method, self._call(stream, talks=True))
         if method.streams_responses:
             return path, "responses", lambda body, stream: method.responses(body, self._call(stream))
-        return path, "unary", lambda body, stream: method.answer(body, self._call(stream))
+        return (
+            path,
+            "waiting" if method.waits else "unary",
+            lambda body, stream: method.answer(body, self._call(stream)),
+        )
 
     def _call(self, stream: _core.Stream, *, talks: bool = False) -> Call:
         remaining = stream.remaining
@@ -58,9 +72,21 @@ class Transport:
             deadline=None if remaining is None else time.monotonic() + remaining,
             send=_sender(stream) if talks else None,
             finish=stream.finish if talks else None,
+            expect=stream.expect if talks else None,
         )
         stream.on_cancel(call.cancellation.cancel)
         return call
+
+
+def _tell(path: str, namespace: str | None, code: int, seconds: float) -> None:
+    """Log how an RPC ended."""
+    _log.debug(
+        f"%(path)s, namespace %(namespace)s: %(result)s after {seconds * 1000:.1f} ms",
+        path=path,
+        namespace=namespace or "-",
+        result=CODES[code] if code < len(CODES) else str(code),
+        seconds=seconds,
+    )
 
 
 def _sender(stream: _core.Stream) -> Callable[[Message], None]:

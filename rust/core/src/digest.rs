@@ -103,6 +103,7 @@ impl fmt::Display for Digest {
 }
 
 /// Computes a digest over bytes as they come.
+#[derive(Clone)]
 pub enum Hasher {
     /// See [`Algorithm::Sha256`].
     Sha256(Sha256),

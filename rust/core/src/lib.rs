@@ -18,8 +18,9 @@
 //! | `pipeline` | all of that at once, in one pass over the blob |
 //! | `files` | a container's files from outside: out of it as an archive, and in from one |
 //! | `blob` | the way back: a layer's blob is written, or turned into another form |
+//! | `appender` | a file that grows at its end, and its digest |
 //!
-//! The last five rows belong to the feature `unpack` (on by default).
+//! The last six rows belong to the feature `unpack` (on by default).
 
 pub mod counters;
 pub mod error;
@@ -33,6 +34,8 @@ pub mod sys;
 pub mod tar;
 pub mod tree;
 
+#[cfg(feature = "unpack")]
+pub mod appender;
 #[cfg(feature = "unpack")]
 pub mod blob;
 #[cfg(feature = "unpack")]

@@ -1,6 +1,7 @@
 //! Counters.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use lamella_core::counters;
 use pyo3::exceptions::PyIndexError;
@@ -11,7 +12,14 @@ use crate::gate::through;
 /// Counters that all processes add to.
 #[pyclass(frozen, module = "lamella._core")]
 pub struct Counters {
-    inner: counters::Counters,
+    inner: Arc<counters::Counters>,
+}
+
+impl Counters {
+    /// Give them to somebody who counts without Python.
+    pub fn counting(&self) -> Arc<counters::Counters> {
+        Arc::clone(&self.inner)
+    }
 }
 
 #[pymethods]
@@ -23,7 +31,7 @@ impl Counters {
             Some(path) => counters::Counters::open(&path, count),
             None => Ok(counters::Counters::own(count)),
         })?;
-        Ok(Self { inner })
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     // Without the gate: it neither waits nor fails, and takes less time than letting the GIL go.

@@ -1,5 +1,6 @@
 //! `lamella._core`: the core for Python. Thin: this crate registers, converts and calls; nothing is decided here.
 
+mod appender;
 mod counters;
 mod diff;
 mod files;
@@ -20,6 +21,8 @@ use pyo3::prelude::*;
 mod _core {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::appender::Appender;
     #[pymodule_export]
     use super::counters::Counters;
     #[pymodule_export]

@@ -2,17 +2,19 @@
 
 use std::fs::File;
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lamella_core::{Error, Kind as ErrorKind};
-use lamella_serve::{Access, Call, Code, Gone, Handler, Item, Kind, Options, Server, Status, Step, framed};
+use lamella_serve::{Access, Call, Code, Ended, Gone, Handler, Item, Kind, Options, Server, Status, Step, framed};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
+use crate::appender::Appender;
+use crate::counters::Counters;
 use crate::gate::{through, to_python};
 use crate::sys::duplicate;
 
@@ -63,6 +65,11 @@ impl Stream {
         self.put(py, Item::Message(frame(message))).is_ok()
     }
 
+    /// Say what the next message may be: the fields of `head`, then bytes, at most `most`, as field `number`, which go to the appender.
+    fn expect(&self, head: &[u8], number: u32, most: u64, appender: &Appender) {
+        self.call.expect(Bytes::copy_from_slice(head), number, most, appender.sink());
+    }
+
     /// End the RPC, with OK. Harmless twice.
     fn finish(&self, py: Python<'_>) {
         _ = self.put(py, Item::End(Status::OK));
@@ -80,6 +87,7 @@ impl Stream {
 pub struct Transport {
     server: Mutex<Option<Server>>,
     functions: Mutex<Option<Functions>>,
+    told: Option<Told>,
     methods: Vec<(String, Kind)>,
     threads: usize,
     message_max: usize,
@@ -88,13 +96,21 @@ pub struct Transport {
 #[pymethods]
 impl Transport {
     #[new]
-    #[pyo3(signature = (methods, *, threads, message_max))]
-    fn new(methods: Vec<(String, String, Py<PyAny>)>, threads: usize, message_max: usize) -> PyResult<Self> {
+    #[pyo3(signature = (methods, *, threads, message_max, counts=None, log=None))]
+    fn new(
+        py: Python<'_>,
+        methods: Vec<(String, String, Py<PyAny>)>,
+        threads: usize,
+        message_max: usize,
+        counts: Option<Counting>,
+        log: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
         let mut names = Vec::with_capacity(methods.len());
         let mut functions = Vec::with_capacity(methods.len());
         for (path, kind, function) in methods {
             let kind = match kind.as_str() {
                 "unary" => Kind::Unary,
+                "waiting" => Kind::Waiting,
                 "responses" => Kind::Responses,
                 "talk" => Kind::Talk,
                 _ => return Err(PyValueError::new_err(format!("there is no kind {kind:?} of RPC"))),
@@ -102,8 +118,11 @@ impl Transport {
             names.push((path, kind));
             functions.push(function);
         }
-        let functions = Mutex::new(Some(Functions(functions)));
-        Ok(Self { server: Mutex::new(None), functions, methods: names, threads, message_max })
+        let counts =
+            counts.map(|(counters, bounds, cells)| Counts { counters: counters.get().counting(), bounds, cells });
+        let told = log.map(|function| Told::start(py, function)).transpose()?;
+        let functions = Mutex::new(Some(Functions { functions, counts, told: told.clone() }));
+        Ok(Self { server: Mutex::new(None), functions, told, methods: names, threads, message_max })
     }
 
     /// Serve what connects to a listening socket, which the caller may close then.
@@ -129,6 +148,9 @@ impl Transport {
             if let Some(server) = server {
                 server.stop(Duration::try_from_secs_f64(grace).unwrap_or_default());
             }
+            if let Some(told) = &self.told {
+                told.wait();
+            }
             Ok(())
         })
     }
@@ -138,8 +160,85 @@ fn already() -> Error {
     Error::new(ErrorKind::FailedPrecondition, "the transport was started before")
 }
 
-/// The functions that do the RPCs.
-struct Functions(Vec<Py<PyAny>>);
+/// The functions that do the RPCs, and what is done when one has ended.
+struct Functions {
+    functions: Vec<Py<PyAny>>,
+    counts: Option<Counts>,
+    told: Option<Told>,
+}
+
+/// The counters, the bounds of histograms, each method's cells.
+type Counting = (Py<Counters>, Vec<f64>, Vec<(usize, usize)>);
+
+/// Where RPCs are counted.
+struct Counts {
+    counters: Arc<lamella_core::counters::Counters>,
+    /// Of the histograms' buckets, in seconds.
+    bounds: Vec<f64>,
+    /// Of each method, the first of its cells by status code, and the first of its histogram, at whose end the sum is.
+    cells: Vec<(usize, usize)>,
+}
+
+/// The last code of gRPC, each of which has a cell.
+const LAST_CODE: u8 = 16;
+
+impl Counts {
+    fn add(&self, method: usize, code: Code, took: Duration) {
+        let Some((codes, histogram)) = self.cells.get(method) else { return };
+        if code.0 <= LAST_CODE {
+            self.counters.add(codes + usize::from(code.0), 1);
+        }
+        let bucket = self.bounds.iter().take_while(|bound| took.as_secs_f64() > **bound).count();
+        self.counters.add(histogram + bucket, 1);
+        self.counters.add(histogram + self.bounds.len() + 1, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+    }
+}
+
+/// A function in Python that is told of each RPC that has ended, on a thread of its own, one after the other.
+#[derive(Clone)]
+struct Told(mpsc::SyncSender<News>);
+
+enum News {
+    Ended { path: String, namespace: Option<String>, code: u8, seconds: f64 },
+    Wait(mpsc::Sender<()>),
+}
+
+/// What may wait to be told; more is not told at all.
+const NEWS: usize = 10_000;
+/// How long the end waits for what is still to be told.
+const LAST_NEWS: Duration = Duration::from_secs(1);
+const NAMESPACE: &str = "containerd-namespace";
+
+impl Told {
+    fn start(py: Python<'_>, function: Py<PyAny>) -> PyResult<Self> {
+        let (sender, news) = mpsc::sync_channel(NEWS);
+        let tell = move || {
+            for each in news {
+                match each {
+                    News::Ended { path, namespace, code, seconds } => {
+                        _ = enter(|py| function.call1(py, (path, namespace, code, seconds)).map(drop));
+                    }
+                    News::Wait(reply) => _ = reply.send(()),
+                }
+            }
+        };
+        py.detach(|| std::thread::Builder::new().name("serve-log".into()).spawn(tell))?;
+        Ok(Self(sender))
+    }
+
+    fn tell(&self, ended: &Ended<'_>) {
+        let namespace = ended.headers.get(NAMESPACE).map(|name| String::from_utf8_lossy(name.as_bytes()).into_owned());
+        let (path, code, seconds) = (ended.path.to_owned(), ended.code.0, ended.took.as_secs_f64());
+        _ = self.0.try_send(News::Ended { path, namespace, code, seconds });
+    }
+
+    fn wait(&self) {
+        let (reply, told) = mpsc::channel();
+        if self.0.try_send(News::Wait(reply)).is_ok() {
+            _ = told.recv_timeout(LAST_NEWS);
+        }
+    }
+}
 
 impl Handler for Functions {
     type Talk = Py<PyAny>;
@@ -151,14 +250,14 @@ impl Handler for Functions {
 
     fn unary(&self, method: usize, call: &Arc<Call>, body: Bytes) -> Result<Bytes, Status> {
         enter(|py| {
-            let answer = self.0[method].bind(py).call1((PyBytes::new(py, &body), stream(call)))?;
+            let answer = self.functions[method].bind(py).call1((PyBytes::new(py, &body), stream(call)))?;
             Ok(frame(answer.cast::<PyBytes>()?))
         })
     }
 
     fn responses(&self, method: usize, call: &Arc<Call>, body: Bytes) -> Result<(), Status> {
         enter(|py| {
-            let responses = self.0[method].bind(py).call1((PyBytes::new(py, &body), stream(call)))?;
+            let responses = self.functions[method].bind(py).call1((PyBytes::new(py, &body), stream(call)))?;
             for response in responses.try_iter()? {
                 if put(call, py, item(&response?)?).is_err() {
                     // As a loop that is left early does it.
@@ -172,7 +271,7 @@ impl Handler for Functions {
 
     fn begin(&self, method: usize, call: &Arc<Call>) -> Result<(Self::Talk, Step), Status> {
         enter(|py| {
-            let talk = self.0[method].bind(py).call1((stream(call),))?;
+            let talk = self.functions[method].bind(py).call1((stream(call),))?;
             let responses = talk.call_method0(intern!(py, "begin"))?;
             let step = step(&talk, &responses)?;
             Ok((talk.unbind(), step))
@@ -192,6 +291,15 @@ impl Handler for Functions {
 
     fn close(&self, talk: Self::Talk) {
         _ = enter(|py| talk.call_method0(py, intern!(py, "close")).map(drop));
+    }
+
+    fn ended(&self, ended: &Ended<'_>) {
+        if let (Some(counts), Some(method)) = (&self.counts, ended.method) {
+            counts.add(method, ended.code, ended.took);
+        }
+        if let Some(told) = &self.told {
+            told.tell(ended);
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! What an RPC under way and its handler share.
 
 use std::fs::File;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use crate::message::varint;
 use crate::peers::Peer;
 use crate::status::Status;
 
@@ -33,6 +34,25 @@ pub enum Item {
 #[derive(Clone, Copy, Debug)]
 pub struct Gone;
 
+/// Where bytes go that need not be in memory as a whole.
+pub trait Sink: Send + Sync {
+    /// Take some, in their order, on a thread of the pool. What fails here is for the sink's owner to find.
+    fn take(&self, pieces: &[Bytes]);
+}
+
+/// What the next message of a client may be, so that its bytes go to a sink as they come: `head`, and then, as its last field,
+/// `bytes` of some length.
+#[derive(Clone)]
+pub(crate) struct Expected {
+    /// The encoded fields before it.
+    pub head: Bytes,
+    /// The field's tag.
+    pub tag: Bytes,
+    /// How many bytes the sink takes at most.
+    pub most: u64,
+    pub sink: Arc<dyn Sink>,
+}
+
 /// One RPC under way.
 pub struct Call {
     /// Its headers; what is not UTF-8 in them is replaced.
@@ -42,6 +62,7 @@ pub struct Call {
     /// Who asks.
     pub peer: Peer,
     out: Option<mpsc::Sender<Item>>,
+    expected: Mutex<Option<Expected>>,
     cancellation: Mutex<Cancellation>,
 }
 
@@ -58,7 +79,7 @@ impl Call {
         peer: Peer,
         out: Option<mpsc::Sender<Item>>,
     ) -> Self {
-        Self { headers, deadline, peer, out, cancellation: Mutex::default() }
+        Self { headers, deadline, peer, out, expected: Mutex::default(), cancellation: Mutex::default() }
     }
 
     /// Send something, from any thread of the handler; waits while the client reads slowly.
@@ -67,6 +88,21 @@ impl Call {
     /// Gone: the RPC has ended, or it is a unary one.
     pub fn send(&self, item: Item) -> Result<(), Gone> {
         self.out.as_ref().ok_or(Gone)?.blocking_send(item).map_err(|_| Gone)
+    }
+
+    /// Say, in a step of a [`Kind::Talk`](crate::Kind::Talk), what the next message may be: a message of the encoded fields
+    /// `head`, followed by nothing but a field `number` of bytes, at most `most`. If it is, and large, these go to the sink as
+    /// they come, and the handler receives `head` when the sink has taken the last one. Any other message comes as ever.
+    pub fn expect(&self, head: Bytes, number: u32, most: u64, sink: Arc<dyn Sink>) {
+        const LENGTH_DELIMITED: u64 = 2;
+        let mut tag = Vec::new();
+        varint(u64::from(number) << 3 | LENGTH_DELIMITED, &mut tag);
+        let expected = Expected { head, tag: tag.into(), most, sink };
+        *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = Some(expected);
+    }
+
+    pub(crate) fn expected(&self) -> Option<Expected> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Have this called when the client has gone or its time is up, on a thread of the pool; at once, here, if that was so.

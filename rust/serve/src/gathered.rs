@@ -11,11 +11,16 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
+use crate::authority::Authorities;
+
 /// Bytes that are gathered at most, but for one write that has more by itself.
 const GATHERED: usize = 128 << 10;
 
 /// The socket as h2 has it.
-pub struct Gathered(Arc<Shared>);
+pub struct Gathered {
+    shared: Arc<Shared>,
+    authorities: Authorities,
+}
 
 /// What writes out what was gathered.
 #[derive(Clone)]
@@ -29,7 +34,7 @@ struct Shared {
 impl Gathered {
     pub fn new(stream: UnixStream) -> (Self, Out) {
         let shared = Arc::new(Shared { stream, gathered: Mutex::default() });
-        (Self(Arc::clone(&shared)), Out(shared))
+        (Self { shared: Arc::clone(&shared), authorities: Authorities::new() }, Out(shared))
     }
 }
 
@@ -68,11 +73,12 @@ impl Shared {
 }
 
 impl AsyncRead for Gathered {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.0.stream.poll_read_ready(context))?;
-            match self.0.stream.try_read(into.initialize_unfilled()) {
+            ready!(self.shared.stream.poll_read_ready(context))?;
+            match self.shared.stream.try_read(into.initialize_unfilled()) {
                 Ok(count) => {
+                    self.authorities.mend(&mut into.initialize_unfilled()[..count]);
                     into.advance(count);
                     return Poll::Ready(Ok(()));
                 }
@@ -93,10 +99,10 @@ impl AsyncWrite for Gathered {
         context: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut gathered = self.0.lock();
+        let mut gathered = self.shared.lock();
         let size = parts.iter().map(|part| part.len()).sum();
         if gathered.len() + size > GATHERED {
-            ready!(self.0.write_out(&mut gathered, context))?;
+            ready!(self.shared.write_out(&mut gathered, context))?;
         }
         parts.iter().for_each(|part| gathered.extend_from_slice(part));
         Poll::Ready(Ok(size))
@@ -111,7 +117,7 @@ impl AsyncWrite for Gathered {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.write_out(&mut self.0.lock(), context) // the end of the connection closes it
+        self.shared.write_out(&mut self.shared.lock(), context) // the end of the connection closes it
     }
 }
 

@@ -7,6 +7,7 @@
 //! server   the socket: who may connect, connections, the end
 //! rpc      one RPC from its headers to its trailers, by its kind
 //! call     what an RPC and its handler share: headers, deadline, cancellation, the way out
+//! authority hosts of requests that are paths
 //! gathered a socket whose writes are gathered
 //! message  five bytes in front of a body
 //! status   codes, and how they are told
@@ -15,6 +16,7 @@
 //! sys      the only unsafe code
 //! ```
 
+mod authority;
 mod call;
 mod gathered;
 mod message;
@@ -25,21 +27,25 @@ mod server;
 mod status;
 mod sys;
 
-pub use call::{Call, Gone, Item};
+pub use call::{Call, Gone, Item, Sink};
 pub use message::framed;
 pub use peers::{Access, Peer};
 pub use server::{Options, Server};
 pub use status::{Code, Status};
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 
 /// What an RPC takes and gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A request, a response.
     Unary,
+    /// The same, of what may take as long as it likes: it ends when the server begins to.
+    Waiting,
     /// A request, any number of responses.
     Responses,
     /// Any number of requests, and of responses.
@@ -55,7 +61,21 @@ pub struct Step {
     pub ended: bool,
 }
 
-/// What RPCs do. All but `submit`'s work are called on threads of the pool, and may block; `method` counts those of [`Options`].
+/// How an RPC ended.
+pub struct Ended<'a> {
+    /// What it was called.
+    pub path: &'a str,
+    /// Which of the methods of [`Options`] that is; None: there is none of that path.
+    pub method: Option<usize>,
+    /// Its headers.
+    pub headers: &'a HeaderMap,
+    /// Its status; where the client has gone, [`Code::CANCELLED`].
+    pub code: Code,
+    /// From its headers until there was nothing left to send.
+    pub took: Duration,
+}
+
+/// What RPCs do. All but `ended` are called on threads of the pool, and may block; `method` counts those of [`Options`].
 pub trait Handler: Send + Sync + 'static {
     /// What one bidirectional RPC keeps between its steps.
     type Talk: Send + 'static;
@@ -63,7 +83,7 @@ pub trait Handler: Send + Sync + 'static {
     /// Live the life of a thread of the pool: call `work`, once, which returns when the thread is to end.
     fn thread(&self, work: &mut (dyn FnMut() + Send));
 
-    /// Answer a request with a [`framed`] response.
+    /// Answer a request of a [`Kind::Unary`] or a [`Kind::Waiting`] with a [`framed`] response.
     ///
     /// # Errors
     /// The status of the RPC.
@@ -89,4 +109,7 @@ pub trait Handler: Send + Sync + 'static {
 
     /// End it, whatever ended it.
     fn close(&self, talk: Self::Talk);
+
+    /// Hear that an RPC has ended, on the one thread of input and output, which waits meanwhile.
+    fn ended(&self, ended: &Ended<'_>);
 }

@@ -16,16 +16,21 @@ use http::{Method, Request, Response, StatusCode, request};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 
-use crate::call::{Call, Gone, Item};
-use crate::message::{Messages, framed};
+use crate::call::{Call, Gone, Item, Sink};
+use crate::message::{Messages, Next, framed, varint};
 use crate::peers::Peer;
 use crate::pool::Pool;
 use crate::server::{Phase, reached};
 use crate::status::{Code, Status};
-use crate::{Handler, Kind, Step};
+use crate::{Ended, Handler, Kind, Step};
 
 /// Items that may wait for a client that reads slowly.
 const QUEUE: usize = 4;
+/// Bytes that a sink is given at once, as far as they have come.
+const POURED: usize = 128 << 10;
+/// Bytes, and pieces, that wait for a sink at most.
+const HELD: usize = 1 << 20;
+const PIECES: usize = 1024;
 /// Bytes of a file in one message.
 const PIECE: u64 = 1 << 20;
 
@@ -50,22 +55,28 @@ pub async fn serve<H: Handler>(
     if !is_grpc(&head) {
         return responder.refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE);
     }
-    match begin(&context, &head) {
+    let begun = Instant::now();
+    let (method, ended) = match begin(&context, &head) {
         Ok((method, kind, timeout)) => {
-            let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-            let rpc = Rpc { method, headers: texts(&head.headers), deadline, peer, context };
-            let messages = Messages::new(body, rpc.context.message_max);
+            let deadline = timeout.and_then(|timeout| begun.checked_add(timeout));
+            let rpc = Rpc { method, headers: texts(&head.headers), deadline, peer, context: Arc::clone(&context) };
+            let messages = Messages::new(body, context.message_max);
             let ended = match kind {
-                Kind::Unary => rpc.unary(messages, &mut responder).await,
+                Kind::Unary => rpc.unary(messages, &mut responder, Phase::Ending).await,
+                Kind::Waiting => rpc.unary(messages, &mut responder, Phase::Draining).await,
                 Kind::Responses => rpc.responses(messages, &mut responder).await,
                 Kind::Talk => rpc.talk(messages, &mut responder).await,
             };
-            if let Some(status) = ended {
-                responder.end(&status);
-            }
+            (Some(method), ended)
         }
-        Err(status) => responder.end(&status),
+        Err(status) => (None, Some(status)),
+    };
+    let code = ended.as_ref().map_or(Code::CANCELLED, |status| status.code);
+    if let Some(status) = ended {
+        responder.end(&status);
     }
+    let (path, headers) = (head.uri.path(), &head.headers);
+    context.handler.ended(&Ended { path, method, headers, code, took: begun.elapsed() });
 }
 
 fn is_grpc(head: &request::Parts) -> bool {
@@ -125,12 +136,12 @@ struct Rpc<H> {
 }
 
 impl<H: Handler> Rpc<H> {
-    async fn unary(self, mut messages: Messages, responder: &mut Responder) -> Option<Status> {
-        let request = match self.request(&mut messages, Phase::Ending).await {
+    async fn unary(self, mut messages: Messages, responder: &mut Responder, until: Phase) -> Option<Status> {
+        let request = match self.request(&mut messages, until).await {
             Ok(request) => request,
             Err(status) => return Some(status),
         };
-        let interrupt = self.interrupt(Phase::Ending);
+        let interrupt = self.interrupt(until);
         let (context, call, method) = self.into_call(None);
         let (reply, answer) = oneshot::channel();
         let (handler, asked) = (Arc::clone(&context.handler), Arc::clone(&call));
@@ -246,10 +257,12 @@ impl<H> Context<H> {
 
 /// Give the one message of a request.
 async fn only(messages: &mut Messages) -> Result<Bytes, Status> {
-    let body = messages.next().await?.ok_or_else(|| Status::new(Code::INTERNAL, "the request has no message"))?;
-    match messages.next().await? {
-        None => Ok(body),
-        Some(_) => Err(Status::new(Code::INTERNAL, "the request has more than one message")),
+    let Next::Message(body) = messages.next(None).await? else {
+        return Err(Status::new(Code::INTERNAL, "the request has no message"));
+    };
+    match messages.next(None).await? {
+        Next::End => Ok(body),
+        _ => Err(Status::new(Code::INTERNAL, "the request has more than one message")),
     }
 }
 
@@ -267,6 +280,14 @@ struct Steps<'a, H: Handler> {
 
 enum Never {}
 
+/// Wait for an answer; where none is waited for, for ever.
+async fn answered(answer: &mut Option<oneshot::Receiver<()>>) -> Result<(), oneshot::error::RecvError> {
+    match answer {
+        Some(answer) => answer.await,
+        None => pending().await,
+    }
+}
+
 impl<H: Handler> Steps<'_, H> {
     /// Do them, for what the client sends, until somebody drops this.
     async fn drive(self, mut messages: Messages, out: mpsc::Sender<Item>) -> Never {
@@ -278,7 +299,7 @@ impl<H: Handler> Steps<'_, H> {
         });
         let mut more = begun.await;
         while more {
-            more = match messages.next().await {
+            more = match self.next(&mut messages).await {
                 Ok(body) => {
                     let last = body.is_none();
                     let received = self.step(move |handler, _, talk| match talk {
@@ -294,6 +315,62 @@ impl<H: Handler> Steps<'_, H> {
             };
         }
         pending().await
+    }
+
+    /// Give the next body; None: the client has sent the last one. Of the expected message its head, the rest is where it belongs.
+    async fn next(&self, messages: &mut Messages) -> Result<Option<Bytes>, Status> {
+        let expected = self.call.expected();
+        match (messages.next(expected.as_ref()).await?, expected) {
+            (Next::Message(body), _) => Ok(Some(body)),
+            (Next::Bulk(size), Some(expected)) => {
+                self.pour(messages, size, &expected.sink).await?;
+                Ok(Some(expected.head))
+            }
+            (Next::Bulk(_) | Next::End, _) => Ok(None),
+        }
+    }
+
+    /// Give a sink bytes of a message as they come, on threads of the pool, of which a silent client holds none.
+    async fn pour(&self, messages: &mut Messages, mut left: usize, sink: &Arc<dyn Sink>) -> Result<(), Status> {
+        let (mut pieces, mut held) = (Vec::new(), 0);
+        let mut taking: Option<oneshot::Receiver<()>> = None;
+        while left > 0 || held > 0 || taking.is_some() {
+            let full = held >= POURED || pieces.len() >= PIECES;
+            if taking.is_none() && (full || left == 0) {
+                taking = Some(self.give(std::mem::take(&mut pieces), sink));
+                held = 0;
+            }
+            tokio::select! {
+                piece = messages.piece(left), if left > 0 && held < HELD && pieces.len() < PIECES => {
+                    let piece = piece?;
+                    left -= piece.len();
+                    held += piece.len();
+                    if !piece.is_empty() {
+                        pieces.push(piece);
+                    }
+                }
+                taken = answered(&mut taking) => {
+                    taken.map_err(|_| defect())?;
+                    taking = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn give(&self, pieces: Vec<Bytes>, sink: &Arc<dyn Sink>) -> oneshot::Receiver<()> {
+        let (reply, taken) = oneshot::channel();
+        let (sink, talk) = (Arc::clone(sink), Arc::clone(self.talk));
+        self.context.pool.run(move || {
+            // Not after its end, nor during it: whoever owns the sink lets go of it then.
+            let talk = talk.lock().unwrap_or_else(PoisonError::into_inner);
+            if talk.is_some() {
+                sink.take(&pieces);
+            }
+            drop(talk);
+            _ = reply.send(());
+        });
+        taken
     }
 
     /// Do one on a thread of the pool, and send what it gives; tell whether another may follow.
@@ -453,15 +530,6 @@ fn piece(file: &File, offset: u64, size: u64) -> std::io::Result<Bytes> {
     result.map(|()| message)
 }
 
-/// Append a number in base 128, the lowest digit first (protobuf.dev, "Encoding").
-fn varint(mut number: u64, to: &mut Vec<u8>) {
-    while number >= 0x80 {
-        to.put_u8((number & 0x7f) as u8 | 0x80);
-        number >>= 7;
-    }
-    to.put_u8(number as u8);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -476,15 +544,6 @@ mod tests {
         assert_eq!(timeout(b"0n"), Some(Duration::ZERO));
         for malformed in [&b""[..], b"S", b"5", b"5s", b"-1S", b"123456789S", b" 1S", b"1.5S"] {
             assert_eq!(timeout(malformed), None);
-        }
-    }
-
-    #[test]
-    fn numbers_are_in_base_128() {
-        for (number, bytes) in [(0, &[0][..]), (127, &[127]), (128, &[0x80, 1]), (300, &[0xac, 2])] {
-            let mut encoded = Vec::new();
-            varint(number, &mut encoded);
-            assert_eq!(encoded, bytes);
         }
     }
 }

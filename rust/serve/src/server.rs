@@ -43,7 +43,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub enum Phase {
     /// It is far.
     Serving,
-    /// No new connections and RPCs; streams are ended, unary RPCs go on.
+    /// No new connections and RPCs; streams are ended, and RPCs that wait; other unary RPCs go on.
     Draining,
     /// Everything is cancelled.
     Ending,
@@ -101,7 +101,7 @@ impl Server {
         Ok(Self { phase, ended: Mutex::new(ended) })
     }
 
-    /// End it. No new RPCs; streams end at once, unary RPCs have `grace`, then they are cancelled and have another second.
+    /// End it. No new RPCs; streams, and RPCs that wait, end at once, unary RPCs have `grace`, then they are cancelled and have another second.
     ///
     /// Twice is harmless. A handler that goes on after that is left alone; nobody hears its answer.
     pub fn stop(&self, grace: Duration) {

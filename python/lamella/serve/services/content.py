@@ -110,6 +110,7 @@ class Content(Service):
                 if request.action == content_pb2.COMMIT:
                     call.send(response)
                     return
+                call.expect(write.continuation(), "data", write.ingest)
                 request = yield [response]
 
 
@@ -150,18 +151,23 @@ class _Write:
                 total=self._total,
                 digest=ingest.digest(),
             )
-        if request.offset not in (0, ingest.offset):
-            raise OutOfRange(f"write @{request.offset} must occur at current offset {ingest.offset}")
-        if request.offset == 0 and ingest.offset > 0:
-            ingest.truncate(0)
-        if request.data:
-            ingest.write(request.data)
-            self._updated = timestamp()
+        if not ingest.poured():
+            if request.offset not in (0, ingest.offset):
+                raise OutOfRange(f"write @{request.offset} must occur at current offset {ingest.offset}")
+            if request.offset == 0 and ingest.offset > 0:
+                ingest.truncate(0)
+            if data := request.data:
+                ingest.write(data)
+        self._updated = timestamp()
         if request.action == content_pb2.COMMIT:
             self._commit(dict(request.labels))
         return content_pb2.WriteContentResponse(
             action=request.action, offset=ingest.offset, digest=ingest.digest()
         )
+
+    def continuation(self) -> content_pb2.WriteContentRequest:
+        """Give the request that goes on where the ingest is, without its data."""
+        return content_pb2.WriteContentRequest(action=content_pb2.WRITE, offset=self.ingest.offset)
 
     def _expect(self, request: content_pb2.WriteContentRequest) -> Digest | None:
         if request.expected:

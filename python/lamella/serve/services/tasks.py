@@ -46,6 +46,7 @@ class Tasks(Service):
     """Running containers."""
 
     descriptor = tasks_pb2.DESCRIPTOR.services_by_name["Tasks"]
+    waits = frozenset({"Wait"})
 
     def Create(self, request: tasks_pb2.CreateTaskRequest, call: Call) -> tasks_pb2.CreateTaskResponse:
         """Make everything ready for the program. AlreadyExists, NotFound, Unsupported, and what the launcher reports."""
