@@ -1,7 +1,8 @@
 """The client: one open store, seen from one namespace.
 
-A client owns a database connection and nothing else: no process, no thread, no socket. It may be used from several
-threads. After a fork the child must open its own; a client that notices it was inherited raises FailedPrecondition.
+A client owns a database connection, and keeps the cgroups that its containers' were in, and nothing else: no process, no
+thread, no socket. It may be used from several threads. After a fork the child must open its own; a client that notices it was
+inherited raises FailedPrecondition.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Client:
             auto_gc=auto_gc,
         )
         self.database = Database(self.config)
+        self._cgroup_parents: dict[str, bool] = {}
 
     def __repr__(self) -> str:
         return f"<lamella.Client root={str(self.config.root)!r} namespace={self.config.namespace!r}>"
@@ -94,7 +96,25 @@ class Client:
 
     def close(self) -> None:
         """Close the store. Containers go on. Harmless twice."""
+        _remove_cgroup_parents(self._cgroup_parents)
         self.database.close()
+
+    def keeps_cgroup_parents(self) -> bool:
+        """Say whether the cgroups that a namespace's containers are in are to outlive the next one, which is attached.
+
+        They do from the second on: to make and remove them each time is a tenth of a short run. They go when the client is
+        closed, or the process ends; those that a killed one leaves by garbage collection, or when another container ends there.
+        """
+        namespace, kept = self.config.namespace, self._cgroup_parents
+        if namespace not in kept:
+            kept[namespace] = False
+        elif not kept[namespace]:
+            if not any(kept.values()):
+                import weakref
+
+                weakref.finalize(self.database, _remove_cgroup_parents, kept)
+            kept[namespace] = True
+        return kept[namespace]
 
     def using(
         self,
@@ -116,6 +136,7 @@ class Client:
         other = object.__new__(type(self))
         other.durable, other.database, other.registry = self.durable, self.database, registry
         other._policy = self._policy
+        other._cgroup_parents = self._cgroup_parents
         other.config = replace(self.config, snapshotter=snapshotter, namespace=namespace)
         return other
 
@@ -147,6 +168,7 @@ class Client:
         from lamella.containers.orphans import (
             collect_networks,
             release_stale_networks,
+            remove_empty_cgroups,
             remove_orphaned_tasks,
         )
         from lamella.gc import collect
@@ -164,6 +186,7 @@ class Client:
         if not dry_run:
             fill(self.config.root)
             collect_networks(self.config)
+            remove_empty_cgroups(self.database)
         report.orphans += release_stale_networks(self.database, self.config, dry_run=dry_run)
         report.orphans += remove_orphaned_tasks(self.database, self.config, dry_run=dry_run)
         report.orphans += remove_stale_mounts(self.database, self.config, dry_run=dry_run)
@@ -346,3 +369,12 @@ class Client:
         from lamella.namespaces import Namespaces
 
         return Namespaces(self.database)
+
+
+def _remove_cgroup_parents(kept: dict[str, bool]) -> None:
+    """Remove the cgroups that namespaces' containers were in. Harmless twice, and while others have containers in them."""
+    for namespace in [name for name, is_kept in kept.items() if is_kept]:
+        from lamella.containers.cgroups import remove_parents
+
+        kept[namespace] = False
+        remove_parents(namespace)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from launcher_box import Box, Connection, launch
 
+import lamella
 from lamella.containers.defaults import ALL_CAPABILITIES
 from monitors import hierarchies
+from waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -254,3 +258,62 @@ inner.end()
     assert found[0].endswith(f"memory.limit_in_bytes {64 * MEBIBYTE}")
     assert found[0].startswith("/sys/fs/cgroup/memory/lamella/launcher-tests/box-")
     assert box.cgroup_folders() == []
+
+
+def parents_of(namespace: str) -> list[Path]:
+    """Give the cgroups that a namespace's containers are in."""
+    return [path for top in hierarchies() if (path := top / "lamella" / namespace).is_dir()]
+
+
+def test_a_client_that_runs_several_keeps_what_their_cgroups_are_in_until_it_is_closed(
+    client: lamella.Client, small_image: str
+) -> None:
+    name = f"kept-{uuid.uuid4().hex[:8]}"
+    with lamella.Client(root=client.config.root, state=client.config.state, namespace=name) as other:
+        copy = other.images.pull(small_image)
+        other.containers.run(copy, ["/bin/true"], remove=True)
+        until(lambda: not parents_of(name))
+        other.containers.run(copy, ["/bin/true"], remove=True)
+        assert parents_of(name)
+        assert [folder for parent in parents_of(name) for folder in parent.iterdir() if folder.is_dir()] == []
+    assert not parents_of(name)
+
+
+def test_what_a_killed_client_keeps_goes_with_the_next_container_or_by_garbage_collection(
+    client: lamella.Client, small_image: str
+) -> None:
+    name = f"kept-{uuid.uuid4().hex[:8]}"
+    script = """
+import os, sys, lamella
+root, state, name, image = sys.argv[1:]
+client = lamella.Client(root=root, state=state, namespace=name)
+for _ in range(2):
+    client.containers.run(image, ["/bin/true"], remove=True)
+os._exit(0)
+"""
+    where = [str(client.config.root), str(client.config.state), name, small_image]
+    other = client.using(namespace=name)
+    copy = other.images.pull(small_image)
+    for remove in (lambda: other.containers.run(copy, ["/bin/true"]).container_id, client.gc):
+        subprocess.run([sys.executable, "-c", script, *where], check=True)
+        assert parents_of(name)
+        remove()
+        until(lambda: not parents_of(name))
+    for box in other.containers.list(all=True):
+        box.remove()
+
+
+def test_a_client_that_nobody_closes_takes_them_away_when_its_process_ends(
+    client: lamella.Client, small_image: str
+) -> None:
+    name = f"kept-{uuid.uuid4().hex[:8]}"
+    client.using(namespace=name).images.pull(small_image)
+    script = """
+import sys, lamella
+client = lamella.Client(root=sys.argv[1], state=sys.argv[2], namespace=sys.argv[3])
+for _ in range(3):
+    client.containers.run(sys.argv[4], ["/bin/true"], remove=True)
+"""
+    where = [str(client.config.root), str(client.config.state), name, small_image]
+    subprocess.run([sys.executable, "-c", script, *where], check=True)
+    assert not parents_of(name)

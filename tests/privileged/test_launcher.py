@@ -46,6 +46,17 @@ with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(
     assert box.python(code) == ["lo"]
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_the_bundle_says_whether_the_network_is_its_own_whatever_the_request_does(
+    box: Box, told: bool
+) -> None:
+    host = str(Path("/proc/self/ns/net").readlink())
+    inside = "print(json.dumps(os.readlink('/proc/self/ns/net')))"
+    assert box.python(inside, own_network=told) != host
+    box.without_namespace("network")
+    assert box.python(inside, own_network=told) == host
+
+
 def test_a_network_namespace_can_be_joined(box: Box, tmp_path: Path) -> None:
     other = Box(tmp_path)
     try:

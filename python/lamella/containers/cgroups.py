@@ -155,6 +155,16 @@ def remove_cgroups(path: str) -> None:
                 break
 
 
+def remove_parents(namespace: str) -> None:
+    """Remove the cgroups that hold the containers' of a namespace, in every hierarchy where they are empty. Harmless twice."""
+    for hierarchy in _hierarchies():
+        for parent in (f"lamella/{namespace}", "lamella"):
+            try:
+                (hierarchy / parent).rmdir()
+            except OSError:
+                break
+
+
 def _ours(path: Path) -> list[Path]:
     """Give the parents of a container's cgroup that lamella makes and removes, the nearest first."""
     parents = list(path.parents)

@@ -359,6 +359,7 @@ class Container:
             init=record.extra.init,
             runtime=(record.extra.foreign and record.extra.foreign.program) or record.runtime,
             is_kept=not self.is_transient,
+            keep_cgroup_parents=attach and hold is None and self.is_transient and self._keeps_parents(),
             hold=hold,
             confirm=self.refresh,
             before_reset=self.forget_past_run,
@@ -372,6 +373,11 @@ class Container:
                 reason=warning,
             )
         return started, attached
+
+    def _keeps_parents(self) -> bool:
+        """Say whether what its cgroup is in is to stay, where that is the usual place."""
+        path = f'"cgroupsPath":"/lamella/{self._client.config.namespace}/{self.record.id}"'
+        return path in self.record.spec and self._client.keeps_cgroup_parents()
 
     def refresh(self) -> None:
         """Read the record again: its name, limits or networks may have been changed by others. NotFound."""

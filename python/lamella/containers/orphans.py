@@ -48,6 +48,16 @@ def remove_orphaned_tasks(database: Database, config: Config, *, dry_run: bool) 
     return count
 
 
+def remove_empty_cgroups(database: Database) -> None:
+    """Remove the cgroups that a killed client has kept for a namespace's containers. Harmless while there are some."""
+    from lamella.containers.cgroups import remove_parents
+
+    with database.read() as db:
+        namespaces = [row[0] for row in db.execute("SELECT name FROM namespaces")]
+    for namespace in namespaces:
+        remove_parents(namespace)
+
+
 def collect_networks(config: Config) -> None:
     """Let the plugins of the store's own networks drop what belongs to no container, and drop what they cannot."""
     if any(name.endswith(".conflist") for name in names_in(config.root / "networks")):

@@ -113,6 +113,7 @@ class Task:
         init: bool,
         runtime: str = DEFAULT_RUNTIME,
         is_kept: bool,
+        keep_cgroup_parents: bool = False,
         hold: Hold | None = None,
         confirm: Callable[[], object],
         before_reset: Callable[[], None],
@@ -123,10 +124,11 @@ class Task:
         ``connect`` plugs the container into its network, and is called when nothing of its last run is left. ``confirm`` raises
         NotFound when the container was removed; it is called when nobody can do that any more. ``before_reset`` is called
         before the records of the last run go. ``runtime`` is the name of the OCI runtime. ``is_kept`` says that the exit record
-        is to outlive the machine. With ``hold`` its program waits for :meth:`release` (``"program"``) or :meth:`begin`
-        (``"start"``). ``paths`` are where its streams lead beside clients and the log. Errors: FailedPrecondition when it runs
-        already, those of ``connect``, CommandNotFound and CommandNotExecutable for the program, NotFound for the runtime, and
-        what else the launcher reports; after one nothing of the task is left.
+        is to outlive the machine, ``keep_cgroup_parents`` that the cgroups that its own is in are to outlive it. With ``hold``
+        its program waits for :meth:`release` (``"program"``) or :meth:`begin` (``"start"``). ``paths`` are where its streams
+        lead beside clients and the log. Errors: FailedPrecondition when it runs already, those of ``connect``, CommandNotFound
+        and CommandNotExecutable for the program, NotFound for the runtime, and what else the launcher reports; after one
+        nothing of the task is left.
         """
         program = _program(runtime)
         with self.held(confirm):
@@ -140,6 +142,7 @@ class Task:
                 return self._launch(
                     rootfs,
                     sources,
+                    own_network=network.alone and program is None,
                     attach=attach,
                     stdin=stdin,
                     paths=paths,
@@ -148,6 +151,7 @@ class Task:
                     init=init,
                     runtime=program,
                     is_kept=is_kept,
+                    keep_cgroup_parents=keep_cgroup_parents,
                     hold=hold,
                 )
             except BaseException:
@@ -200,6 +204,7 @@ class Task:
         rootfs: list[Mount],
         sources: list[dict[str, Any]],
         *,
+        own_network: bool,
         attach: bool,
         stdin: bool,
         paths: Paths | None,
@@ -208,6 +213,7 @@ class Task:
         init: bool,
         runtime: Path | None,
         is_kept: bool,
+        keep_cgroup_parents: bool,
         hold: Hold | None,
     ) -> tuple[Started, Attached | None]:
         request = encode(
@@ -228,6 +234,8 @@ class Task:
                 "exit_record": str(self._kept_exit) if is_kept else None,
                 "sources": sources,
                 "network": str(self.network_record),
+                "own_network": own_network,
+                "keep_cgroup_parents": keep_cgroup_parents,
                 **({"runtime": str(runtime)} if runtime is not None else {}),
                 **({"stdio": paths} if paths is not None else {}),
                 **({"deleted_later": True} if hold == "start" else {}),

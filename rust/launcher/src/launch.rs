@@ -1,12 +1,13 @@
 //! From the request to a running container and its monitor.
 //!
-//! The first process reads and checks everything ([`run`](crate::run)), takes the bundle's lock, forks the monitor and
-//! ends, so that its parent has no child to mind. Before it ends it makes a network namespace, while the monitor makes the
-//! cgroup: either takes half a millisecond. The monitor then makes the streams and the container's first process, hears
-//! from that whether the program runs, and replies.
+//! The first process forks the monitor and ends, so that its parent has no child to mind. It does so at once: what it had in
+//! memory by then would be copied. Before it ends it makes a network namespace where the request says that the container will
+//! have one. Meanwhile the monitor reads and checks everything ([`run`](crate::run)), takes the bundle's lock and makes the
+//! cgroup. It then makes the streams and the container's first process, hears from that whether the program runs, and
+//! replies.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -21,10 +22,9 @@ use crate::channel::{Channel, Message};
 use crate::error::{Failure, Kind, Step};
 use crate::hooks::{Plan as Hooks, Point};
 use crate::monitor::{self, Monitor, Redirected, Start, Stdio};
-use crate::namespaces::Namespaces;
 use crate::network::{self, Network};
-use crate::request::{Reply, Request};
-use crate::run::{Begun, LONGEST_DOCUMENT, Maker, Prepared};
+use crate::request::{Outline, Reply, Request};
+use crate::run::{Begun, LONGEST_DOCUMENT, Maker, Prepared, document_length};
 use crate::sys::{self, Forked};
 use crate::time;
 
@@ -52,12 +52,13 @@ struct Job {
 pub fn run() -> i32 {
     let (Some(request), Some(reply)) = (sys::inherited(REQUEST), sys::inherited(REPLY)) else { return 2 };
     let mut reply = File::from(reply);
-    let mut job = match prepare(File::from(request)) {
-        Ok(job) => job,
+    let text = match read_request(File::from(request)) {
+        Ok(text) => text,
         Err(error) => return answer(&mut reply, &Reply::Failed { error }),
     };
-    let ahead = job.run.namespaces().is_some_and(Namespaces::can_have_network).then(Channel::pair);
-    let ahead = ahead.and_then(Result::ok);
+    let outline = Outline::of(&text);
+    sys::close_from(FIRST_CLIENT + i32::from(outline.attach));
+    let ahead = outline.own_network.then(Channel::pair).and_then(Result::ok);
     match sys::fork() {
         Ok(Forked::Parent(_)) => {
             drop(reply);
@@ -67,12 +68,20 @@ pub fn run() -> i32 {
             0
         }
         Ok(Forked::Child) => {
-            job.network = ahead.map(|(_, network)| network);
-            supervise(job, reply);
+            supervise(&text, ahead.map(|(_, network)| network), reply);
             0
         }
         Err(error) => answer(&mut reply, &Reply::Failed { error: Failure::system("start the monitor", &error) }),
     }
+}
+
+fn read_request(mut request: File) -> Result<String, Failure> {
+    let step = || "read the request";
+    let mut text = String::with_capacity(document_length(&request));
+    // The parent may have written it through the same open file: its offset is at the end then.
+    let _ = request.rewind();
+    request.take(LONGEST_DOCUMENT).read_to_string(&mut text).step(step)?;
+    Ok(text)
 }
 
 /// Make a network namespace for the container. Where that cannot be, or this process is killed, the container's first process
@@ -91,25 +100,20 @@ fn answer(reply: &mut File, document: &Reply) -> i32 {
 }
 
 /// Read and check everything; nothing is made yet.
-fn prepare(request: File) -> Result<Job, Failure> {
-    let mut text = String::new();
-    // The parent may have written it through the same open file: its offset is at the end then.
-    let _ = rustix::fs::seek(&request, rustix::fs::SeekFrom::Start(0));
-    request.take(LONGEST_DOCUMENT).read_to_string(&mut text).step(|| "read the request")?;
-    let request = Request::parse(&text)?;
+fn prepare(request: &str, network: Option<Channel>) -> Result<Job, Failure> {
+    let request = Request::parse(request)?;
     let client = if request.attach {
         let missing = || Failure::invalid("attach", "descriptor 5 is not open");
         Some(sys::inherited(FIRST_CLIENT).ok_or_else(missing)?)
     } else {
         None
     };
-    sys::close_from(FIRST_CLIENT + i32::from(request.attach));
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let bundle = rustix::fs::openat(CWD, request.bundle.as_str(), flags, Mode::empty())
         .step(|| format!("open the bundle {}", request.bundle))?;
     let run = Prepared::read(&request, bundle.as_fd())?;
     let lock = lock(bundle.as_fd(), &request.bundle)?;
-    Ok(Job { run, request, bundle, client, network: None, lock: Box::leak(Box::new(lock)) })
+    Ok(Job { run, request, bundle, client, network, lock: Box::leak(Box::new(lock)) })
 }
 
 /// Take the bundle's lock: a task has one monitor.
@@ -129,7 +133,16 @@ fn lock(bundle: BorrowedFd<'_>, shown: &str) -> Result<OwnedFd, Failure> {
 }
 
 /// Be the monitor: make the container, reply, serve.
-fn supervise(job: Job, mut reply: File) {
+fn supervise(request: &str, network: Option<Channel>, mut reply: File) {
+    sys::block_all();
+    let session = rustix::process::setsid().map(drop).step(|| "start the monitor's session");
+    let job = match session.and_then(|()| prepare(request, network)) {
+        Ok(job) => job,
+        Err(error) => {
+            answer(&mut reply, &Reply::Failed { error });
+            return;
+        }
+    };
     let bundle = job.request.bundle.clone();
     let record = job.request.network.clone();
     let made = make(job, &mut reply);
@@ -151,20 +164,18 @@ fn supervise(job: Job, mut reply: File) {
 
 fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
     let Job { mut run, request, bundle, client, network: ahead, lock } = job;
-    sys::block_all();
-    rustix::process::setsid().step(|| "start the monitor's session")?;
     monitor::forget_exit(bundle.as_fd());
     let listener = listen(&request.bundle, &bundle)?;
     let network = request.network.as_deref().map(Network::new);
     let hooks = run.shared.hooks.clone();
     monitor::expect_end(bundle.as_fd(), &request, &run.shared)?;
     let redirected = Redirected::open(&request.stdio, &request.owner())?;
-    let mut cgroup = run.make_cgroup(request.cgroup_root())?;
+    let mut cgroup = run.make_cgroup(&request)?;
     if !run.own_pids || run.shared.runtime.is_some() {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .step(|| "become the reaper of the container's orphans")?;
     }
-    if let (Some(namespaces), Some(ahead)) = (run.namespaces(), ahead)
+    if let (Some(namespaces), Some(ahead)) = (run.namespaces().filter(|all| all.can_have_network()), ahead)
         && let Ok(Some(Message::Network(network))) = ahead.receive()
     {
         namespaces.have_network(network);

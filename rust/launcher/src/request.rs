@@ -58,6 +58,13 @@ pub struct Request {
     /// The file that says how the container's network is let go of at its end; see [`crate::network`].
     #[serde(default)]
     pub network: Option<String>,
+    /// The container has a network namespace with nothing but loopback: it is made while the bundle is read. The bundle alone
+    /// says what it has, so that this costs time where it is wrong, and no more.
+    #[serde(default)]
+    pub own_network: bool,
+    /// Parents of the cgroup stay when it is removed, empty or not: whoever asks for that removes them.
+    #[serde(default)]
+    pub keep_cgroup_parents: bool,
     /// Where the cgroup hierarchies are mounted; /sys/fs/cgroup when absent.
     #[serde(default)]
     pub cgroup_root: Option<String>,
@@ -81,6 +88,24 @@ pub struct Request {
     /// attached client hangs up before, the container ends.
     #[serde(default)]
     pub program_at_start: bool,
+}
+
+/// What the launcher has to know of a request before it reads it. What is wrong with the request is seen later.
+#[derive(Debug, Default, Deserialize)]
+pub struct Outline {
+    /// As in the request.
+    #[serde(default)]
+    pub attach: bool,
+    /// As in the request.
+    #[serde(default)]
+    pub own_network: bool,
+}
+
+impl Outline {
+    /// Take it from a request.
+    pub fn of(document: &str) -> Self {
+        serde_json::from_str(document).unwrap_or_default()
+    }
 }
 
 /// Where the streams of a process lead, as containerd's API has it: an empty path for nowhere, the path of a FIFO, or, of
@@ -311,6 +336,16 @@ pub enum Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_outline_says_what_the_request_does_and_refuses_nothing() {
+        let outline = Outline::of(r#"{"version":2,"bundle":"/b","attach":true,"own_network":true,"x":[{}]}"#);
+        assert!(outline.attach && outline.own_network);
+        for document in [r#"{"version":2,"bundle":"/b"}"#, r#"{"attach":"#, "", "[]", r#"{"attach":3}"#] {
+            let outline = Outline::of(document);
+            assert!(!outline.attach && !outline.own_network, "{document}");
+        }
+    }
 
     #[test]
     fn a_request_has_few_required_fields() {

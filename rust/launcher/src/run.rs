@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::BorrowedFd;
-use std::path::Path;
 use std::rc::Rc;
 
 use rustix::fs::{Mode, OFlags};
@@ -28,6 +27,11 @@ use crate::sys::{self, Forked};
 const CONFIG: &str = "config.json";
 /// A document longer than this is none.
 pub const LONGEST_DOCUMENT: u64 = 16 << 20;
+
+/// How many bytes a file has, to read it at once, as far as it can be told and is no more than a document.
+pub fn document_length(file: &File) -> usize {
+    file.metadata().map_or(0, |status| status.len().min(LONGEST_DOCUMENT) as usize)
+}
 
 /// Everything that is needed to make a container, checked.
 #[derive(Debug)]
@@ -103,14 +107,12 @@ pub struct Prepared {
 impl Prepared {
     /// Read and check the bundle; nothing is made.
     pub fn read(request: &Request, bundle: BorrowedFd<'_>) -> Result<Self, Failure> {
-        let mut text = String::new();
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let config = rustix::fs::openat(bundle, CONFIG, flags, Mode::empty())
             .step(|| format!("open {}/{CONFIG}", request.bundle))?;
-        File::from(config)
-            .take(LONGEST_DOCUMENT)
-            .read_to_string(&mut text)
-            .step(|| format!("read {}/{CONFIG}", request.bundle))?;
+        let config = File::from(config);
+        let mut text = String::with_capacity(document_length(&config));
+        config.take(LONGEST_DOCUMENT).read_to_string(&mut text).step(|| format!("read {}/{CONFIG}", request.bundle))?;
         if let Some(program) = &request.runtime {
             let runtime = Rc::new(Runtime::new(program, request, &text)?);
             return Ok(Self {
@@ -151,11 +153,13 @@ impl Prepared {
     }
 
     /// Make the container's cgroup; none where that is the runtime's to do.
-    pub fn make_cgroup(&mut self, root: &Path) -> Result<Cgroup, Failure> {
-        match &self.builder {
-            Builder::Launcher(_, cgroup) => cgroup.create(root, &mut self.warnings),
-            Builder::Runtime(_) => Ok(Cgroup::default()),
+    pub fn make_cgroup(&mut self, request: &Request) -> Result<Cgroup, Failure> {
+        let Builder::Launcher(_, plan) = &self.builder else { return Ok(Cgroup::default()) };
+        let mut cgroup = plan.create(request.cgroup_root(), &mut self.warnings)?;
+        if request.keep_cgroup_parents {
+            cgroup.keep_parents();
         }
+        Ok(cgroup)
     }
 
     /// Begin to make the container. It is said on the channel how that fares. `lock` is the bundle's.

@@ -96,6 +96,8 @@ class Connection(Struct, frozen=True):
     files: dict[str, bytes]
     tell: Callable[[], None] = lambda: None
     """Called when the files are in place."""
+    alone: bool = False
+    """Nothing but loopback, in a namespace that nobody has to make for it."""
 
 
 def kind_of(network: str) -> Kind:
@@ -156,7 +158,8 @@ def connect(client: Client, record: ContainerRecord) -> Connection:
     kind = kind_of(extra.network)
     settings = extra.network_settings or Settings()
     if kind == "none":
-        return Connection(spec, isolated_files(extra.hostname, extra.domainname, settings))
+        files = isolated_files(extra.hostname, extra.domainname, settings)
+        return Connection(spec, files, alone=extra.id_maps is None)
     if kind == "host":
         return Connection(spec, host_files(extra.hostname, settings))
     if kind == "container":

@@ -325,6 +325,13 @@ impl Cgroup {
         }
     }
 
+    /// Leave the parents when it is removed.
+    pub fn keep_parents(&mut self) {
+        for folder in &mut self.folders {
+            folder.kept = folder.path.parent().unwrap_or(&folder.path).to_owned();
+        }
+    }
+
     /// Remove the folders, those that the container made in them, and parents that are empty then. Harmless twice.
     pub fn remove(&mut self) {
         std::mem::take(&mut self.folders).into_iter().for_each(discard);

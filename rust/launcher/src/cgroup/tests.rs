@@ -140,6 +140,20 @@ fn a_parent_that_was_there_before_stays_and_one_that_was_made_goes() {
 }
 
 #[test]
+fn parents_that_are_to_be_kept_stay_also_when_they_are_empty() {
+    for (root, top) in [(legacy_tree(), "pids"), (unified_tree(), "")] {
+        let plan = CgroupPlan { path: Some("lamella/default/box".into()), resources: Resources::default() };
+        let mut cgroup = plan.create(root.path(), &mut Vec::new()).expect("created");
+        cgroup.keep_parents();
+        cgroup.remove();
+        let parent = root.path().join(top).join("lamella/default");
+        assert!(parent.is_dir() && !parent.join("box").exists());
+        plan.create(root.path(), &mut Vec::new()).expect("created").remove();
+        assert!(!parent.exists());
+    }
+}
+
+#[test]
 fn what_is_found_again_leaves_parents_that_are_not_ours() {
     for (root, top) in [(legacy_tree(), "pids"), (unified_tree(), "")] {
         let top = root.path().join(top);

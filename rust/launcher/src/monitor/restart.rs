@@ -215,7 +215,7 @@ impl Monitor {
         }
         expect_end(self.bundle.as_fd(), &self.restarts.request, &run.shared)?;
         self.shared.hooks.clone_from(&run.shared.hooks); // for the end of one that cannot begin
-        self.cgroup = run.make_cgroup(self.restarts.request.cgroup_root())?;
+        self.cgroup = run.make_cgroup(&self.restarts.request)?;
         let redirected = Redirected::open(&self.restarts.request.stdio, &self.restarts.request.owner())?;
         let begun = run.begin(self.restarts.request.stdin, &self.cgroup, self.lock)?;
         (self.own_pids, self.shared) = (run.own_pids, run.shared);

@@ -1,11 +1,11 @@
 //! The container's view of its cgroups.
 
 use lamella_core::mount::Options;
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountAttrFlags;
 
 use super::detached::{attach, change_attributes, copy_of_path, file_system, set_attributes};
-use super::path::{Root, Target};
+use super::path::{FOLDER_MODE, Root, Target};
 use crate::cgroup::Cgroup;
 use crate::error::{Failure, Step};
 
@@ -27,11 +27,13 @@ pub(super) fn mount(
     let frame = file_system("tmpfs", &["nosuid", "nodev", "noexec", "mode=755", "size=64k"], what)?;
     attach(&frame, &target).step(|| what)?;
     for (name, folder) in cgroup.legacy_folders() {
-        let point = root.mount_point(&format!("{destination}/{name}"), Target::Folder)?;
+        // Nobody else has the frame: a name in it is what was made by it.
+        rustix::fs::mkdirat(&frame, name, FOLDER_MODE).step(|| what)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let point = rustix::fs::openat(&frame, name, flags, Mode::empty()).step(|| what)?;
         let copy = copy_of_path(&folder, false).step(|| what)?;
         change_attributes(&copy, false, options.set, options.clear).step(|| what)?;
         attach(&copy, &point).step(|| what)?;
     }
-    let frame = root.open(destination, OFlags::PATH | OFlags::DIRECTORY).step(|| what)?;
     set_attributes(&frame, false, options.set & MountAttrFlags::MOUNT_ATTR_RDONLY).step(|| what)
 }

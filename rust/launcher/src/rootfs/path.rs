@@ -1,5 +1,6 @@
 //! Paths inside the container's root, which the image and other containers may change at any moment.
 
+use std::cell::OnceCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
@@ -11,13 +12,15 @@ use crate::error::{Failure, Step};
 const ATTEMPTS: u32 = 128;
 /// As many symlinks in a row as the kernel follows.
 const LINKS_MAX: u32 = 40;
-const FOLDER_MODE: Mode = Mode::from_raw_mode(0o755);
+pub(super) const FOLDER_MODE: Mode = Mode::from_raw_mode(0o755);
 
 /// The container's root folder, by descriptor.
 #[derive(Debug)]
 pub struct Root {
     descriptor: OwnedFd,
     shown: String,
+    /// Its own path, once it was asked for: it stays where it is as long as anything is mounted in it by this.
+    top: OnceCell<String>,
 }
 
 impl AsFd for Root {
@@ -36,7 +39,7 @@ pub(super) enum Target {
 impl Root {
     /// Use an open folder as root; `shown` names it in errors.
     pub fn new(descriptor: OwnedFd, shown: &str) -> Self {
-        Self { descriptor, shown: shown.to_owned() }
+        Self { descriptor, shown: shown.to_owned(), top: OnceCell::new() }
     }
 
     /// The root that this process has, inside a container.
@@ -57,7 +60,14 @@ impl Root {
             let shown = rustix::fs::readlinkat(CWD, lamella_core::sys::descriptor_path(file), Vec::new())?;
             shown.into_string().map_err(|_| Errno::ILSEQ)
         };
-        let (top, place) = (path(self.as_fd())?, path(file)?);
+        let top = match self.top.get() {
+            Some(top) => top,
+            None => {
+                let top = path(self.as_fd())?;
+                self.top.get_or_init(|| top)
+            }
+        };
+        let place = path(file)?;
         Ok(place.strip_prefix(top.trim_end_matches('/')).unwrap_or(&place).to_owned())
     }
 
