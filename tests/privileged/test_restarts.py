@@ -136,7 +136,7 @@ def test_a_container_that_waits_says_so(client, waiting):
     document = waiting.inspect()
     assert (document["status"], document["exit_code"], document["pid"]) == ("restarting", 4, None)
     assert document["last_run"]["next_run_at"] > document["last_run"]["exit"]["exited_at"]
-    assert cgroups(waiting) == []
+    until(lambda: cgroups(waiting) == [])  # which go once the end is told
     for action in (
         lambda: waiting.exec(["/bin/true"]),
         waiting.attach,
