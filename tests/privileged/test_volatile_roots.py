@@ -67,6 +67,7 @@ def _runs(box: Container) -> int:
 def test_it_is_run_again_on_what_it_has_written(client: Client, image: Image) -> None:
     box = client.containers.create(image, COUNT, auto_remove=True)
     box.start()
+    await_runs(box, 1)
     box.restart(timeout=0)
     await_runs(box, 2)
     box.stop(0)

@@ -1,5 +1,6 @@
 """The caller's side of the monitor's socket, against a scripted monitor."""
 
+import _thread
 import os
 import socket
 import threading
@@ -148,6 +149,27 @@ def test_waiting_for_a_reply_keeps_its_deadline(pair):
     connection, _ = pair
     with pytest.raises(DeadlineExceeded):
         connection.reply(time.monotonic() + 0.02)
+
+
+@pytest.mark.parametrize("wait", [lambda attached: next(iter(attached)), Attached.communicate])
+def test_a_signal_that_comes_right_before_the_wait_is_noticed(pair, monkeypatch, wait):
+    connection, monitor = pair
+    monkeypatch.setattr("lamella.containers.monitor.LOOK", 0.05)
+    noticed = threading.Event()
+    in_time = []
+
+    def interrupt():
+        _thread.interrupt_main()  # which interrupts no system call
+        in_time.append(noticed.wait(10))
+        monitor.close()
+
+    timer = threading.Timer(0.2, interrupt)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        wait(Attached(connection))
+    noticed.set()
+    timer.join()
+    assert in_time == [True]
 
 
 def test_connecting_to_no_task_is_not_found(tmp_path):

@@ -36,6 +36,8 @@ HEADER = 5
 FRAME_MAX = 1024 * 1024
 RECEIVE = 256 * 1024
 STDIN_PIECE = 64 * 1024
+LOOK = 1.0
+"""Seconds that one wait for the monitor may take."""
 
 Stream = Literal["stdout", "stderr"]
 OnOutput = Callable[[Stream, bytes], object]
@@ -179,16 +181,13 @@ class Connection:
 
     def receive(self, deadline: float | None = None) -> tuple[int, bytes] | None:
         """Wait for one frame; None at the end of the connection. DeadlineExceeded at ``deadline`` (monotonic seconds)."""
+        waiter = poll()
+        waiter.register(self._socket, POLLIN)
         while (frame := self.take()) is None:
-            if deadline is not None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise DeadlineExceeded("the time-out passed")
-                waiter = poll()
-                waiter.register(self._socket, POLLIN)
-                if not waiter.poll(left * 1000):
-                    continue
-            if not self.fill():
+            left = _left(deadline)
+            if not left:
+                raise DeadlineExceeded("the time-out passed")
+            if waiter.poll(left * 1000) and not self.fill():
                 return None
         return frame
 
@@ -304,8 +303,7 @@ class Attached:
                         on_output(*piece)
             if self.exit is not None:
                 return b"".join(output["stdout"]), b"".join(output["stderr"])
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            events = waiter.poll(None if left is None else left * 1000)
+            events = waiter.poll(_left(deadline) * 1000)
             if not events:
                 if deadline is not None and time.monotonic() >= deadline:
                     raise OutputTimeout(b"".join(output["stdout"]), b"".join(output["stderr"]))
@@ -319,6 +317,14 @@ class Attached:
                     waiter.modify(self._connection.fileno(), POLLIN)
             if events[0][1] & ~POLLOUT and not self._connection.fill():
                 raise FailedPrecondition("the container's monitor ended without an exit status")
+
+
+def _left(deadline: float | None) -> float:
+    """Give the seconds to wait at most: until ``deadline``, if there is one, and no longer than a signal may go unnoticed.
+
+    One that comes right before a system call does not interrupt it: Ctrl-C would be seen when the container says something.
+    """
+    return LOOK if deadline is None else min(max(0.0, deadline - time.monotonic()), LOOK)
 
 
 class OutputTimeout(DeadlineExceeded):
