@@ -51,6 +51,8 @@ class Struct:
     __struct_fields__: ClassVar[tuple[str, ...]] = ()
     __struct_encode_fields__: ClassVar[tuple[str, ...]] = ()
     """The names in JSON."""
+    _pairs: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Both names of each field."""
     __match_args__ = ()
     _known: ClassVar[frozenset[str]] = frozenset()
     _required: ClassVar[frozenset[str]] = frozenset()
@@ -89,6 +91,7 @@ class Struct:
         cls._fresh, cls._required = fresh, frozenset(required)
         cls.__struct_fields__ = (*cls.__struct_fields__, *own)
         cls.__struct_encode_fields__ = tuple([cls._encoded(name) for name in cls.__struct_fields__])
+        cls._pairs = tuple(zip(cls.__struct_encode_fields__, cls.__struct_fields__, strict=True))
         cls.__match_args__ = () if kw_only else cls.__struct_fields__  # type: ignore[misc, assignment]
         cls._known = frozenset(cls.__struct_fields__)
         if frozen:
@@ -204,7 +207,7 @@ def _check(text: str) -> str:
 def _simpler(value: Any) -> Any:
     """Give a value that JSON knows for one that it doesn't."""
     if isinstance(value, Struct):
-        return dict(_shown(value))
+        return _shown(value)
     if isinstance(value, set | frozenset):
         return list(value)
     if isinstance(value, bytes | bytearray | memoryview):
@@ -222,14 +225,16 @@ _encode: Any = make_encoder(None, _simpler, encode_basestring, None, ":", ",", F
 _encode_checking: Any = make_encoder(None, _simpler, _check, None, ":", ",", False, False, False)
 
 
-def _shown(value: Struct) -> list[tuple[str, Any]]:
-    """Give the fields of a Struct that JSON shows, by their names there."""
-    kind = type(value)
-    names = zip(kind.__struct_encode_fields__, kind.__struct_fields__, strict=True)
-    if not kind._omits:
-        return [(encoded, getattr(value, name)) for encoded, name in names]
-    pairs = [(encoded, name, getattr(value, name)) for encoded, name in names]
-    return [(encoded, item) for encoded, name, item in pairs if not _is_default(kind, name, item)]
+def _shown(value: Struct) -> dict[str, Any]:
+    """Give the fields of a Struct that JSON shows, by their names there. A field that the value lacks has the class's default."""
+    kind, own = type(value), value.__dict__
+    if kind._omits:
+        return {
+            encoded: own[name]
+            for encoded, name in kind._pairs
+            if name in own and not _is_default(kind, name, own[name])
+        }
+    return {encoded: own[name] if name in own else getattr(kind, name) for encoded, name in kind._pairs}
 
 
 def _is_default(kind: type[Struct], name: str, item: Any) -> bool:
@@ -414,8 +419,7 @@ def hint_reader(kind: type[Struct]) -> _Reader:
         if type(value) is not dict:
             raise _mismatch("object", value)
         if "_readers" not in kind.__dict__:
-            names = zip(kind.__struct_encode_fields__, kind.__struct_fields__, strict=True)
-            kind._readers = {encoded: (name, _reader(*kind._hints[name])) for encoded, name in names}
+            kind._readers = {encoded: (name, _reader(*kind._hints[name])) for encoded, name in kind._pairs}
         fields = {}
         for encoded, element in value.items():
             if encoded in kind._readers:
