@@ -49,10 +49,8 @@ class Struct:
     """
 
     __struct_fields__: ClassVar[tuple[str, ...]] = ()
-    __struct_encode_fields__: ClassVar[tuple[str, ...]] = ()
-    """The names in JSON."""
     _pairs: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """Both names of each field."""
+    """Of each field the name in JSON and its own."""
     __match_args__ = ()
     _known: ClassVar[frozenset[str]] = frozenset()
     _required: ClassVar[frozenset[str]] = frozenset()
@@ -90,8 +88,7 @@ class Struct:
                 delattr(cls, name)
         cls._fresh, cls._required = fresh, frozenset(required)
         cls.__struct_fields__ = (*cls.__struct_fields__, *own)
-        cls.__struct_encode_fields__ = tuple([cls._encoded(name) for name in cls.__struct_fields__])
-        cls._pairs = tuple(zip(cls.__struct_encode_fields__, cls.__struct_fields__, strict=True))
+        cls._pairs = tuple([(cls._encoded(name), name) for name in cls.__struct_fields__])
         cls.__match_args__ = () if kw_only else cls.__struct_fields__  # type: ignore[misc, assignment]
         cls._known = frozenset(cls.__struct_fields__)
         if frozen:

@@ -17,6 +17,15 @@ from oci_program import COMMAND
 from waiting import until
 
 PR_SET_CHILD_SUBREAPER = 36
+HOOK_STATUS = {
+    "prestart": "creating",
+    "createRuntime": "creating",
+    "createContainer": "creating",
+    "startContainer": "created",
+    "poststart": "running",
+    "poststop": "stopped",
+}
+"""The points at which hooks run, in their order, and what a container's status is then (runtime.md, "Lifecycle")."""
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from oci_bundle import HOOK_STATUS
 
 from lamella.errors import FailedPrecondition, LamellaError
 from monitors import cgroups, kill_monitor
@@ -20,7 +21,7 @@ from waiting import until
 pytestmark = pytest.mark.privileged
 
 HOST_POINTS = ("prestart", "createRuntime", "poststart", "poststop")
-POINTS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+POINTS = tuple(HOOK_STATUS)
 
 
 def hook(script: str, **more: Any) -> dict[str, Any]:
@@ -95,14 +96,7 @@ def test_hooks_run_in_the_order_of_the_spec_in_their_namespaces_with_the_state(c
     assert all(seen[point][0] == here for point in HOST_POINTS)
     assert seen["createContainer"][0] == inside[1].split()[-1] == inside[2].split()[-1] != here
     states = {point: state for point, (_, state) in seen.items()} | {"startContainer": json.loads(inside[0])}
-    assert {point: states[point]["status"] for point in POINTS} == {
-        "prestart": "creating",
-        "createRuntime": "creating",
-        "createContainer": "creating",
-        "startContainer": "created",
-        "poststart": "running",
-        "poststop": "stopped",
-    }
+    assert {point: states[point]["status"] for point in POINTS} == HOOK_STATUS
     for state in states.values():
         assert (state["id"], state["bundle"]) == (box.id, str(box.task.folder))
         assert state["annotations"]["a.b"] == "c d"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from launcher_box import PYTHON
-from oci_bundle import OciBundle, reaping
+from oci_bundle import HOOK_STATUS, OciBundle, reaping
 
 from lamella import _core
 from monitors import hierarchies
@@ -217,7 +217,7 @@ def _note(folder: Path, name: str) -> dict[str, Any]:
     return {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"]}
 
 
-HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+HOOKS = tuple(HOOK_STATUS)
 
 
 def test_hooks_run_in_order_with_the_state_on_their_standard_input(box: OciBundle, tmp_path: Path) -> None:
@@ -237,14 +237,7 @@ def test_hooks_run_in_order_with_the_state_on_their_standard_input(box: OciBundl
     box.call("delete", box.id)
     assert (notes / "order").read_text().split() == list(HOOKS)
     told = {name: json.loads((notes / name).read_text()) for name in HOOKS}
-    assert {name: state["status"] for name, state in told.items()} == {
-        "prestart": "creating",
-        "createRuntime": "creating",
-        "createContainer": "creating",
-        "startContainer": "created",
-        "poststart": "running",
-        "poststop": "stopped",
-    }
+    assert {name: state["status"] for name, state in told.items()} == HOOK_STATUS
     assert [told[name]["pid"] for name in HOOKS] == [pid, pid, 1, 1, pid, 0]
     assert {(state["id"], state["bundle"]) for state in told.values()} == {(box.id, str(box.folder))}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -148,21 +149,22 @@ def remove_cgroups(path: str) -> None:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.005)
-        for parent in _ours(Path(relative)):
-            try:
-                (hierarchy / parent).rmdir()
-            except OSError:
-                break
+        _remove_empty(hierarchy, _ours(Path(relative)))
 
 
 def remove_parents(namespace: str) -> None:
     """Remove the cgroups that hold the containers' of a namespace, in every hierarchy where they are empty. Harmless twice."""
     for hierarchy in _hierarchies():
-        for parent in (f"lamella/{namespace}", "lamella"):
-            try:
-                (hierarchy / parent).rmdir()
-            except OSError:
-                break
+        _remove_empty(hierarchy, (f"lamella/{namespace}", "lamella"))
+
+
+def _remove_empty(hierarchy: Path, folders: Iterable[str | Path]) -> None:
+    """Remove cgroups of a hierarchy, the innermost first, up to one that is not empty, or not there."""
+    for folder in folders:
+        try:
+            (hierarchy / folder).rmdir()
+        except OSError:
+            break
 
 
 def _ours(path: Path) -> list[Path]:

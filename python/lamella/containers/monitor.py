@@ -181,12 +181,12 @@ class Connection:
 
     def receive(self, deadline: float | None = None) -> tuple[int, bytes] | None:
         """Wait for one frame; None at the end of the connection. DeadlineExceeded at ``deadline`` (monotonic seconds)."""
-        waiter = poll()
-        waiter.register(self._socket, POLLIN)
         while (frame := self.take()) is None:
             left = _left(deadline)
             if not left:
                 raise DeadlineExceeded("the time-out passed")
+            waiter = poll()
+            waiter.register(self._socket, POLLIN)
             if waiter.poll(left * 1000) and not self.fill():
                 return None
         return frame

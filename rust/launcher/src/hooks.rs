@@ -222,11 +222,11 @@ fn run_row(hooks: &[(String, &Hook)], state: &State, all: bool, channel: &Channe
 /// Kill whatever has been started from here, one generation after the other.
 fn end_descendants() {
     loop {
-        let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
-        for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
-            let _ = sys::kill(child, libc::SIGKILL);
+        let children = sys::children();
+        for child in &children {
+            let _ = sys::kill(*child, libc::SIGKILL);
         }
-        if children.trim().is_empty() || rustix::process::wait(WaitOptions::empty()).is_err() {
+        if children.is_empty() || rustix::process::wait(WaitOptions::empty()).is_err() {
             return;
         }
     }

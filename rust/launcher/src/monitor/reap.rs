@@ -96,10 +96,9 @@ impl Monitor {
             return false;
         }
         // It was killed with the cgroup; where there is none, its orphans are found one generation after the other.
-        let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
         let is_logger = |child: &i32| self.loggers.iter().any(|logger| logger.pid() == *child);
         let mut found = self.loggers.is_empty();
-        for child in children.split_whitespace().filter_map(|child| child.parse().ok()).filter(|it| !is_logger(it)) {
+        for child in sys::children().into_iter().filter(|it| !is_logger(it)) {
             found = true;
             let _ = sys::kill(child, libc::SIGKILL);
         }

@@ -164,6 +164,12 @@ pub fn execute_file(program: BorrowedFd<'_>, arguments: &[CString], environment:
     io::Error::last_os_error()
 }
 
+/// The processes whose parent the calling thread is; none where the kernel does not tell.
+pub fn children() -> Vec<i32> {
+    let listed = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    listed.split_whitespace().filter_map(|child| child.parse().ok()).collect()
+}
+
 /// Send a signal by number. `pid` as kill(2) takes it.
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: integers only.
