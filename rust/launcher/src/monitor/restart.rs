@@ -5,10 +5,11 @@
 //! one ended, and between two runs when the next begins. What ends the container from outside (a signal that is to stop it, SIGKILL, a signal
 //! to the monitor) ends its runs.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 use serde_json::json;
 
 use super::control::check_signal;
@@ -144,6 +145,10 @@ impl Monitor {
         self.restarts.kill_at = None;
         let Some(delay) = self.restarts.decide(record.exit_code, ran) else {
             self.restarts.next = Next::Nothing;
+            if error.is_some() {
+                // It never had one. As long as it is there nobody takes what is about to be cleared, and hooks, for done.
+                let _ = self.open_pid(OFlags::empty());
+            }
             return self.end_for_good(record);
         };
         self.restarts.next = Next::After(delay);
@@ -244,12 +249,16 @@ impl Monitor {
         Ok(())
     }
 
+    fn open_pid(&self, more: OFlags) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;
+        rustix::fs::openat(&self.bundle, "pid", flags, Mode::from_raw_mode(0o644))
+    }
+
     /// The program of a further run has been started.
     pub(super) fn announce_further_run(&mut self) {
         self.restarts.began = Instant::now();
         let Some(pid) = self.processes.get(&INIT).and_then(|init| init.pid) else { return };
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        if let Ok(file) = rustix::fs::openat(&self.bundle, "pid", flags, Mode::from_raw_mode(0o644)) {
+        if let Ok(file) = self.open_pid(OFlags::TRUNC) {
             let _ = rustix::io::write(&file, pid.to_string().as_bytes());
         }
         let Some(last) = &self.restarts.last else { return };
