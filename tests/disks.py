@@ -42,7 +42,7 @@ def mounted(device: str, folder: Path, *options: str) -> Iterator[Path]:
 def wait_until_unused(device: str) -> None:
     """Wait until nobody has a device mounted; whoever made a mount namespace (every container's start does) holds a copy."""
     in_use = Path("/sys/fs/ext4", Path(device).name)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while in_use.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
 

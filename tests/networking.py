@@ -208,7 +208,7 @@ def fake(tmp_path, monkeypatch, machine):
 
 def ask(host: str, port: int) -> bytes:
     """Read what a server of a container says; it may not listen yet."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             with socket.create_connection((host, port), 5) as sock:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 _Found = TypeVar("_Found")
+PATIENCE = float(os.environ.get("LAMELLA_TEST_PATIENCE", "1"))
+"""How many times as long as elsewhere it may take on this machine."""
 
 
 def until(condition: Callable[[], _Found], *, seconds: float = 60) -> _Found:
     """Wait until something holds, and give it; a test fails where it does not within ``seconds``."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not (found := condition()):
         assert time.monotonic() < deadline, "it does not happen"
         time.sleep(0.005)
     return found
+
+
+def settled(look: Callable[[], _Found], *, seconds: float = 60) -> _Found:
+    """Wait until what is seen stays the same for a moment, and give it: what was on its way has arrived.
+
+    A test fails where it still changes after ``seconds``.
+    """
+
+    def same() -> tuple[_Found] | None:
+        before = look()
+        time.sleep(0.1)
+        return (before,) if look() == before else None
+
+    return until(same, seconds=seconds)[0]

@@ -77,7 +77,7 @@ class Program:
             yield process
         finally:
             process.kill()
-            process.wait(timeout=20)
+            process.wait(timeout=60)
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     with suppress(BrokenPipeError):

@@ -53,7 +53,7 @@ class Terminal:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=60)
         self._reader.join()
         assert self.process.stdout is not None
         self.process.stdout.close()

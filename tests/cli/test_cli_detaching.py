@@ -50,7 +50,7 @@ def test_the_detach_keys_leave_a_container_that_goes_on(pulled: tuple[Program, s
         _read_until(ours, b"got=one\r\n")
         os.write(ours, KEYS)
         assert b"left box, which goes on" in _read_until(ours, b"goes on\r\n")
-        assert running.wait(timeout=20) == 0
+        assert running.wait(timeout=60) == 0
     assert status(lamella, "box") == "running"
     with on_terminal(lamella, "attach", "box") as (running, ours):
         os.write(ours, b"two\r")
@@ -59,7 +59,7 @@ def test_the_detach_keys_leave_a_container_that_goes_on(pulled: tuple[Program, s
         os.write(ours, b"three\r")  # what were not the keys is the container's
         _read_until(ours, b"three\r\n")
         os.write(ours, KEYS)
-        assert running.wait(timeout=20) == 0
+        assert running.wait(timeout=60) == 0
     assert status(lamella, "box") == "running"
 
 
@@ -68,7 +68,7 @@ def test_one_that_was_to_be_removed_is_removed_at_its_own_end(pulled: tuple[Prog
     with on_terminal(lamella, "run", "--rm", "-it", "--name", "box", reference, *SHELL) as (running, ours):
         _read_until(ours, b"ready\r\n")
         os.write(ours, KEYS)
-        assert running.wait(timeout=20) == 0
+        assert running.wait(timeout=60) == 0
     assert status(lamella, "box") == "running"
     lamella("kill", "box").ok()
     until(lambda: lamella("--json", "ps", "-a").ok().document == [])
@@ -82,12 +82,12 @@ def test_other_keys_can_be_chosen_and_none_at_all(pulled: tuple[Program, str]) -
         os.write(ours, KEYS + b"\r")
         _read_until(ours, b"got=")
         os.write(ours, b"\x01d")
-        assert running.wait(timeout=20) == 0
+        assert running.wait(timeout=60) == 0
     with on_terminal(lamella, "attach", "--detach-keys", "", "box") as (running, ours):
         os.write(ours, KEYS + b"\r")
         _read_until(ours, b"got=")
         lamella("kill", "box").ok()
-        assert running.wait(timeout=20) == 137
+        assert running.wait(timeout=60) == 137
     done = lamella("run", "--detach-keys", "ctrl-1", reference, "true")
     assert (done.status, "ctrl-1" in done.err) == (125, True)
 
@@ -99,7 +99,7 @@ def test_the_detach_keys_leave_a_command_that_goes_on(pulled: tuple[Program, str
         _read_until(ours, b"ready\r\n")
         os.write(ours, KEYS)
         _read_until(ours, b"goes on\r\n")
-        assert running.wait(timeout=20) == 0
+        assert running.wait(timeout=60) == 0
     assert b"echo ready" in lamella("exec", "box", "sh", "-c", "cat /proc/[0-9]*/cmdline").ok().out.encode()
 
 
@@ -110,12 +110,12 @@ def test_without_sig_proxy_a_signal_ends_the_command_alone(pulled: tuple[Program
         assert running.stdout is not None
         assert running.stdout.readline() == b"ready\n"
         running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=20) == 130
+        assert running.wait(timeout=60) == 130
     assert status(lamella, "box") == "running"
     with lamella.start("attach", "--sig-proxy=false", "box") as running:
         until(lambda: running.poll() is None and b"box" in _command_line(running.pid))
         running.send_signal(signal.SIGTERM)
-        assert running.wait(timeout=20) != 0
+        assert running.wait(timeout=60) != 0
     assert status(lamella, "box") == "running"
 
 

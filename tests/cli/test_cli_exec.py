@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 from test_cli_run import TRAP, wait_for
+
+from waiting import settled, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +56,7 @@ def test_signals_reach_what_was_executed_and_not_the_container(box: Program) -> 
         wait_for(running.stdout, b"ready\n")
         running.send_signal(signal.SIGTERM)
         assert running.stdout.read() == b"got-TERM\n"
-        assert running.wait(timeout=20) == 7
+        assert running.wait(timeout=60) == 7
     assert box("--json", "containers", "inspect", "box").document["status"] == "running"
 
 
@@ -91,15 +92,9 @@ def test_pause_freezes_and_resume_thaws(pulled: tuple[Program, str]) -> None:
         "run", "-d", "--name", "ticks", reference, "sh", "-c", "while :; do echo x; sleep 0.02; done"
     ).ok()
     assert lamella("containers", "pause", "ticks").ok().out == "ticks\n"
-    time.sleep(0.1)
-    before = lamella("containers", "logs", "ticks").ok().out
-    time.sleep(0.2)
-    assert lamella("containers", "logs", "ticks").ok().out == before
+    before = settled(lambda: lamella("containers", "logs", "ticks").ok().out)
     lamella("containers", "resume", "ticks").ok()
-    deadline = time.monotonic() + 20
-    while lamella("containers", "logs", "ticks").ok().out == before:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: lamella("containers", "logs", "ticks").ok().out != before)
 
 
 def test_what_a_container_changed_is_shown_and_can_become_an_image(box: Program) -> None:

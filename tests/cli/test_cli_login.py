@@ -151,7 +151,7 @@ def test_a_terminal_is_asked_and_shows_no_password(lamella: Program, server: str
             seen += _read_until(ours, b"Password: ")
             os.write(ours, PASSWORD.encode() + b"\n")
             seen += _read_until(ours, b"logged in to ")
-            assert running.wait(timeout=20) == 0
+            assert running.wait(timeout=60) == 0
     finally:
         os.close(ours)
         os.close(theirs)
@@ -168,7 +168,7 @@ def test_a_terminal_that_ends_gives_no_password(lamella: Program, server: str, f
             _read_until(ours, b"Password: ")
             os.write(ours, b"\x04")
             _read_until(ours, b"no password was given")
-            assert running.wait(timeout=20) == 2
+            assert running.wait(timeout=60) == 2
     finally:
         os.close(ours)
         os.close(theirs)
@@ -177,7 +177,7 @@ def test_a_terminal_that_ends_gives_no_password(lamella: Program, server: str, f
 
 def _read_until(descriptor: int, text: bytes) -> bytes:
     seen = b""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while text not in seen:
         assert select.select([descriptor], [], [], max(0, deadline - time.monotonic()))[0], seen
         seen += os.read(descriptor, 4096)

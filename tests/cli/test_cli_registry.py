@@ -41,7 +41,7 @@ def serving(
             yield server.stdout.readline().decode().strip()
         finally:
             server.send_signal(number)
-        assert server.wait(timeout=20) == 0
+        assert server.wait(timeout=60) == 0
 
 
 def test_an_image_pushed_to_the_served_folder_can_be_pulled(lamella: Program, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from waiting import until
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -199,7 +201,7 @@ def test_output_comes_while_the_container_runs(pulled: tuple[Program, str]) -> N
         assert wait_for(running.stdout, b"middle\n") == b"middle\n"
         running.stdin.close()
         assert running.stdout.read() == b"last\n"
-        assert running.wait(timeout=20) == 0
+        assert running.wait(timeout=60) == 0
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2"])
@@ -210,7 +212,7 @@ def test_signals_reach_the_container(name: str, pulled: tuple[Program, str]) -> 
         wait_for(running.stdout, b"ready\n")
         running.send_signal(getattr(signal, f"SIG{name}"))
         assert running.stdout.read() == f"got-{name}\n".encode()
-        assert running.wait(timeout=20) == 7
+        assert running.wait(timeout=60) == 7
     assert containers(lamella) == []
 
 
@@ -226,7 +228,7 @@ def test_the_third_interrupt_kills_a_container_that_ignores_them(pulled: tuple[P
             running.send_signal(signal.SIGINT)
             wait_for(running.stdout, b"no\n")
         running.send_signal(signal.SIGINT)
-        assert running.wait(timeout=20) == 137
+        assert running.wait(timeout=60) == 137
         assert b"ignores the signal and is killed" in running.stderr.read()
     assert containers(lamella) == []
 
@@ -246,7 +248,7 @@ def test_the_end_of_the_reader_ends_the_container(pulled: tuple[Program, str]) -
         assert running.stderr is not None
         wait_for(running.stdout, b"y\n")
         running.stdout.close()
-        assert running.wait(timeout=20) == 141
+        assert running.wait(timeout=60) == 141
         assert running.stderr.read() == b""
         running.stdout = None
     assert containers(lamella) == []
@@ -294,10 +296,7 @@ def test_kill_sends_the_signal_that_is_named(pulled: tuple[Program, str]) -> Non
     lamella, reference = pulled
     lamella("run", "-d", "--name", "web", reference, "sh", "-c", TRAP.format(name="USR1")).ok()
     try:
-        deadline = time.monotonic() + 20
-        while lamella("containers", "logs", "web").ok().out != "ready\n":
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: lamella("containers", "logs", "web").ok().out == "ready\n")
         lamella("containers", "kill", "-s", "usr1", "web").ok()
         assert lamella("containers", "wait", "--timeout", "20s", "web").ok().out == "7\n"
         assert lamella("containers", "logs", "web").ok().out == "ready\ngot-USR1\n"
@@ -308,10 +307,7 @@ def test_kill_sends_the_signal_that_is_named(pulled: tuple[Program, str]) -> Non
 def test_a_detached_container_with_rm_is_gone_after_its_end(pulled: tuple[Program, str]) -> None:
     lamella, reference = pulled
     lamella("run", "-d", "--rm", "--name", "brief", reference, "true").ok()
-    deadline = time.monotonic() + 20
-    while containers(lamella):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: containers(lamella) == [])
     assert actives(lamella) == []
 
 
@@ -365,7 +361,7 @@ def test_a_terminal_of_its_own_with_our_size_raw_keys_and_resize(
             assert b"20 60\r\n" in _read_until(ours, b"resized\r\n")
             os.write(ours, b"\x03")
             _read_until(ours, b"got-INT\r\n")
-            assert running.wait(timeout=20) == 9
+            assert running.wait(timeout=60) == 9
         assert termios.tcgetattr(theirs) == before
     finally:
         os.close(ours)
@@ -375,7 +371,7 @@ def test_a_terminal_of_its_own_with_our_size_raw_keys_and_resize(
 
 def _read_until(descriptor: int, text: bytes) -> bytes:
     seen = b""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while text not in seen:
         assert select.select([descriptor], [], [], max(0, deadline - time.monotonic()))[0], seen
         seen += os.read(descriptor, 4096)
@@ -400,7 +396,7 @@ def test_ctrl_c_during_a_pull_gives_130(lamella: Program) -> None:
                 # Once it waits for the answer: the import system swallows an interrupt while it lets go of a lock.
                 assert accepted.recv(1)
                 pulling.send_signal(signal.SIGINT)
-                assert pulling.wait(timeout=20) == 130
+                assert pulling.wait(timeout=60) == 130
                 assert pulling.stderr is not None
                 assert b"Traceback" not in pulling.stderr.read()
 

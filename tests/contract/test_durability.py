@@ -226,7 +226,7 @@ def test_creating_and_starting_a_container_unpacks_unverified_layers(client, sma
 
     power_cut()
     box.start()
-    assert box.wait(timeout=20) == 0
+    assert box.wait(timeout=60) == 0
     power_cut()
     result = client.containers.run(image, ["sh", "-c", "echo alive"], remove=True, timeout=20)
     assert result.stdout == b"alive\n"
@@ -378,13 +378,13 @@ def test_a_container_whose_exit_record_a_power_cut_spoiled_can_be_started_and_re
     image = client.images.pull(small_image)
     box = client.containers.create(image, ["sh", "-c", "exit 7"], name="box")
     box.start()
-    assert box.wait(timeout=20) == 7
+    assert box.wait(timeout=60) == 7
     box.task._await_monitor()
     box.task.folder.joinpath("exit.json").write_bytes(record)
     assert box.status in ("created", "unknown")
     assert [each.name for each in client.containers.list(all=True)] == ["box"]
     box.start()
-    assert box.wait(timeout=20) == 7
+    assert box.wait(timeout=60) == 7
     box.task._await_monitor()
     box.task.folder.joinpath("exit.json").write_bytes(record)
     box.remove()

@@ -250,7 +250,7 @@ def test_a_signal_ends_the_command_at_once_and_leaves_no_name(
         try:
             wait_for_blob(proxy, 0)  # the smallest ones
             process.send_signal(number)
-            out, err = process.communicate(timeout=10)
+            out, err = process.communicate(timeout=60)
         finally:
             process.kill()
             process.wait(20)

@@ -23,7 +23,7 @@ def test_deleting_the_container_deletes_its_active_snapshot_and_nothing_else(pul
         added = {info.name: info for info in client.snapshots.walk() if info.name not in before}
         assert [(info.kind, info.parent) for info in added.values()] == [("active", image.chain_id)]
         box.start()
-        assert box.wait(timeout=20) == 0
+        assert box.wait(timeout=60) == 0
         box.remove()
         assert {info.name: info for info in client.snapshots.walk()} == before
         assert before["nginx-readonly-snapshot"].kind == "view"

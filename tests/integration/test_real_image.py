@@ -154,7 +154,7 @@ def test_deleting_the_image_lets_gc_take_everything_but_nothing_before(
     client.gc()
     box.start()
     box.kill()
-    box.wait(timeout=10)
+    box.wait(timeout=60)
     box.remove()
     client.gc()
     assert _files(tmp_path / "root" / "blobs") == {}

@@ -28,6 +28,7 @@ from serving import BLOB, DIGEST, Serve, asking, start
 
 from lamella.errors import InvalidArgument, NotFound
 from lamella.registry.server import Access, RegistryServer, htpasswd, http
+from waiting import until
 
 SECOND = b"GET /v2/_catalog HTTP/1.1\r\nHost: x\r\n\r\n"
 """A request that must not be answered after one that was refused."""
@@ -343,7 +344,7 @@ def test_who_asks_and_does_not_read_is_dropped(secured: bool, tls: ssl.SSLContex
         with connection:
             request = f"GET /v2/a/blobs/{large.digest} HTTP/1.1\r\nHost: x\r\n\r\n"
             connection.sendall(request.encode())
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while server._server._idle and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert not server._server._idle
@@ -387,9 +388,7 @@ def test_connections_are_limited_and_the_others_are_told() -> None:
         with connect(server) as third:
             assert answer(third).startswith(b"HTTP/1.1 503 ")
         held.pop().close()
-        deadline = time.monotonic() + 20
-        while len(server._server._idle) > 1 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until(lambda: len(server._server._idle) <= 1)
         with asking(server) as ask:
             assert ask("GET", "/v2/").status == 200
         for each in held:
@@ -423,6 +422,7 @@ def test_a_connection_for_which_no_descriptor_is_left_is_not_asked_for_without_a
     with monkeypatch.context() as patched:
         patched.setattr(socketserver.TCPServer, "get_request", accept)
         with connect(server) as waiting:
+            until(lambda: tried)
             time.sleep(0.5)
             patched.undo()
             waiting.sendall(SECOND)
@@ -470,7 +470,7 @@ def test_the_server_ends_idle_connections_at_once_and_lets_transfers_end(server:
     closing.start()
     assert answer(idle) == b""
     received += len(answer(busy))
-    closing.join(20)
+    closing.join(60)
     assert received > large.size
     idle.close()
     busy.close()

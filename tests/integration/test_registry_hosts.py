@@ -447,7 +447,7 @@ def test_it_can_be_stopped_while_a_mirror_is_asked(farm: Farm, scripted: Any) ->
         reached.wait(20)
         client.interrupt()
         with pytest.raises(LamellaError) as caught:
-            done.result(20)
+            done.result(60)
         go_on.set()
     assert caught.value.kind == "Cancelled"
     assert not origin.asked

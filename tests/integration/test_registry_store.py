@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +26,7 @@ from lamella.labels import DISTRIBUTION_SOURCE, PUSHED, SUBJECT
 from lamella.metadata import timestamp
 from lamella.registry.server import RegistryServer, basic_auth
 from lamella.registry.server.store import StoreStorage
+from waiting import until
 
 NAME = "registry.example:5000"
 OTHER = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[],"annotations":{"a":"b"}}'
@@ -474,9 +474,7 @@ def test_an_upload_goes_on_after_its_server_was_killed(program: Any, client: lam
         with socket.create_connection((host, int(port))) as sender:
             head = f"PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BLOB)}\r\n\r\n"
             sender.sendall(head.encode() + BLOB[:5000])
-            deadline = time.monotonic() + 20
-            while client.content.ingests()[0].offset < 5000 and time.monotonic() < deadline:
-                time.sleep(0.01)
+            until(lambda: client.content.ingests()[0].offset == 5000)
             os.kill(process.pid, signal.SIGKILL)
             process.wait(20)
             with suppress(OSError):
@@ -489,7 +487,17 @@ def test_an_upload_goes_on_after_its_server_was_killed(program: Any, client: lam
     assert client.fsck().clean
 
 
-def test_a_running_transfer_ends_in_peace_when_the_server_is_told_to_end(program: Any) -> None:
+def _refuses(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_running_transfer_ends_in_peace_when_the_server_is_told_to_end(
+    program: Any, client: lamella.Client
+) -> None:
     process, address = program()
     with asking(_At(address)) as ask:  # type: ignore[arg-type]
         location = start(ask)
@@ -499,9 +507,9 @@ def test_a_running_transfer_ends_in_peace_when_the_server_is_told_to_end(program
                 f"PUT {location}?digest={DIGEST} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BLOB)}\r\n\r\n"
             )
             sender.sendall(head.encode() + BLOB[:5000])
-            time.sleep(0.2)
+            until(lambda: client.content.ingests()[0].offset == 5000)
             process.send_signal(signal.SIGTERM)
-            time.sleep(0.2)
+            until(lambda: _refuses(host, int(port)))
             sender.sendall(BLOB[5000:])
             answer = sender.recv(10_000)
             assert answer.startswith(b"HTTP/1.1 201 ")

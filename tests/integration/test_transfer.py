@@ -310,7 +310,7 @@ def test_a_slow_loop_holds_nobody_up_and_gets_the_latest_of_each_blob(
     reference = large.push(server)
     reports = iter(lamella.Transfer(client.images.pull, reference))
     next(reports)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not client.images.list() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert client.images.list()
@@ -346,7 +346,7 @@ def test_ctrl_c_in_the_loop_cancels_it(client: lamella.Client, gated: tuple[Gate
         while not int(process.stdout.readline()):
             pass
         process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=20)
+        out, errors = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()

@@ -32,7 +32,7 @@ def main(top: Path, synced: set[str]) -> None:
         for box in client.containers.list(all=True):
             try:
                 box.start()
-                assert box.wait(timeout=20) in (0, 7)
+                assert box.wait(timeout=60) in (0, 7)
             except LamellaError as error:
                 assert error.hint, error
             box.remove(force=True)

@@ -54,7 +54,7 @@ class RecordedDisk:
             )
             stack.callback(server.wait)
             stack.callback(unmount, self._served)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not (self._served / "disk").exists():
                 assert server.poll() is None and time.monotonic() < deadline, "the disk is not served"
                 time.sleep(0.01)

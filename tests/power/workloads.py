@@ -127,7 +127,7 @@ def run_containers(client: Client, mark: Mark, first: str, second: str) -> None:
     client.containers.create(image, ["sh", "-c", "exit 7"], name="created")
     ended = client.containers.create(image, ["sh", "-c", "echo written > /file; exit 7"], name="ended")
     ended.start()
-    ended.wait(timeout=20)
+    ended.wait(timeout=60)
     running = client.containers.create(
         image, ["sh", "-c", "echo on; read x < /dev/zero; sleep 60"], name="running"
     )

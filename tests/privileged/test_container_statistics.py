@@ -40,14 +40,16 @@ def test_a_reading_says_what_a_container_uses(start):
 
 
 def test_a_stream_gives_the_processors_share_and_ends_with_the_container(start):
-    box = start("i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; read x", stdin=True)
+    box = start("while :; do :; done")
     shares = []
     for found in box.stats(stream=True, interval=0.05):
         shares.append(found.cpu.percent)
-        if len(shares) == 3:
+        if (found.cpu.percent or 0) > 1 or len(
+            shares
+        ) == 1000:  # another may have had the processor meanwhile
             box.kill()
     assert shares[0] is None
-    assert max(shares[1:3]) > 1
+    assert max(shares[1:]) > 1
     with pytest.raises(FailedPrecondition, match="not running"):
         box.stats()
     with pytest.raises(FailedPrecondition, match="not running"):

@@ -160,8 +160,8 @@ print('job', flush=True)
 assert job.wait() == -signal.SIGINT
 signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 os.tcsetpgrp(0, os.getpgrp())
-print('back', flush=True)
 try:
+    print('back', flush=True)
     time.sleep(600)
 except KeyboardInterrupt:
     print('caught', flush=True)

@@ -160,7 +160,7 @@ def test_a_commit_of_a_running_container_does_not_leave_it_paused(tmp_path, refe
     for client, _ in each(tmp_path, reference, before, commit, points=12, everyone=False):
         box = client.containers.get("box")
         if box.status == "running":  # else it was its monitor that was killed
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while time.monotonic() < deadline:  # the monitor sees the end of a connection when it comes to it
                 with suppress(FailedPrecondition):
                     assert box.exec(["/bin/true"]).exit_code == 0

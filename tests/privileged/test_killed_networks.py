@@ -84,7 +84,7 @@ def test_a_run_with_a_published_port(tmp_path, pulled, reference, machine, every
     known: set[str] = set()
     for client, outcome in each_kill(places, before, run, points=12, everyone=everyone):
         assert outcome.status <= 0
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while (
             any(box.status == "running" for box in client.containers.list()) and time.monotonic() < deadline
         ):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from launcher_box import PRELUDE, PYTHON, STDIN, STDOUT, Box, Connection
 
+from waiting import until
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -161,15 +163,10 @@ def test_a_kill_reaches_everything_that_it_started_and_nothing_else(box: Box) ->
     script = "setsid sh -c 'sleep 1000 & sleep 1000' & sleep 1000"
     connection = box.exec("/bin/sh", "-c", script)
     started(connection)
-    deadline = time.monotonic() + 10
-    while len(box.cgroup_file("pids", "cgroup.procs").split()) < 5:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: len(box.cgroup_file("pids", "cgroup.procs").split()) >= 5)
     connection.request(op="kill", signal=9, all=True)
     assert connection.collect().code == 137
-    while len(box.cgroup_file("pids", "cgroup.procs").split()) > 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: len(box.cgroup_file("pids", "cgroup.procs").split()) <= 1)
     assert box.ask(op="state")["status"] == "running"
 
 
@@ -180,10 +177,7 @@ def test_a_fork_bomb_is_killed_whole(box: Box) -> None:
     time.sleep(0.3)
     connection.request(op="kill", signal=9, all=True)
     connection.collect()
-    deadline = time.monotonic() + 10
-    while len(box.cgroup_file("pids", "cgroup.procs").split()) > 1:
-        assert time.monotonic() < deadline, "some got away"
-        time.sleep(0.01)
+    until(lambda: len(box.cgroup_file("pids", "cgroup.procs").split()) <= 1)  # or some got away
 
 
 def test_what_it_leaves_running_does_not_hold_its_end_back(box: Box) -> None:

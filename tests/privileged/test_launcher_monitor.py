@@ -18,7 +18,7 @@ import pytest
 from launcher_box import CONTROL, STDERR, STDIN, STDOUT, Box
 from oci_bundle import reaping
 
-from waiting import until
+from waiting import settled, until
 
 pytestmark = [pytest.mark.privileged]
 MEBIBYTE = 1 << 20
@@ -265,9 +265,7 @@ def test_a_paused_container_stands_still_and_can_be_killed(box: Box) -> None:
     connection.frame()
     assert box.ask(op="pause") == {"ok": True}
     assert box.ask(op="state")["status"] == "paused"
-    size = box.log.stat().st_size
-    time.sleep(0.1)
-    assert box.log.stat().st_size == size
+    size = settled(lambda: box.log.stat().st_size)
     assert box.ask(op="resume") == {"ok": True}
     until(lambda: box.log.stat().st_size > size)
     box.ask(op="pause")

@@ -88,7 +88,7 @@ def helpers(user: OrdinaryUser) -> list[int]:
     """Give the helpers of the user that are there after a moment in which they may end."""
     import time
 
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         found = [
             int(process.name)
@@ -113,9 +113,14 @@ import os, signal, time
 from pathlib import Path
 from lamella import _core
 
+def is_helper(process):
+    try:
+        return process.stat().st_uid == os.getuid() and (process / "comm").read_text() == "lamella-helper\\n"
+    except OSError:  # it has just ended
+        return False
+
 def helper():
-    return next(int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()
-                and p.stat().st_uid == os.getuid() and (p / "comm").read_text() == "lamella-helper\\n")
+    return next(int(p.name) for p in Path("/proc").glob("[0-9]*") if is_helper(p))
 
 _core.helper_maps()
 first = helper()

@@ -188,7 +188,7 @@ def test_what_a_killed_pool_leaves_goes_at_the_next_look_and_what_was_taken_stay
     box = client.containers.get(taken)
     assert box.status == "running"
     box.remove(force=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while any(Path("/sys/fs/cgroup").glob(f"*/lamella/default/{taken}")) and time.monotonic() < deadline:
         time.sleep(0.05)
     client.gc()

@@ -384,7 +384,7 @@ def test_a_restart_that_fails_says_why(client, image):
 
 
 def test_restart_and_stop_at_once_end_in_a_stop(create):
-    box = create("trap '' TERM; while :; do sleep 0.02; done")
+    box = create("trap 'echo asked' TERM; while :; do sleep 0.02; done")
     box.start()
     thread_errors: list[Exception] = []
 
@@ -396,7 +396,7 @@ def test_restart_and_stop_at_once_end_in_a_stop(create):
 
     thread = threading.Thread(target=restart)
     thread.start()
-    time.sleep(0.3)
+    until(lambda: output(box))
     box.kill()
     thread.join(30)
     assert box.wait(30) == 137

@@ -540,11 +540,13 @@ def test_processes_end_with_the_container_and_are_known_after_it(box) -> None:
 
 
 def test_signals_reach_the_process_they_are_for(box) -> None:
-    script = "trap 'exit 5' USR1; trap 'exit 6' TERM; while true; do sleep 0.05; done"
-    box.run("/bin/sh", "-c", script)
-    box.exec("other", "/bin/sh", "-c", script)
+    script = "trap 'exit 5' USR1; trap 'exit 6' TERM; echo > /$0; while true; do sleep 0.05; done"
+    box.run("/bin/sh", "-c", script, "first")
+    box.exec("other", "/bin/sh", "-c", script, "second")
     box.start("other")
-    time.sleep(0.2)
+    box.exec("looks", "/bin/sh", "-c", "until test -e /first -a -e /second; do sleep 0.01; done")
+    box.start("looks")
+    assert box.wait("looks") == 0
     box.kill(signal.SIGUSR1, "other")
     assert box.wait("other") == 5
     assert refusal(box.kill, exec_id="other") is grpc.StatusCode.NOT_FOUND

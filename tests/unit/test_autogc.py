@@ -177,7 +177,7 @@ def test_the_time_that_was_waited_for_others_is_counted(store, make_client, open
     def hold():
         with other.database.write():
             locked.set()
-            done.wait(0.2)
+            done.wait(1)  # the other has begun to wait long before, on a slow machine too
 
     thread = threading.Thread(target=hold)
     thread.start()

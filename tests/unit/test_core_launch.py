@@ -38,7 +38,7 @@ from lamella import _core
 count = lambda: sum("lamella-launcher" in os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
 _core.prepare_launch()
 _core.prepare_launch()
-deadline = time.monotonic() + 30
+deadline = time.monotonic() + 60
 while (len(os.listdir("/proc/self/task")) > 1 or not count()) and time.monotonic() < deadline:
     time.sleep(0.001)
 assert count() == 1

@@ -185,7 +185,7 @@ def stages() -> list[str]:
 
 def stages_become(count: int) -> None:
     """A thread names itself after it began, and is listed for a moment after it was joined."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while len(stages()) != count:
         assert time.monotonic() < deadline, stages()
         time.sleep(0.001)

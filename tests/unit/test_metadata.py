@@ -241,11 +241,11 @@ class TestOpening:
             assert begun.wait(10)
             other = threading.Thread(target=add, args=(db, "meanwhile"), daemon=True)
             other.start()
-            other.join(10)
+            other.join(60)
             assert not other.is_alive()
         finally:
             go_on.set()
-            thread.join(10)
+            thread.join(60)
         assert names(db) == ["meanwhile"]
 
     def test_the_log_is_copied_back_and_begun_anew(self, db, config, monkeypatch):
@@ -282,7 +282,7 @@ class TestOpening:
         assert begun.wait(10)
         in_child(lambda: None)
         assert ended.is_set()
-        thread.join(10)
+        thread.join(60)
 
     def test_close_is_harmless_twice_and_final(self, db):
         db.close()
@@ -360,7 +360,7 @@ class TestTransactions:
         def action() -> None:
             thread = threading.Thread(target=lambda: ran.append(",".join(names(db))))
             thread.start()
-            thread.join(10)
+            thread.join(60)
 
         with db.write():
             with db.write():

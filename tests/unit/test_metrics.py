@@ -85,7 +85,7 @@ def test_a_kill_loses_nothing_that_was_counted(tmp_path):
     assert process.stdout is not None
     said = [int(process.stdout.readline()) for _ in range(20)]
     process.send_signal(signal.SIGKILL)
-    rest = process.communicate(timeout=20)[0].split()
+    rest = process.communicate(timeout=60)[0].split()
     assert downloaded(tmp_path / "state") >= 3 * int(rest[-1] if rest else said[-1])
     before = downloaded(tmp_path / "state")
     adder(tmp_path / "state", 5).communicate(timeout=60)
