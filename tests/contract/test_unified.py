@@ -1,6 +1,8 @@
 """Containers where cgroup v2 is all there is, with every controller that they are limited by: on a machine of its own.
 
 What runs there are tests that run on this machine too, with whatever cgroups it has; crun's only there, where this one has v1.
+The machines are slow, and each has one processor: they start before the other tests of this folder (conftest.py), and how it went
+there is looked at after all tests.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import user_mode
 
 pytestmark = [
     pytest.mark.privileged,
+    pytest.mark.beside,
     pytest.mark.needs_program(*user_mode.PROGRAMS, "crun", "runc"),
     pytest.mark.timeout(3000),
 ]
+SECONDS = 2900
 
 TESTS = (
     "tests/contract/test_runtimes.py",
@@ -50,11 +54,20 @@ ON_DISK = "TestCrunWithMappedIds or with_mapped_ids or with_ids_of_its_own or fi
 """What takes files on a disk, and runs on a second machine that has one."""
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[user_mode.Outcome]:
-    folder = tmp_path_factory.mktemp("machine")
+def start(folder: Path) -> tuple[user_mode.Tests, user_mode.Tests]:
+    """Start both machines; what they need of this one is there."""
     deselected = " and ".join(f"not {name}" for name in NOT_THERE)
-    found, output = user_mode.run_tests(folder, *TESTS, "-k", deselected, seconds=2900)
+    (folder / "memory").mkdir()
+    (folder / "on-disk").mkdir()
+    return (
+        user_mode.Tests(folder / "memory", *TESTS, "-k", deselected),
+        user_mode.Tests(folder / "on-disk", *TESTS, "-k", ON_DISK, disk=True),
+    )
+
+
+@pytest.fixture(scope="module")
+def outcomes(machines: tuple[user_mode.Tests, user_mode.Tests]) -> list[user_mode.Outcome]:
+    found, output = machines[0].outcomes(SECONDS)
     assert found, output
     return found
 
@@ -76,9 +89,11 @@ def test_crun_keeps_the_whole_contract(outcomes: list[user_mode.Outcome]) -> Non
     assert len([outcome for outcome in ran if outcome.how == "passed"]) >= CRUN
 
 
-def test_crun_keeps_the_whole_contract_with_ids_of_its_own(tmp_path: Path) -> None:
+def test_crun_keeps_the_whole_contract_with_ids_of_its_own(
+    machines: tuple[user_mode.Tests, user_mode.Tests],
+) -> None:
     """What is shown with mapped ids there lies on a disk, and so does the file whose cache is counted."""
-    ran, output = user_mode.run_tests(tmp_path, *TESTS, "-k", ON_DISK, seconds=2000, disk=True)
+    ran, output = machines[1].outcomes(SECONDS)
     assert [f"{outcome.name}\n{outcome.why}" for outcome in ran if outcome.how == "failed"] == [], output
     passed = [outcome for outcome in ran if outcome.how == "passed"]
     assert sum(outcome.module.endswith("TestCrunWithMappedIds") for outcome in passed) >= CRUN
