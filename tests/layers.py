@@ -41,8 +41,17 @@ def folder(name: str, **fields: Any) -> Entry:
     return Entry(name.rstrip("/") + "/", **fields)
 
 
-def symlink(name: str, target: str) -> Entry:
-    return Entry(name, type=tarfile.SYMTYPE, linkname=target)
+def symlink(name: str, target: str, **fields: Any) -> Entry:
+    return Entry(name, type=tarfile.SYMTYPE, linkname=target, **fields)
+
+
+def fifo(name: str, **fields: Any) -> Entry:
+    return Entry(name, type=tarfile.FIFOTYPE, **fields)
+
+
+def device(name: str, major: int, minor: int, *, block: bool = False, **fields: Any) -> Entry:
+    kind = tarfile.BLKTYPE if block else tarfile.CHRTYPE
+    return Entry(name, type=kind, devmajor=major, devminor=minor, **fields)
 
 
 def hardlink(name: str, target: str) -> Entry:
@@ -106,6 +115,7 @@ class Built:
     """An image as documents and blobs. What a test wants wrong it changes before it pushes."""
 
     def __init__(self, *tars: bytes, compression: str = "gzip", config: dict[str, Any] | None = None) -> None:
+        self.tars = tars
         self.layers = [compress(data, compression) for data in tars]
         self.diff_ids = [digest_of(data) for data in tars]
         self.descriptors = [

@@ -173,6 +173,36 @@ with lamella.Client(root=root, state=target + "-state", snapshotter=snapshotter)
 """
 
 
+def image_beyond_the_user() -> layers.Built:
+    """Give an image with devices, and with owners of symlinks and FIFOs that no user has ids for."""
+    image = layers.history(
+        7,
+        layers.file("over", uid=70000, gid=3),
+        layers.folder("dev"),
+        layers.device("dev/null", 1, 3, mode=0o666),
+        layers.hardlink("dev/also", "dev/null"),
+        layers.device("dev/disk", 8, 1, block=True, uid=70000, gid=6),
+        layers.symlink("dev/replaced", "null", uid=70000),
+        layers.symlink("far", "over", uid=70000, gid=70001),
+        layers.hardlink("further", "far"),
+        layers.fifo("pipe", uid=70000, mode=0o622),
+        layers.folder("gone"),
+        layers.device("gone/tty", 5, 0),
+        layers.device("covered", 5, 1),
+    )
+    above = layers.tar(
+        layers.folder("dev"),
+        layers.whiteout("dev/disk"),
+        layers.file("dev/replaced"),
+        layers.hardlink("dev/again", "dev/null"),
+        layers.hardlink("far-again", "far"),
+        layers.whiteout("gone"),
+        layers.folder("covered"),
+        layers.device("covered/zero", 1, 5),
+    )
+    return layers.Built(*image.tars, above)
+
+
 @BOTH_SNAPSHOTTERS
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "one id"])
 def test_layers_that_are_packed_again_are_those_of_root(
@@ -183,8 +213,8 @@ def test_layers_that_are_packed_again_are_those_of_root(
     tmp_path: Path,
     ranges: bool,
 ) -> None:
-    """Owners and all: those that the machine has no ids for are kept beside."""
-    reference = layers.history(7, layers.file("over", uid=70000, gid=3)).push(server)
+    """Owners and all: those that the machine has no ids for are kept beside, as are devices."""
+    reference = image_beyond_the_user().push(server)
     who = user if ranges else user_without_ranges
     target = f"{who.home}/{snapshotter}"
     packed = who.python(PACK, reference, snapshotter, target)
@@ -195,7 +225,7 @@ def test_layers_that_are_packed_again_are_those_of_root(
         text=True,
     ).stdout
     assert sorted(packed.split()) == sorted(by_root.split())
-    assert len(packed.split()) == 2
+    assert len(packed.split()) == 3
 
 
 def test_the_owners_of_a_layer_are_ids_of_the_users_ranges(user: OrdinaryUser, server: Any) -> None:

@@ -5,6 +5,7 @@
     <root>/snapshots/<snapshotter>/<id>/   0700  id: 16 random hex digits, never used twice
         fs/                                      the layer's files, or what an active snapshot has written
         work/                              0700  overlayfs' scratch folder, beside the fs of an active snapshot
+        kept.tar                           0600  entries that fs cannot hold in a user namespace (rust/core/src/layer/kept.rs)
     <root>/snapshots/<snapshotter>/trash-<id>/   being removed
 
 A folder that no row of ``layers`` names is invisible. It is one of:

@@ -8,7 +8,7 @@ use rustix::thread::CapabilitySet;
 
 use super::NAME;
 use super::calls::{Call, Reply, Request};
-use super::connection::{self, Connection, decode, encode};
+use super::connection::{self, Connection, decode, encode, ended};
 use super::setup::{Maps, Setup};
 use crate::error::{Error, Kind, Result};
 use crate::tree::Check;
@@ -44,12 +44,6 @@ pub fn carry_out<C: Call>(call: C, program: &[u8], check: Check<'_>) -> Result<C
         }
     }
     Helper::of_this_process(program, check)?.call(call, check)
-}
-
-/// The helper went away in the middle.
-pub(crate) fn ended() -> Error {
-    Error::new(Kind::Unavailable, "the helper in the user namespace was killed while it worked")
-        .hint("Try again; a new one is started. If memory is short, the kernel's log says so.")
 }
 
 impl Helper {

@@ -25,6 +25,12 @@ const PIECE: usize = 64 * 1024;
 /// Descriptors that go with a call: its connection, and one that it needs.
 const DESCRIPTORS: usize = 2;
 
+/// The helper went away in the middle.
+pub fn ended() -> Error {
+    Error::new(Kind::Unavailable, "the helper in the user namespace was killed while it worked")
+        .hint("Try again; a new one is started. If memory is short, the kernel's log says so.")
+}
+
 /// Turn a value into bytes.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>> {
     postcard::to_allocvec(value).map_err(|error| Error::invalid(format!("a message cannot be written: {error}")))
@@ -77,6 +83,7 @@ impl Connection {
             match send(&self.socket, left, SendFlags::NOSIGNAL) {
                 Ok(count) => left = &left[count..],
                 Err(Errno::INTR) => {}
+                Err(Errno::PIPE | Errno::CONNRESET) => return Err(ended()),
                 Err(error) => return Err(Error::system("cannot speak to the helper", error)),
             }
         }

@@ -34,9 +34,9 @@ pub use calls::{
     TryMount,
 };
 #[cfg(feature = "unpack")]
-pub(crate) use client::ended;
-#[cfg(feature = "unpack")]
 pub use client::{Helper, carry_out, is_needed};
+#[cfg(feature = "unpack")]
+pub(crate) use connection::ended;
 pub use connection::{decode, encode};
 #[cfg(feature = "unpack")]
 pub use pack::pack;

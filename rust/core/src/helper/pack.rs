@@ -8,7 +8,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::calls::{Pack, Reply, Request};
-use super::client::{Helper, ended, is_needed};
+use super::client::{Helper, is_needed};
+use super::connection::ended;
 use crate::blob::{Blob, Form};
 use crate::digest::Algorithm;
 use crate::error::{Error, Result};

@@ -89,9 +89,10 @@ fn apply(call: Apply, connection: &mut Connection, memory: Option<OwnedFd>, conf
     let memory = OtherPieces::map(memory.ok_or_else(missing)?.as_fd(), call.piece)
         .map_err(|error| Error::system("cannot map the archive's memory", error))?;
     let caller = connection.speaker()?;
+    let beneath = layer::Kept::beside(&call.layer)?;
     confine(&call.layer)?;
     let archive = Archive { memory, connection, current: None, position: 0 };
-    layer::make(archive, &call.layer, call.format, call.limits, &mut is_wanted(&caller))
+    layer::make(archive, &call.layer, call.format, call.limits, beneath, &mut is_wanted(&caller))
 }
 
 /// An archive that comes in pieces of another process's memory.

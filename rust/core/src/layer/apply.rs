@@ -11,9 +11,10 @@ use rustix::io::Errno;
 
 use super::WhiteoutFormat;
 use super::attributes::{
-    Attributes, Target, is_own_xattr, mode_bits, set_attributes, set_owner_at, set_times_at, set_xattrs,
+    Attributes, KEPT, Target, is_own_xattr, mode_bits, set_attributes, set_owner_at, set_times_at, set_xattrs,
 };
 use super::folders::{Folders, open_layer};
+use super::kept::Kept;
 use super::made::{ChildKind, FolderId, Made};
 use super::name::{MAX_DEPTH, c_name, components, join};
 use super::walk::Place;
@@ -44,6 +45,7 @@ pub struct Applier {
     pub(super) deferred_links: bool,
     pub(super) whiteouts: Vec<(FolderId, Box<[u8]>)>,
     pub(super) notes: Vec<String>,
+    pub(super) kept: Kept,
     file: Option<OpenFile>,
 }
 
@@ -83,12 +85,20 @@ impl Applier {
             deferred_links: false,
             whiteouts: Vec::new(),
             notes: Vec::new(),
+            kept: Kept::default(),
             file: None,
         };
         if format == WhiteoutFormat::Plain {
             applier.remember_root()?;
         }
         Ok(applier)
+    }
+
+    /// Apply to a folder that holds a copy of the lower layers, of which this is kept.
+    #[must_use]
+    pub fn on(mut self, beneath: Kept) -> Self {
+        self.kept = beneath;
+        self
     }
 
     /// Start an entry. True when its content is wanted: `data` then takes the pieces, `end` completes it.
@@ -258,7 +268,11 @@ impl Applier {
         self.remember(parent, name, ChildKind::Symlink(target.into()));
         let folder = self.folders.get(&self.made, parent)?;
         let attributes = self.attributes_of(entry);
-        self.complete_at(folder.as_fd(), &c_name(name)?, &attributes)
+        let owned = self.complete_at(folder.as_fd(), &c_name(name)?, &attributes)?;
+        if !owned {
+            self.keep(parent, name, entry, attributes);
+        }
+        Ok(())
     }
 
     fn node(
@@ -284,17 +298,19 @@ impl Applier {
                 }
             })?;
         if !made {
-            self.note(format!(
-                "the device '{}' cannot be made in a user namespace and was left out",
-                show(&entry.path)
-            ));
+            self.note("devices cannot be made in a user namespace; they are kept beside the layer".to_owned());
+            let attributes = self.attributes_of(entry);
+            self.keep(parent, name, entry, attributes);
             return Ok(());
         }
         self.remember(parent, name, ChildKind::Other);
         let folder = self.folders.get(&self.made, parent)?;
         let c_name = c_name(name)?;
         let attributes = self.attributes_of(entry);
-        self.complete_at(folder.as_fd(), &c_name, &attributes)?;
+        let owned = self.complete_at(folder.as_fd(), &c_name, &attributes)?;
+        if !owned {
+            self.keep(parent, name, entry, attributes.clone());
+        }
         // Through a handle of the very inode: fchmodat follows symlinks.
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let inode = rustix::fs::openat(&folder, &c_name, flags, Mode::empty());
@@ -303,13 +319,34 @@ impl Applier {
             .map_err(|error| Error::system("cannot set the mode", error))
     }
 
-    /// [`Self::complete`] for what cannot be opened.
-    fn complete_at(&mut self, folder: BorrowedFd<'_>, name: &CString, attributes: &Attributes) -> Result<()> {
+    fn keep(&mut self, parent: FolderId, name: &[u8], entry: &Entry, attributes: Attributes) {
+        let path = self.path_of(parent, name);
+        let kept = Entry { size: 0, ..attributes.entry(path.clone(), entry.kind.clone()) };
+        self.kept.keep(path, kept);
+    }
+
+    /// Whatever was kept of a name is replaced.
+    fn forget(&mut self, parent: FolderId, name: &[u8]) {
+        if !self.kept.is_empty() {
+            let path = self.path_of(parent, name);
+            self.kept.forget(&path);
+        }
+    }
+
+    pub(super) fn path_of(&self, parent: FolderId, name: &[u8]) -> Vec<u8> {
+        let mut path = self.made.path(parent);
+        path.push(name);
+        join(&path)
+    }
+
+    /// [`Self::complete`] for what cannot be opened. False where it has another owner now than it should.
+    fn complete_at(&mut self, folder: BorrowedFd<'_>, name: &CString, attributes: &Attributes) -> Result<bool> {
         let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|error| Error::system("cannot read attributes", error))?;
-        if (stat.st_uid, stat.st_gid) != (attributes.uid, attributes.gid) {
-            let notes = &mut self.notes;
-            set_owner_at(folder, name, attributes.uid, attributes.gid, &mut |text| push_note(notes, text))?;
+        let owned = (stat.st_uid, stat.st_gid) == (attributes.uid, attributes.gid)
+            || set_owner_at(folder, name, attributes.uid, attributes.gid)?;
+        if !owned {
+            self.note(KEPT.to_owned());
         }
         if !attributes.xattrs.is_empty() {
             let notes = &mut self.notes;
@@ -317,7 +354,7 @@ impl Applier {
         }
         set_times_at(folder, name, attributes.atime, attributes.mtime)?;
         self.count(tree::allocated(&stat));
-        Ok(())
+        Ok(owned)
     }
 
     pub(super) fn hard_link(&mut self, parent: FolderId, name: &[u8], target: &[u8]) -> Result<()> {
@@ -327,7 +364,9 @@ impl Applier {
         };
         // Resolve before and after: what is replaced here may be, or hold, the target.
         let same = |place: &Place| matches!(place, Place::Folder(id) if *id == parent) && *target_name == name;
-        if same(&self.walk(target_parents, false)?) && self.child(parent, name)?.is_some() {
+        if same(&self.walk(target_parents, false)?)
+            && (self.child(parent, name)?.is_some() || self.kept.device(&self.path_of(parent, name)).is_some())
+        {
             return Ok(());
         }
         self.clear(parent, name)?;
@@ -344,8 +383,10 @@ impl Applier {
                     rustix::fs::linkat(&from, c_name(target_name)?, &to, c_name(name)?, AtFlags::empty())
                         .map_err(|error| Error::system(format!("cannot link to '{}'", show(target)), error))?;
                     self.remember(parent, name, kind);
+                    self.keep_link(parent, name, source, target_name);
                     return Ok(());
                 }
+                None if self.keep_link(parent, name, source, target_name) => return Ok(()),
                 None | Some(ChildKind::Whiteout | ChildKind::Folder(_)) => {
                     let mut path = self.made.path(source);
                     path.push(target_name);
@@ -356,6 +397,15 @@ impl Applier {
         self.deferred_links = true;
         self.remember(parent, name, ChildKind::DeferredLink(beneath.into()));
         Ok(())
+    }
+
+    /// Keep for a name what is kept for another one; false where there is nothing.
+    fn keep_link(&mut self, parent: FolderId, name: &[u8], source: FolderId, target: &[u8]) -> bool {
+        if self.kept.is_empty() {
+            return false;
+        }
+        let (path, target) = (self.path_of(parent, name), self.path_of(source, target));
+        self.kept.link(&path, &target)
     }
 
     /// Whether a folder is one: what the tar only went through may be a symlink in the lower layers.
@@ -408,6 +458,7 @@ impl Applier {
         make: impl Fn(BorrowedFd<'_>, &CStr) -> std::result::Result<T, Errno>,
     ) -> Result<(T, bool)> {
         let c_name = c_name(name)?;
+        self.forget(parent, name);
         let mut replaced = self.made.child(parent, name).is_some() && self.clear(parent, name)?;
         let mut made = make(self.folders.get(&self.made, parent)?.as_fd(), &c_name);
         if matches!(made, Err(Errno::EXIST)) {
@@ -419,6 +470,7 @@ impl Applier {
 
     /// Remove what stands at a name. True when the layer itself had put something other than a folder there.
     pub(super) fn clear(&mut self, parent: FolderId, name: &[u8]) -> Result<bool> {
+        self.forget(parent, name);
         let Some(kind) = self.child(parent, name)? else { return Ok(false) };
         let folder = self.folders.get(&self.made, parent)?;
         match kind {

@@ -18,8 +18,8 @@ pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 /// only of root's it is believed, since whoever may write to a file of his own may set it.
 const OWNER: &CStr = c"user.lamella.owner";
 /// Said once of what was done so.
-const KEPT: &str =
-    "owners for which this user namespace has no ids are kept as attributes; what runs here sees root's files";
+pub const KEPT: &str =
+    "owners for which this user namespace has no ids are kept beside; what runs here sees root's files";
 
 const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
 
@@ -94,6 +94,11 @@ fn kept_owner(text: &[u8]) -> Option<(u32, u32)> {
     Some((user.parse().ok()?, group.parse().ok()?))
 }
 
+/// The attribute that keeps an owner.
+pub fn owner_xattr(uid: u32, gid: u32) -> (Vec<u8>, Vec<u8>) {
+    (OWNER.to_bytes().to_vec(), format!("{uid}:{gid}").into_bytes())
+}
+
 /// Whether an attribute is lamella's own, and no image's.
 pub fn is_own_xattr(name: &[u8]) -> bool {
     name == OWNER.to_bytes()
@@ -105,29 +110,18 @@ pub fn set_owner(inode: BorrowedFd<'_>, uid: u32, gid: u32, note: &mut dyn FnMut
         // In a user namespace: an id without a mapping.
         Err(Errno::INVAL) => {
             note(KEPT.to_owned());
-            let owner = (OWNER.to_bytes().to_vec(), format!("{uid}:{gid}").into_bytes());
-            set_xattrs(&Target::Descriptor(inode), &[owner], note)
+            set_xattrs(&Target::Descriptor(inode), &[owner_xattr(uid, gid)], note)
         }
         result => result.map_err(|error| owner_error(uid, gid, error)),
     }
 }
 
-/// Set the owner of a name that may be a symlink. One that cannot be is lost, which is said with `note`: only files and folders
-/// have attributes of users.
-pub fn set_owner_at(
-    folder: BorrowedFd<'_>,
-    name: &CStr,
-    uid: u32,
-    gid: u32,
-    note: &mut dyn FnMut(String),
-) -> Result<()> {
+/// Set the owner of a name that may be a symlink. False where this user namespace has no id for it.
+pub fn set_owner_at(folder: BorrowedFd<'_>, name: &CStr, uid: u32, gid: u32) -> Result<bool> {
     let (owner, group) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
     match rustix::fs::chownat(folder, name, owner, group, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::INVAL) => {
-            note("symlinks and FIFOs whose owners have no ids in this user namespace are root's".to_owned());
-            Ok(())
-        }
-        result => result.map_err(|error| owner_error(uid, gid, error)),
+        Err(Errno::INVAL) => Ok(false),
+        result => result.map(|()| true).map_err(|error| owner_error(uid, gid, error)),
     }
 }
 

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::attributes::{Target, Xattrs, read_all_xattrs};
 use super::folders::{FOLDER, open_child, open_tree};
+use super::kept::Kept;
 use crate::error::{Error, Result, show};
 use crate::tree::{Check, names};
 
@@ -68,7 +69,8 @@ pub fn first_difference(expected: &Path, found: &Path, check: Check<'_>) -> Resu
             }
         }
     }
-    Ok(None)
+    let kept = (Kept::beside(expected)?.archive()?, Kept::beside(found)?.archive()?);
+    Ok((kept.0 != kept.1).then(|| "the entries kept beside it are others".to_owned()))
 }
 
 /// One inode of a tree.

@@ -9,7 +9,8 @@ use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
 use super::attributes::{
-    Attributes, Target, Xattrs, mode_bits, read_xattrs, set_attributes, set_owner_at, set_times_at, set_xattrs,
+    Attributes, KEPT, Target, Xattrs, mode_bits, owner_xattr, read_xattrs, set_attributes, set_owner_at, set_times_at,
+    set_xattrs,
 };
 use super::merged::Found;
 use crate::error::{Error, Kind, Result, show};
@@ -92,7 +93,10 @@ pub fn set_attributes_at(
     let failed = |error: Errno| Error::system(format!("cannot set attributes of '{}'", show(name.to_bytes())), error);
     let found = inode::find_at(folder, name).map_err(failed)?;
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&found).map_err(failed)?.st_mode);
-    set_owner_at(folder, name, attributes.uid, attributes.gid, note)?;
+    if !set_owner_at(folder, name, attributes.uid, attributes.gid)? {
+        note(KEPT.to_owned());
+        set_xattrs(&Target::Name(folder, name), &[owner_xattr(attributes.uid, attributes.gid)], note)?;
+    }
     set_xattrs(&Target::Name(folder, name), &attributes.xattrs, note)?;
     if kind != FileType::Symlink {
         rustix::fs::chmod(sys::descriptor_path(found.as_fd()), mode_bits(attributes.mode)).map_err(failed)?;

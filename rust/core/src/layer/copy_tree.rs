@@ -16,6 +16,7 @@ use super::apply::push_note;
 use super::attributes::{Attributes, Target, read_all_xattrs, set_attributes};
 use super::copy::{Manner, Name, copy_inode};
 use super::folders::{open_child, open_tree};
+use super::kept::Kept;
 use super::name::join;
 use crate::error::{Error, Kind, Result, show};
 use crate::tree::{Check, Descent, names};
@@ -33,6 +34,7 @@ pub fn copy_tree(from: &Path, to: &Path, check: Check<'_>) -> Result<Vec<String>
     let root = target.try_clone().map_err(|error| Error::system(format!("cannot open {}", to.display()), error))?;
     let mut copy = Copy { root, links: HashMap::new(), notes: Vec::new() };
     copy.run(source, target, check).map_err(|error| error.context(format!("copying {}", from.display())))?;
+    Kept::beside(from)?.store(to)?;
     Ok(copy.notes)
 }
 

@@ -35,6 +35,7 @@ impl Applier {
             inodes: usage.inodes,
             opaque_root: self.format == WhiteoutFormat::Plain || self.made.folder(FolderId::ROOT).opaque,
             notes: self.notes,
+            kept: self.kept.archive()?,
         })
     }
 

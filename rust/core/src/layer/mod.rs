@@ -19,6 +19,7 @@ mod copy_tree;
 pub mod diff;
 mod finish;
 mod folders;
+mod kept;
 mod made;
 mod merged;
 mod name;
@@ -39,6 +40,7 @@ pub use compare::first_difference;
 #[cfg(feature = "unpack")]
 pub(crate) use copy::set_attributes_at;
 pub use copy_tree::copy_tree;
+pub use kept::{Kept, store as store_kept};
 pub use merged::{Follow, Found, Merged, read_file};
 pub use resolve::resolve;
 
@@ -117,9 +119,12 @@ pub struct Applied {
     pub opaque_root: bool,
     /// What was left out on purpose.
     pub notes: Vec<String>,
+    /// An archive of what the folder cannot hold here, to be put beside it ([`store_kept`]). Empty where there is nothing.
+    pub kept: Vec<u8>,
 }
 
-/// Make a layer folder of an archive: the folder is there, and empty unless the format is plain.
+/// Make a layer folder of an archive: the folder is there, and empty unless the format is plain; `beneath` is what is kept beside
+/// it then.
 ///
 /// After an error it is half done and must be thrown away.
 pub fn make<S: Source>(
@@ -127,10 +132,11 @@ pub fn make<S: Source>(
     folder: &Path,
     format: WhiteoutFormat,
     limits: Limits,
+    beneath: Kept,
     check: Check<'_>,
 ) -> Result<Applied> {
     let mut reader = Reader::new(archive, limits);
-    let mut applier = Applier::new(folder, format)?;
+    let mut applier = Applier::new(folder, format)?.on(beneath);
     unpack(&mut reader, &mut applier)?;
     applier.finish(check)
 }

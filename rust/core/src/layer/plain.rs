@@ -6,6 +6,7 @@ use super::WhiteoutFormat;
 use super::apply::Applier;
 use super::attributes::{Attributes, Target, remove_xattrs, take_default_acl};
 use super::made::{ChildKind, FolderId};
+use super::name::join;
 use crate::error::{Error, Result, show};
 use crate::tree;
 
@@ -34,7 +35,10 @@ impl Applier {
     }
 
     pub(super) fn delete_plain(&mut self, parent: FolderId, name: &[u8]) -> Result<()> {
-        let Some(kind) = self.child(parent, name)? else { return Ok(()) };
+        let Some(kind) = self.child(parent, name)? else {
+            self.kept.delete(&self.path_of(parent, name));
+            return Ok(());
+        };
         let made = self.made.child(parent, name).is_some_and(|child| child.made);
         match kind {
             ChildKind::Folder(id) if made => self.prune(id),
@@ -76,6 +80,7 @@ impl Applier {
 
     /// Remove everything in a folder that this layer did not make.
     pub(super) fn prune(&mut self, folder: FolderId) -> Result<()> {
+        self.kept.forget_beneath(&join(&self.made.path(folder)));
         let descriptor = self.folders.get(&self.made, folder)?;
         let names = tree::names(descriptor.as_fd()).map_err(|error| Error::system("cannot list a folder", error))?;
         for name in names {

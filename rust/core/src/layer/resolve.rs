@@ -20,6 +20,7 @@ use super::attributes::{Attributes, Target, read_xattrs, set_attributes, set_tim
 use super::copy::{Name, attributes_of, copy_up, set_attributes_at};
 use super::finish::unnamed_folder;
 use super::folders::{open_child, open_layer};
+use super::kept::Kept;
 use super::merged::{Follow, Merged};
 use super::name::{c_name, components, join};
 use super::whiteout::{self, is_opaque, is_whiteout};
@@ -51,13 +52,22 @@ pub fn resolve<P: AsRef<Path>>(layer: &Path, lowers: &[P], deferred: &Deferred) 
         moved: Vec::new(),
         copies: HashMap::new(),
         touched: Vec::new(),
+        kept: Kept::default(),
+        kept_beneath: Vec::new(),
     };
+    if !deferred.links.is_empty() {
+        work.kept = Kept::beside(layer)?;
+        work.kept_beneath = lowers.iter().map(|lower| Kept::beside(lower.as_ref())).collect::<Result<_>>()?;
+    }
     work.relocate(&deferred.folders)?;
     work.links = std::mem::take(&mut work.links).into_iter().map(|link| work.current(link)).collect();
     for link in &deferred.links {
         work.link(link).map_err(|error| error.context(format!("hard link '{}'", show(&link.path))))?;
     }
     work.restore_touched()?;
+    if !deferred.links.is_empty() {
+        work.kept.store(layer)?;
+    }
     // Children first: setting a child's attributes does not touch its parent's time, but a mode may lock us out.
     for path in work.unnamed.iter().rev() {
         work.adopt(path).map_err(|error| error.context(format!("folder '{}'", show(&join(path)))))?;
@@ -87,6 +97,9 @@ struct Resolver<'a> {
     copies: HashMap<(u64, u64), Components>,
     /// Folders of the layer that are being changed, with what they get back at the end: their times and default ACLs.
     touched: Vec<(Components, Attributes)>,
+    /// What is kept beside the layer, and beside those beneath it.
+    kept: Kept,
+    kept_beneath: Vec<Kept>,
 }
 
 /// Where a folder's content waits while it is moved; no layer has such a name.
@@ -313,6 +326,9 @@ impl Resolver<'_> {
             }
         }
         let Some(found) = beneath else {
+            if self.link_device(&path, &self.canonical(&link.target)?)? {
+                return Ok(());
+            }
             return Err(Error::invalid(format!("its target '{}' is in no layer", show(&link.target)))
                 .hint("The image is damaged, or its layers are in the wrong order."));
         };
@@ -333,13 +349,41 @@ impl Resolver<'_> {
             if !hidden && Self::stat(&target_folder, &target_name)?.is_none() {
                 self.touch(target_parents, &target_folder)?;
                 self.copy(&found, &target_folder, &target_name)?;
+                self.keep(&found.path, &join(&found.path));
+                self.kept.link(&join(&path), &join(&found.path));
                 self.copies.insert(inode, found.path.clone());
                 return self.link_to(&found.path, &folder, &name);
             }
         }
         self.copy(&found, &folder, &name)?;
+        self.keep(&path, &join(&found.path));
         self.copies.insert(inode, path);
         Ok(())
+    }
+
+    /// As [`Self::link`], to a device that is kept beside a layer. False where there is none.
+    fn link_device(&mut self, path: &[Vec<u8>], target: &[Vec<u8>]) -> Result<bool> {
+        if self.kept.link(&join(path), &join(target)) {
+            return Ok(true);
+        }
+        if !self.keep(path, &join(target)) {
+            return Ok(false);
+        }
+        if let Some((name, parents)) = target.split_last()
+            && let Some(folder) = self.ensure(parents)?
+        {
+            let hidden = self.links.contains(target) || !parents.is_empty() && is_opaque(folder.as_fd(), self.format);
+            if !hidden && Self::stat(&folder, &c_name(name)?)?.is_none() {
+                self.kept.link(&join(target), &join(path));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Keep for a name what is kept beneath for another one. False where nothing is.
+    fn keep(&mut self, path: &[Vec<u8>], target: &[u8]) -> bool {
+        let path = join(path);
+        self.kept_beneath.iter().any(|beneath| self.kept.adopt(path.clone(), beneath, target))
     }
 
     fn copy(&self, found: &super::Found, folder: &OwnedFd, name: &CString) -> Result<()> {

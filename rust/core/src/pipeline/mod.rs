@@ -38,7 +38,7 @@ use crate::cores::Cores;
 use crate::digest::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::helper::Helper;
-use crate::layer::{Applied, WhiteoutFormat};
+use crate::layer::{Applied, WhiteoutFormat, store_kept};
 use crate::tar::Limits;
 use crate::tree::Check;
 
@@ -406,13 +406,11 @@ impl Inner {
             )
             .hint("The image's config and layers do not belong together."));
         }
-        Ok(Unpacked {
-            digest,
-            size: received,
-            diff_id: Some(diff_id),
-            tar_size: inflated.tar_size,
-            layer: applied.ok_or_else(lost)?,
-        })
+        let layer = applied.ok_or_else(lost)?;
+        if let Some(folder) = &options.layer {
+            store_kept(folder, &layer.kept)?;
+        }
+        Ok(Unpacked { digest, size: received, diff_id: Some(diff_id), tar_size: inflated.tar_size, layer })
     }
 
     fn stop(&self) {

@@ -294,5 +294,6 @@ pub fn hash(mut chunks: Incoming, algorithm: Algorithm) -> Result<Digest> {
 /// Apply the tar.
 pub fn apply(chunks: Incoming, folder: &Path, format: WhiteoutFormat, limits: Limits) -> Result<Applied> {
     let state = Arc::clone(&chunks.state);
-    layer::make(TarSource(chunks), folder, format, limits, &mut || state.check())
+    let beneath = layer::Kept::beside(folder)?;
+    layer::make(TarSource(chunks), folder, format, limits, beneath, &mut || state.check())
 }

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::attributes::Attributes;
 use super::folders::open_tree;
+use super::kept::Kept;
 use super::{Follow, Merged, WhiteoutFormat};
 use crate::error::Result;
 use crate::tree::Check;
@@ -111,7 +112,8 @@ pub fn diff(trees: &Trees<'_>, check: Check<'_>) -> Result<Changes> {
         Trees::Upper { folder, opaque, format } => (None, folder, Some(scan::Upper { opaque, format })),
         Trees::Pair { before, after } => (before, after, None),
     };
-    let mut scan = scan::Scan::new(after, upper, check);
+    let kept = (before.map_or_else(|| Ok(Kept::default()), Kept::beside)?, Kept::beside(after)?);
+    let mut scan = scan::Scan::new(after, upper, kept, check);
     scan.root(before.map(open_tree).transpose()?, &open_tree(after)?)?;
     Ok(scan.finish())
 }

@@ -11,13 +11,14 @@ use rustix::io::Errno;
 use super::super::WhiteoutFormat;
 use super::super::attributes::{Attributes, Target, read_xattrs};
 use super::super::folders::open_child;
+use super::super::kept::Kept;
 use super::super::name::MAX_DEPTH;
 use super::super::whiteout::{PREFIX, is_opaque, is_whiteout, stands_for_whiteout};
 use super::links::{self, Unchanged};
 use super::{Change, ChangeKind, Changes, Node, NodeKind, read_full};
 use crate::error::{Error, Kind, Result, show};
 use crate::inode;
-use crate::tar::MAX_PATH;
+use crate::tar::{Device, EntryKind, MAX_PATH};
 use crate::tree::{Check, allocated, names};
 
 /// Attributes that speak of this machine, not of the file: labels of its policy, and signatures over inode and host.
@@ -41,6 +42,8 @@ pub struct Scan<'a> {
     depth: usize,
     changes: Changes,
     unchanged: Vec<Unchanged>,
+    /// What is kept beside the trees: before, after.
+    kept: (Kept, Kept),
 }
 
 /// A name in an open folder, and what it leads to.
@@ -67,9 +70,9 @@ impl<'a> Place<'a> {
 }
 
 impl<'a> Scan<'a> {
-    pub fn new(tree: &Path, upper: Option<Upper>, check: Check<'a>) -> Self {
+    pub fn new(tree: &Path, upper: Option<Upper>, kept: (Kept, Kept), check: Check<'a>) -> Self {
         let changes = Changes { tree: tree.to_owned(), changes: Vec::new(), notes: Vec::new() };
-        Self { upper, check, path: Vec::new(), depth: 0, changes, unchanged: Vec::new() }
+        Self { upper, check, path: Vec::new(), depth: 0, changes, unchanged: Vec::new(), kept }
     }
 
     pub fn finish(mut self) -> Changes {
@@ -131,6 +134,9 @@ impl<'a> Scan<'a> {
         if let Some(before) = &before {
             all.extend(names(before).map_err(|error| self.failed("list", error))?);
         }
+        for kept in [&self.kept.0, &self.kept.1] {
+            all.extend(kept.devices_in(&self.path).filter_map(|name| CString::new(name).ok()));
+        }
         let end = self.path.len();
         for name in all {
             (self.check)()?;
@@ -153,8 +159,23 @@ impl<'a> Scan<'a> {
             Some(folder) => Place::look(folder.as_fd(), name).map_err(|error| self.failed("read", error))?,
             None => None,
         };
-        let Some(new) = Place::look(after.as_fd(), name).map_err(|error| self.failed("read", error))? else {
-            if old.is_some() {
+        let was = before.filter(|_| old.is_none()).and_then(|_| device_node(&self.kept.0, &self.path));
+        let was_there = old.is_some() || was.is_some();
+        let new = Place::look(after.as_fd(), name).map_err(|error| self.failed("read", error))?;
+        let hides = |new: &Place<'_>| {
+            self.upper.as_ref().is_some_and(|upper| is_whiteout(after.as_fd(), name, &new.stat, upper.format))
+        };
+        if new.as_ref().is_none_or(hides)
+            && let Some(node) = device_node(&self.kept.1, &self.path)
+        {
+            let same = was.is_some_and(|was| was.kind == node.kind && is_same(&was.attributes, &node.attributes));
+            if !same {
+                self.note(if was_there { ChangeKind::Modified } else { ChangeKind::Added }, Some(node));
+            }
+            return Ok(());
+        }
+        let Some(new) = new else {
+            if was_there {
                 self.note(ChangeKind::Deleted, None);
             }
             return Ok(()); // or it went while we came
@@ -177,9 +198,9 @@ impl<'a> Scan<'a> {
         if new.file_type == FileType::Directory {
             return self.subfolder(old, &new);
         }
-        let node = self.node(&new)?;
+        let node = self.node(&new, &self.kept.1)?;
         let Some(old) = old else {
-            self.note(ChangeKind::Added, Some(node));
+            self.note(if was_there { ChangeKind::Modified } else { ChangeKind::Added }, Some(node));
             return Ok(());
         };
         if old.file_type == new.file_type && self.is_unchanged(&old, &new, &node)? {
@@ -206,7 +227,7 @@ impl<'a> Scan<'a> {
         let node = folder_node(opened.as_fd(), &new.stat, opaque)?;
         let Some(old) = old else { return self.enter(None, &opened, None, node) };
         if old.file_type != FileType::Directory {
-            let was = self.node(&old)?;
+            let was = self.node(&old, &self.kept.0)?;
             return self.enter(None, &opened, Some(was), node);
         }
         let before = open_child(old.folder, old.name).map_err(|error| self.failed("open", error))?;
@@ -214,7 +235,7 @@ impl<'a> Scan<'a> {
         self.enter(Some(before), &opened, Some(was), node)
     }
 
-    fn node(&self, place: &Place<'_>) -> Result<Node> {
+    fn node(&self, place: &Place<'_>, kept: &Kept) -> Result<Node> {
         let stat = &place.stat;
         let device = stat.st_rdev;
         let kind = match place.file_type {
@@ -234,7 +255,10 @@ impl<'a> Scan<'a> {
         };
         let xattrs = own_xattrs(&Target::Name(place.folder, place.name))
             .map_err(|error| error.context(format!("'{}'", show(&self.path))))?;
-        Ok(Node { kind, attributes: Attributes::read(stat, xattrs), inode: place.inode() })
+        let mut attributes = Attributes::read(stat, xattrs);
+        let target = if let NodeKind::Symlink(target) = &kind { Some(&**target) } else { None };
+        kept.restore(&self.path, stat, target, &mut attributes);
+        Ok(Node { kind, attributes, inode: place.inode() })
     }
 
     /// Whether a name leads to what it led to before. Two files of one size and time are the same; of whole seconds only
@@ -243,7 +267,7 @@ impl<'a> Scan<'a> {
         if (old.stat.st_dev, old.stat.st_ino) == (new.stat.st_dev, new.stat.st_ino) {
             return Ok(true);
         }
-        let before = self.node(old)?;
+        let before = self.node(old, &self.kept.0)?;
         let same_kind = match (&before.kind, &node.kind) {
             (NodeKind::File { size: one, .. }, NodeKind::File { size: other, .. }) => one == other,
             (one, other) => one == other,
@@ -279,6 +303,18 @@ impl<'a> Scan<'a> {
             at += COMPARED as u64;
         }
     }
+}
+
+/// The device that is kept at a path. Its inode is none of a file system's.
+fn device_node(kept: &Kept, path: &[u8]) -> Option<Node> {
+    let (entry, number) = kept.device(path)?;
+    let device = |device: Device| rustix::fs::makedev(device.major, device.minor);
+    let kind = match entry.kind {
+        EntryKind::Character(number) => NodeKind::Character(device(number)),
+        EntryKind::Block(number) => NodeKind::Block(device(number)),
+        _ => return None,
+    };
+    Some(Node { kind, attributes: Attributes::of(entry), inode: Some((u64::MAX, number as u64)) })
 }
 
 fn folder_node(folder: BorrowedFd<'_>, stat: &Stat, opaque: bool) -> Result<Node> {
