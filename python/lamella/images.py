@@ -314,6 +314,7 @@ class Images:
         unpack: bool = True,
         keep_layers: bool = True,
         all_platforms: bool = False,
+        metadata: bool = False,
         referrers: bool = False,
         foreign_layers: bool = False,
         sync: bool | None = None,
@@ -324,6 +325,8 @@ class Images:
         ``name``: what the image is called, as it stands; the reference by default.
         ``platform`` is ``os/arch[/variant]``, this machine's by default; a further pull adds another one to what is here of the
         same index. With ``all_platforms`` the whole index comes with all that it leads to, and this machine's part is unpacked.
+        With ``metadata`` those manifests of the index come along that are for other platforms, and their configs: what an image
+        is made of elsewhere can be looked at, and its index be told from the digest.
         With ``referrers`` what refers to the image comes along, such as signatures, and stays as long. ``plain_http`` allows
         HTTP without TLS to a host that is not loopback. With ``keep_layers=False`` the disk holds the image once: the compressed
         layers are not kept, but for those that something else refers to, until a pull without it fetches them again. That holds
@@ -355,6 +358,7 @@ class Images:
                 unpack=unpack,
                 keep_layers=keep_layers,
                 all_platforms=all_platforms,
+                metadata=metadata,
                 referrers=referrers,
                 foreign_layers=foreign_layers,
                 policy=all_of(self._client.policy, policy),

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-SECONDS = 30.0
+SECONDS = 120.0
 PRELUDE = """
 ctr() { "$CTR" --address "$ADDRESS" "$@"; }
 nerdctl() { "$NERDCTL" --address "$ADDRESS" --data-root "$PWD/nerdctl" --insecure-registry --cgroup-manager cgroupfs "$@"; }
@@ -49,7 +49,7 @@ def commands(file: Path, version: str) -> Iterator[str]:
 def run(file: Path, version: str, folder: Path, variables: Mapping[str, str]) -> str:
     """Run the commands in a folder; give the transcript. ``variables``: what is set for each, and put in place of its value.
 
-    What does not end in half a minute is ended. What a command starts and leaves behind may write on.
+    What does not end in two minutes is ended. What a command starts and leaves behind may write on.
     """
     known: dict[str, str] = {}
     pieces = []

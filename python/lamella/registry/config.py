@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -19,6 +19,16 @@ class Timeouts(NamedTuple):
     read: float = 60.0
 
 
+class Listener(Protocol):
+    """Who wants to see what is said to registries. Called from any thread; what it raises ends the request."""
+
+    def head(self, text: str) -> None:
+        """Take the head of a request before it is sent, or of an answer; without what tells who somebody is."""
+
+    def line(self, text: str) -> None:
+        """Take what came of a request: its method and address, to whom it went, the status, the seconds."""
+
+
 class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings for registries.
 
@@ -30,6 +40,7 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``hosts_dir``, ``registries_conf``: the folder and the file that say which hosts serve a domain, in the place of those of this
     machine (:mod:`lamella.registry.hosts`). ``headers``: what requests to registries and their mirrors also carry, and what these
     send on to does not; they are in no repr.
+    ``listener``: who is shown each request and answer.
     ``attempts``: how often one request is tried; ``backoff``: seconds of pause to begin with. ``user_agent``: empty for
     ``lamella/VERSION``. ``limits``: connections and bandwidth, shared by all who have this configuration.
     """
@@ -48,6 +59,7 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True):
     backoff: float = 0.25
     user_agent: str = ""
     limits: Limits = msgspec.field(default_factory=Limits)
+    listener: Listener | None = None
 
     def __repr__(self) -> str:
         fields = (f"{name}={getattr(self, name)!r}" for name in self.__struct_fields__ if name != "headers")

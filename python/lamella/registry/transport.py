@@ -19,7 +19,7 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.util import find_spec
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -86,6 +86,7 @@ class Transport:
         self._attempts = config.attempts
         self._backoff = config.backoff
         self._headers = config.headers
+        self._listener = config.listener
         self._connections = Connections()
         self._private_homes: set[tuple[str, int]] = set()
         self._contexts: dict[Tls, ssl.SSLContext] = {}
@@ -244,6 +245,8 @@ class Transport:
                         data=request.form or request.body,
                     )
                 )
+                if self._listener is not None:
+                    self._listener.head(_head_of(prepared, request.private))
                 began = time.monotonic()
                 # Not session.send: even with allow_redirects=False it reads the whole body of a redirect.
                 response = session.get_adapter(request.url).send(
@@ -263,10 +266,18 @@ class Transport:
                 if is_caused_by(error, Stale):
                     continue
                 failure = explain(error, target, timeouts, tls=tls, proxy=proxy and describe(proxy))
+                if self._listener is not None:
+                    self._listener.line(f"{request.method} {_shown(request.url)}: {failure.error.message}")
                 raise (_Broken(failure.error) if failure.passing else failure.error) from None
         if response.status_code == 407 and proxy:
             discard(response)
             raise proxy_refusal(describe(proxy), target.netloc, 407)
+        seconds = time.monotonic() - began
+        if self._listener is not None:
+            self._listener.head(_head_of_answer(response))
+            self._listener.line(
+                f"{request.method} {_shown(request.url)}: {response.status_code} in {seconds:.3f} s"
+            )
         _log.debug(
             "%(method)s %(host)s%(path)s: %(status)d in %(seconds).3f s",
             method=request.method,
@@ -274,7 +285,7 @@ class Transport:
             # What a registry sends on to may be signed, in the query or the path; queries are not logged at all.
             path=urlsplit(request.url).path if target == origin else "/...",
             status=response.status_code,
-            seconds=time.monotonic() - began,
+            seconds=seconds,
         )
         return response
 
@@ -328,6 +339,38 @@ def _joined(base: str, location: str) -> str:
         return urljoin(base, location)
     except ValueError:
         raise Unavailable(f"{Origin.of(base).netloc} redirects to a malformed address") from None
+
+
+_SECRET = frozenset({"authorization", "cookie", "set-cookie", "proxy-authorization"})
+_ADDRESSES = frozenset({"location", "content-location", "link"})
+
+
+def _head_of(request: requests.PreparedRequest, private: Mapping[str, str]) -> str:
+    secret = _SECRET | {name.lower() for name in private}
+    url = urlsplit(request.url or "")
+    path = _shown(str(request.path_url))
+    return _head(f"{request.method} {path} HTTP/1.1", {"Host": url.netloc, **request.headers}, secret)
+
+
+def _head_of_answer(response: requests.Response) -> str:
+    status = f"HTTP/1.1 {response.status_code} {response.reason or ''}".rstrip()
+    return _head(status, response.headers, _SECRET)
+
+
+def _head(first: str, headers: Mapping[str, str], secret: Collection[str]) -> str:
+    lines = [first]
+    for name, value in headers.items():
+        shown = value if isinstance(value, str) else bytes(value).decode("latin-1")
+        if name.lower() in _ADDRESSES:
+            shown = _shown(shown)
+        lines.append(f"{name}: {'...' if name.lower() in secret else shown}")
+    return "\r\n".join([*lines, "", ""])
+
+
+def _shown(address: str) -> str:
+    """Leave out queries, in which addresses are signed."""
+    path, mark, _ = address.partition("?")
+    return path + (mark and "?...")
 
 
 def _private(netloc: str) -> PermissionDenied:

@@ -57,7 +57,8 @@ class Copy:
     """One copy from a source to a destination. Use it once.
 
     ``choose``: which entries of an index to follow; all without it. ``referrers``: bring along what refers to what is copied
-    (signatures, attestations). ``foreign``: which layers come along that their authors forbid to distribute.
+    (signatures, attestations). ``layers``: whether manifests' layers are copied; else what is copied says but what there is.
+    ``foreign``: which layers come along that their authors forbid to distribute.
     ``phase``: what progress calls it.
     """
 
@@ -70,6 +71,7 @@ class Copy:
         what: str = "the copy",
         choose: Choice | None = None,
         referrers: bool = False,
+        layers: bool = True,
         foreign: Foreign = False,
         parallel: int = PARALLEL,
         phase: Phase = "uploading",
@@ -79,6 +81,7 @@ class Copy:
         self._reporter = reporter
         self._choose = choose
         self._referrers = referrers
+        self._layers = layers
         self._is_wanted = foreign if callable(foreign) else lambda _: foreign
         self._parallel = parallel
         self._phase: Phase = phase
@@ -181,7 +184,7 @@ class Copy:
             index = oci.parse_index(data)
             return index.manifests if self._choose is None else self._choose(index)
         manifest = oci.parse_manifest(data)
-        parts = [manifest.config, *manifest.layers]
+        parts = [manifest.config, *(manifest.layers if self._layers else ())]
         return [part for part in parts if not oci.is_foreign(part) or self._is_wanted(part)]
 
     def _copy_blob(self, reference: Reference, blob: oci.Descriptor) -> None:

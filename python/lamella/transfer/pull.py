@@ -15,8 +15,8 @@ and unpacked once; who waits says how far the other is, and goes on where it sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -26,6 +26,7 @@ from lamella.digest import Digest, split_digest
 from lamella.disk import translated
 from lamella.durability import Unverified, sync, sync_if_due
 from lamella.errors import (
+    Cancelled,
     DataLoss,
     InvalidArgument,
     NotFound,
@@ -47,7 +48,7 @@ from lamella.operations import INFO, Operation, by_result
 from lamella.policy import AnyPolicy, resolve
 from lamella.reference import Reference
 from lamella.structs import replace
-from lamella.tracing import span
+from lamella.tracing import in_context, span
 from lamella.transfer.copying import Copy
 from lamella.transfer.foreign import refused
 from lamella.transfer.layers import LayerJob, Layers
@@ -136,6 +137,7 @@ class Pull:
         unpack: bool = True,
         keep_layers: bool = True,
         all_platforms: bool = False,
+        metadata: bool = False,
         referrers: bool = False,
         foreign_layers: bool = False,
         policy: AnyPolicy | None = None,
@@ -144,6 +146,7 @@ class Pull:
         """Get ready to pull ``reference``; by digest, from the repository of ``source`` if that is another.
 
         ``name``: what the image is called, as it stands; the reference by default.
+        ``metadata``: bring the manifests and configs of an index's other platforms, without their layers.
         ``foreign_layers``: fetch these, too (:mod:`lamella.transfer.foreign`), which the ``registry`` then has to be able to.
 
         ``archive``: what stands where the registry does is an archive, so that nothing is downloaded, and no repository noted.
@@ -160,6 +163,7 @@ class Pull:
         self._unpack = unpack
         self._keep_layers = keep_layers
         self._all_platforms = all_platforms
+        self._metadata = metadata and not all_platforms
         self._referrers = referrers
         self._foreign_layers = foreign_layers
         self._policy = policy
@@ -229,7 +233,7 @@ class Pull:
             image = self._image()
             if image.digest != target.digest or self._referrers:  # of which there may be more by now
                 return None
-            if self._all_platforms and not self._leads_to_all(target, set()):
+            if (self._metadata or self._all_platforms) and not self._leads_to_all(target, set()):
                 return None
             if self._only_copies:
                 return Pulled(image=image, manifest=target, fetched=False)
@@ -296,7 +300,8 @@ class Pull:
             client.leases.add_all(lease.id, [("content", part.digest) for part in parts])
             jobs = self._plan(manifest, lease.id)
             self._keep(descriptor, data, manifest_labels(manifest, keep_layers=self._keep_layers))
-            self._layers.bring(jobs)
+            with self._describing(target, read, lease.id, own=descriptor):
+                self._layers.bring(jobs)
             if self._unpack:
                 self._layers.stack(jobs)
             self._copy_others(target, read, lease.id, own=descriptor)
@@ -364,12 +369,50 @@ class Pull:
             for referrer in self._registry.referrers(self._repository, own.digest):
                 copy(referrer)
 
+    @contextmanager
+    def _describing(
+        self,
+        target: oci.Descriptor,
+        read: Callable[[oci.Descriptor], bytes],
+        lease: str,
+        *,
+        own: oci.Descriptor,
+    ) -> Iterator[None]:
+        """Copy the metadata of other platforms beside the block, if it is wanted: many small requests, one after the other."""
+        if not self._metadata or target.digest == own.digest:
+            yield
+            return
+        from concurrent.futures import ThreadPoolExecutor
+
+        def others(index: oci.Index) -> list[oci.Descriptor]:
+            return [entry for entry in index.manifests if entry.digest != own.digest]
+
+        walk = Copy(
+            _StoreFirst(self._registry, read),
+            StoreDestination(self._client, lease, self._source),
+            Reporter.of(None),  # the callback is called from one thread alone
+            what=f"the pull of {self._reference}",
+            choose=others,
+            layers=False,
+            phase="downloading",
+        )
+        with ThreadPoolExecutor(1) as beside:
+            copied = beside.submit(in_context(lambda: walk.run(self._repository, target, read(target))))
+            try:
+                yield
+            except Cancelled:
+                copied.result()  # which may have failed, and so ended the block
+                raise
+            self._metrics.add(DOWNLOADED.cell(), copied.result().sent_bytes)
+
     def _leads_to_all(self, target: oci.Descriptor, seen: set[Digest]) -> bool:
-        """Say whether all that a document leads to is here, and kept by it; each document is ``seen`` once."""
+        """Say whether what is wanted of all that a document leads to is here, and kept by it; each document is ``seen`` once."""
         content = self._client.content
         seen.add(target.digest)
         labels = content.info(target.digest).labels
         for name, child in oci.references(content.read(target.digest), target.media_type):
+            if name.startswith("l.") and not self._all_platforms:
+                continue
             if oci.is_foreign(child) and not self._foreign_layers:
                 continue
             if labels.get(f"{GC_REF_CONTENT}.{name}") != child.digest or not content.exists(child.digest):

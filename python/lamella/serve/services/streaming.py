@@ -249,6 +249,11 @@ class StreamWriter(io.RawIOBase):
             self._send(PIECE)
         return len(memoryview(data).cast("B"))
 
+    def flush(self) -> None:
+        """Send what there is, with no wait for more."""
+        while self._held:
+            self._send(len(self._held))
+
     def finish(self) -> None:
         """Send the rest, and wait until the client has taken it, as far as it says so: it opens the window anew."""
         if not self._held:

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -30,6 +31,7 @@ from lamella import oci, platforms
 from lamella.digest import Digest, digest_of
 from lamella.errors import InvalidArgument, LamellaError, NotFound, Unauthenticated, Unsupported
 from lamella.labels import GC_BACK_REF_IMAGE, GC_EXPIRE
+from lamella.logs import Log
 from lamella.metadata import timestamp
 from lamella.reference import Reference, registry_host
 from lamella.registry.config import RegistryConfig
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from lamella.policy import Candidate
     from lamella.transfer.progress import Progress
 
+_log = Log("lamella.serve")
 ANSWER_SECONDS = 120.0
 """How long a client may take to say who it is: somebody may be typing a password."""
 FLUSH_SECONDS = 1.0
@@ -108,32 +111,51 @@ class Transfer(Service):
         store: transfer_types_pb2.ImageStore,
         tell: _Teller,
     ) -> None:
+        """Pull, each platform that is asked for.
+
+        An image that is no index comes whatever it is for, and is unpacked if it is for Linux, as with containerd.
+        """
         where = f"OCI Registry ({source.reference})"
         tell.status(f"Resolving from {where}")
         reference = Reference.parse(source.reference)
-        client = self._with_registry(call, source)
         name = next((name for name, _ in _names(store, None)), "")
         wanted = _platforms(store.platforms)
         unpacks = {str(_platform(each.platform)): each.snapshotter for each in store.unpacks}
 
+        has_one = False
+
         def resolved(candidate: Candidate) -> None:
+            nonlocal has_one
             target = candidate.descriptor  # where it is not there, nothing is pulled
+            has_one = target.media_type in oci.MANIFEST_TYPES
             tell.status(f"Pulling from {where}")
             tell.begin(name, target, "fetching image content")
 
-        for platform in (*wanted,) or (None,):
-            snapshotter = unpacks.pop(str(platform), None)
-            image = self._used(client, snapshotter).images.pull(
+        def pull(snapshotter: str | None, platform: oci.Platform | None) -> Image:
+            return self._used(client, snapshotter).images.pull(
                 reference,
                 name=name,
                 platform=platform,
                 all_platforms=platform is None,
+                metadata=store.all_metadata,
                 unpack=snapshotter is not None,
                 progress=tell.take,
                 policy=resolved,
             )
-        for other, snapshotter in unpacks.items():
-            self._used(client, snapshotter).images.unpack(name, platform=other)
+
+        with self._with_registry(call, source) as client:
+            for platform in (*wanted,) or (None,):
+                try:
+                    image = pull(unpacks.get(str(platform)), platform)
+                except NotFound:
+                    if platform is None or not has_one:
+                        raise
+                    image = pull(None, None)  # and it is unpacked below
+                else:
+                    unpacks.pop(str(platform), None)
+            for other, snapshotter in unpacks.items():
+                if not has_one or image.config.os in ("", "linux"):
+                    self._used(client, snapshotter).images.unpack(name, platform=other)
         saved = _save(call, store, image.target)
         tell.end()
         for each in saved:
@@ -151,17 +173,17 @@ class Transfer(Service):
         where = f"OCI Registry ({registry.reference})"
         image = call.client.images.get(source.name, exact=True)
         reference = Reference.parse(registry.reference)
-        client = self._with_registry(call, registry)
         wanted = _platforms(source.platforms)
-        tell.status(f"Pushing to {where}")
-        tell.begin(image.name, image.target, "pushing content", there=False)
-        client.images.push(
-            image.name,
-            reference,
-            platform=wanted[0] if len(wanted) == 1 else None,
-            all_platforms=len(wanted) > 1,
-            progress=tell.take,
-        )
+        with self._with_registry(call, registry) as client:
+            tell.status(f"Pushing to {where}")
+            tell.begin(image.name, image.target, "pushing content", there=False)
+            client.images.push(
+                image.name,
+                reference,
+                platform=wanted[0] if len(wanted) == 1 else None,
+                all_platforms=len(wanted) > 1,
+                progress=tell.take,
+            )
         tell.end()
         tell.event("pushed content", image.name, target=image.target)
         tell.status(f"Completed push to {where}")
@@ -205,8 +227,6 @@ class Transfer(Service):
 
         with closing(self._claim(call, archive.stream)) as stream:
             tell.status("Importing")
-            if archive.force_compress:
-                raise Unsupported("layers are imported as they are, not compressed")
             wanted = _platforms(store.platforms)
             unpacks = {str(_platform(each.platform)): each.snapshotter for each in store.unpacks}
             platform = wanted[0] if len(wanted) == 1 else None
@@ -223,6 +243,10 @@ class Transfer(Service):
         for other, snapshotter in unpacks.items():
             for image in imported:
                 self._used(client, snapshotter).images.unpack(image.name, platform=other)
+        if archive.force_compress:
+            imported = [
+                _compressed(client, image) if image.digest in naming.made else image for image in imported
+            ]
         if client.durable:
             client.sync()
         with client.database.write():
@@ -240,27 +264,32 @@ class Transfer(Service):
             raise InvalidArgument(f"snapshotter not loaded: {snapshotter[:200]}")
         return client.using(snapshotter if snapshotter in SNAPSHOTTERS else None)
 
-    def _with_registry(self, call: Call, registry: transfer_types_pb2.OCIRegistry) -> Client:
-        """Give the call's client, talking to registries as the client of the service says."""
+    @contextmanager
+    def _with_registry(self, call: Call, registry: transfer_types_pb2.OCIRegistry) -> Iterator[Client]:
+        """Give the call's client, talking to registries as the client of the service says, and showing it that if it wants."""
         resolver = registry.resolver
         if resolver.default_scheme not in _SCHEMES:
             raise InvalidArgument(f"{resolver.default_scheme[:80]!r} is no scheme of a registry")
-        if resolver.http_debug:
-            raise Unsupported("what is said to registries is not recorded for clients")
         client = call.client
         config = client.registry = client.registry or RegistryConfig()
         credentials: CredentialStore | Mapping[str, Credential] = {}
         if resolver.auth_stream:
             credentials = _AskedFor(self._claim(call, resolver.auth_stream), registry.reference)
-        return client.using(
-            registry=msgspec.structs.replace(
-                config,
-                plain_http=config.plain_http or resolver.default_scheme == "http",
-                hosts_dir=resolver.host_dir or config.hosts_dir,
-                headers={**config.headers, **resolver.headers},
-                credentials=credentials,
+        listener = None
+        if resolver.http_debug:
+            logs = self._claim(call, resolver.logs_stream) if resolver.logs_stream else None
+            listener = _Listener(logs, resolver.http_debug)
+        with closing(listener) if listener is not None else nullcontext():
+            yield client.using(
+                registry=msgspec.structs.replace(
+                    config,
+                    plain_http=config.plain_http or resolver.default_scheme == "http",
+                    hosts_dir=resolver.host_dir or config.hosts_dir,
+                    headers={**config.headers, **resolver.headers},
+                    credentials=credentials,
+                    listener=listener,
+                )
             )
-        )
 
     def _claim(self, call: Call, id: str) -> OpenStream:
         streaming = next(each for each in self.server.services if isinstance(each, Streaming))
@@ -294,6 +323,20 @@ def _platform(message: types_pb2.Platform) -> oci.Platform:
 
 
 # Images
+
+
+def _compressed(client: Client, image: Image) -> Image:
+    """Compress those layers of an imported image that are not, under the same name; a digest in it becomes the new one."""
+    from lamella.transfer.convert import Convert
+
+    converted = Convert(client, image, _literal(image.name), compression="gzip", all_platforms=True).run()
+    base, _, digest = image.name.rpartition("@")
+    if not base or digest != image.digest:
+        return converted
+    with client.database.write():
+        client.images.remove(image.name)
+        client.images.put(f"{base}@{converted.digest}", converted.target)
+        return client.images.get(f"{base}@{converted.digest}", exact=True)
 
 
 def _names(
@@ -375,17 +418,22 @@ class _Naming(Naming, frozen=True):
     """How a store's message calls the images of an archive: containerd's rules (core/transfer/image, core/images/archive)."""
 
     store: transfer_types_pb2.ImageStore = transfer_types_pb2.ImageStore()
+    made: set[Digest] = set()
+    """What the archive had no document of: images and the index of docker's."""
 
     def choose(self, contents: Contents) -> dict[Reference, oci.Descriptor]:
         """Give names with what they point at, in the archive's order; nothing where nothing has a name."""
         found: dict[Reference, oci.Descriptor] = {}
         if any(self._of_index("")):
             index = _index(contents)
+            if contents.index is None:
+                self.made.add(index.digest)
             for name in self._of_index(f"@{index.digest}"):
                 found[_literal(name)] = index
         for entry in contents.entries:
             names = entry.names
             if contents.index is None:  # a docker-archive, which has them as docker shows them
+                self.made.add(entry.target.digest)
                 names = [str(Reference.parse(name)) for name in names]
             for name in self._of_entry(entry.target.digest, names, entry.tag):
                 found[_literal(name)] = entry.target
@@ -482,6 +530,46 @@ def _from_header(header: str) -> Credential:
             if colon:
                 return Credential(username=username, password=password, source="the client")
     raise InvalidArgument("the header that the client gives for the registry is neither Basic nor Bearer")
+
+
+# What is said to registries
+
+
+class _Listener:
+    """Shows a client what is said to registries: heads, or a line for each request; into the server's log without a stream.
+
+    A client that does not listen is no reason to stop.
+    """
+
+    def __init__(self, stream: OpenStream | None, which: int) -> None:
+        self._stream = stream
+        self._writer = StreamWriter(stream) if stream is not None else None
+        self._heads = which in (transfer_types_pb2.DEBUG, transfer_types_pb2.BOTH)
+        self._lines = which in (transfer_types_pb2.TRACE, transfer_types_pb2.BOTH)
+        self._lock = threading.Lock()
+
+    def head(self, text: str) -> None:
+        """Show the head of a request or an answer."""
+        if self._heads:
+            self._show(text)
+
+    def line(self, text: str) -> None:
+        """Show what came of a request."""
+        if self._lines:
+            self._show(text + "\n")
+
+    def _show(self, text: str) -> None:
+        if self._writer is None:
+            _log.debug("%(text)s", text=text)
+            return
+        with self._lock, suppress(LamellaError):
+            self._writer.write(text.encode(errors="replace"))
+            self._writer.flush()
+
+    def close(self) -> None:
+        """End the stream. Harmless twice."""
+        if self._stream is not None:
+            self._stream.close(wait=FLUSH_SECONDS)
 
 
 # Progress
