@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from select import POLLIN, poll
 
 
 @contextmanager
@@ -18,9 +19,16 @@ def until_signalled() -> Iterator[Callable[[], None]]:
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    signalled = threading.Event()
+    signalled: list[int] = []
+    # A signal may come right before the system call that is to wait, which it then does not interrupt, and a lock that its
+    # handler wants may be held at that moment: once in a thousand signals an Event was not set. What is waited for is
+    # therefore a byte, which the interpreter writes before it calls any handler.
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    waiter = poll()
+    waiter.register(reading, POLLIN)
+    written_before = signal.set_wakeup_fd(writing)
     previous = {
-        number: signal.signal(number, lambda *_: signalled.set())
+        number: signal.signal(number, lambda number, _: signalled.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
 
@@ -29,10 +37,15 @@ def until_signalled() -> Iterator[Callable[[], None]]:
             signal.signal(number, handler)
 
     def wait() -> None:
-        signalled.wait()
+        while not signalled:
+            if waiter.poll():
+                os.read(reading, 64)
         as_before()
 
     try:
         yield wait
     finally:
         as_before()
+        signal.set_wakeup_fd(written_before)
+        os.close(reading)
+        os.close(writing)
