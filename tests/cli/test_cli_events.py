@@ -79,7 +79,7 @@ def test_it_follows_a_store_from_before_its_first_event_and_ctrl_c_ends_it(lamel
         lamella("namespaces", "create", "two").ok()
         assert json.loads(read_line(follower))["event"]["name"] == "two"
         follower.send_signal(signal.SIGINT)
-        assert follower.wait(20) == 130
+        assert follower.wait(60) == 130
         assert follower.stderr is not None
         assert follower.stderr.read() == b""
 
@@ -92,7 +92,7 @@ def test_a_reader_that_goes_away_ends_it_with_141(lamella: Program) -> None:
         assert pipe is not None
         pipe.close()
         lamella("namespaces", "create", "two").ok()
-        assert follower.wait(20) == 141
+        assert follower.wait(60) == 141
 
 
 def test_it_needs_no_event_to_see_that_its_reader_has_gone(lamella: Program) -> None:
@@ -101,7 +101,7 @@ def test_it_needs_no_event_to_see_that_its_reader_has_gone(lamella: Program) -> 
         read_line(follower)
         assert follower.stdout is not None
         follower.stdout.close()
-        assert follower.wait(20) == 141
+        assert follower.wait(60) == 141
 
 
 @pytest.mark.parametrize(

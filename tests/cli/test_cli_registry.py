@@ -78,7 +78,7 @@ def test_as_many_files_may_be_open_as_the_system_allows(lamella: Program) -> Non
             server.stdout.readline()
             assert resource.prlimit(server.pid, resource.RLIMIT_NOFILE) == (most, most)
             server.send_signal(signal.SIGTERM)
-            assert server.wait(20) == 0
+            assert server.wait(60) == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
 
@@ -144,7 +144,7 @@ def test_json_says_where_and_under_which_name(lamella: Program) -> None:
             "".join(server.stdout.readline().decode() for _ in range(5))
         )
         server.send_signal(signal.SIGTERM)
-        assert server.wait(20) == 0
+        assert server.wait(60) == 0
     assert document == {"address": document["address"], "name": "registry.example", "writable": False}
 
 

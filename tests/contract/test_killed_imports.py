@@ -112,7 +112,7 @@ def test_ctrl_c_while_nothing_comes_from_a_pipe(tmp_path: Path, archive: Path) -
         while not list((tmp_path / "root").glob("ingest/*/data")) and time.monotonic() < deadline:
             time.sleep(0.01)
         running.send_signal(signal.SIGINT)
-        assert running.wait(10) == 130
+        assert running.wait(60) == 130
         running.stdin.close()
     with Client(root=tmp_path / "root", state=tmp_path / "state") as client:
         assert not client.images.list()

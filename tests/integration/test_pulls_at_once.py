@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections import Counter
 from contextlib import contextmanager
 
@@ -201,10 +200,7 @@ def test_ctrl_c_ends_the_wait_for_another_pull(client, server):
             two.go()
             two.next("waiting")
             two.process.send_signal(signal.SIGINT)
-            started = time.monotonic()
-            two.process.wait(10)
-            assert time.monotonic() - started < 5
-            assert two.process.returncode != 0
+            assert two.process.wait(60) != 0  # the other has not ended
             gate.open()
             assert "image" in one.end()
 

@@ -514,7 +514,7 @@ def test_a_running_transfer_ends_in_peace_when_the_server_is_told_to_end(
             answer = sender.recv(10_000)
             assert answer.startswith(b"HTTP/1.1 201 ")
             assert b"Connection: close" in answer
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
 
 
 def test_requests_and_bytes_are_counted_and_logged(

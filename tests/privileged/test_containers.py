@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -75,9 +74,9 @@ def test_check_raises_with_the_output_in_it(run):
 
 
 def test_a_time_out_kills_the_whole_tree_and_keeps_the_output(client, run):
-    began = time.monotonic()
-    result = run("/bin/sh", "-c", "echo early; sleep 300 & sleep 300", timeout=2)
-    assert time.monotonic() - began < 30
+    result = run(
+        "/bin/sh", "-c", "echo early; sleep 1000 & sleep 1000", timeout=2
+    )  # longer than a test may take
     assert (result.timed_out, result.exit_code, result.stdout) == (True, 137, b"early\n")
     with pytest.raises(DeadlineExceeded):
         run("/bin/sleep", "300", timeout=0.2, check=True)
@@ -456,7 +455,7 @@ def test_a_container_can_be_started_again_and_keeps_its_files(client, image):
         attached = box.start(attach=True)
         assert attached.communicate() == (expected, b"")
         attached.close()
-        assert box.wait(5) == 0
+        assert box.wait(60) == 0
     box.remove()
 
 

@@ -231,14 +231,14 @@ class TestOpening:
         class Slow(apsw.Connection):
             def wal_checkpoint(self, *arguments, **options):
                 begun.set()
-                assert go_on.wait(10)
+                assert go_on.wait(60)
                 return super().wal_checkpoint(*arguments, **options)
 
         monkeypatch.setattr(apsw, "Connection", Slow)
         thread = threading.Thread(target=_write_pages, args=(db, 70))
         thread.start()
         try:
-            assert begun.wait(10)
+            assert begun.wait(60)
             other = threading.Thread(target=add, args=(db, "meanwhile"), daemon=True)
             other.start()
             other.join(60)
@@ -279,7 +279,7 @@ class TestOpening:
         monkeypatch.setattr(apsw, "Connection", Slow)
         thread = threading.Thread(target=_write_pages, args=(db, 70))
         thread.start()
-        assert begun.wait(10)
+        assert begun.wait(60)
         in_child(lambda: None)
         assert ended.is_set()
         thread.join(60)

@@ -351,7 +351,7 @@ def test_waits_for_another_thread_that_writes_are_counted(client, monkeypatch):
     thread = threading.Thread(target=client.snapshots.prepare, args=("waits",))
     with client.database.write():
         thread.start()
-        assert taken.wait(10)
+        assert taken.wait(60)
     thread.join()
     assert waits(client, "database") == 1
 
