@@ -76,12 +76,19 @@ fuzz-corpus: ## Take what `make fuzz` found into fuzz/corpus, as few inputs as r
 
 .PHONY: lint
 lint: build ## Check formatting, lints, types, stubs, licences
-	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint-rust lint-python
+
+.PHONY: lint-python
+lint-python: build
 	$(BIN)/ruff format --check $(CHECKED_PYTHON)
 	$(BIN)/ruff check $(CHECKED_PYTHON)
 	$(BIN)/mypy
 	$(BIN)/stubtest lamella._core
+
+.PHONY: lint-rust
+lint-rust: build
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@if command -v cargo-deny >/dev/null; then set -x; cargo deny --locked check licenses bans sources; \
 	elif [ -n "$${LAMELLA_REQUIRE_ALL:-}" ]; then echo "cargo-deny is not installed" >&2; exit 1; \
 	else echo "skipped: cargo deny (cargo install --locked cargo-deny)"; fi
