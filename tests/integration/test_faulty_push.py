@@ -121,8 +121,8 @@ def test_a_push_through_faults_ends_right_where_the_registry_keeps_nothing_of_ha
         pushed = client.images.push(store.name, f"{proxy.address}/{repository}:1", tags=["2"])
         assert pushed.digest == store.digest
         assert proxy.met.total() >= 3, proxy.met
-    for tag in ("1", "2"):
-        assert_whole(f"{docker_registry}/{repository}:{tag}", store.digest)
+    assert_whole(f"{docker_registry}/{repository}:1", store.digest)
+    assert crane("digest", f"{docker_registry}/{repository}:2").stdout.strip() == store.digest
 
 
 @pytest.mark.parametrize("seed", seeds(2, nightly=8))

@@ -124,7 +124,7 @@ def test_a_hook_that_is_not_there_is_an_error_by_name(client, image):
 
 @pytest.mark.parametrize("point", ["createRuntime", "createContainer"])
 def test_a_hook_that_takes_too_long_is_killed_with_all_that_it_has_started(client, image, tmp_path, point):
-    script = f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 600' & sleep 600"
+    script = f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 60125' & sleep 600"
     with pytest.raises(FailedPrecondition, match="it was killed after 1 s"):
         client.containers.run(
             image, ["true"], spec={"hooks": {point: [hook(script, timeout=1)]}}, remove=True
@@ -133,7 +133,7 @@ def test_a_hook_that_takes_too_long_is_killed_with_all_that_it_has_started(clien
         assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
     else:  # by the end of its PID namespace, in which it has another id
         assert (tmp_path / "pid").exists()
-        until(lambda: not processes("sleep", "600"))
+        until(lambda: not processes("sleep", "60125"))
 
 
 def processes(*arguments: str) -> list[int]:
