@@ -103,6 +103,23 @@ def test_a_container_goes_on_without_its_caller(client, image, cleared, end):
     assert in_another_process(client, end) == "9 9 stopped b'up\\ngot me\\n'"
 
 
+def test_who_starts_a_container_has_no_child_and_hears_of_none(client, image):
+    code = f"""
+        import lamella, os, signal
+        heard = []
+        signal.signal(signal.SIGCHLD, lambda *_: heard.append("SIGCHLD"))
+        with lamella.Client({str(client.config.root)!r}, {str(client.config.state)!r}) as client:
+            client.containers.run({image.name!r}, ["/bin/true"], remove=True)
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            print("no child", heard)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "no child []\n"
+
+
 def test_a_container_goes_on_when_its_callers_terminal_is_closed(client, image, cleared):
     pid, terminal = pty.fork()
     if pid == 0:

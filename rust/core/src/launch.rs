@@ -3,9 +3,9 @@
 //! The copy is sealed, so that nothing that runs in a container can write to it (CVE-2019-5736), and no path has to be
 //! found. A container whose program is `/proc/self/exe` runs the launcher, and reaches the copy by its process: what it
 //! could still do, as root, is to take its mode or owner away. The seal of modes (Linux 6.3) forbids the first, and a copy
-//! that is not any more as it was made is made anew. The launcher makes itself a daemon; its first process ends at once and is waited for here, so that no child
-//! remains. Descriptors in it: 0 to 2 /dev/null, 3 the request (a sealed memfd), 4 the pipe for the reply, from 5 on
-//! those that the caller passes; their number is its only argument.
+//! that is not any more as it was made is made anew. The launcher is started as nobody's child, so that who calls has none to
+//! mind. Descriptors in it: 0 to 2 /dev/null, 3 the request (a sealed memfd), 4 the pipe for the reply, from 5 on those that
+//! the caller passes; their number is its only argument.
 
 use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -16,7 +16,6 @@ use std::sync::{Mutex, PoisonError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
-use rustix::process::{WaitOptions, WaitStatus, waitpid};
 
 use crate::error::{Error, Kind, Result};
 use crate::sys;
@@ -103,24 +102,15 @@ pub fn launch(
         .collect::<Result<_>>()?;
     let arguments = [role.to_owned(), descriptors.len().to_string()].map(|text| CString::new(text).unwrap_or_default());
     let environment = [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()];
-    let pid = sys::spawn(&path, &arguments, &environment, &copies).map_err(|error| match error {
+    sys::spawn_orphan(&path, &arguments, &environment, &copies).map_err(|error| match error {
         Errno::ACCESS | Errno::PERM => failed(error).hint("vm.memfd_noexec=2 or a security module forbids it."),
         Errno::NOENT => failed(error).hint("/proc must be mounted."),
         _ => failed(error),
     })?;
     drop((copies, reply_writer, request, executable));
-    let status = loop {
-        // The first process forks and ends at once; no polling is needed for it.
-        match waitpid(Some(pid), WaitOptions::empty()) {
-            Ok(status) => break status.map(|(_, status)| status),
-            Err(Errno::INTR) => {}
-            // Somebody else reaped it (SIGCHLD is ignored in this process).
-            Err(_) => break None,
-        }
-    };
     let document = read_reply(&reply, check)?;
     if document.is_empty() {
-        return Err(silent(status));
+        return Err(Error::new(Kind::Internal, "the launcher ended without a reply"));
     }
     Ok(document)
 }
@@ -164,18 +154,6 @@ fn read_reply(reply: &OwnedFd, check: Check<'_>) -> Result<Vec<u8>> {
             Err(error) => return Err(failed(error)),
         }
     }
-}
-
-fn silent(status: Option<WaitStatus>) -> Error {
-    let how = match status {
-        Some(status) => match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => format!(" (exit status {code})"),
-            (None, Some(signal)) => format!(" (signal {signal})"),
-            (None, None) => String::new(),
-        },
-        None => String::new(),
-    };
-    Error::new(Kind::Internal, format!("the launcher ended without a reply{how}"))
 }
 
 /// A memory file that nobody can change any more.

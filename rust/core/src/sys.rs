@@ -13,7 +13,6 @@ use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::mount::MountAttrFlags;
-use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 
 /// What `mount_setattr` is to change (mount_setattr(2)).
@@ -258,101 +257,110 @@ pub fn user_name() -> Option<String> {
     name.to_str().ok().map(str::to_owned)
 }
 
-/// Start a program with the given descriptors as its 0, 1, 2 ..., default signal handling and nothing blocked.
+/// Start a program that is nobody's child, with the given descriptors as its 0, 1, 2 ..., default signal handling and nothing blocked.
 ///
-/// posix_spawn shares the memory until exec (`CLONE_VFORK`), so that it costs the same however large this process is,
-/// and no code of ours runs between the two.
-pub fn spawn(
+/// Its parent is a process that has ended by then: what takes in orphans is its parent. Both share this process's memory until the
+/// program's exec (`CLONE_VM | CLONE_VFORK`, as posix_spawn does), so that it costs the same however large this process is. The one
+/// in between signals nobody when it ends and is waited for here: who waits for any child of this process never sees it.
+pub fn spawn_orphan(
     program: &CStr,
     arguments: &[CString],
     environment: &[CString],
     descriptors: &[OwnedFd],
-) -> Result<Pid, Errno> {
+) -> Result<(), Errno> {
     // dup2 into the low numbers must not overwrite a source that is still needed: the caller's copies lie above them.
     debug_assert!(descriptors.iter().all(|fd| usize::try_from(fd.as_raw_fd()).is_ok_and(|fd| fd >= descriptors.len())));
     let argv = null_terminated(arguments);
     let envp = null_terminated(environment);
-    let mut pid: libc::pid_t = 0;
-    let mut actions = FileActions::new()?;
-    for (target, descriptor) in descriptors.iter().enumerate() {
-        actions.dup2(descriptor.as_raw_fd(), RawFd::try_from(target).map_err(|_| Errno::MFILE)?)?;
-    }
-    let attributes = SpawnAttributes::clean_signals()?;
-    // SAFETY: all pointers come from live, initialised values that the call only reads; the arrays end with a null.
-    let code = unsafe {
-        libc::posix_spawn(
-            &raw mut pid,
-            program.as_ptr(),
-            &raw const actions.0,
-            &raw const attributes.0,
-            argv.as_ptr(),
-            envp.as_ptr(),
-        )
+    let descriptors: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut stacks = [(); 2].map(|()| vec![0u128; STACK / size_of::<u128>()]);
+    let [outer, inner] = stacks.each_mut().map(|stack| stack.as_mut_ptr_range().end.cast::<libc::c_void>());
+    let mut start = Start {
+        program: program.as_ptr(),
+        argv: argv.as_ptr().cast(),
+        envp: envp.as_ptr().cast(),
+        descriptors: &descriptors,
+        stack: inner,
+        error: 0,
     };
-    check(code)?;
-    Pid::from_raw(pid).ok_or(Errno::SRCH)
+    let pid = {
+        // A handler of this process that ran in the others would work on this process's memory.
+        let _blocked = BlockedSignals::new()?;
+        // SAFETY: the function, its stack and what it is given live until it has ended: this thread goes on only then. It calls
+        // only what may be called between fork and exec, and `errno`, which it may change, means nothing here until it has.
+        unsafe { libc::clone(between, outer, libc::CLONE_VM | libc::CLONE_VFORK, (&raw mut start).cast()) }
+    };
+    if pid < 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: no memory is given. The process has ended and has no signal to tell it with: nobody else waits for it.
+    unsafe { libc::waitpid(pid, ptr::null_mut(), libc::__WALL) };
+    check(start.error)
+}
+
+/// Of each stack of [`spawn_orphan`]: a few hundred bytes are used, and more where the loader binds a symbol only then.
+const STACK: usize = 32 << 10;
+
+/// What the processes of [`spawn_orphan`] work with, in the memory that all three share.
+struct Start<'a> {
+    program: *const libc::c_char,
+    argv: *const *const libc::c_char,
+    envp: *const *const libc::c_char,
+    descriptors: &'a [RawFd],
+    stack: *mut libc::c_void,
+    error: libc::c_int,
+}
+
+/// The process in between: it starts the one that becomes the program, and ends.
+extern "C" fn between(start: *mut libc::c_void) -> libc::c_int {
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    let start = start.cast::<Start>();
+    // SAFETY: `spawn_orphan` waits while this runs, and keeps what it has given alive.
+    let stack = unsafe { (*start).stack };
+    // SAFETY: as in `spawn_orphan`; this process waits until the other has become the program.
+    let pid = unsafe { libc::clone(become_program, stack, flags, start.cast()) };
+    if pid < 0 {
+        note(start);
+    }
+    0
+}
+
+/// The process that becomes the program, or notes why it cannot.
+extern "C" fn become_program(start: *mut libc::c_void) -> libc::c_int {
+    let start = start.cast::<Start>();
+    // SAFETY: the two others wait while this runs, and what they have given is alive.
+    let Start { program, argv, envp, descriptors, .. } = unsafe { &*start };
+    for (target, source) in (0..).zip(*descriptors) {
+        // SAFETY: a call without pointers. The table of descriptors is this process's own.
+        if unsafe { libc::dup2(*source, target) } < 0 {
+            note(start);
+            return 127;
+        }
+    }
+    for signal in 1..=64 {
+        // SAFETY: the table of handlers is this process's own; what cannot be changed stays.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let mut none = MaybeUninit::uninit();
+    // SAFETY: the call makes a valid set of the memory, without reading it.
+    unsafe { libc::sigemptyset(none.as_mut_ptr()) };
+    // SAFETY: the set, just made, is only read.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
+    // SAFETY: the arrays end with a null and live, as do their strings.
+    unsafe { libc::execve(*program, *argv, *envp) };
+    note(start);
+    127
+}
+
+/// Keep this thread's last error for who waits.
+fn note(start: *mut Start<'_>) {
+    // SAFETY: who shares the memory waits, so that nothing else refers to it.
+    unsafe { (*start).error = last_errno().raw_os_error() };
 }
 
 /// Pointers to the strings, and a null.
-fn null_terminated(strings: &[CString]) -> Vec<*mut libc::c_char> {
-    strings.iter().map(|text| text.as_ptr().cast_mut()).chain([ptr::null_mut()]).collect()
-}
-
-struct FileActions(libc::posix_spawn_file_actions_t);
-
-impl FileActions {
-    fn new() -> Result<Box<Self>, Errno> {
-        let mut actions = MaybeUninit::uninit();
-        // SAFETY: init makes a valid value of the uninitialised memory, or fails.
-        check(unsafe { libc::posix_spawn_file_actions_init(actions.as_mut_ptr()) })?;
-        // SAFETY: just initialised.
-        Ok(Box::new(Self(unsafe { actions.assume_init() })))
-    }
-
-    fn dup2(&mut self, from: RawFd, to: RawFd) -> Result<(), Errno> {
-        // SAFETY: the value is initialised, and borrowed for writing.
-        check(unsafe { libc::posix_spawn_file_actions_adddup2(&raw mut self.0, from, to) })
-    }
-}
-
-impl Drop for FileActions {
-    fn drop(&mut self) {
-        // SAFETY: initialised, and not used afterwards.
-        unsafe { libc::posix_spawn_file_actions_destroy(&raw mut self.0) };
-    }
-}
-
-struct SpawnAttributes(libc::posix_spawnattr_t);
-
-impl SpawnAttributes {
-    fn clean_signals() -> Result<Box<Self>, Errno> {
-        let mut attributes = MaybeUninit::uninit();
-        // SAFETY: init makes a valid value of the uninitialised memory, or fails.
-        check(unsafe { libc::posix_spawnattr_init(attributes.as_mut_ptr()) })?;
-        // SAFETY: just initialised.
-        let mut attributes = Box::new(Self(unsafe { attributes.assume_init() }));
-        let mut none = MaybeUninit::uninit();
-        let mut all = MaybeUninit::uninit();
-        // SAFETY: the call makes a valid set of the memory, without reading it.
-        unsafe { libc::sigemptyset(none.as_mut_ptr()) };
-        // SAFETY: likewise.
-        unsafe { libc::sigfillset(all.as_mut_ptr()) };
-        // SAFETY: the attributes are initialised and nothing else refers to them; the set, just initialised, is only read.
-        check(unsafe { libc::posix_spawnattr_setsigmask(&raw mut attributes.0, none.as_ptr()) })?;
-        // SAFETY: likewise.
-        check(unsafe { libc::posix_spawnattr_setsigdefault(&raw mut attributes.0, all.as_ptr()) })?;
-        let flags = libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF;
-        // SAFETY: likewise, without a set.
-        check(unsafe { libc::posix_spawnattr_setflags(&raw mut attributes.0, flags as libc::c_short) })?;
-        Ok(attributes)
-    }
-}
-
-impl Drop for SpawnAttributes {
-    fn drop(&mut self) {
-        // SAFETY: initialised, and not used afterwards.
-        unsafe { libc::posix_spawnattr_destroy(&raw mut self.0) };
-    }
+fn null_terminated(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
 }
 
 /// The path under which any call can reach what a descriptor stands for, `O_PATH` ones too (proc(5)).

@@ -25,8 +25,6 @@ pub enum Message {
     Warning(String),
     /// From the process: the monitor's end of its terminal.
     Terminal(OwnedFd),
-    /// From the launcher's first process: the network namespace that it has made for the container.
-    Network(OwnedFd),
     /// From the process: its namespaces and mounts are made, it waits for `Proceed`.
     Made,
     /// To the process: it may go on.
@@ -86,7 +84,6 @@ impl Channel {
             Message::Pid(pid) => (b'P', pid.to_string()),
             Message::Warning(text) => (b'W', text.chars().take(LONGEST / 8).collect()),
             Message::Terminal(_) => (b'T', String::new()),
-            Message::Network(_) => (b'L', String::new()),
             Message::Failed(failure) => {
                 let mut failure = failure.clone();
                 failure.message = failure.message.chars().take(LONGEST / 16).collect();
@@ -98,7 +95,7 @@ impl Channel {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let descriptors;
-        if let Message::Terminal(carried) | Message::Network(carried) | Message::Go(Some(carried)) = message {
+        if let Message::Terminal(carried) | Message::Go(Some(carried)) = message {
             descriptors = [carried.as_fd()];
             ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
         }
@@ -138,7 +135,6 @@ impl Channel {
             (b'P', _) => Message::Pid(text.parse().unwrap_or(0)),
             (b'W', _) => Message::Warning(text),
             (b'T', Some(terminal)) => Message::Terminal(terminal),
-            (b'L', Some(namespace)) => Message::Network(namespace),
             (b'E', _) => {
                 Message::Failed(serde_json::from_str(&text).unwrap_or_else(|_| Failure::new(Kind::Internal, text)))
             }

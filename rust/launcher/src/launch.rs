@@ -1,10 +1,9 @@
 //! From the request to a running container and its monitor.
 //!
-//! The first process forks the monitor and ends, so that its parent has no child to mind. It does so at once: what it had in
-//! memory by then would be copied. Before it ends it makes a network namespace where the request says that the container will
-//! have one. Meanwhile the monitor reads and checks everything ([`run`](crate::run)), takes the bundle's lock and makes the
-//! cgroup. It then makes the streams and the container's first process, hears from that whether the program runs, and
-//! replies.
+//! The process is nobody's child and becomes the monitor. Where the request says that the container will have a network namespace
+//! of its own a thread makes that, for it takes as long as all that goes on meanwhile: the monitor reads and checks everything
+//! ([`run`](crate::run)), takes the bundle's lock and makes the cgroup. It then has no thread but its own, makes the streams and
+//! the container's first process, hears from that whether the program runs, and replies.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -22,10 +21,11 @@ use crate::channel::{Channel, Message};
 use crate::error::{Failure, Kind, Step};
 use crate::hooks::{Plan as Hooks, Point};
 use crate::monitor::{self, Monitor, Redirected, Start, Stdio};
+use crate::namespaces::NetworkAhead;
 use crate::network::{self, Network};
 use crate::request::{Outline, Reply, Request};
 use crate::run::{Begun, LONGEST_DOCUMENT, Maker, Prepared, document_length};
-use crate::sys::{self, Forked};
+use crate::sys;
 use crate::time;
 
 const REQUEST: i32 = 3;
@@ -42,8 +42,8 @@ struct Job {
     request: Request,
     bundle: OwnedFd,
     client: Option<OwnedFd>,
-    /// Where a network namespace comes from that is made meanwhile.
-    network: Option<Channel>,
+    /// The network namespace that is made meanwhile.
+    network: Option<NetworkAhead>,
     /// Held until the monitor ends: never closed.
     lock: &'static OwnedFd,
 }
@@ -58,21 +58,9 @@ pub fn run() -> i32 {
     };
     let outline = Outline::of(&text);
     sys::close_from(FIRST_CLIENT + i32::from(outline.attach));
-    let ahead = outline.own_network.then(Channel::pair).and_then(Result::ok);
-    match sys::fork() {
-        Ok(Forked::Parent(_)) => {
-            drop(reply);
-            if let Some((monitor, _)) = ahead {
-                make_network(&monitor);
-            }
-            0
-        }
-        Ok(Forked::Child) => {
-            supervise(&text, ahead.map(|(_, network)| network), reply);
-            0
-        }
-        Err(error) => answer(&mut reply, &Reply::Failed { error: Failure::system("start the monitor", &error) }),
-    }
+    sys::block_all();
+    supervise(&text, outline.own_network.then(NetworkAhead::begin).flatten(), reply);
+    0
 }
 
 fn read_request(mut request: File) -> Result<String, Failure> {
@@ -84,23 +72,13 @@ fn read_request(mut request: File) -> Result<String, Failure> {
     Ok(text)
 }
 
-/// Make a network namespace for the container. Where that cannot be, or this process is killed, the container's first process
-/// is made with one, or says why not.
-fn make_network(monitor: &Channel) {
-    if sys::unshare(libc::CLONE_NEWNET).is_ok()
-        && let Ok(namespace) = File::open("/proc/self/ns/net")
-    {
-        let _ = monitor.send(&Message::Network(namespace.into()));
-    }
-}
-
 fn answer(reply: &mut File, document: &Reply) -> i32 {
     let text = serde_json::to_vec(document).unwrap_or_default();
     i32::from(reply.write_all(&text).is_err())
 }
 
 /// Read and check everything; nothing is made yet.
-fn prepare(request: &str, network: Option<Channel>) -> Result<Job, Failure> {
+fn prepare(request: &str, network: Option<NetworkAhead>) -> Result<Job, Failure> {
     let request = Request::parse(request)?;
     let client = if request.attach {
         let missing = || Failure::invalid("attach", "descriptor 5 is not open");
@@ -133,8 +111,7 @@ fn lock(bundle: BorrowedFd<'_>, shown: &str) -> Result<OwnedFd, Failure> {
 }
 
 /// Be the monitor: make the container, reply, serve.
-fn supervise(request: &str, network: Option<Channel>, mut reply: File) {
-    sys::block_all();
+fn supervise(request: &str, network: Option<NetworkAhead>, mut reply: File) {
     let session = rustix::process::setsid().map(drop).step(|| "start the monitor's session");
     let job = match session.and_then(|()| prepare(request, network)) {
         Ok(job) => job,
@@ -175,10 +152,10 @@ fn make(job: Job, reply: &mut File) -> Result<Option<Monitor>, Failure> {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .step(|| "become the reaper of the container's orphans")?;
     }
-    if let (Some(namespaces), Some(ahead)) = (run.namespaces().filter(|all| all.can_have_network()), ahead)
-        && let Ok(Some(Message::Network(network))) = ahead.receive()
-    {
-        namespaces.have_network(network);
+    // Also where nobody wants it: from here on there is one thread, as setns(2) and fork(2) like it.
+    let network_ahead = ahead.and_then(NetworkAhead::wait);
+    if let (Some(namespaces), Some(made)) = (run.namespaces().filter(|all| all.can_have_network()), network_ahead) {
+        namespaces.have_network(made);
     }
     let begun = begin(&mut run, &request, &cgroup, lock.as_fd(), reply.as_fd());
     let Prepared { own_pids, shared, mut warnings, builder } = run;
@@ -320,7 +297,7 @@ fn follow(
                 begun.channel.send(&Message::Proceed)?;
                 false
             }
-            Some(Message::Mapped | Message::Proceed | Message::Go(_) | Message::Network(_)) => false,
+            Some(Message::Mapped | Message::Proceed | Message::Go(_)) => false,
             None if running || is_alive(maker) => true,
             None => return Err(killed_early()),
         };

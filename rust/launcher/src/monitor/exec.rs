@@ -126,7 +126,7 @@ impl Monitor {
             Ok(Some(Message::Running)) => process.running = true,
             Ok(Some(Message::Failed(failure))) => self.start_failed(id, failure),
             Ok(Some(Message::Made)) => self.run_hooks_at_creation(),
-            Ok(Some(Message::Proceed | Message::Ready | Message::Mapped | Message::Go(_) | Message::Network(_))) => {}
+            Ok(Some(Message::Proceed | Message::Ready | Message::Mapped | Message::Go(_))) => {}
             // Closed by exec, or by the end of the process.
             Ok(None) => self.started(id),
             Err(failure) => self.start_failed(id, failure),

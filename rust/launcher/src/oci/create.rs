@@ -231,7 +231,7 @@ pub(super) fn follow(
             Some(Message::Pid(told)) => *pid = told,
             Some(Message::Ready) => return Ok(()),
             Some(Message::Running) => running = true,
-            Some(Message::Mapped | Message::Proceed | Message::Go(_) | Message::Network(_)) => {}
+            Some(Message::Mapped | Message::Proceed | Message::Go(_)) => {}
             None if running || start_time(*pid).is_some() => return Ok(()),
             None => {
                 return Err(Failure::new(
