@@ -69,16 +69,17 @@ class translated:  # noqa: N801 (reads as a word: ``with translated("write the b
             raise storage_error(error, self._action) from error
 
 
-def make_private_folder(path: Path, *, again: bool = True) -> None:
+def make_private_folder(path: Path | str, *, again: bool = True) -> None:
     """Create a folder and what is missing above it, mode 0700. Harmless twice, and at once."""
     try:
         os.mkdir(path, 0o700)  # noqa: PTH102 (on the way to every snapshot; a Path method costs twice the call)
     except FileExistsError:
-        if not path.is_dir():
+        if not Path(path).is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
     except FileNotFoundError:
-        if not path.parent.is_dir():
-            make_private_folder(path.parent)
+        parent = Path(path).parent
+        if not parent.is_dir():
+            make_private_folder(parent)
         elif not again:
             raise  # /proc and its like: nothing can be made there
         # Else somebody made it since.
@@ -109,7 +110,7 @@ def is_there(path: str) -> bool:
     return True
 
 
-def names_in(folder: Path) -> list[str]:
+def names_in(folder: Path | str) -> list[str]:
     """List a folder; empty when it is not there. Names alone: 100,000 of them as paths, sorted, cost a second."""
     try:
         return os.listdir(folder)  # noqa: PTH208

@@ -53,6 +53,9 @@ class Struct:
     """Of each field the name in JSON and its own."""
     __match_args__ = ()
     _known: ClassVar[frozenset[str]] = frozenset()
+    _defaults: ClassVar[dict[str, Any]] = {}
+    _blank: ClassVar[dict[str, Any]] = {}
+    """All fields in their order, with their defaults; None for those that have none."""
     _required: ClassVar[frozenset[str]] = frozenset()
     _fresh: ClassVar[dict[str, Any]] = {}
     """The defaults that cannot be the class's attributes: lists and dicts, and functions, which would be methods."""
@@ -88,6 +91,12 @@ class Struct:
                 delattr(cls, name)
         cls._fresh, cls._required = fresh, frozenset(required)
         cls.__struct_fields__ = (*cls.__struct_fields__, *own)
+        cls._defaults = {
+            name: fresh[name] if name in fresh else getattr(cls, name)
+            for name in cls.__struct_fields__
+            if name not in required
+        }
+        cls._blank = dict.fromkeys(cls.__struct_fields__) | cls._defaults
         cls._pairs = tuple([(cls._encoded(name), name) for name in cls.__struct_fields__])
         cls.__match_args__ = () if kw_only else cls.__struct_fields__  # type: ignore[misc, assignment]
         cls._known = frozenset(cls.__struct_fields__)
@@ -156,6 +165,8 @@ def _hash(self: Struct) -> int:
 
 def asdict(value: Any) -> dict[str, Any]:
     """Give the fields of a Struct, of msgspec's, too, by name."""
+    if isinstance(value, Struct):
+        return value._blank | value.__dict__
     return {name: getattr(value, name) for name in value.__struct_fields__}
 
 
@@ -166,7 +177,13 @@ def astuple(value: Any) -> tuple[Any, ...]:
 
 def replace(value: _Value, **changes: Any) -> _Value:
     """Give a copy of a Struct, of msgspec's, too, with some fields changed. TypeError for one that it doesn't have."""
-    return type(value)(**asdict(value) | changes)
+    if not isinstance(value, Struct):
+        return type(value)(**asdict(value) | changes)
+    if unknown := changes.keys() - value._known:
+        raise TypeError(f"Unexpected keyword argument '{min(unknown)}'")
+    copy = object.__new__(type(value))
+    copy.__dict__.update(value.__dict__ | changes)
+    return copy
 
 
 def to_builtins(value: Any) -> Any:
@@ -226,17 +243,18 @@ def _shown(value: Struct) -> dict[str, Any]:
     """Give the fields of a Struct that JSON shows, by their names there. A field that the value lacks has the class's default."""
     kind, own = type(value), value.__dict__
     if kind._omits:
+        defaults = kind._defaults
         return {
-            encoded: own[name]
+            encoded: item
             for encoded, name in kind._pairs
-            if name in own and not _is_default(kind, name, own[name])
+            if name in own
+            and (item := own[name]) is not (default := defaults.get(name, kind))
+            and (type(item) is not type(default) or item != default)
         }
-    return {encoded: own[name] if name in own else getattr(kind, name) for encoded, name in kind._pairs}
-
-
-def _is_default(kind: type[Struct], name: str, item: Any) -> bool:
-    default = kind._fresh[name] if name in kind._fresh else getattr(kind, name, kind)
-    return item is default or (type(item) is type(default) and bool(item == default))
+    fields = kind._blank | own
+    if not (kind._form or kind._renamed):
+        return fields
+    return {encoded: fields[name] for encoded, name in kind._pairs}
 
 
 def decode(data: bytes | str, kind: type[_Value]) -> _Value:

@@ -17,7 +17,7 @@ IMAGE = oci.RunConfig(
 
 def spec(image=IMAGE, network_path="", files=None, **options):
     own = Options(**options)
-    document = build_spec(
+    document, hostname = build_spec(
         image,
         own,
         container_id="0123456789abcdef" * 4,
@@ -27,7 +27,9 @@ def spec(image=IMAGE, network_path="", files=None, **options):
         mounts=parse_mounts(own),
         read_file=lambda path, limit: (files or {}).get(path),
     )
-    return read_json(document)
+    read = read_json(document)
+    assert hostname == read.get("hostname", "")
+    return read
 
 
 @pytest.mark.parametrize(

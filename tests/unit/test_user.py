@@ -1,6 +1,6 @@
 import pytest
 
-from lamella.containers.user import ID_MAX, resolve_user
+from lamella.containers.user import ID_MAX, UserFiles, resolve_user
 from lamella.errors import InvalidArgument, ResourceExhausted
 
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/srv/app:/bin/sh\n# note\nbroken:x:a:b\nbig:x:4294967296:0::/:\n"
@@ -82,3 +82,30 @@ def test_a_huge_passwd_is_refused():
 
     with pytest.raises(InvalidArgument, match="larger than"):
         resolve_user("app", huge)
+
+
+def test_what_is_beneath_a_new_container_is_read_once():
+    asked = []
+
+    def read(layers, path, limit, *, whiteouts):
+        asked.append((layers, path))
+        return b"root:x:0:0::/root:/bin/sh\n" if path == "etc/passwd" else None
+
+    files = UserFiles(read)
+    for own in ("/one", "/two"):
+        assert resolve_user("root", files.of([own, "/image", "/base"], "overlay")).home == "/root"
+    assert asked == [(["/image", "/base"], "etc/passwd"), (["/image", "/base"], "etc/group")]
+    resolve_user("root", files.of(["/one", "/base"], "overlay"))
+    assert len(asked) == 4
+    for own in ("/one", "/two"):  # a copy of everything, which its container may change
+        resolve_user("root", files.of([own], "plain"))
+    assert asked[-1] == (["/two"], "etc/group")
+
+
+def test_of_large_files_and_of_many_images_little_is_kept():
+    sizes = {"etc/passwd": UserFiles.LONGEST + 1, "etc/group": 0}
+    files = UserFiles(lambda layers, path, limit, *, whiteouts: bytes(sizes[path]))
+    for number in range(UserFiles.MOST + 10):
+        resolve_user("", files.of(["/own", f"/{number}"], "overlay"))
+    assert len(files._known) <= UserFiles.MOST
+    assert not any(files._known.values())

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from functools import partial
 
 from lamella import _core
 from lamella.config import DEFAULT_RUNTIME, check_identifier
@@ -20,6 +19,7 @@ from lamella.containers.options import Options, labels_of
 from lamella.containers.restart_policy import parse_restart_policy
 from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import build_spec
+from lamella.containers.user import UserFiles
 from lamella.durability import Unverified
 from lamella.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from lamella.images import Image
@@ -27,7 +27,7 @@ from lamella.labels import check_labels
 from lamella.locks import is_locked
 from lamella.logs import Log
 from lamella.metadata import Transaction, timestamp
-from lamella.structs import Struct, asdict, decode, encode, replace
+from lamella.structs import asdict, decode, encode, replace
 from lamella.tracing import span
 from lamella.typings import TYPE_CHECKING, Any, Literal, Unpack, overload
 
@@ -73,6 +73,7 @@ class Containers:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._user_files = UserFiles(_core.read_file)
 
     def create(
         self, image: str | Image | Branch, command: Command = None, **options: Unpack[CreateOptions]
@@ -202,7 +203,7 @@ class Containers:
             with _unpacked(source, parent, client):
                 prepared = prepare()
             attached = attach()
-            spec = build_spec(
+            spec, hostname = build_spec(
                 run_config,
                 replace(options, hostname=settled.hostname, domainname=settled.domainname or None),
                 container_id=container_id,
@@ -213,7 +214,7 @@ class Containers:
                 network_path=namespace_path(settled.network),
                 mounts=attached.mounts if attached else [],
                 id_maps=id_maps,
-                read_file=partial(_core.read_file, prepared.layers, whiteouts=client.snapshots.whiteouts),
+                read_file=self._user_files.of(prepared.layers, client.snapshots.whiteouts),
             )
             now = timestamp()
             record = ContainerRecord(
@@ -230,7 +231,7 @@ class Containers:
                     network_settings=settled.settings,
                     networks=list(settled.more),
                     exposed=[port.name for port in exposed],
-                    hostname=decode(spec, _SpecNames).hostname,
+                    hostname=hostname,
                     domainname=settled.domainname,
                     stdin=options.stdin,
                     tty=options.tty,
@@ -671,7 +672,3 @@ def _name(image: str | Image | Branch) -> str:
     if isinstance(image, str):
         return image
     return image.name if isinstance(image, Image) else image.image_name
-
-
-class _SpecNames(Struct):
-    hostname: str = ""

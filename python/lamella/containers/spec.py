@@ -39,7 +39,7 @@ from lamella.containers.runtime_spec import (
 from lamella.containers.seccomp import seccomp_section
 from lamella.containers.user import ReadFile, resolve_groups, resolve_user
 from lamella.errors import InvalidArgument, Unsupported
-from lamella.structs import encode, read_json, to_builtins
+from lamella.structs import Struct, decode, encode, read_json, to_builtins
 from lamella.typings import Any
 
 HOSTNAME_MAX = 64
@@ -56,8 +56,8 @@ def build_spec(
     mounts: list[Mount],
     read_file: ReadFile,
     id_maps: IdMaps | None = None,
-) -> bytes:
-    """Return config.json.
+) -> tuple[bytes, str]:
+    """Return config.json, and the host name that it gives, '' for none.
 
     ``mounts`` are the options' own, volumes in place. ``files_folder`` will hold hosts, hostname and resolv.conf;
     ``network_path`` is the namespace to join ('' for a new one, 'host' for the host's); ``read_file`` reads /etc/passwd and
@@ -126,14 +126,21 @@ def build_spec(
     if id_maps is not None:
         _map_ids(spec, id_maps, files_folder, owns_network=network_path != "host")
     document = _encode(spec)
-    if options.spec is not None:
-        patched: dict[str, Any] = read_json(document)
-        if isinstance(options.spec, Mapping):
-            document = _encode(merge(patched, options.spec))
-        else:
-            returned = options.spec(patched)
-            document = _encode(patched if returned is None else returned)
-    return document
+    if options.spec is None:
+        return document, spec.hostname
+    patched: dict[str, Any] = read_json(document)
+    if isinstance(options.spec, Mapping):
+        document = _encode(merge(patched, options.spec))
+    else:
+        returned = options.spec(patched)
+        document = _encode(patched if returned is None else returned)
+    return document, decode(document, _Names).hostname
+
+
+class _Names(Struct, frozen=True):
+    """What is read of a spec that somebody has changed."""
+
+    hostname: str = ""
 
 
 def _map_ids(spec: Spec, maps: IdMaps, files_folder: str, *, owns_network: bool) -> None:

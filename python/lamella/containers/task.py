@@ -33,6 +33,8 @@ from lamella.typings import Any, Literal
 
 _log = Log("lamella.containers")
 HOOKS_AT_END = "poststop.json"
+_EXIT = "exit.json"
+_LOG = "log.jsonl"
 """What a bundle has of what is to follow a run, hooks as a rule, until that has been done."""
 SETTLE_SECONDS = 60.0
 """How long a start that failed, or lost its caller, may take to be over: milliseconds, but for a machine with too much to do."""
@@ -41,7 +43,7 @@ OUTPUT_SECONDS = 2.0
 Status = Literal["created", "running", "restarting", "stopped", "unknown"]
 Hold = Literal["program", "start"]
 """What a container waits for when all is ready: its program, which comes later, or the word to start."""
-RECORDS = ("exit.json", "restart.json", "execs.json", "stdio.json", "control.sock", "pid")
+RECORDS = (_EXIT, "restart.json", "execs.json", "stdio.json", "control.sock", "pid")
 """What a run leaves in the bundle."""
 
 
@@ -70,15 +72,25 @@ class Task:
     """The task of one container. The object is a view of the folder and holds nothing open."""
 
     def __init__(self, config: Config, container_id: str) -> None:
-        self.folder = config.state / f"tasks/{config.namespace}/{container_id}"
-        self.log_folder = config.root / f"containers/{config.namespace}/{container_id}"
-        self._path = str(self.folder)
+        self._path = f"{config.state}/tasks/{config.namespace}/{container_id}"
+        self._kept = f"{config.root}/containers/{config.namespace}/{container_id}"
         self._config = config
+        self._id = container_id
         self._events = {
             "spool": str(spool_path(config.root)),
             "namespace": config.namespace,
             "container": container_id,
         }
+
+    @cached_property
+    def folder(self) -> Path:
+        """The bundle."""
+        return Path(self._path)
+
+    @cached_property
+    def log_folder(self) -> Path:
+        """What stays of it when the machine starts anew."""
+        return Path(self._kept)
 
     def _has(self, name: str) -> bool:
         """Say whether the bundle has a file."""
@@ -87,17 +99,17 @@ class Task:
     @cached_property
     def network_record(self) -> Path:
         """What the container is plugged into while it is."""
-        return record_path(self._config, self.folder.name)
+        return record_path(self._config, self._id)
 
     @property
     def log_path(self) -> Path:
         """The log, one JSON object a line; not there before the first output. Older files have a number behind the name."""
-        return self.log_folder / "log.jsonl"
+        return self.log_folder / _LOG
 
     @property
     def _kept_exit(self) -> Path:
         """The copy of the exit record that is there after a restart of the machine, with which the state folder goes."""
-        return self.log_folder / "exit.json"
+        return self.log_folder / _EXIT
 
     def start(
         self,
@@ -160,7 +172,7 @@ class Task:
 
     def _reset(self, before_reset: Callable[[], None]) -> None:
         """Take away what is left of the last run; its records go."""
-        if names_in(self.folder) == ["rootfs"] and not self._has_run():
+        if names_in(self._path) == ["rootfs"] and not self._has_run():
             self._unplug()  # a start that was killed may have begun with that
             return
         if self._settled():
@@ -189,12 +201,12 @@ class Task:
 
             spec, sources = bundle_for(spec, sources, self.folder, init=init)
         try:
-            _write(self.folder / "config.json", spec, 0o600)
+            _write(f"{self._path}/config.json", spec, 0o600)
             for name, data in network.files.items():
                 # The container may write them. Beside the log, for there it fills the disk that its root fills anyway;
                 # the state folder is the machine's memory as a rule, which every other service needs too.
                 # Those of the last run never in place: they may be written to by others of its networks.
-                _place(self.log_folder / name, data, 0o644)
+                _place(f"{self._kept}/{name}", data, 0o644)
         except OSError as error:
             raise _disk_error(error, self.folder) from error
         return sources
@@ -219,11 +231,11 @@ class Task:
         request = encode(
             {
                 "version": 2,
-                "bundle": str(self.folder),
+                "bundle": self._path,
                 "rootfs": [{"type": m.type, "source": m.source, "options": m.options} for m in rootfs],
                 "log": None
                 if log.driver == "none"
-                else {"path": str(self.log_path), "max_size": log.max_size, "max_file": log.max_file},
+                else {"path": f"{self._kept}/{_LOG}", "max_size": log.max_size, "max_file": log.max_file},
                 "attach": attach,
                 "stdin": stdin,
                 "hold": hold is not None,
@@ -231,7 +243,7 @@ class Task:
                 "events": self._events,
                 "restart": restart.for_monitor(),
                 "init": init,
-                "exit_record": str(self._kept_exit) if is_kept else None,
+                "exit_record": f"{self._kept}/{_EXIT}" if is_kept else None,
                 "sources": sources,
                 "network": str(self.network_record),
                 "own_network": own_network,
@@ -265,7 +277,7 @@ class Task:
             raise _disk_error(error, self.folder) from error
         try:
             lost = not is_there(self._path) and self._has_run()
-            for folder in (self.folder, self.log_folder, self.folder / "rootfs"):
+            for folder in (self._path, self._kept, f"{self._path}/rootfs"):
                 make_private_folder(folder)
             if lost:
                 self._restore()
@@ -274,12 +286,12 @@ class Task:
 
     def _has_run(self) -> bool:
         """Say whether it was ever started: then its files of /etc are there."""
-        return bool(names_in(self.log_folder))
+        return bool(names_in(self._kept))
 
     def _restore(self) -> None:
         """Put the record of the last run back after a restart of the machine; without one it ran when that came."""
         try:
-            _write(self.folder / "exit.json", self._kept_exit.read_bytes(), 0o644)
+            _write(f"{self._path}/{_EXIT}", self._kept_exit.read_bytes(), 0o644)
         except FileNotFoundError:
             (self.folder / "pid").touch()
 
@@ -389,7 +401,7 @@ class Task:
 
     def running(self) -> bool:
         """Say whether the container runs: a monitor lives, and has not recorded the end."""
-        return not self._has("exit.json") and self.monitored()
+        return not self._has(_EXIT) and self.monitored()
 
     def has_logged_all(self) -> bool:
         """Say whether the log holds all that it will: nothing runs, or what has ended has been read to its end."""
@@ -422,7 +434,7 @@ class Task:
 
     def _has_hooks_to_run(self) -> bool:
         """Say whether what follows a run's end has not been done yet."""
-        return (self.folder / HOOKS_AT_END).exists()
+        return self._has(HOOKS_AT_END)
 
     def _run_hooks_at_end(self) -> None:
         """Do what follows a run where no monitor has: it was killed, or that was left to who takes leave. Harmless twice.
@@ -439,9 +451,7 @@ class Task:
         now = time.monotonic()
         deadline, output_deadline = now + SETTLE_SECONDS, now + OUTPUT_SECONDS
         while self.monitored():
-            if (
-                self._has_hooks_to_run() and (self.folder / "pid").exists()
-            ):  # they end by themselves, or by their time-outs
+            if self._has_hooks_to_run() and self._has("pid"):  # they end by themselves, or by their time-outs
                 deadline = time.monotonic() + SETTLE_SECONDS
             if time.monotonic() > output_deadline:
                 output_deadline = deadline
@@ -480,7 +490,8 @@ class Task:
         """
         try:
             try:
-                data = (self.folder / "exit.json").read_bytes()
+                with open(f"{self._path}/{_EXIT}", "rb", buffering=0) as file:  # noqa: PTH123 (hot)
+                    data = file.readall()
             except FileNotFoundError:
                 if is_there(self._path):
                     return None
@@ -684,7 +695,7 @@ class Task:
         except (FileNotFoundError, NotADirectoryError):
             if forget is not None:
                 forget()
-            _core.remove_tree(str(self.log_folder))  # it never had a bundle, or another has just removed it
+            _core.remove_tree(self._kept)  # it never had a bundle, or another has just removed it
 
     def _remove_folders(self) -> None:
         # The pid goes after the cgroups: by now, as a rule (10 us). The bundle alone says which they are.
@@ -696,8 +707,8 @@ class Task:
             self._unplug()
         except LamellaError as error:  # a plugin that is gone, say; the record stays, and gc tries it again
             _log.warning("a network is left behind: %(reason)s", reason=str(error))
-        _core.remove_tree(str(self.log_folder))
-        _core.remove_tree(str(self.folder))
+        _core.remove_tree(self._kept)
+        _core.remove_tree(self._path)
 
     def put_right(self) -> None:
         """Take away what a killed monitor has left on the machine, unless somebody starts or removes the container now.
@@ -778,7 +789,7 @@ class _BundleSpec(Struct, frozen=True):
     linux: _BundleLinux = _BundleLinux()
 
 
-def _write(path: Path, data: bytes, mode: int) -> None:
+def _write(path: Path | str, data: bytes, mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     _fill(descriptor, data, mode)
 
@@ -794,13 +805,13 @@ def _fill(descriptor: int, data: bytes, mode: int) -> None:
         os.close(descriptor)
 
 
-def _place(path: Path, data: bytes, mode: int) -> None:
+def _place(path: str, data: bytes, mode: int) -> None:
     """Write a file, where it is there already as :func:`_replace` does."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(path, flags, mode)
     except FileExistsError:
-        _replace(path, data, mode)
+        _replace(Path(path), data, mode)
     else:
         _fill(descriptor, data, mode)
 

@@ -10,8 +10,10 @@ Source: passwd(5), group(5); OCI image spec, config.md, "User".
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from lamella.errors import InvalidArgument, ResourceExhausted
+from lamella.snapshots import Whiteouts
 from lamella.structs import Struct
 
 FILE_MAX = 1024 * 1024
@@ -29,6 +31,39 @@ class ResolvedUser(Struct, frozen=True):
     gid: int
     additional_gids: list[int]
     home: str
+
+
+class UserFiles:
+    """What was read of images' files of users before. Of a container's layers only its own changes, and is empty at first."""
+
+    MOST = 256
+    """Files that are kept, of 64 KiB at most."""
+    LONGEST = 64 << 10
+
+    def __init__(self, read: Callable[..., bytes | None]) -> None:
+        """``read`` as :func:`lamella._core.read_file`."""
+        self._read = read
+        self._known: dict[tuple[str, ...], bytes | None] = {}
+
+    def of(self, layers: list[str], whiteouts: Whiteouts) -> ReadFile:
+        """Give what reads files of a container that has just been made of layers, nearest first."""
+        own, *beneath = layers
+        if not beneath:
+            return partial(self._read, [own], whiteouts=whiteouts)
+
+        def read(path: str, limit: int) -> bytes | None:
+            key = (path, *beneath)
+            try:
+                return self._known[key]
+            except KeyError:
+                data = self._read(beneath, path, limit, whiteouts=whiteouts)
+            if len(self._known) >= self.MOST:
+                self._known.clear()
+            if len(data or b"") <= self.LONGEST:
+                self._known[key] = data
+            return data
+
+        return read
 
 
 def resolve_user(user: str, read_file: ReadFile) -> ResolvedUser:

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lamella.config import Config
-from lamella.disk import translated
+from lamella.disk import is_there, translated
 from lamella.errors import InvalidArgument, LamellaError
 from lamella.metadata import Database, Transaction
 from lamella.metadata.clock import parse_time
@@ -79,24 +79,27 @@ def drain_if_large(database: Database, config: Config) -> None:
             drain(database, config)
 
 
-def take(root: Path) -> list[Path]:
-    """Give the files to take in, oldest first, the present spool among them; no monitor writes to them any more."""
-    folder = root / _FOLDER
+def take(root: Path) -> list[str]:
+    """Give the paths to take in, oldest first, the present spool among them; no monitor writes to them any more."""
+    # Strings: those who follow come here 25 times a second, and so does the end of each container.
+    folder = f"{root}/{_FOLDER}"
     with translated("take in the events of tasks"):
         try:
-            names = os.listdir(folder)  # noqa: PTH208 (looked at 25 times a second by those who follow)
+            names = os.listdir(folder)  # noqa: PTH208
         except FileNotFoundError:
             return []
         if _SPOOL in names:
             name = f"{_TAKEN}{time.time_ns():020}-{os.urandom(8).hex()}"
-            with suppress(FileNotFoundError):  # another was faster
-                (folder / _SPOOL).rename(folder / name)
-            names = os.listdir(folder)  # noqa: PTH208
+            try:
+                os.rename(f"{folder}/{_SPOOL}", f"{folder}/{name}")  # noqa: PTH104
+                names.append(name)
+            except FileNotFoundError:  # another was faster
+                names = os.listdir(folder)  # noqa: PTH208
         found = []
-        for name in sorted(name for name in names if _is_taken(name)):
-            if not _is_complete(folder / name):
+        for name in sorted([name for name in names if _is_taken(name)]):
+            if not _is_complete(folder, name):
                 break  # the later ones wait with it, for the order
-            found.append(folder / name)
+            found.append(f"{folder}/{name}")
         return found
 
 
@@ -112,12 +115,12 @@ def _is_taken(name: str) -> bool:
     )
 
 
-def _is_complete(path: Path) -> bool:
+def _is_complete(folder: str, name: str) -> bool:
     """Wait a little until no monitor holds a file that was renamed."""
-    if time.time_ns() - int(path.name.split("-")[1]) > STOPPED_SECONDS * 1e9:
+    if time.time_ns() - int(name.split("-")[1]) > STOPPED_SECONDS * 1e9:
         return True
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return True  # it was taken in meanwhile
     try:
@@ -135,30 +138,32 @@ def _is_complete(path: Path) -> bool:
         os.close(descriptor)
 
 
-def take_in(database: Database, spools: Sequence[Path]) -> None:
+def take_in(database: Database, spools: Sequence[str]) -> None:
     """Insert the lines of files that :func:`take` gave, in one transaction, or as part of the one that is open."""
     with database.write() as db:
         for (name,) in db.execute("SELECT name FROM drained_spools").fetchall():
-            if not (database.config.root / _FOLDER / name).exists():
+            if not is_there(f"{database.config.root}/{_FOLDER}/{name}"):
                 db.execute("DELETE FROM drained_spools WHERE name = ?", (name,))
         for path in spools:
             with translated("take in the events of tasks"):
                 try:
-                    text = path.read_bytes()
+                    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+                        text = file.readall()
                 except FileNotFoundError:
                     continue  # another took it in
             new = db.execute(
-                "INSERT INTO drained_spools VALUES (?) ON CONFLICT DO NOTHING RETURNING name", (path.name,)
+                "INSERT INTO drained_spools VALUES (?) ON CONFLICT DO NOTHING RETURNING name",
+                (path.rpartition("/")[2],),
             ).fetchone()
             if new is not None:
                 _insert(db, text)
         database.after_commit(lambda: _remove(spools))
 
 
-def _remove(spools: Sequence[Path]) -> None:
+def _remove(spools: Sequence[str]) -> None:
     for path in spools:
         with suppress(OSError):  # the next one does it
-            path.unlink(missing_ok=True)
+            os.unlink(path)  # noqa: PTH108
 
 
 def _insert(db: Transaction, text: bytes) -> None:
