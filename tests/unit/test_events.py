@@ -490,7 +490,7 @@ class TestSpool:
         append(store, line("a"))
         (taken,) = spool.take(store.root)
         spool.take_in(store.database, [taken])
-        taken.write_bytes(line("a"))  # whoever took it in was killed before he could remove it
+        Path(taken).write_bytes(line("a"))  # whoever took it in was killed before he could remove it
         assert [event.event for event in seen(store)[1:]] == [{"container_id": "a"}]
         assert left(store) == []
 
