@@ -18,7 +18,7 @@ from pathlib import Path
 from lamella.errors import PermissionDenied
 
 _ACCESS_LIST = "system.posix_acl_access"
-_ACL_USER, _ACL_GROUP_OBJ, _ACL_GROUP, _ACL_MASK = 0x02, 0x04, 0x08, 0x10
+_ACL_USER, _ACL_GROUP_OBJ, _ACL_GROUP = 0x02, 0x04, 0x08
 _ACL_WRITE = 0x02
 _surroundings: set[tuple[str, int, int]] = set()
 """Folders, by path and inode, that this process has looked around."""
@@ -112,10 +112,8 @@ def _named_writers(path: str | Path, owner: int, gid: int) -> str | None:
         raise
     import struct
 
-    entries = list(struct.iter_unpack("<HHI", data[4:]))
-    mask = next((rights for tag, rights, _ in entries if tag == _ACL_MASK), 0o7)
-    for tag, rights, number in entries:
-        if not rights & mask & _ACL_WRITE:
+    for tag, rights, number in struct.iter_unpack("<HHI", data[4:]):
+        if not rights & _ACL_WRITE:  # the list's mask lets them write: it is what the mode has for the group
             continue
         if tag == _ACL_USER and number not in (0, owner):
             return f"user {number}"

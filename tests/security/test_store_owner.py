@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import grp
 import os
 import pwd
+import socket
 import struct
 
 import pytest
@@ -90,8 +92,19 @@ def test_a_group_that_is_somebodys_first_one_is_of_others(tmp_path, private, mon
 
 def access_list(*entries):
     """Give an access control list (linux/posix_acl_xattr.h) that lets its owner alone do everything, with further entries."""
-    usual = [(0x01, 7, 0xFFFFFFFF), (0x04, 5, 0xFFFFFFFF), (0x10, 7, 0xFFFFFFFF), (0x20, 5, 0xFFFFFFFF)]
-    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *one) for one in sorted([*usual, *entries]))
+    usual = {tag: (tag, rights, 0xFFFFFFFF) for tag, rights in ((0x01, 7), (0x04, 5), (0x10, 7), (0x20, 5))}
+    named = [one for one in entries if one[0] not in usual]
+    usual |= {one[0]: one for one in entries if one[0] in usual}
+    return struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", *one) for one in sorted([*usual.values(), *named])
+    )
+
+
+def set_list(folder, *entries):
+    try:
+        os.setxattr(folder, "system.posix_acl_access", access_list(*entries))
+    except OSError as error:
+        pytest.skip(f"no access control lists here: {error}")
 
 
 @pytest.mark.parametrize(
@@ -101,15 +114,95 @@ def access_list(*entries):
 def test_an_access_control_list_that_lets_another_user_write_is_refused(tmp_path, entry, who):
     folder = tmp_path / "folder"
     folder.mkdir(mode=0o755)
-    try:
-        os.setxattr(folder, "system.posix_acl_access", access_list(entry))
-    except OSError as error:
-        pytest.skip(f"no access control lists here: {error}")
+    set_list(folder, entry)
     assert folder.stat().st_mode & 0o020, "the bits of the group are the list's mask"
     if who is None:
         check_owner(folder)
     else:
         assert f"setfacl -b {folder}" in refused(folder, match=f"{who} may write")
+
+
+@pytest.mark.needs_root
+def test_the_group_of_a_folder_counts_with_an_access_control_list_too(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o755)
+    os.chown(folder, -1, NOBODY)
+    set_list(folder, (0x04, 7, 0xFFFFFFFF), (0x02, 5, 4242))
+    assert f"setfacl -b {folder}" in refused(folder, match=f"group {NOBODY} may write")
+
+
+@pytest.mark.needs_root
+def test_a_list_that_names_the_folders_own_user_lets_no_other_write(tmp_path):
+    above, folder = tmp_path / "above", tmp_path / "above/folder"
+    folder.mkdir(parents=True)
+    os.chown(above, 4242, 0)
+    set_list(above, (0x02, 7, 4242))
+    check_owner(folder)
+
+
+@pytest.mark.needs_root
+def test_roots_group_is_root_and_a_group_that_may_not_write_nobody(tmp_path, private):
+    ours, others = tmp_path / "ours", tmp_path / "others"
+    ours.mkdir()
+    ours.chmod(0o775)
+    os.chown(ours, -1, 0)
+    others.mkdir(mode=0o755)
+    os.chown(others, -1, NOBODY)
+    private(0, "someone")
+    for folder in (ours, others):
+        check_owner(folder)
+
+
+@pytest.mark.needs_root
+def test_what_is_roots_is_nobody_elses_to_a_user(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    (folder / "tasks").mkdir(parents=True)
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    check_owner(folder)
+    os.chown(folder / "tasks", NOBODY, NOBODY)
+    monkeypatch.setattr("lamella.ownership._surroundings", set())
+    refused(folder, match="tasks belongs to another user")
+
+
+@pytest.mark.needs_root
+def test_a_socket_may_be_another_users(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "s"))
+    os.chown(folder / "s", NOBODY, NOBODY)
+    check_owner(folder)
+
+
+def test_a_folder_is_looked_around_once_and_another_in_its_place_again(tmp_path, monkeypatch):
+    folder, looked = tmp_path / "folder", []
+    folder.mkdir()
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looked.append(path) or scandir(path))
+    check_owner(folder)
+    check_owner(folder)
+    assert len(looked) == 1
+    folder.rename(tmp_path / "former")
+    folder.mkdir()
+    check_owner(folder)
+    assert len(looked) == 2
+
+
+def test_names_that_go_or_that_cannot_be_listed_are_nobodys(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "name").touch()
+    entries = list(os.scandir(folder))
+    (folder / "name").unlink()
+    monkeypatch.setattr(os, "scandir", lambda path: entries)
+    check_owner(folder)
+    monkeypatch.setattr("lamella.ownership._surroundings", set())
+
+    def refuse(path):
+        raise builtins.PermissionError
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    check_owner(folder)
 
 
 @pytest.mark.needs_root
