@@ -330,7 +330,7 @@ def test_a_stop_while_a_runtime_is_still_making_the_next_run_ends_that_too(clien
     program, again = tmp_path / "runx", tmp_path / "again"
     program.write_text(
         f"""#!/bin/sh
-case "$*" in *create*) [ -e {tmp_path}/once ] && {{ : > {again}; sleep 1; }}; : > {tmp_path}/once;; esac
+case "$*" in *create*) [ -e {tmp_path}/once ] && {{ : > {again}; sleep 3; }}; : > {tmp_path}/once;; esac
 exec runc "$@"
 """
     )
