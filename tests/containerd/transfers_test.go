@@ -28,6 +28,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/semaphore"
 )
 
 // Images that come and go: by the client over Content, Snapshots and Diff, and by the server's Transfer service.
@@ -38,6 +39,41 @@ func removeSnapshotsIsDone(ctx context.Context, t testing.TB, client *containerd
 		t.Errorf("left: %s", info.Name)
 		return nil
 	}))
+}
+
+// TestPullUnpacksBesideEachOther has the client unpack all layers at once, each on nothing, and put them on each other in the end.
+func TestPullUnpacksBesideEachOther(t *testing.T) {
+	client, ctx := begin(t)
+	if *reference == "" {
+		t.Skip("needs -image")
+	}
+	capabilities, err := client.GetSnapshotterCapabilities(ctx, *snapshotter)
+	require.NoError(t, err)
+	require.Contains(t, capabilities, snapshots.RebaseCap)
+	pulled, err := client.Pull(
+		ctx, *reference, plainHTTP(), containerd.WithPullUnpack, containerd.WithPullSnapshotter(*snapshotter),
+		containerd.WithUnpackOpts([]containerd.UnpackOpt{containerd.WithUnpackLimiter(semaphore.NewWeighted(4))}),
+	)
+	require.NoError(t, err)
+	layers, err := pulled.RootFS(ctx)
+	require.NoError(t, err)
+	service, parent := client.SnapshotService(*snapshotter), ""
+	for i := range layers {
+		name := identity.ChainID(layers[:i+1]).String()
+		info, err := service.Stat(ctx, name)
+		require.NoError(t, err)
+		assert.Equal(t, parent, info.Parent)
+		parent = name
+	}
+	mounts, err := service.View(ctx, "seen", parent)
+	require.NoError(t, err)
+	require.NoError(t, mount.WithTempMount(ctx, mounts, func(root string) error {
+		assert.FileExists(t, filepath.Join(root, "bin", "sh"))
+		assert.DirExists(t, filepath.Join(root, "etc"))
+		assert.NoFileExists(t, filepath.Join(root, "etc", "only-in-base")) // a layer deletes it
+		return nil
+	}))
+	require.NoError(t, service.Remove(ctx, "seen"))
 }
 
 func TestPullByTheClient(t *testing.T) {

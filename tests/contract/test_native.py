@@ -173,6 +173,14 @@ class TestCopies:
         store.check(clean=True)
 
 
+def test_a_whole_copy_gets_no_other_parent(store):
+    base = store.stack("base", {"a": "1"})
+    store.snapshots.prepare("work")
+    with pytest.raises(Unsupported):
+        store.snapshots.commit("top", "work", parent=base)
+    assert store.snapshots.stat("work").kind == "active"
+
+
 def test_a_snapshotter_that_there_is_not_is_unsupported(store):
     config = replace(store.config, snapshotter="zfs")
     with pytest.raises(Unsupported, match="'zfs'") as caught:

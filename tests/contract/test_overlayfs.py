@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +42,55 @@ class TestOverlayfs(SnapshotterContract):
 
 def fs(store: Store, key: str) -> str:
     return str(store.snapshots.layer_paths(key)[0])
+
+
+class TestCommitsOntoAParent:
+    """containerd's capability ``rebase``: layers are unpacked beside each other, each on nothing, and stacked in the end."""
+
+    def test_what_was_prepared_on_nothing_gets_its_parent(self, store):
+        labels = {"containerd.io/gc.root": "1"}
+        store.snapshots.prepare("above", labels=labels)
+        folder = Path(fs(store, "above"))
+        (folder / "new").write_text("new")
+        store.snapshots.prepare("below")
+        (Path(fs(store, "below")) / "old").write_text("old")
+        store.snapshots.commit("base", "below")
+        store.snapshots.commit("top", "above", labels, parent="base")
+        assert store.snapshots.stat("top").parent == "base"
+        assert [path.name for path in folder.parent.iterdir()] == ["fs"]
+        assert [info.name for info in store.snapshots.walk()] == ["base", "top"]  # though it was there first
+        assert ("added", "/new") in [(change.kind, change.path) for change in store.snapshots.changes("top")]
+        store.gc()
+        assert [info.name for info in store.snapshots.walk()] == ["base", "top"]
+        store.snapshots.update("top", {"containerd.io/gc.root": ""})
+        store.gc()
+        assert [*store.snapshots.walk()] == []
+        store.check(clean=True)
+
+    @pytest.mark.privileged
+    def test_what_it_deletes_is_gone_in_what_stands_on_it(self, store, tmp_path):
+        base = store.stack("base", {"stays": "1", "goes": "2"})
+        store.snapshots.prepare("work")
+        os.mknod(Path(fs(store, "work"), "goes"), stat.S_IFCHR, 0)
+        store.snapshots.commit("top", "work", parent=base)
+        with mounted(store.snapshots.view("view", "top"), tmp_path / "mnt") as top:
+            assert tree(top) == {"stays": "1"}
+
+    def test_the_parent_has_to_be_there_and_committed_and_the_only_one(self, store):
+        base = store.stack("base", {})
+        store.snapshots.prepare("active")
+        store.snapshots.prepare("work")
+        with pytest.raises(NotFound):
+            store.snapshots.commit("top", "work", parent="nobody")
+        with pytest.raises(InvalidArgument):
+            store.snapshots.commit("top", "work", parent="active")
+        store.snapshots.prepare("child", base)
+        other = store.stack("other", {})
+        with pytest.raises(InvalidArgument):
+            store.snapshots.commit("top", "child", parent=other)
+        assert store.snapshots.stat("child").kind == store.snapshots.stat("work").kind == "active"
+        store.snapshots.commit("top", "child", parent=base)
+        assert store.snapshots.stat("top").parent == base
 
 
 class TestMounts:

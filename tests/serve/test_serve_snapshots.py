@@ -158,7 +158,7 @@ def test_refusals_are_those_of_containerd(snapshots) -> None:
     assert refusal(snapshots.commit, "x", key="none") is CODES.NOT_FOUND
     assert refusal(snapshots.commit, "x", key="base") is CODES.FAILED_PRECONDITION
     assert refusal(snapshots.commit, "x", key="child", parent="none") is CODES.NOT_FOUND
-    assert refusal(snapshots.commit, "x", key="child", parent="active") is CODES.UNIMPLEMENTED
+    assert refusal(snapshots.commit, "x", key="child", parent="active") is CODES.INVALID_ARGUMENT
     assert refusal(snapshots.mounts, "base") is CODES.FAILED_PRECONDITION
     assert refusal(snapshots.remove, "base") is CODES.FAILED_PRECONDITION
     for call in (snapshots.stat, snapshots.mounts, snapshots.remove, snapshots.usage):

@@ -165,11 +165,16 @@ class Snapshotter(Protocol):
         """Create a view and return its mounts. Errors as :meth:`prepare`."""
         ...
 
-    def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
+    def commit(
+        self, name: str, key: str, labels: Mapping[str, str] | None = None, *, parent: str = ""
+    ) -> None:
         """Freeze the active snapshot ``key`` under ``name``; the key vanishes, ``labels`` replace those it had.
 
-        AlreadyExists for a name that is taken (by the key itself too), FailedPrecondition when it is not active. Whoever writes
-        to its mounts should have stopped.
+        ``parent``: what it stands on from now on, if it was prepared on nothing, so that layers can be unpacked in any order,
+        each with overlayfs's marks for what it deletes (containerd's capability ``rebase``).
+        AlreadyExists for a name that is taken (by the key itself too), FailedPrecondition when it is not active; of ``parent``
+        NotFound, InvalidArgument for what is not committed or not the one that it has, Unsupported where snapshots are whole
+        copies. Whoever writes to its mounts should have stopped.
         """
         ...
 

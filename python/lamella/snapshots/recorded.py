@@ -20,7 +20,14 @@ from types import TracebackType
 from lamella import _core, oci
 from lamella.config import Config, check_key
 from lamella.durability import Unverified
-from lamella.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from lamella.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unsupported,
+)
 from lamella.labels import GID_MAPPING, UID_MAPPING, check_labels, decode_labels, encode_labels, merge_labels
 from lamella.logs import Log
 from lamella.metadata import Database, Transaction, timestamp
@@ -201,12 +208,14 @@ class RecordedSnapshotter(ABC):
             text = self._labels(labels)
             return self._create("view", key, parent, text, None)
 
-    def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
-        """Freeze the active snapshot ``key`` under ``name``."""
+    def commit(
+        self, name: str, key: str, labels: Mapping[str, str] | None = None, *, parent: str = ""
+    ) -> None:
+        """Freeze the active snapshot ``key`` under ``name``; ``parent``: put it on that."""
         with _COMMIT(self._database.metrics, snapshot=key, committed=name):
-            self._commit(name, key, labels)
+            self._commit(name, key, labels, parent)
 
-    def _commit(self, name: str, key: str, labels: Mapping[str, str] | None) -> None:
+    def _commit(self, name: str, key: str, labels: Mapping[str, str] | None, parent: str) -> None:
         _check_key(name)
         text = self._labels(labels)
         with self._database.read() as db:
@@ -214,7 +223,36 @@ class RecordedSnapshotter(ABC):
         size, inodes = _core.disk_usage(self._folders.fs(layer))  # outside the lock: it may take a while
         with self._database.write() as db:
             layer = self._committable(db, name, key)
+            if parent:
+                self._put_on(db, key, parent)
             self._make_committed(db, name, key, layer, labels=text, usage=(size, inodes))
+
+    def _put_on(self, db: Transaction, key: str, parent: str) -> None:
+        """Give an active snapshot its parent, and a number after that one's."""
+        number, present = db.execute(
+            "SELECT number, parent FROM snapshots WHERE namespace = ? AND snapshotter = ? AND name = ?",
+            (*self._scope, key),
+        ).fetchone()
+        above = self._parents(db, parent)[0][0]
+        if present == above:
+            return
+        if present is not None:
+            raise InvalidArgument(f"the snapshot {key!r} stands on another parent than {parent!r} already")
+        if not self.stacks:
+            raise Unsupported(
+                f"snapshotter {self.name} puts no snapshot on a parent that it was not made from"
+            )
+        if number < above:
+            from lamella.metadata.reachability import SNAPSHOT
+
+            (after,) = db.execute("SELECT max(number) + 1 FROM snapshots").fetchone()
+            db.execute(
+                "UPDATE gc_labels SET owner = ? WHERE owner = ?",
+                (after * 4 + SNAPSHOT, number * 4 + SNAPSHOT),
+            )
+        else:
+            after = number
+        db.execute("UPDATE snapshots SET number = ?, parent = ? WHERE number = ?", (after, above, number))
 
     def _labels(self, labels: Mapping[str, str] | None) -> str:
         """Check the labels of a new snapshot, and encode them with those that all get."""

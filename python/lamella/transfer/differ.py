@@ -94,11 +94,15 @@ def diff(
 
 
 class _Layered(NamedTuple):
-    """What one overlay or bind shows: folders, nearest first; whether the nearest takes the changes; overlayfs's own options."""
+    """What one overlay or bind shows: folders, nearest first; whether the nearest takes the changes; overlayfs's own options.
+
+    An overlay may have an upper folder alone: what is to be put on lower ones later.
+    """
 
     folders: list[str]
     writable: bool
     options: list[str]
+    is_overlay: bool
 
     @classmethod
     def of(cls, mounts: Sequence[Mount]) -> _Layered | None:
@@ -109,7 +113,7 @@ class _Layered(NamedTuple):
         if mount.type == "bind":
             if {*mount.options} - {"bind", "rbind", "rw", "ro"}:
                 return None
-            return cls([mount.source], "ro" not in mount.options, [])
+            return cls([mount.source], "ro" not in mount.options, [], is_overlay=False)
         if mount.type != "overlay":
             return None
         upper, lowers, others = [], [], []
@@ -123,12 +127,12 @@ class _Layered(NamedTuple):
                 return None
             elif key != "workdir":
                 others.append(option)
-        return cls([*upper, *lowers], bool(upper), others)
+        return cls([*upper, *lowers], bool(upper), others, is_overlay=True)
 
     @property
     def whiteouts(self) -> Whiteouts:
         """How overlayfs has deletions marked in the upper folder; a bind has none."""
-        if len(self.folders) == 1:
+        if not self.is_overlay:
             return "plain"
         return "overlay-userxattr" if "userxattr" in self.options else "overlay"
 

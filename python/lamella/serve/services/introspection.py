@@ -16,7 +16,7 @@ from lamella.serve.api import introspection_pb2, types_pb2
 from lamella.serve.call import Call
 from lamella.serve.messages import any_as, any_of
 from lamella.serve.service import Service
-from lamella.snapshots import SNAPSHOTTERS
+from lamella.snapshots import SNAPSHOTTERS, snapshotter
 
 _GRPC = "io.containerd.grpc.v1"
 _PLUGINS: tuple[tuple[str, str, str], ...] = (
@@ -105,10 +105,23 @@ class Introspection(Service):
             if not needs or needs in served
         ]
         plugins += [
-            introspection_pb2.Plugin(type="io.containerd.snapshotter.v1", id=name, platforms=platforms)
+            introspection_pb2.Plugin(
+                type="io.containerd.snapshotter.v1",
+                id=name,
+                platforms=platforms,
+                capabilities=["rebase"] if self._rebases(name) else [],
+            )
             for name in SNAPSHOTTERS
         ]
         return sorted(plugins, key=lambda plugin: (plugin.type, plugin.id))
+
+    def _rebases(self, name: str) -> bool:
+        """Tell whether layers may be unpacked beside each other, each into a snapshot of its own, as containerd's client does it.
+
+        It marks what a layer deletes as overlayfs does for root.
+        """
+        client = self.server.client
+        return snapshotter(client.database, client.using(name).config).whiteouts == "overlay"
 
 
 def _fields(plugin: introspection_pb2.Plugin) -> Fields:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from google.protobuf.empty_pb2 import Empty
 
-from lamella.errors import AlreadyExists, InvalidArgument, Unsupported
+from lamella.errors import AlreadyExists, InvalidArgument
 from lamella.gc import collect
 from lamella.labels import COLLECTABLE
 from lamella.serve.api import snapshots_pb2
@@ -76,16 +76,10 @@ class Snapshots(Service):
         return snapshots_pb2.ViewSnapshotResponse(mounts=to_mounts(mounts))
 
     def Commit(self, request: snapshots_pb2.CommitSnapshotRequest, call: Call) -> Empty:
-        """Freeze an active snapshot under a name. NotFound, AlreadyExists, FailedPrecondition.
-
-        Unimplemented for another parent that is here than the one that it stands on.
-        """
+        """Freeze an active snapshot under a name, on a parent where it has none. As the library's method."""
         snapshots = self._snapshotter(call, request.snapshotter)
-        if request.parent and snapshots.stat(request.key).parent != request.parent:
-            snapshots.stat(request.parent)
-            raise Unsupported(f"snapshotter {request.snapshotter} puts no snapshot on another parent")
         _hold(call, request.snapshotter, request.name)
-        snapshots.commit(request.name, request.key, dict(request.labels))
+        snapshots.commit(request.name, request.key, dict(request.labels), parent=request.parent)
         return Empty()
 
     def Remove(self, request: snapshots_pb2.RemoveSnapshotRequest, call: Call) -> Empty:
