@@ -356,6 +356,50 @@ def test_a_process_that_is_added_may_have_a_logger_of_its_own(box, logger, tmp_p
     box.delete()
 
 
+def test_a_logger_that_takes_its_time_holds_nobody_else_up(box, logger, tmp_path) -> None:
+    logger.write_text(LOGGER.replace("exec 5>&-", "until [ -e $folder/go ]; do sleep 0.01; done; exec 5>&-"))
+    box.run("/bin/sleep", "600")
+    place = f"binary://{logger}?to={tmp_path}"
+    process = json.dumps(process_of("/bin/sh", "-c", "echo in")).encode()
+    spec = Any(type_url=PROCESS_TYPE, value=process)
+    box.tasks.Exec(tasks_pb2.ExecProcessRequest(container_id="box", exec_id="slow", stdout=place, spec=spec))
+    pool = ThreadPoolExecutor(1)
+    started = pool.submit(box.start, "slow")
+    until((tmp_path / "begun").exists)
+    box.exec("quick", "/bin/true")
+    box.start("quick")
+    assert box.wait("quick") == 0
+    assert refusal(box.start, "slow") is grpc.StatusCode.FAILED_PRECONDITION
+    assert not started.done()
+    (tmp_path / "go").touch()
+    assert started.result()
+    pool.shutdown()
+    assert box.wait("slow") == 0
+    until((tmp_path / "ended").exists)
+    assert (tmp_path / "out").read_bytes() == b"in\n"
+    box.kill()
+    box.wait()
+    box.delete()
+
+
+def test_a_container_that_ends_does_not_wait_for_a_logger_to_be_ready(box, logger, tmp_path) -> None:
+    logger.write_text(LOGGER.replace("exec 5>&-", "exec 3<&- 4<&-; exec sleep 600"))
+    box.run("/bin/sleep", "600")
+    spec = Any(type_url=PROCESS_TYPE, value=json.dumps(process_of("/bin/true")).encode())
+    place = f"binary://{logger}?to={tmp_path}"
+    box.tasks.Exec(tasks_pb2.ExecProcessRequest(container_id="box", exec_id="slow", stdout=place, spec=spec))
+    pool = ThreadPoolExecutor(1)
+    started = pool.submit(box.start, "slow")
+    until(lambda: (tmp_path / "begun").exists() and (tmp_path / "begun").read_text().endswith("\n"))
+    pid = int((tmp_path / "begun").read_text().split()[1])
+    box.kill()
+    assert refusal(started.result) is grpc.StatusCode.NOT_FOUND
+    pool.shutdown()
+    box.wait()
+    box.delete()
+    until(lambda: not Path(f"/proc/{pid}").exists())
+
+
 def test_a_logger_that_dies_does_not_hold_the_container_up(box, logger, tmp_path) -> None:
     script = "until [ -e /run/go ]; do sleep 0.01; done; yes | head -c 1000000; exit 5"
     box.record("/bin/sh", "-c", script)

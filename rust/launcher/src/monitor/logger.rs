@@ -68,9 +68,17 @@ impl Logger {
     }
 }
 
-/// Start a logger, and wait until it is ready. Returns where its two streams begin, too. NotFound, PermissionDenied for the
-/// program; Unavailable when it is not ready in time.
-pub(super) fn start(program: &Program, owner: &Owner) -> Result<(Logger, [OwnedFd; 2]), Failure> {
+/// A logger that was started.
+pub(super) struct Begun {
+    pub(super) logger: Logger,
+    /// Where its two streams begin.
+    pub(super) streams: [OwnedFd; 2],
+    /// Ends when it is ready.
+    pub(super) ready: OwnedFd,
+}
+
+/// Start a logger, which is waited for later. NotFound, PermissionDenied for the program.
+pub(super) fn begin(program: &Program, owner: &Owner) -> Result<Begun, Failure> {
     let step = || format!("start the logger {}", program.path);
     let pipe = || pipe_with(PipeFlags::CLOEXEC).step(step);
     let ((output, output_end), (errors, errors_end)) = (pipe()?, pipe()?);
@@ -99,11 +107,10 @@ pub(super) fn start(program: &Program, owner: &Owner) -> Result<(Logger, [OwnedF
         let _ = waitpid(Some(pid), WaitOptions::empty());
         return Err(Failure::system(step(), &std::io::Error::from_raw_os_error(i32::from_ne_bytes(code))));
     }
-    await_ready(&ready).inspect_err(|_| logger.kill())?;
     for stream in [&output_end, &errors_end] {
         rustix::io::ioctl_fionbio(stream, true).step(step)?;
     }
-    Ok((logger, [output_end, errors_end]))
+    Ok(Begun { logger, streams: [output_end, errors_end], ready })
 }
 
 /// In the new process. Returns only when it failed.
@@ -138,11 +145,14 @@ fn become_logger(
     }
 }
 
-fn await_ready(ready: &OwnedFd) -> Result<(), Failure> {
-    let late = || {
-        let message = format!("the logger was not ready within {} s", PATIENCE.as_secs());
-        Failure::new(Kind::Unavailable, message).with_hint("a logger closes its descriptor 5 when it is ready")
-    };
+/// What is said of a logger that was not ready in time.
+pub(super) fn late() -> Failure {
+    let message = format!("the logger was not ready within {} s", PATIENCE.as_secs());
+    Failure::new(Kind::Unavailable, message).with_hint("a logger closes its descriptor 5 when it is ready")
+}
+
+/// Wait until a logger is ready. Unavailable when it is not in time.
+pub(super) fn await_ready(ready: &OwnedFd) -> Result<(), Failure> {
     let timeout = Timespec::try_from(PATIENCE).ok();
     match poll(&mut [PollFd::new(ready, PollFlags::IN)], timeout.as_ref()) {
         Ok(count) if count > 0 => Ok(()),

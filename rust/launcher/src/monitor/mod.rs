@@ -167,6 +167,7 @@ enum Source {
     Feed(u32),
     Sink(u32, u8),
     Hooks,
+    Logger(u32),
 }
 
 impl Source {
@@ -182,6 +183,7 @@ impl Source {
             Self::Feed(process) => (7, 0, process),
             Self::Sink(process, index) => (8, index, process),
             Self::Hooks => (9, 0, 0),
+            Self::Logger(id) => (10, 0, id),
         };
         epoll::EventData::new_u64(kind | u64::from(index) << 8 | u64::from(id) << 32)
     }
@@ -200,6 +202,7 @@ impl Source {
             7 => Self::Feed(id),
             8 => Self::Sink(id, index),
             9 => Self::Hooks,
+            10 => Self::Logger(id),
             _ => return None,
         })
     }
@@ -379,6 +382,7 @@ impl Monitor {
                 log,
                 self.restarts.timeout(self.is_held_back()),
                 self.loggers_end.map(|moment| moment.saturating_duration_since(Instant::now())),
+                self.loggers_timeout(),
             ];
             let timeout = timeouts.into_iter().flatten().min();
             let began = Instant::now();
@@ -405,6 +409,7 @@ impl Monitor {
                     Source::Feed(process) => self.take_fed(process),
                     Source::Sink(process, index) => self.take_up((process, index)),
                     Source::Hooks => self.hear_hooks(),
+                    Source::Logger(id) => self.logger_is_ready(id),
                 }
             }
         }

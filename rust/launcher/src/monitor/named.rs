@@ -4,16 +4,19 @@
 //! What is kept when the monitor goes, with the container, is `execs.json` in the bundle: the ends by name.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use rustix::event::epoll::EventFlags;
 use rustix::fs::AtFlags;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::logger::{self, Logger};
 use super::record::{self, ExitRecord};
 use super::redirect::Redirected;
-use super::{INIT, Monitor, Process, ended, events};
-use crate::error::{Failure, Kind};
+use super::{INIT, Monitor, Process, Source, ended, events};
+use crate::error::{Failure, Kind, Step};
 use crate::request::Redirections;
 use crate::spec::check_text;
 
@@ -24,6 +27,8 @@ const LONGEST_NAME: usize = 76;
 #[derive(Debug, Default)]
 pub(super) struct Named {
     described: BTreeMap<String, Description>,
+    /// Described ones whose logger is not ready yet.
+    waiting: BTreeMap<u32, Waiting>,
     ended: BTreeMap<String, Ended>,
 }
 
@@ -32,6 +37,17 @@ pub(super) struct Named {
 struct Description {
     process: Value,
     paths: Redirections,
+}
+
+/// A process that is started once its logger is ready, for whose answer a client waits.
+#[derive(Debug)]
+struct Waiting {
+    name: String,
+    client: u32,
+    redirected: Redirected,
+    logger: Option<i32>,
+    ready: OwnedFd,
+    until: Instant,
 }
 
 /// How one ended.
@@ -85,8 +101,56 @@ impl Monitor {
             Found::Process(_) => return Err(Failure::new(Kind::FailedPrecondition, "cannot start a running process")),
             Found::Ended => return Err(Failure::new(Kind::FailedPrecondition, "cannot start a stopped process")),
         }
-        let Some(Description { process, paths }) = self.named.described.get(&name) else { return Ok(()) };
-        let redirected = Redirected::open(paths, &self.restarts.request.owner())?;
+        if self.named.waiting.values().any(|waiting| waiting.name == name) {
+            return Err(Failure::new(Kind::FailedPrecondition, "cannot start a process that is being started"));
+        }
+        let Some(Description { paths, .. }) = self.named.described.get(&name) else { return Ok(()) };
+        let (mut redirected, ready) = Redirected::begin(paths, &self.restarts.request.owner())?;
+        let Some(ready) = ready else { return self.start_described(client, name, redirected) };
+        let logger = redirected.take_logger();
+        let pid = logger.as_ref().map(Logger::pid);
+        self.loggers.extend(logger);
+        let id = self.next_process;
+        self.next_process += 1;
+        self.watch(ready.as_fd(), Source::Logger(id), EventFlags::IN).step(|| "watch the logger")?;
+        let until = Instant::now() + logger::PATIENCE;
+        self.named.waiting.insert(id, Waiting { name, client, redirected, logger: pid, ready, until });
+        Ok(())
+    }
+
+    /// A logger is ready: start the process.
+    pub(super) fn logger_is_ready(&mut self, id: u32) {
+        let Some(Waiting { name, client, redirected, ready, .. }) = self.named.waiting.remove(&id) else { return };
+        drop(ready);
+        if let Err(failure) = self.start_described(client, name, redirected) {
+            self.tell(client, |client| client.send_document(&json!({"error": failure})));
+        }
+    }
+
+    /// Until the next logger has to be ready.
+    pub(super) fn loggers_timeout(&self) -> Option<Duration> {
+        let next = self.named.waiting.values().map(|waiting| waiting.until).min();
+        next.map(|moment| moment.saturating_duration_since(Instant::now()))
+    }
+
+    /// Give up processes whose loggers were not ready in time.
+    pub(super) fn give_up_late_loggers(&mut self, now: Instant) {
+        let is_late = |(_, waiting): &(&u32, &Waiting)| waiting.until <= now;
+        while let Some(id) = self.named.waiting.iter().find(is_late).map(|(id, _)| *id) {
+            let Some(waiting) = self.named.waiting.remove(&id) else { return };
+            // One that has ended was reaped, and is not in the list any more.
+            for logger in self.loggers.extract_if(.., |logger| Some(logger.pid()) == waiting.logger) {
+                logger.kill();
+            }
+            self.tell(waiting.client, |client| client.send_document(&json!({"error": logger::late()})));
+        }
+    }
+
+    /// Start a process that was described, with its paths; as [`Self::start_named`].
+    fn start_described(&mut self, client: u32, name: String, redirected: Redirected) -> Result<(), Failure> {
+        let Some(Description { process, paths }) = self.named.described.get(&name) else {
+            return Err(Failure::new(Kind::NotFound, format!("process does not exist {name}")));
+        };
         let (process, paths) = (process.clone(), paths.clone());
         let id = self.begin_exec(client, process, !paths.stdin.is_empty(), Some(name.clone()))?;
         self.named.described.remove(&name);
@@ -225,6 +289,9 @@ impl Monitor {
     /// What was described between two runs, or before the end, is for no run any more.
     pub(super) fn forget_described(&mut self) {
         self.named.described.clear();
+        for waiting in std::mem::take(&mut self.named.waiting).into_values() {
+            self.tell(waiting.client, |client| client.send_document(&json!({"error": ended()})));
+        }
     }
 
     /// Leave behind how named processes ended of which nobody has taken leave: the container has ended.

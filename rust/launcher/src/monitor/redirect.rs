@@ -19,7 +19,7 @@ use rustix::io::Errno;
 
 use super::clients::LOW_WATER;
 use super::frames::FrameKind;
-use super::logger::{self, Logger, Owner, Program};
+use super::logger::{self, Begun, Logger, Owner, Program};
 use super::{Monitor, Source, stdio};
 use crate::error::{Failure, Step};
 use crate::request::Redirections;
@@ -60,17 +60,32 @@ pub(super) struct Sink {
 
 impl Redirected {
     /// Open what is named, for the processes of a container: NotFound, PermissionDenied, InvalidArgument, Unsupported for a kind
-    /// of URI, Unavailable for a logger that is not ready in time.
+    /// of URI, Unavailable for a logger that is not ready in time, which is waited for.
     pub fn open(paths: &Redirections, owner: &Owner) -> Result<Self, Failure> {
+        let (redirected, ready) = Self::begin(paths, owner)?;
+        if let Some(ready) = ready {
+            logger::await_ready(&ready).inspect_err(|_| redirected.logger.iter().for_each(Logger::kill))?;
+        }
+        Ok(redirected)
+    }
+
+    /// The same without waiting for a logger: gives what ends when it is ready.
+    pub(super) fn begin(paths: &Redirections, owner: &Owner) -> Result<(Self, Option<OwnedFd>), Failure> {
         let input = (!paths.stdin.is_empty()).then(|| Feed::open(&paths.stdin)).transpose()?;
         if paths.stdout.starts_with(BINARY) {
-            let (logger, streams) = logger::start(&program_of(&paths.stdout)?, owner)?;
-            return Ok(Self { input, outputs: streams.map(|end| Some(Sink::new(end, None))), logger: Some(logger) });
+            let Begun { logger, streams, ready } = logger::begin(&program_of(&paths.stdout)?, owner)?;
+            let outputs = streams.map(|end| Some(Sink::new(end, None)));
+            return Ok((Self { input, outputs, logger: Some(logger) }, Some(ready)));
         }
         // As containerd has it: a file for the output is that for errors, too.
         let errors = if paths.stdout.starts_with(FILE) { &paths.stdout } else { &paths.stderr };
         let open = |place: &str| (!place.is_empty()).then(|| Sink::open(place)).transpose();
-        Ok(Self { input, outputs: [open(&paths.stdout)?, open(errors)?], logger: None })
+        Ok((Self { input, outputs: [open(&paths.stdout)?, open(errors)?], logger: None }, None))
+    }
+
+    /// Take the logger out, for who looks after it.
+    pub(super) fn take_logger(&mut self) -> Option<Logger> {
+        self.logger.take()
     }
 
     /// The container was not made: a logger has nothing to wait for.

@@ -188,6 +188,7 @@ impl Monitor {
     /// Kill what was given its time to end; begin the next run.
     pub(super) fn do_what_is_due(&mut self) {
         let now = Instant::now();
+        self.give_up_late_loggers(now);
         if self.restarts.kill_at.is_some_and(|moment| moment <= now) {
             self.restarts.kill_at = None;
             if let Ok(Some(pid)) = self.running().map(|init| init.pid) {
