@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.any_pb2 import Any
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from lamella.containers import lifecycle
 from lamella.containers.defaults import CAPABILITIES
@@ -109,10 +110,18 @@ class Box:
         self.tasks = served.stub(tasks_pb2, "Tasks")
         self.folder, self.root, self.name = folder, root, name
 
-    def record(self, *words: str, terminal: bool = False, program: str = "", **changes) -> Box:
+    def record(
+        self,
+        *words: str,
+        terminal: bool = False,
+        program: str = "",
+        labels: dict[str, str] | None = None,
+        **changes,
+    ) -> Box:
         spec = spec_of(*words, terminal=terminal, name=self.name)
         container = containers_pb2.Container(
             id=self.name,
+            labels=labels,
             runtime=containers_pb2.Container.Runtime(
                 name="io.containerd.runc.v2",
                 options=any_of(runc_options_pb2.Options(binary_name=program)) if program else None,
@@ -431,6 +440,53 @@ def test_programs_that_are_no_loggers_are_refused(box, tmp_path) -> None:
     (tmp_path / "text").write_text("no program")
     assert refusal(box.create, stdout=f"binary://{tmp_path}/text") is codes.PERMISSION_DENIED
     assert refusal(box.get) is codes.NOT_FOUND, "nothing is left of them"
+
+
+def restarts(policy: str, *, stopped: str = "") -> dict[str, str]:
+    """Give the labels by which containerd's clients ask for a restart policy."""
+    labels = {"status": "running", "policy": policy, "explicitly-stopped": stopped}
+    return {f"containerd.io/restart.{key}": value for key, value in labels.items() if value}
+
+
+@pytest.mark.parametrize(
+    ("labels", "runs"),
+    [
+        (restarts("on-failure:2"), 3),
+        (restarts("on-failure:2", stopped="true"), 1),
+        (restarts("on-failure:2") | {"containerd.io/restart.status": "stopped"}, 1),
+        (restarts("no"), 1),
+        (restarts("nonsense"), 1),
+        ({}, 1),
+    ],
+)
+def test_labels_say_when_it_is_run_again(box, labels, runs) -> None:
+    place = f"file://{box.folder}/log"
+    box.record("/bin/sh", "-c", "echo run; exit 3", labels=labels)
+    box.create(stdout=place, stderr=place)
+    box.start()
+    assert box.wait() == 3
+    box.delete()
+    assert (box.folder / "log").read_text() == "run\n" * runs
+
+
+def test_a_label_that_says_it_was_stopped_ends_the_restarts(box) -> None:
+    place = f"file://{box.folder}/log"
+    script = "echo run; until [ -e /run/go ]; do sleep 0.01; done; exit 3"
+    box.record("/bin/sh", "-c", script, labels=restarts("always"))
+    box.create(stdout=place, stderr=place)
+    box.start()
+    until(lambda: (box.folder / "log").read_text() == "run\n")
+    name = "containerd.io/restart.explicitly-stopped"
+    update = containers_pb2.UpdateContainerRequest(
+        container=containers_pb2.Container(id=box.name, labels={name: "true"}),
+        update_mask=FieldMask(paths=[f"labels.{name}"]),
+    )
+    box.containers.Update(update)
+    box.exec("x", "/bin/sh", "-c", ": > /run/go")
+    box.start("x")
+    assert box.wait() == 3
+    box.delete()
+    assert (box.folder / "log").read_text() == "run\n"
 
 
 HOOKS = ("createRuntime", "poststart", "poststop")

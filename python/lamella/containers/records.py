@@ -16,6 +16,7 @@ from lamella.config import check_identifier
 from lamella.containers.collection import COLUMNS, check_free, find_record, insert
 from lamella.containers.container import Container, ContainerRecord, Extra, Foreign, TypedValue
 from lamella.containers.log_config import LogConfig
+from lamella.containers.restart_policy import policy_of_labels
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound
 from lamella.labels import check_labels
 from lamella.metadata import Transaction, timestamp
@@ -68,7 +69,7 @@ def new_record(
         created_at=now,
         updated_at=now,
     )
-    return check_record(with_spec(record, spec))
+    return _with_restarts(check_record(with_spec(record, spec)))
 
 
 def check_record(record: ContainerRecord) -> ContainerRecord:
@@ -152,7 +153,8 @@ def update_record(
     """Have ``change`` give another record for one, checked; its identifier, name and creation stay. NotFound, InvalidArgument."""
     namespace = client.config.namespace
     with client.database.write() as db:
-        record = check_record(change(_get(db, client, container_id)))
+        before = _get(db, client, container_id)
+        record = _with_restarts(check_record(change(before)))
         record = replace(record, updated_at=timestamp())
         fields = asdict(record)
         for name in ("labels", "extra"):
@@ -162,7 +164,16 @@ def update_record(
             f"UPDATE containers SET {', '.join(f'{name} = ?' for name in changed)} WHERE namespace = ? AND id = ?",  # noqa: S608
             (*(fields[name] for name in changed), namespace, container_id),
         )
+        if record.extra.restart != before.extra.restart:
+            Container(client, record).task.set_restart_policy(record.extra.restart)
     return record
+
+
+def _with_restarts(record: ContainerRecord) -> ContainerRecord:
+    """Give a record with the restart policy that its labels say: clients of containerd's API have no other word for it."""
+    if record.extra.foreign is None:
+        return record
+    return replace(record, extra=replace(record.extra, restart=policy_of_labels(record.labels)))
 
 
 def delete_record(client: Client, container_id: str) -> None:

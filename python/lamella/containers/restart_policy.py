@@ -61,6 +61,26 @@ def parse_restart_policy(value: RestartPolicy | str | Mapping[str, Any] | None) 
     return RestartPolicy(name=name, max_retries=count)
 
 
+STATUS_LABEL = "containerd.io/restart.status"
+POLICY_LABEL = "containerd.io/restart.policy"
+STOPPED_LABEL = "containerd.io/restart.explicitly-stopped"
+_TRUE = ("1", "t", "T", "true", "TRUE", "True")
+
+
+def policy_of_labels(labels: Mapping[str, str]) -> RestartPolicy:
+    """Give the policy that labels ask for, as clients of containerd's API write it (containerd, core/runtime/restart).
+
+    None unless it is to run and nobody has stopped it; ``always`` where they name none; none for a malformed one, which
+    containerd passes over, too.
+    """
+    if labels.get(STATUS_LABEL) != "running" or labels.get(STOPPED_LABEL) in _TRUE:
+        return RestartPolicy()
+    try:
+        return parse_restart_policy(labels.get(POLICY_LABEL) or "always")
+    except InvalidArgument:
+        return RestartPolicy()
+
+
 class Restarts(Struct, frozen=True):
     """What the monitor keeps in ``restart.json`` from the end of the first run on.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from google.protobuf.empty_pb2 import Empty
 
 from lamella import __version__
+from lamella.containers.restart_policy import NAMES as RESTART_POLICIES
 from lamella.errors import NotFound, Unsupported
 from lamella.filters import Fields, compile_filters
 from lamella.platforms import own_platform
@@ -113,6 +114,12 @@ class Introspection(Service):
             )
             for name in SNAPSHOTTERS
         ]
+        # What nerdctl asks for before it takes a restart policy, which each container's monitor follows here.
+        plugins.append(
+            introspection_pb2.Plugin(
+                type="io.containerd.monitor.container.v1", id="restart", capabilities=RESTART_POLICIES
+            )
+        )
         return sorted(plugins, key=lambda plugin: (plugin.type, plugin.id))
 
     def _rebases(self, name: str) -> bool:
