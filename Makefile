@@ -49,7 +49,7 @@ demo: build ## Build a small image, serve, pull, snapshot and run it; delete it 
 .PHONY: test
 test: build ## Run everything that can run here (cargo test, then pytest)
 	cargo test --workspace --locked
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python tools/run_tests.py $(PYTEST_ARGS)
 
 .PHONY: nightly
 nightly: build ## Run pytest at length: kills at every step, ten minutes of stress (LAMELLA_SEED=N repeats a choice)

@@ -19,7 +19,7 @@ from lamella.digest import digest_of
 from lamella.errors import NotFound, ResourceExhausted
 from steps import patience
 
-pytestmark = [pytest.mark.privileged, patience]
+pytestmark = [pytest.mark.privileged, pytest.mark.beside, patience]
 FILLING = os.urandom(2_500_000)  # more than two of the pieces in which it is read
 NAME = "example.com/app:v1"
 

@@ -13,7 +13,7 @@ from lamella.disk import TRASH
 from layers import Built, file, program, tar
 from steps import patience
 
-pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("alone"), patience]
+pytestmark = [pytest.mark.privileged, pytest.mark.beside, pytest.mark.usefixtures("alone"), patience]
 WRONG = frozenset(
     {
         "damaged-blob",

@@ -14,6 +14,8 @@ from lamella.snapshots import SNAPSHOTTERS, Mount, snapshotter
 from lamella.structs import replace
 from stores import Store
 
+pytestmark = pytest.mark.beside
+
 
 @pytest.fixture
 def store(open_store: Callable[..., Store]) -> Store:

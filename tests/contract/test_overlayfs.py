@@ -14,6 +14,8 @@ from lamella.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
 from lamella.snapshots import Mount, Usage, folders, overlayfs
 from stores import Store
 
+pytestmark = pytest.mark.beside
+
 ALWAYS = ["index=off", "userxattr"] if folders.needs_user_attributes() else ["index=off"]
 
 

@@ -16,7 +16,7 @@ from lamella.containers.cgroups import _hierarchies
 from lamella.errors import FailedPrecondition, LamellaError, NotFound
 from steps import patience
 
-pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("alone"), patience]
+pytestmark = [pytest.mark.privileged, pytest.mark.beside, pytest.mark.usefixtures("alone"), patience]
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ INTENDED: tuple[tuple[str, str, str, str], ...] = (
 )
 """Where lamella differs: a pattern of ``RPC FIELD WORD``, containerd's code, lamella's (patterns as well), and the reason."""
 
-pytestmark = [pytest.mark.privileged, pytest.mark.needs_program("busybox")]
+pytestmark = [pytest.mark.privileged, pytest.mark.beside, pytest.mark.needs_program("busybox")]
 Answers = dict[str, str]
 """Codes by ``RPC FIELD WORD``."""
 

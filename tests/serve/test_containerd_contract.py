@@ -34,7 +34,7 @@ INTENDED: dict[str, dict[str, str]] = {
 LOAD_SECONDS = 60 if os.environ.get("LAMELLA_NIGHTLY") == "1" else 10
 TIMEOUT = 300.0
 
-pytestmark = pytest.mark.needs_root
+pytestmark = [pytest.mark.needs_root, pytest.mark.beside]
 
 
 @pytest.fixture(scope="session")
