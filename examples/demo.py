@@ -5,7 +5,7 @@
     make demo REF=nginx:latest    any image that can be reached
 
 The store is a temporary folder that is removed at the end, or LAMELLA_ROOT, where what was pulled stays.
-Without root it shows what can be done without: unpacking, mounting and running want root.
+Without root it shows what can be done without: all but running a container.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import lamella
 import machine_image
-from lamella import graph
+from lamella import _core, graph
 from lamella.errors import CommandNotFound, LamellaError, NotFound
 from lamella.registry.server import RegistryServer
 from lamella.sizes import format_size
@@ -54,10 +54,11 @@ def _tell(client: lamella.Client, reference: str, *, ours: bool) -> None:
     privileged = os.geteuid() == 0
     _title(f"pull {reference}")
     print("one pass a layer: hash and write the blob, inflate, hash the tar, apply it; layers in parallel\n")
-    image = client.images.pull(reference, progress=_show, unpack=privileged)
+    unpack = privileged or _has_namespace()
+    image = client.images.pull(reference, progress=_show, unpack=unpack)
     print(f"\n{image.name} is {image.digest}, {len(image.layers)} layers, {format_size(image.size)}")
     before = time.perf_counter()
-    client.images.pull(reference, unpack=privileged)
+    client.images.pull(reference, unpack=unpack)
     print(f"pulled again: {(time.perf_counter() - before) * 1e3:.0f} ms, nothing was fetched or unpacked")
 
     _title("content: blobs by digest, shared by all images")
@@ -65,12 +66,14 @@ def _tell(client: lamella.Client, reference: str, *, ours: bool) -> None:
         print(f"  {info.digest[:19]}...  {format_size(info.size):>9}  {_kind(image, info.digest)}")
 
     if not privileged:
+        if unpack:
+            _look_inside(client, image)
         _title("the graph")
         print(graph.render_mermaid(graph.build(client, reference)))
+        if unpack:
+            _clean_up(client, reference)
         _title("what is missing")
-        print(
-            "Unpacking with the owners of the image, mounting and running containers need root, and you are not root."
-        )
+        print("Running containers needs root, and you are not root.")
         print(f"See the rest with: sudo {sys.executable} {Path(__file__).resolve()}")
         return
 
@@ -106,6 +109,29 @@ def _tell(client: lamella.Client, reference: str, *, ours: bool) -> None:
         )
         return
 
+    _clean_up(client, reference)
+
+
+def _has_namespace() -> bool:
+    """Tell whether a user who is not root can unpack images here."""
+    try:
+        _core.helper_maps()
+    except LamellaError as error:
+        print(f"nothing is unpacked: {error} ({error.hint})\n")
+        return False
+    return True
+
+
+def _look_inside(client: lamella.Client, image: lamella.Image) -> None:
+    _title("snapshots: each layer committed on the one beneath; a view is read-only")
+    client.snapshots.view(VIEW, parent=image.chain_id)
+    _snapshots(client)
+    _title(f"what is in {VIEW}: without root a copy shows it")
+    with client.snapshots.mounted(VIEW) as folder:
+        print("  " + "  ".join(sorted(entry.name for entry in folder.iterdir())))
+
+
+def _clean_up(client: lamella.Client, reference: str) -> None:
     _title("delete the view and the image, then collect what nothing refers to")
     client.snapshots.remove(VIEW)
     client.images.remove(reference)

@@ -3,9 +3,9 @@
 Counters.add and Counters.read alone keep the GIL: they take less time than letting it go.
 
 What works on the files of layers does so in a helper process, in a user namespace, where this process is not root: Pipeline with
-a ``layer``, Changes, copy_tree, resolve, first_difference, try_mount; copy_owner, read_file, disk_usage and remove_tree where
-access is refused otherwise. Each raises Unavailable when the helper is killed meanwhile (the next call starts another), and
-PermissionDenied, Unsupported or ResourceExhausted where the kernel gives no user namespace.
+a ``layer``, Changes, copy_tree, copy_mounts, resolve, first_difference, try_mount; copy_owner, read_file, disk_usage and
+remove_tree where access is refused otherwise. Each raises Unavailable when the helper is killed meanwhile (the next call starts
+another), and PermissionDenied, Unsupported or ResourceExhausted where the kernel gives no user namespace.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,6 +30,7 @@ __all__ = [
     "await_strays",
     "become_launcher",
     "check_mount_options",
+    "copy_mounts",
     "copy_owner",
     "copy_tree",
     "default_seccomp",
@@ -395,6 +396,12 @@ def try_mount(mounts: Sequence[_Mount], target: str, name: str) -> None:
     """Put mounts on a folder, make an empty file of this name in them, and unmount them, where this process may mount.
 
     Errors as :func:`mount`; nothing stays mounted after one.
+    """
+
+def copy_mounts(mounts: Sequence[_Mount], point: str, target: str) -> list[str]:
+    """Copy what mounts show into an empty folder, where this process's snapshots are mounted: on ``point``, until it is copied.
+
+    Gives notes of what was left out. Errors as :func:`mount`; after one the folder must be thrown away.
     """
 
 def check_mount_options(options: Sequence[str]) -> None:

@@ -230,6 +230,15 @@ def _try_overlay(host: Host, folder: Path) -> Check:
     options = [f"lowerdir={lower}/lower", f"upperdir={path}/upper", f"workdir={path}/work"]
     if needs_user_attributes():
         options.append("userxattr")
+        try:
+            os.setxattr(folder / "lower", "user.lamella.tried", b"y")
+        except OSError as error:
+            return Check(
+                name="overlayfs",
+                status="fail",
+                detail=f"{_filesystem(host, folder)} holds no attributes of users here: {error.strerror}",
+                remedy="Choose a --root on ext4, xfs, btrfs or a tmpfs of Linux 6.6, or --snapshotter native.",
+            )
     target = str(folder / "merged")
     try:
         _core.try_mount([("overlay", "overlay", options)], target, "file")
@@ -239,6 +248,8 @@ def _try_overlay(host: Host, folder: Path) -> Check:
             remedy = "Load it: modprobe overlay. Or do without: --snapshotter native."
         elif _filesystem(host, folder) in _UNSUITED:
             remedy = "Choose a --root on ext4, xfs, btrfs or tmpfs, or --snapshotter native."
+        elif os.geteuid() != 0 and _check_helper().status == "fail":
+            remedy = "First of all a user namespace is needed; see privileges."
         else:
             remedy = "See the kernel's log (dmesg) for the reason."
         return Check(name="overlayfs", status="fail", detail=error.message, remedy=remedy)
@@ -286,6 +297,7 @@ sys.exit(0 if libc.unshare(0x10000000) == 0 else ctypes.get_errno() or 1)
 
 def check_user_namespaces(host: Host) -> Check:
     """Make a user namespace in a process of its own. Root does not need one."""
+    import errno
     import subprocess
 
     name = "user namespaces"
@@ -304,11 +316,19 @@ def check_user_namespaces(host: Host) -> Check:
             )
     tried = subprocess.run([sys.executable, "-I", "-S", "-c", _TRY_USER_NAMESPACE], check=False)
     if tried.returncode:
+        refused = f"unshare is refused: {os.strerror(tried.returncode)}"
+        if tried.returncode == errno.EPERM and _is_chroot(host):
+            return Check(
+                name=name,
+                status="warn",
+                detail=f"{refused}; this is a chroot",
+                remedy="Enter the tree by a mount namespace instead (unshare --mount, pivot_root), or run outside of it.",
+            )
         return Check(
             name=name,
             status="warn",
-            detail=f"unshare is refused: {os.strerror(tried.returncode)}",
-            remedy="Allow it in the surrounding container's seccomp profile.",
+            detail=refused,
+            remedy="Allow it in the surrounding container's seccomp profile; in a chroot nobody may.",
         )
     if host.number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == 1:
         return Check(
@@ -318,6 +338,16 @@ def check_user_namespaces(host: Host) -> Check:
             remedy="sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for the program.",
         )
     return Check(name=name, status="ok", detail=f"allowed, at most {limits['user.max_user_namespaces']}")
+
+
+def _is_chroot(host: Host) -> bool:
+    """Tell whether it is a chroot that keeps this process from making a user namespace (user_namespaces(7), EPERM).
+
+    There the root folder need not be a mount, as that of a mount namespace is; and no filter of system calls has to be at work.
+    """
+    points = [line.split()[4:5] for line in (host.read("/proc/self/mountinfo") or "").splitlines()]
+    no_filter = "\nSeccomp:\t0\n" in (host.read("/proc/self/status") or "")
+    return (bool(points) and ["/"] not in points) or no_filter
 
 
 class Cgroups(msgspec.Struct, frozen=True, kw_only=True):
@@ -512,6 +542,8 @@ def check_space(config: Config) -> Check:
     """See how many bytes and inodes are free where the store is."""
     found = os.statvfs(_existing(config.root))
     free, inodes = found.f_bavail * found.f_frsize, found.f_favail
+    if found.f_blocks == 0:  # ramfs, and others that take what memory there is
+        return Check(name="disk space", status="ok", detail="the file system has no limit of its own")
     detail = f"{format_size(free)} free"
     counted = found.f_files > 0  # btrfs and others have no fixed number
     if counted:

@@ -23,7 +23,7 @@ from lamella.structs import encode, read_json
 from layers import Built, compress, file, folder, tar
 
 __all__ = ["multi", "podman", "server"]
-pytestmark = [pytest.mark.integration, pytest.mark.privileged]
+pytestmark = [pytest.mark.integration]
 
 LOWER = tar(folder("etc"), file("etc/a", b"a" * 300_000))
 MIDDLE = tar(folder("etc"), file("etc/b", os.urandom(3_000_000)))
@@ -298,6 +298,7 @@ def layout(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+@pytest.mark.needs_root
 @pytest.mark.needs_program("skopeo")
 def test_skopeo_converts_to_the_same_config_and_archives(client, small_image, tmp_path):
     image = client.images.pull(small_image)
@@ -317,6 +318,7 @@ def test_skopeo_converts_to_the_same_config_and_archives(client, small_image, tm
     assert theirs["config"]["mediaType"] == back.manifest.config.media_type
 
 
+@pytest.mark.needs_root
 @pytest.mark.needs_program("podman", "conmon", "runc", "umoci", "skopeo")
 def test_podman_runs_what_was_converted_and_umoci_unpacks_it(
     client, small_image, docker_registry, podman, tmp_path
@@ -343,6 +345,7 @@ def test_podman_runs_what_was_converted_and_umoci_unpacks_it(
     assert (tmp_path / "bundle/rootfs/bin/sh").exists()
 
 
+@pytest.mark.needs_root
 def test_a_converted_image_runs(client, small_image):
     client.images.pull(small_image)
     for number, options in enumerate(({"compression": "zstd"}, {"drop_top": 1}, {"layers": [0]})):

@@ -15,7 +15,7 @@ from lamella.errors import FailedPrecondition, InvalidArgument, NotFound
 from lamella.structs import encode
 from layers import Built, file, folder, hardlink, tar
 
-pytestmark = [pytest.mark.integration, pytest.mark.privileged]
+pytestmark = [pytest.mark.integration]
 
 BASE = tar(folder("data"), file("data/a", os.urandom(20_000)))
 UPPER = tar(file("data/b", b"b"))

@@ -27,7 +27,7 @@ from lamella.errors import (
 from lamella.structs import encode
 from layers import Built, file, folder, hardlink, opaque, symlink, tar, whiteout
 
-pytestmark = [pytest.mark.integration, pytest.mark.privileged]
+pytestmark = [pytest.mark.integration]
 
 
 @pytest.fixture
@@ -202,6 +202,7 @@ def test_artifacts_come_without_unpacking(client, server):
 # Layers that need what lies beneath them
 
 
+@pytest.mark.needs_root
 def test_an_unnamed_parent_folder_takes_its_attributes_from_beneath(client, server):
     lower = tar(folder("srv", mode=0o700, uid=7, gid=8, mtime=1_600_000_000), file("srv/a"))
     upper = tar(file("srv/b"))
@@ -216,6 +217,7 @@ def test_an_unnamed_parent_folder_takes_its_attributes_from_beneath(client, serv
     )
 
 
+@pytest.mark.needs_root
 def test_a_layer_bound_to_its_chain_is_unpacked_again_for_another(client, server):
     upper = tar(file("srv/b"))
     one = client.images.pull(Built(tar(folder("srv", mode=0o700)), upper).push(server, "one"))
@@ -226,6 +228,7 @@ def test_a_layer_bound_to_its_chain_is_unpacked_again_for_another(client, server
     assert [(top / "srv").stat().st_uid for top in tops] == [0, 5]
 
 
+@pytest.mark.needs_root
 def test_a_hard_link_reaches_into_a_lower_layer(client, server):
     lower = tar(folder("bin"), file("bin/tool", b"tool" * 1000, mode=0o4755, uid=3))
     upper = tar(folder("bin"), hardlink("bin/alias", "bin/tool"), hardlink("bin/again", "bin/tool"))
@@ -244,6 +247,7 @@ def test_a_hard_link_to_what_a_layer_between_deleted_is_refused(client, server):
     assert_nothing_visible(client)
 
 
+@pytest.mark.needs_root
 def test_the_same_layer_at_two_places_of_one_image_is_right(client, server):
     one, two = tar(file("x", b"1")), tar(file("x", b"2"), file("y", b"2"))
     image = client.images.pull(Built(one, two, one).push(server))
@@ -348,6 +352,7 @@ def test_a_layer_that_would_leave_its_folder_is_refused(client, server, tmp_path
     assert_nothing_visible(client)
 
 
+@pytest.mark.needs_root
 @pytest.mark.parametrize("unpack", [True, False])
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, server, unpack):
     from lamella.errors import ResourceExhausted

@@ -238,6 +238,72 @@ def test_the_owners_of_a_layer_are_ids_of_the_users_ranges(user: OrdinaryUser, s
     user.lamella("gc")
 
 
+LOOK = """
+import os, sys, lamella
+from pathlib import Path
+reference, snapshotter = sys.argv[1:]
+with lamella.Client(snapshotter=snapshotter) as client:
+    image = client.images.pull(reference, plain_http=True)
+    layers = Path(client.config.root, "snapshots", snapshotter)
+    before = sorted(layers.iterdir())
+    client.snapshots.view("view", image.chain_id)
+    for key in ("view", image.chain_id):
+        with client.snapshots.mounted(key) as folder:
+            print(*sorted(entry.name for entry in folder.iterdir()))
+            print((folder / "hidden/new").read_text(), oct((folder / "su").stat().st_mode))
+    client.snapshots.remove("view")
+    assert sorted(layers.iterdir()) == before
+    assert not list(Path(client.config.state, "mounts").iterdir())
+    client.snapshots.prepare("work", image.chain_id)
+    try:
+        with client.snapshots.mounted("work") as folder:
+            (folder / "added").write_text("x")
+            print(folder.name)
+    except lamella.errors.PermissionDenied as error:
+        print("snapshots mounts" in error.hint)
+    print([str(change) for change in client.snapshots.changes("work")])
+    client.snapshots.remove("work")
+    client.images.remove(reference)
+    client.gc()
+"""
+
+
+@BOTH_SNAPSHOTTERS
+def test_a_snapshot_is_shown_as_a_copy_which_goes(user: OrdinaryUser, server: Any, snapshotter: str) -> None:
+    reference = layers.history(7).push(server, "look")
+    said = user.python(LOOK, reference, snapshotter).splitlines()
+    assert said[0] == said[2] == "etc hard hidden link replaced su"
+    assert said[1] == said[3] == "data 0o104755"
+    if snapshotter == "native":  # its folder holds all that it shows
+        assert said[4] == "fs"
+        assert "added" in said[5]
+    else:
+        assert said[4] == "True"
+        assert "added" not in said[5]
+
+
+@BOTH_SNAPSHOTTERS
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "one id"])
+def test_mounts_are_shown_with_the_way_into_them(
+    user: OrdinaryUser, user_without_ranges: OrdinaryUser, server: Any, snapshotter: str, ranges: bool
+) -> None:
+    who = user if ranges else user_without_ranges
+    reference = layers.history(7).push(server, "enter")
+    chosen = ("--snapshotter", snapshotter)
+    who.lamella(*chosen, "pull", "--plain-http", reference)
+    chain = answer(who, *chosen, "images", "inspect", reference)["chain_id"]
+    who.lamella(*chosen, "snapshots", "prepare", "work", chain)
+    line = who.lamella(*chosen, "snapshots", "mounts", "work").stdout.splitlines()[-1]
+    assert line.startswith("unshare ")
+    inside = "echo 'cat hidden/new; rm link; echo x > added'"
+    assert who.run(["sh", "-c", f"{inside} | SHELL=/bin/sh {line}"]).stdout == "data"
+    changes = who.lamella(*chosen, "snapshots", "diff", "work").stdout
+    assert "/added" in changes and "/link" in changes
+    who.lamella(*chosen, "snapshots", "rm", "work")
+    who.lamella(*chosen, "images", "rm", reference)
+    who.lamella(*chosen, "gc")
+
+
 STOPPED = """
 import os, signal, sys, threading, time
 from pathlib import Path
@@ -324,24 +390,36 @@ def examined(user: OrdinaryUser) -> dict[str, Any]:
     return {check["name"]: check for check in found["checks"]}
 
 
+SUITES = {
+    "overlayfs": (["contract/test_overlayfs.py"], 70),
+    "native": (["contract/test_native.py"], 70),
+    "content": (["contract/test_content_store.py", "contract/test_processes.py"], 80),
+    "unpacking": (["unit/test_core_layers.py", "unit/test_core_pipeline.py", "unit/test_layers.py"], 40),
+    "crashes": (["contract/test_crashes.py"], 10),
+    "registries": (
+        ["integration/test_pull.py", "integration/test_push.py", "integration/test_discarded_layers.py"],
+        50,
+    ),
+    "archives": (
+        ["integration/test_archives.py", "integration/test_convert.py", "integration/test_copying.py"],
+        50,
+    ),
+}
+"""Modules of tests that are run again without root, and how many of them at least have to run there: some make devices."""
+
+
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    ("suites", "least"),
-    [
-        (["contract/test_overlayfs.py"], 70),
-        (["contract/test_native.py"], 70),
-        (["contract/test_content_store.py", "unit/test_core_layers.py", "unit/test_core_pipeline.py"], 100),
-    ],
-    ids=["overlayfs", "native", "content and unpacking"],
-)
-def test_the_suites_of_store_snapshots_and_unpacking_hold_for_the_user(
-    user: OrdinaryUser, suites: list[str], least: int
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "one id"])
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_suites_hold_for_a_user_who_is_not_root(
+    user: OrdinaryUser, user_without_ranges: OrdinaryUser, suite: str, ranges: bool
 ) -> None:
-    """Tests that mount, or make devices, need root and are skipped there."""
-    report = user.home / "report.xml"
-    options = ["-q", "-p", "no:cacheprovider", f"--basetemp={user.home}/pytest", f"--junitxml={report}"]
-    settings = ["LAMELLA_REQUIRE_ALL=0", f"HYPOTHESIS_STORAGE_DIRECTORY={user.home}/hypothesis"]
-    paths = [str(REPOSITORY / "tests" / suite) for suite in suites]
-    user.run(["env", *settings, sys.executable, "-m", "pytest", *options, *paths], timeout=1100)
+    who = user if ranges else user_without_ranges
+    modules, least = SUITES[suite]
+    report = who.home / "report.xml"
+    options = ["-q", "-p", "no:cacheprovider", f"--basetemp={who.home}/pytest", f"--junitxml={report}"]
+    settings = ["LAMELLA_REQUIRE_ALL=0", f"HYPOTHESIS_STORAGE_DIRECTORY={who.home}/hypothesis"]
+    paths = [str(REPOSITORY / "tests" / module) for module in modules]
+    who.run(["env", *settings, sys.executable, "-m", "pytest", *options, *paths], timeout=1100)
     counts = ElementTree.parse(report).getroot()[0].attrib
     assert int(counts["tests"]) - int(counts["skipped"]) >= least

@@ -216,10 +216,21 @@ def test_little_space_is_a_warning_and_none_a_failure(
     free: int, inodes: int, status: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Found:
-        f_bavail, f_frsize, f_favail, f_files = free // 1000, 1000, inodes, 2_000_000
+        f_blocks, f_bavail, f_frsize, f_favail, f_files = 1, free // 1000, 1000, inodes, 2_000_000
 
     monkeypatch.setattr(os, "statvfs", lambda path: Found)
     assert doctor.check_space(config).status == status
+
+
+def test_a_file_system_that_counts_nothing_is_not_full(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Found:
+        f_blocks = f_bavail = f_favail = f_files = 0
+        f_frsize = 4096
+
+    monkeypatch.setattr(os, "statvfs", lambda path: Found)
+    assert doctor.check_space(config).status == "ok"
 
 
 def test_a_clock_before_this_program_is_a_warning() -> None:

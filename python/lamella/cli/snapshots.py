@@ -149,7 +149,15 @@ def _commit(arguments: Arguments, session: Session) -> int:
 
 
 def _mounts(arguments: Arguments, session: Session) -> int:
-    return _show(session, session.client.snapshots.mounts(arguments.key))
+    from lamella import _core
+    from lamella.snapshots.mounting import entering
+
+    mounts = session.client.snapshots.mounts(arguments.key)
+    status = _show(session, mounts)
+    if not session.json and _core.helper_maps() is not None:
+        session.note("# to enter it without root, at /mnt:")
+        session.line(entering(mounts))
+    return status
 
 
 def _show(session: Session, mounts: Iterable[Mount]) -> int:

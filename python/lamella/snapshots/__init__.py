@@ -241,7 +241,11 @@ class Snapshotter(Protocol):
         """Mount a snapshot of any kind for the length of a ``with`` block, which gets the folder.
 
         An active one can be written to; a committed one stays readable, whatever is removed meanwhile. Others see the mount
-        too, but no container. It takes root: PermissionDenied. Who is killed leaves it to the next garbage collection.
+        too, but no container. Who is killed leaves it to the next garbage collection.
+
+        A user who is not root gets a copy, which takes time and space, without files' true owners as far as they have no ids;
+        of an active snapshot that is one folder (``native``) that folder. PermissionDenied for one that is an overlay: it can
+        be written to in a user namespace only (``lamella snapshots mounts`` says how).
         """
         ...
 

@@ -7,6 +7,9 @@ On disk::
 
 A committed snapshot is mounted through a view of its own, which keeps it, whatever is removed meanwhile; a label on the view
 names the folder. Who is killed leaves all of that, until the next collection sees that nobody holds the folder.
+
+Who is not root may not mount where other programs see it. Such a user is given a snapshot's own folder where that holds all it
+shows and may be written to (``native``), and else a copy, read-only in effect: a draft beside the layers, which goes at the end.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lamella import _core
 from lamella.config import Config
 from lamella.disk import make_private_folder, make_state_folder, names_in, translated
-from lamella.errors import FailedPrecondition, NotFound
+from lamella.errors import FailedPrecondition, NotFound, PermissionDenied
 from lamella.labels import decode_labels
 from lamella.locks import FolderLock, is_locked
+from lamella.logs import Log
 from lamella.metadata import Database
 from lamella.snapshots import Mount, mount, unmount
 from lamella.structs import replace
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
 MOUNTED = "lamella.dev/mounted"
 """On a view: the folder it is mounted at. It goes when nobody holds that."""
 _POINT = "snapshot"
+_log = Log("lamella.snapshots")
 
 
 @contextmanager
@@ -50,12 +56,56 @@ def mounted(
                 mounts = snapshots.view(view, key, {MOUNTED: str(folder)})
             else:
                 mounts = snapshots.read_only_mounts(key) if read_only else snapshots.mounts(key)
-            with _mounted_in(folder, mounts) as point:
+            may_mount = _core.helper_maps() is None
+            with (
+                _mounted_in(folder, mounts)
+                if may_mount
+                else _without_mounting(snapshots, key, mounts) as point
+            ):
                 yield point
         finally:
             if view is not None:
                 with suppress(NotFound):
                     snapshots.remove(view)
+
+
+@contextmanager
+def _without_mounting(snapshots: RecordedSnapshotter, key: str, mounts: Sequence[Mount]) -> Iterator[Path]:
+    """Give a folder that shows what mounts would, to who may not mount."""
+    if _is_writable(mounts):
+        if len(mounts) > 1 or mounts[0].type != "bind":
+            raise PermissionDenied(
+                f"the snapshot {key!r} can be written to in a user namespace only, and you are not root",
+                hint="Enter one: lamella snapshots mounts says how. A view of it can be read from here, as a copy.",
+            )
+        _log.info("the snapshot %(snapshot)s is shown as its own folder", snapshot=key)
+        yield Path(mounts[0].source)
+        return
+    with snapshots.copied(mounts) as copy:
+        _log.info("the snapshot %(snapshot)s is shown as a copy, which takes no root", snapshot=key)
+        yield copy
+
+
+def _is_writable(mounts: Sequence[Mount]) -> bool:
+    return any("rw" in m.options or any(o.startswith("upperdir=") for o in m.options) for m in mounts)
+
+
+def entering(mounts: Sequence[Mount], point: str = "/mnt") -> str:
+    """Give a line for the shell of a user who is not root: a shell in a user namespace, with these mounts at ``point``.
+
+    It takes util-linux 2.38, and uidmap's newuidmap where the user has ranges of ids. All ends with the shell.
+    """
+    import shlex
+
+    maps = _core.helper_maps()
+    ranges = ["--map-auto"] if maps is not None and len(maps[0]) > 1 else []
+    steps = []
+    for mounted in mounts:
+        kind = [] if mounted.type == "bind" else ["-t", mounted.type]
+        options = ["-o", ",".join(mounted.options)] if mounted.options else []
+        steps.append(shlex.join(["mount", *kind, *options, mounted.source, point]))
+    inside = " && ".join([*steps, f"cd {shlex.quote(point)}", 'exec "${SHELL:-/bin/sh}"'])
+    return shlex.join(["unshare", "--user", "--map-root-user", *ranges, "--mount", "sh", "-c", inside])
 
 
 @contextmanager

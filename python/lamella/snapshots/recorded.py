@@ -19,6 +19,7 @@ from types import TracebackType
 
 from lamella import _core, oci
 from lamella.config import Config, check_key
+from lamella.disk import make_private_folder
 from lamella.durability import Unverified
 from lamella.errors import (
     Aborted,
@@ -324,6 +325,18 @@ class RecordedSnapshotter(ABC):
                 _log.warning("layer folder %(layer)s: %(reason)s", layer=layer, reason=note)
             draft.usage = _core.disk_usage(draft.path)
             yield draft
+
+    @contextmanager
+    def copied(self, mounts: Sequence[Mount]) -> Iterator[Path]:
+        """Give a copy of what mounts show for the length of a ``with`` block: for who may not mount them where it is called."""
+        with Draft(self._database, self._folders) as draft:
+            point = Path(draft.path).with_name("point")
+            make_private_folder(point)
+            for note in _core.copy_mounts(
+                [(m.type, m.source, m.options) for m in mounts], str(point), draft.path
+            ):
+                _log.warning("a copy of a snapshot: %(reason)s", reason=note)
+            yield Path(draft.path)
 
     @staticmethod
     def _check_unchanged(before: str, now: str, key: str) -> None:

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use lamella_core::digest::Digest;
-use lamella_core::helper::{CopyOwner, CopyTree, DiskUsage, FirstDifference, ReadFile, RemoveTree, Resolve, TryMount};
+use lamella_core::helper::{
+    CopyMounts, CopyOwner, CopyTree, DiskUsage, FirstDifference, ReadFile, RemoveTree, Resolve, TryMount,
+};
 use lamella_core::layer::WhiteoutFormat;
 use lamella_core::{Error, Result, launch as launching, mount as mounts, sys, tree};
 use pyo3::prelude::*;
@@ -66,6 +68,18 @@ pub fn try_mount(
     name: String,
 ) -> PyResult<()> {
     place::call(py, || Ok(TryMount { mounts: listed(mounts), target: absolute(&target)?, name }))
+}
+
+/// Copy what mounts show into an empty folder, where this process's snapshots are mounted: on `point`, until it is copied. Gives
+/// notes of what was left out. After an error the folder must be thrown away.
+#[pyfunction]
+pub fn copy_mounts(
+    py: Python<'_>,
+    mounts: Vec<(String, String, Vec<String>)>,
+    point: PathBuf,
+    target: PathBuf,
+) -> PyResult<Vec<String>> {
+    place::call(py, || Ok(CopyMounts { mounts: listed(mounts), point: absolute(&point)?, target: absolute(&target)? }))
 }
 
 fn listed(mounts: Vec<(String, String, Vec<String>)>) -> Vec<mounts::Mount> {

@@ -31,9 +31,9 @@ mod _core {
     use super::files::Files;
     #[pymodule_export]
     use super::functions::{
-        become_launcher, check_mount_options, copy_owner, copy_tree, default_seccomp, digest_of, disk_usage,
-        first_difference, launch, mount, prepare_launch, read_file, remove_tree, resolve, set_top_directory, try_mount,
-        unmount,
+        become_launcher, check_mount_options, copy_mounts, copy_owner, copy_tree, default_seccomp, digest_of,
+        disk_usage, first_difference, launch, mount, prepare_launch, read_file, remove_tree, resolve,
+        set_top_directory, try_mount, unmount,
     };
     #[pymodule_export]
     use super::networks::{

@@ -49,6 +49,8 @@ pub enum Request {
     FirstDifference(FirstDifference),
     /// See [`TryMount`].
     TryMount(TryMount),
+    /// See [`CopyMounts`].
+    CopyMounts(CopyMounts),
     /// See [`Apply`].
     Apply(Apply),
     /// See [`Pack`].
@@ -75,7 +77,8 @@ requests!(
     DiffTrees,
     DiffUpper,
     FirstDifference,
-    TryMount
+    TryMount,
+    CopyMounts
 );
 
 /// What a helper says.
@@ -272,6 +275,28 @@ impl Call for TryMount {
         let path = self.target.join(&self.name);
         let made = File::create(&path).map_err(|error| Error::system(format!("cannot make {}", path.display()), error));
         mount::unmount(&self.target).and(made.map(drop))
+    }
+}
+
+/// Copy what mounts show into an empty folder, for who cannot see them. They are made on a folder, and gone afterwards. Gives notes
+/// of what was left out, as [`CopyTree`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CopyMounts {
+    /// The mounts.
+    pub mounts: Vec<Mount>,
+    /// Where they are made.
+    pub point: PathBuf,
+    /// The folder that is filled.
+    pub target: PathBuf,
+}
+
+impl Call for CopyMounts {
+    type Answer = Vec<String>;
+
+    fn run(self, check: Check<'_>) -> Result<Vec<String>> {
+        mount::mount(&self.mounts, &self.point)?;
+        let copied = layer::copy_tree(&self.point, &self.target, check);
+        mount::unmount(&self.point).and(copied)
     }
 }
 

@@ -30,8 +30,8 @@ mod tests;
 #[cfg(feature = "unpack")]
 pub(crate) use calls::{Apply, Feed, Reply, Request};
 pub use calls::{
-    Call, CopyOwner, CopyTree, DiffTrees, DiffUpper, DiskUsage, FirstDifference, ReadFile, RemoveTree, Resolve,
-    TryMount,
+    Call, CopyMounts, CopyOwner, CopyTree, DiffTrees, DiffUpper, DiskUsage, FirstDifference, ReadFile, RemoveTree,
+    Resolve, TryMount,
 };
 #[cfg(feature = "unpack")]
 pub use client::{Helper, carry_out, is_needed};

@@ -50,6 +50,7 @@ fn answer(descriptors: Vec<OwnedFd>, confine: Confine) {
         Request::DiffUpper(call) => run(call, &connection),
         Request::FirstDifference(call) => run(call, &connection),
         Request::TryMount(call) => run(call, &connection),
+        Request::CopyMounts(call) => run(call, &connection),
         Request::Apply(call) => {
             let applied = apply(call, &mut connection, descriptors.next(), confine);
             tell(applied, &connection);

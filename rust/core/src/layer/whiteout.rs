@@ -97,7 +97,7 @@ pub fn set_opaque(folder: BorrowedFd<'_>, format: WhiteoutFormat) -> Result<()> 
     let Some(name) = opaque_xattr(format) else { return Ok(()) };
     rustix::fs::fsetxattr(folder, name, b"y", XattrFlags::empty()).map_err(|error| {
         Error::system(format!("cannot set {}", name.to_string_lossy()), error)
-            .hint("The file system under the store must support extended attributes.")
+            .hint("Choose a root on a file system with extended attributes (--root), or the native snapshotter.")
     })
 }
 

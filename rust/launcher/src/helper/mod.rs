@@ -88,10 +88,16 @@ fn become_helper(channel: Channel) -> bool {
     let _ = rustix::thread::set_name(c"lamella-helper");
     let _ = rustix::process::setsid();
     if let Err(error) = sys::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) {
-        let failure = Failure::system("make a user namespace", &error).with_hint(
-            "the administrator can switch user namespaces on (user.max_user_namespaces, kernel.unprivileged_userns_clone, \
-             kernel.apparmor_restrict_unprivileged_userns); lamella doctor says which",
-        );
+        let failure = if error.raw_os_error() == Some(libc::ENOSPC) {
+            let text = "make a user namespace: user.max_user_namespaces allows no more of them here";
+            Failure::new(Kind::ResourceExhausted, text)
+                .with_hint("the administrator can allow more: sysctl -w user.max_user_namespaces=15000")
+        } else {
+            Failure::system("make a user namespace", &error).with_hint(
+                "the administrator can switch user namespaces on (kernel.unprivileged_userns_clone, \
+                 kernel.apparmor_restrict_unprivileged_userns); in a chroot nobody has them; lamella doctor says which it is",
+            )
+        };
         let _ = channel.send(&Message::Failed(failure));
         return false;
     }
