@@ -50,7 +50,9 @@ class Client:
     happens a little later. ``auto_gc``: what images and containers leave is collected when they go (:mod:`lamella.autogc`);
     None: as the environment's LAMELLA_GC says, ``auto`` or ``manual`` (the default). ``snapshotter``: ``overlayfs``, or
     ``native``, which copies; None: as LAMELLA_SNAPSHOTTER says, else the former. ``registry``: how registries are talked to.
-    ``policy``: which images may come here (:mod:`lamella.policy`); None: as the file says that LAMELLA_POLICY names, else all.
+    ``additional_stores``: where images are looked for that are not here (:mod:`lamella.additional`); None: as
+    LAMELLA_ADDITIONAL_STORES says, with ``:`` between them. ``policy``: which images may come here
+    (:mod:`lamella.policy`); None: as the file says that LAMELLA_POLICY names, else all.
 
     Errors: PermissionDenied when the store cannot be opened, FailedPrecondition when a newer lamella made it,
     InvalidArgument for a malformed namespace.
@@ -66,6 +68,7 @@ class Client:
         runtime: str | None = None,
         durable: bool = False,
         auto_gc: bool | None = None,
+        additional_stores: Sequence[str | os.PathLike[str]] | None = None,
         registry: RegistryConfig | None = None,
         policy: AnyPolicy | None = None,
     ) -> None:
@@ -79,6 +82,7 @@ class Client:
             snapshotter=snapshotter,
             runtime=runtime,
             auto_gc=auto_gc,
+            additional_stores=additional_stores,
         )
         self.database = Database(self.config)
         self._cgroup_parents: dict[str, bool] = {}

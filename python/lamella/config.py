@@ -6,13 +6,14 @@
     <state>  0711  tasks/<namespace>/<container>/
 
 Sources, the first that is set wins: the argument, the environment (LAMELLA_ROOT, LAMELLA_STATE, LAMELLA_NAMESPACE,
-LAMELLA_SNAPSHOTTER, LAMELLA_RUNTIME, LAMELLA_GC), the default (/var/lib/lamella and /run/lamella for root, the XDG base
-directories otherwise).
+LAMELLA_SNAPSHOTTER, LAMELLA_RUNTIME, LAMELLA_GC, LAMELLA_ADDITIONAL_STORES), the default (/var/lib/lamella and /run/lamella for
+root, the XDG base directories otherwise).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from lamella.errors import InvalidArgument
@@ -31,6 +32,7 @@ _IDENTIFIER_SEPARATORS = frozenset("-._")
 class Config(Struct, frozen=True, kw_only=True):
     """The settings of one client. ``auto_gc``: collect garbage without being asked (:mod:`lamella.autogc`).
 
+    ``additional_stores``: where images are looked for that are not here (:mod:`lamella.additional`).
     ``runtime`` makes the containers for which no other is named (:mod:`lamella.containers.runtimes`).
     """
 
@@ -40,6 +42,7 @@ class Config(Struct, frozen=True, kw_only=True):
     snapshotter: str = DEFAULT_SNAPSHOTTER
     runtime: str = DEFAULT_RUNTIME
     auto_gc: bool = False
+    additional_stores: tuple[Path, ...] = ()
 
     @classmethod
     def load(
@@ -51,6 +54,7 @@ class Config(Struct, frozen=True, kw_only=True):
         snapshotter: str | None = None,
         runtime: str | None = None,
         auto_gc: bool | None = None,
+        additional_stores: Sequence[str | os.PathLike[str]] | None = None,
     ) -> Config:
         """Combine arguments, environment and defaults. Raise InvalidArgument for a malformed one."""
         env = os.environ
@@ -70,6 +74,14 @@ class Config(Struct, frozen=True, kw_only=True):
             snapshotter=snapshotter or env.get("LAMELLA_SNAPSHOTTER") or DEFAULT_SNAPSHOTTER,
             runtime=runtime or env.get("LAMELLA_RUNTIME") or DEFAULT_RUNTIME,
             auto_gc=_auto_gc(env.get("LAMELLA_GC", "")) if auto_gc is None else auto_gc,
+            additional_stores=tuple(
+                _folder(path, "additional store")
+                for path in (
+                    filter(None, env.get("LAMELLA_ADDITIONAL_STORES", "").split(":"))
+                    if additional_stores is None
+                    else additional_stores
+                )
+            ),
         )
 
 

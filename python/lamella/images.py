@@ -612,15 +612,14 @@ class Images:
     def get(
         self, ref: str | Reference, *, platform: str | oci.Platform | None = None, exact: bool = False
     ) -> Image:
-        """Return an image of the store. NotFound when there is none of this name.
+        """Return an image of the store, or of an additional one. NotFound when there is none of this name.
 
         Some names are no canonical references: those that containerd's clients chose. Such a one is found by its own text where
         that does not name another; with ``exact`` the text alone counts.
 
         With ``platform`` its manifest, config and layers are those for that one; they raise NotFound where it is not here.
         """
-        with self._client.database.read() as db:
-            row = self._find(db, ref, exact)
+        row = self._found(ref, exact)
         if platform is None:
             return self._image(row)
         return self._image((*row[:-4], None, None, *row[-2:]), wanted=_parsed(platform))
@@ -722,6 +721,21 @@ class Images:
             (self._client.config.namespace, name),
         ).fetchone()
         return row
+
+    def _found(self, ref: str | Reference, exact: bool) -> tuple[Any, ...]:
+        """Give the row of an image, which may come from an additional store."""
+        try:
+            with self._client.database.read() as db:
+                return self._find(db, ref, exact)
+        except NotFound:
+            if not self._client.config.additional_stores:
+                raise
+            from lamella.additional import find
+
+            if not find(self._client, ref):
+                raise
+        with self._client.database.read() as db:
+            return self._find(db, ref, exact)
 
     def _find(self, db: Transaction, ref: str | Reference, exact: bool) -> tuple[Any, ...]:
         """Give the row of the image that a reference names, or else of that name. NotFound; InvalidArgument."""

@@ -113,6 +113,13 @@ SECTIONS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         "Store",
         (
             Entry("content", "List, read and remove blobs.", "content", "CONTENT"),
+            Entry(
+                "additional-stores",
+                "List, fill and empty stores of images for all users.",
+                "additional",
+                "ADDITIONAL_STORES",
+                ("additional-store",),
+            ),
             Entry("snapshots", "List, make and remove snapshots.", "snapshots", "SNAPSHOTS", ("snapshot",)),
             Entry("leases", "Protect objects from garbage collection.", "leases", "LEASES", ("lease",)),
             Entry(

@@ -345,6 +345,13 @@ def top_parser() -> Parser:
         choices=SNAPSHOTTERS,
         help="Use this snapshotter: overlayfs, or native, which copies (LAMELLA_SNAPSHOTTER; default: overlayfs).",
     )
+    add(
+        "--additional-store",
+        metavar="DIR",
+        action="append",
+        dest="additional_stores",
+        help="Look there for images that are not here; also several times (LAMELLA_ADDITIONAL_STORES, with ':').",
+    )
     add("--json", action="store_true", help="Print JSON.")
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-q", "--quiet", action="store_true", help="No progress and no remarks on stderr.")

@@ -83,7 +83,7 @@ class Session:
     @property
     def location(self) -> dict[str, Any]:
         """Give the global options that say which store and namespace is meant (arguments of Client and Config.load)."""
-        names = ("root", "state", "namespace", "snapshotter")
+        names = ("root", "state", "namespace", "snapshotter", "additional_stores")
         return {name: getattr(self.settings, name, None) for name in names}
 
     @cached_property

@@ -21,7 +21,7 @@ from lamella.fsck.store import CheckedStore, NotMended
 from lamella.locks import is_locked
 from lamella.metadata.boot import boot_id
 from lamella.metadata.reachability import IMAGE, SNAPSHOT
-from lamella.snapshots.folders import LayerFolders
+from lamella.snapshots.folders import LayerFolders, is_linked
 from lamella.transfer.unpack import copy_beneath, unpack_blob
 
 if TYPE_CHECKING:
@@ -205,7 +205,12 @@ class LayerCheck:
                 if layer is None:  # it was not unpacked, or is missing
                     break
                 path = str(layer.path)
-                if compared and path not in done and client.content.exists(descriptor.digest):
+                if (
+                    compared
+                    and path not in done
+                    and not is_linked(layer.id)
+                    and client.content.exists(descriptor.digest)
+                ):
                     path, same = self._compare(
                         client, descriptor, layer, lowers, sound=damaged.isdisjoint(lowers)
                     )

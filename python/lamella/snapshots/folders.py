@@ -3,7 +3,8 @@
 ::
 
     <root>/snapshots/<snapshotter>/<id>/   0700  id: 16 random hex digits, never used twice
-        fs/                                      the layer's files, or what an active snapshot has written
+        fs/                                      the layer's files, or what an active snapshot has written; of "linked-..."
+                                                 a symlink into an additional store (additional.py)
         work/                              0700  overlayfs' scratch folder, beside the fs of an active snapshot
         kept.tar                           0600  entries that fs cannot hold in a user namespace (rust/core/src/layer/kept.rs)
     <root>/snapshots/<snapshotter>/trash-<id>/   being removed
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from lamella.metadata import Database
 
 _USERXATTR = "user.lamella.userxattr"
+LINKED = "linked-"
+"""What the id of a layer begins with whose ``fs`` is a symlink into an additional store (:mod:`lamella.additional`)."""
 
 
 @cache
@@ -56,6 +59,11 @@ def needs_user_attributes() -> bool:
     return (inside, outside, count) != ("0", "0", "4294967295")
 
 
+def is_linked(layer_id: str) -> bool:
+    """Tell by its id whether a layer's files are in an additional store."""
+    return layer_id.startswith(LINKED)
+
+
 class LayerFolders:
     """The layer folders of one snapshotter."""
 
@@ -64,19 +72,24 @@ class LayerFolders:
         self._top = str(self.top)
 
     def fs(self, layer_id: str) -> str:
-        """Give the path of a layer's files."""
-        return f"{self._top}/{layer_id}/fs"
+        """Give the path of a layer's files; of a linked one where they are, in an additional store."""
+        path = f"{self._top}/{layer_id}/fs"
+        if is_linked(layer_id):
+            with suppress(OSError):  # it is gone, which is noticed where it is used
+                return os.readlink(path)  # noqa: PTH115 (hot)
+        return path
 
     def work(self, layer_id: str) -> str:
         """Give the path of an active snapshot's work folder."""
         return f"{self._top}/{layer_id}/work"
 
-    def create(self, *, like: str | None = None, work: bool) -> str:
+    def create(self, *, like: str | None = None, work: bool, link: str | None = None) -> str:
         """Make a fresh folder and return its id.
 
-        Its ``fs`` takes owner and mode of the folder ``like``, or belongs to this process with mode 0755.
+        Its ``fs`` takes owner and mode of the folder ``like``, or belongs to this process with mode 0755; or it is a symlink to
+        ``link``.
         """
-        layer_id = os.urandom(8).hex()
+        layer_id = os.urandom(8).hex() if link is None else LINKED + os.urandom(8).hex()
         folder = f"{self._top}/{layer_id}"
         with translated("create a layer folder"):
             try:
@@ -87,6 +100,9 @@ class LayerFolders:
             try:
                 if work:
                     os.mkdir(f"{folder}/work", 0o700)  # noqa: PTH102
+                if link is not None:
+                    os.symlink(link, f"{folder}/fs")  # noqa: PTH211
+                    return layer_id
                 fs = f"{folder}/fs"  # last, so that where it is, the other is, after a power cut, too
                 os.mkdir(fs, 0o700)  # noqa: PTH102
                 mode, owner = 0o755, (os.geteuid(), os.getegid())
@@ -98,7 +114,9 @@ class LayerFolders:
                             f"the layer folder {like} is gone", hint="Look for damage: lamella fsck."
                         ) from None
                     mode, owner = parent.st_mode & 0o7777, (parent.st_uid, parent.st_gid)
-                if like is not None and owner != (os.geteuid(), os.getegid()):
+                # What is in an additional store belongs to another user.
+                ours = like is not None and like.startswith(self._top)
+                if ours and like is not None and owner != (os.geteuid(), os.getegid()):
                     _core.copy_owner(like, fs)
                 else:
                     os.chmod(fs, mode)  # noqa: PTH101
@@ -171,9 +189,16 @@ class Draft:
     the bytes and inodes of that copy.
     """
 
-    def __init__(self, database: Database, folders: LayerFolders, *, copy_of: str | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        folders: LayerFolders,
+        *,
+        copy_of: str | None = None,
+        link: str | None = None,
+    ) -> None:
         with database.write():  # keeps garbage collection away until the folder is locked
-            self.id = folders.create(work=False)
+            self.id = folders.create(work=False, link=link)
             self._lock = folders.lock(self.id)
             self._lock.acquire(wait=False)
         self.path = folders.fs(self.id)

@@ -28,7 +28,7 @@ from lamella.errors import FailedPrecondition
 from lamella.locks import FileLock
 from lamella.metadata import Database, timestamp
 from lamella.metadata.boot import boot_id
-from lamella.snapshots.folders import Draft, LayerFolders
+from lamella.snapshots.folders import Draft, LayerFolders, is_linked
 from lamella.structs import Struct
 from lamella.typings import Any
 
@@ -139,6 +139,11 @@ class Staging:
         """The empty folder to unpack to; it is made at the first look."""
         return Path(self._folder.path)
 
+    def link(self, source: Path) -> None:
+        """Have the layer's files where they are, in an additional store, in place of a folder to unpack to."""
+        assert self._draft is None
+        self._draft = Draft(self._database, self._folders, link=str(source))
+
     @property
     def _folder(self) -> Draft:
         if self._draft is None:
@@ -178,12 +183,12 @@ class Staging:
             db.execute(
                 """
                 INSERT INTO layers
-                    (id, snapshotter, diff_id, chain_id, disk_bytes, inodes, opaque_root, created_at, boot_id)
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+                    (id, snapshotter, diff_id, chain_id, disk_bytes, inodes, opaque_root, created_at, boot_id, synced)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                 """,
                 (
                     draft.id, self._snapshotter, diff_id, chain_id, disk_bytes, inodes, int(opaque_root),
-                    timestamp(), boot_id(),
+                    timestamp(), boot_id(), int(is_linked(draft.id)),
                 ),
             )  # fmt: skip
             if row is not None:

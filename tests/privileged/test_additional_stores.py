@@ -1,0 +1,154 @@
+"""Additional stores: what an administrator lays out once, and users run from without copying it."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lamella
+import layers
+from lamella.additional import AdditionalStore
+from lamella.errors import FailedPrecondition, NotFound, PermissionDenied
+from users import OrdinaryUser, ordinary_user
+
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.needs_program("useradd", "userdel", "newuidmap", "newgidmap", "setpriv", "unshare"),
+]
+
+
+@pytest.fixture(scope="module")
+def user() -> Iterator[OrdinaryUser]:
+    with ordinary_user() as made:
+        yield made
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """Give a folder in which everybody can look."""
+    with tempfile.TemporaryDirectory(prefix="lamella-shared-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder) / "images"
+
+
+def image() -> layers.Built:
+    return layers.history(
+        7,
+        layers.folder("private", mode=0o700),
+        layers.file("private/secret", b"read by all", mode=0o600),
+        layers.device("null", 1, 3),
+    )
+
+
+@pytest.fixture
+def filled(tmp_path: Path, server: Any, shared: Path) -> tuple[AdditionalStore, str]:
+    """Give an additional store with an image, which no registry has any more."""
+    reference = image().push(server, "gone")
+    store = AdditionalStore.create(shared)
+    for snapshotter in ("overlayfs", "native"):
+        with lamella.Client(tmp_path / "root", tmp_path / "state", snapshotter=snapshotter) as client:
+            client.images.pull(reference, plain_http=True)
+            store.add(client, reference)
+            store.add(client, reference)
+    server.close()
+    return store, reference
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Give what a folder holds: modes, sizes, times of change of each file's inode."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        found[str(path)] = (status.st_mode, status.st_size, status.st_ctime_ns)
+    return found
+
+
+USE = """
+import json, os, sys, lamella
+from pathlib import Path
+store, reference, snapshotter = sys.argv[1:]
+with lamella.Client(snapshotter=snapshotter, additional_stores=[store]) as client:
+    image = client.images.get(reference)
+    blobs = [os.readlink(client.config.root / "blobs/sha256" / d.digest[7:]) for d in image.layers]
+    assert all(blob.startswith(store) for blob in blobs), blobs
+    paths = client.snapshots.layer_paths(image.chain_id)
+    assert all(str(path).startswith(store) for path in paths), paths
+    client.snapshots.view("view", image.chain_id)
+    with client.snapshots.mounted("view") as folder:
+        print(json.dumps([sorted(e.name for e in folder.iterdir()), (folder / "private/secret").read_text()]))
+    client.snapshots.remove("view")
+    client.snapshots.prepare("work", image.chain_id)
+    client.snapshots.remove("work")
+    assert client.fsck(verify_layers=True).clean
+    client.images.remove(reference)
+    client.gc()
+    assert not list(Path(client.config.root, "snapshots", snapshotter).iterdir())
+    assert not [path for path in Path(client.config.root, "blobs").rglob("*") if path.is_symlink()]
+"""
+
+
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
+def test_a_user_has_an_image_without_a_pull_and_collection_leaves_the_store_alone(
+    user: OrdinaryUser, filled: tuple[AdditionalStore, str], snapshotter: str
+) -> None:
+    store, reference = filled
+    before = listing(store.path)
+    names, secret = json.loads(user.python(USE, str(store.path), reference, snapshotter))
+    assert names == ["etc", "hard", "hidden", "link", "private", "replaced", "su"]
+    assert secret == "read by all"
+    assert listing(store.path) == before
+
+
+def test_nobody_becomes_somebody_else_by_what_is_laid_out(filled: tuple[AdditionalStore, str]) -> None:
+    store, _ = filled
+    for path in (store.path / "layers").rglob("*"):
+        status = path.lstat()
+        assert not stat.S_ISBLK(status.st_mode)
+        assert not stat.S_ISCHR(status.st_mode) or status.st_rdev == 0  # a whiteout
+        if not stat.S_ISLNK(status.st_mode) and not stat.S_ISCHR(status.st_mode):
+            assert not status.st_mode & (stat.S_ISUID | stat.S_ISGID)
+            assert status.st_mode & 0o444 == 0o444
+
+
+def test_the_command_fills_lists_and_empties_one(
+    user: OrdinaryUser, filled: tuple[AdditionalStore, str]
+) -> None:
+    store, reference = filled
+    found = user.lamella("--json", "additional-stores", "ls", str(store.path))
+    assert [entry["name"] for entry in json.loads(found.stdout)] == [reference]
+    option = ("--additional-store", str(store.path))
+    assert json.loads(user.lamella(*option, "--json", "images", "inspect", reference).stdout)["chain_id"]
+    user.lamella("images", "rm", reference)
+    user.lamella("gc")
+    assert user.lamella("additional-stores", "rm", str(store.path), reference, check=False).returncode == 1
+    store.remove(reference)
+    assert store.images() == {}
+    assert list((store.path / "layers").glob("*/*")) == []
+    assert list((store.path / "blobs").glob("*/*")) == []
+    with pytest.raises(NotFound):
+        store.remove(reference)
+
+
+def test_one_that_others_may_write_to_is_refused(
+    user: OrdinaryUser, filled: tuple[AdditionalStore, str], tmp_path: Path
+) -> None:
+    store, reference = filled
+    with pytest.raises(FailedPrecondition, match="no additional store"):
+        AdditionalStore(tmp_path)
+    store.path.chmod(0o777)
+    with pytest.raises(PermissionDenied):
+        AdditionalStore(store.path)
+    found = user.lamella("--additional-store", str(store.path), "images", "inspect", reference, check=False)
+    assert found.returncode == 1
+    assert "may write" in found.stderr
+    os.chown(store.path, user.uid, user.gid)
+    store.path.chmod(0o755)
+    with pytest.raises(PermissionDenied):
+        AdditionalStore(store.path)
