@@ -7,6 +7,7 @@
 * snapshot: Prepare, Mounts and Remove on the real image's five layers; p50 of five hundred, of the three together
 * write, read: a blob of 256 MiB through the content service
 * pull: ``ctr images pull`` of containerd 2.4, which lets the server pull (Transfer) and unpack; the command's start included
+* export: ``ctr images export`` of that image to /dev/null, over a stream (Transfer); the command's start included
 
 Each system of each round gets a fresh ext4 of its own. The calls are measured by the Go client (tests/containerd, built where it
 is missing). Needs root, Go and the packages of .ci/run.
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-FIGURES = {"version": "ms", "snapshot": "ms", "write": "MB/s", "read": "MB/s", "pull": "s"}
+FIGURES = {"version": "ms", "snapshot": "ms", "write": "MB/s", "read": "MB/s", "pull": "s", "export": "s"}
 CALLS = (
     ("BenchmarkVersion", "1000x", "version", r"([\d.]+) p50-ms"),
     ("BenchmarkSnapshot", "500x", "snapshot", r"([\d.]+) p50-ms"),
@@ -136,9 +137,11 @@ def main() -> None:
 def _measure(program: Path, running: System, figures: list[str]) -> dict[str, float]:
     """Measure one system on its disk: the pull first, when the store is empty."""
     found = {}
-    if "pull" in figures:
-        found["pull"] = running.pull().wall
     address = running.address  # type: ignore[attr-defined]
+    if {"pull", "export"} & {*figures}:
+        found["pull"] = running.pull().wall
+        ctr = [str(new_containerd.folder() / "ctr"), "--address", address]
+        found["export"] = run([*ctr, "images", "export", "/dev/null", running.reference]).wall
     for benchmark, times, figure, pattern in CALLS:
         if figure in figures:
             options = {"bench": f"^{benchmark}$", "benchtime": times, "run": "^$"}
@@ -149,7 +152,7 @@ def _measure(program: Path, running: System, figures: list[str]) -> dict[str, fl
             value = re.search(pattern, output)
             assert value, output
             found[figure] = float(value[1])
-    return found
+    return {figure: value for figure, value in found.items() if figure in figures}
 
 
 if __name__ == "__main__":
