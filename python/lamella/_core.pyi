@@ -30,6 +30,7 @@ __all__ = [
     "await_strays",
     "become_launcher",
     "check_mount_options",
+    "connect_network",
     "copy_mounts",
     "copy_owner",
     "copy_tree",
@@ -41,6 +42,7 @@ __all__ = [
     "first_difference",
     "helper_maps",
     "launch",
+    "make_network",
     "mount",
     "network_owner",
     "pin_network",
@@ -263,10 +265,19 @@ class Files:
 
     ``root`` is the caller's path: its own symlinks are followed. With ``symlinks=False`` a path with one in it is refused
     (FailedPrecondition). ``ids``: maps of users and groups in containerd's form; owners are those that a container knows which
-    has its ids mapped so.
+    has its ids mapped so. ``theirs``: they are a container's, which may belong to any id that a user may map: where he is not
+    root, the helper does the work.
     """
 
-    def __new__(cls, root: str, *, symlinks: bool = True, ids: tuple[str, str] | None = None) -> Files: ...
+    def __new__(
+        cls, root: str, *, symlinks: bool = True, ids: tuple[str, str] | None = None, theirs: bool = False
+    ) -> Files: ...
+    @staticmethod
+    def of_mount(mount: tuple[str, str, Sequence[str]]) -> Files:
+        """Open what a mount (type, source, options) shows: the helper makes it, attached nowhere, and it goes when this does.
+
+        For a user who is not root; FailedPrecondition for root. Errors of :func:`mount`.
+        """
     def close(self) -> None:
         """Let go of the root, so that what is mounted there can be unmounted. Harmless twice."""
     def beneath(self, path: str) -> Files:
@@ -472,6 +483,21 @@ def copy_owner(source: str, target: str) -> None:
 _Extents = list[tuple[int, int, int]]
 """A map of ids: the first one inside, the first one outside, how many."""
 
+def make_network() -> tuple[int, int]:
+    """Make a network namespace with loopback alone, for who is not root; give descriptors: of its user namespace, and of it.
+
+    They are the caller's to close. FailedPrecondition for root, who makes networks without a helper.
+    """
+
+def connect_network(
+    network: int, path: str, args: Sequence[str], env: Sequence[str], patience: float
+) -> tuple[int | None, bytes]:
+    """Have a program connect a network namespace that :func:`make_network` made; give its exit status and what it said.
+
+    While it starts the namespace is kept on the file ``path``, as it alone sees. None when it was killed after ``patience``
+    seconds. NotFound when it cannot be run.
+    """
+
 def helper_maps() -> tuple[_Extents, _Extents, list[str]] | None:
     """Return which users and groups the helper's user namespace maps, and why it is not more; it is started if there is none.
 
@@ -497,8 +523,10 @@ def become_launcher(arguments: Sequence[str]) -> None:
 def prepare_launch() -> None:
     """Make the sealed memfd that the first :func:`launch` starts from, in the background; harmless twice."""
 
-def launch(request: bytes, descriptors: Sequence[int] = ...) -> bytes:
+def launch(request: bytes, descriptors: Sequence[int] = ..., network: tuple[int, int] | None = None) -> bytes:
     """Start the launcher (from a sealed memfd) with a request document; return its reply document.
 
     The launcher daemonizes: no child of this process remains. ``descriptors`` appear in it from 5 on, in order.
+    For a user who is not root it works in the user namespace of the helper, or in that of ``network``: descriptors of a user
+    namespace, and of the network namespace that belongs to it, which the container gets.
     """

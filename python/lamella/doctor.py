@@ -462,7 +462,7 @@ def check_launcher() -> Check:
             name="launcher",
             status="fail",
             detail=f"the embedded launcher does not start: {error.message}",
-            remedy="Install lamella again; memfd_create and execveat must be allowed.",
+            remedy=error.hint or "Install lamella again; memfd_create and execveat must be allowed.",
         )
     if b'"error"' not in reply:
         return Check(

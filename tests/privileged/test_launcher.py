@@ -104,12 +104,8 @@ def test_a_user_namespace_maps_root_to_an_ordinary_user(box: Box, tmp_path: Path
     assert (box.folder / "upper/etc-made").stat().st_uid == 100000
 
 
-def test_an_ordinary_user_can_run_one_in_a_user_namespace_of_its_own(box: Box, tmp_path: Path) -> None:
+def test_an_ordinary_user_can_run_one_in_the_user_namespace_of_a_helper(box: Box, tmp_path: Path) -> None:
     nobody = 65534
-    mapping = [{"containerID": 0, "hostID": nobody, "size": 1}]
-    box.linux["namespaces"].append({"type": "user"})
-    for key in ("uidMappings", "gidMappings"):
-        box.linux[key] = mapping
     box.spec["mounts"] = [one for one in box.spec["mounts"] if not one["source"].startswith("/root")]
     box.process["args"] = ["/bin/sh", "-c", "id -u; echo x > /made; hostname"]
     (box.folder / "config.json").write_text(json.dumps(box.spec))
@@ -138,7 +134,7 @@ def test_an_ordinary_user_can_run_one_in_a_user_namespace_of_its_own(box: Box, t
     connection = Connection(ours)
     box.connections.append(connection)
     assert "error" not in reply, reply
-    assert any("no cgroup" in warning for warning in reply["warnings"])
+    assert reply["warnings"] == []
     assert connection.collect().stdout == b"0\nbox\n"
     assert (box.folder / "upper/made").stat().st_uid == nobody
 

@@ -771,13 +771,21 @@ class Container:
 
     def top(self) -> list[ProcessInfo]:
         """Return its processes, those of execs too. FailedPrecondition when it does not run."""
-        from lamella.containers.processes import list_processes
+        from lamella.containers.processes import list_namespace, list_processes
         from lamella.containers.user import login_names
 
+        names = login_names(self._read_file)
         try:
-            return list_processes(self._cgroup(), self._cgroups_path, login_names(self._read_file))
+            return list_processes(self._cgroup(), self._cgroups_path, names)
         except FileNotFoundError:
-            raise self._uncounted() from None
+            pid = self.pid
+        try:
+            found = list_namespace(pid, names) if pid is not None else None
+        except OSError:  # it has just ended
+            found = None
+        if found is None:
+            raise self._uncounted()
+        return found
 
     @property
     def _cgroups_path(self) -> str:
@@ -798,7 +806,7 @@ class Container:
             return self._not_running()
         return FailedPrecondition(
             f"container {self.name} has no cgroup that would count what it uses",
-            hint="That takes a machine with cgroups, and the right to make some.",
+            hint="That takes a cgroup that belongs to you: systemd-run --user --scope -p Delegate=yes, or root.",
         )
 
     def changes(self) -> list[Change]:

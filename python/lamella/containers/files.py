@@ -29,7 +29,7 @@ from lamella import _core
 from lamella.containers.id_maps import maps_of
 from lamella.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, LamellaError, NotFound
 from lamella.logs import Log
-from lamella.snapshots.mounting import mounted
+from lamella.snapshots.mounting import opened
 from lamella.structs import Struct
 
 if TYPE_CHECKING:
@@ -207,8 +207,8 @@ class _Tree:
         # What is mounted with mapped ids has those of the container where it is stored.
         ids = None if any(str(option).startswith("uidmap=") for option in options) else self._ids
         if source.is_dir():
-            return _Place(_core.Files(str(source), ids=ids), inside or "/", refused)
-        return _Place(_core.Files(str(source.parent), ids=ids), source.name, file_refused)
+            return _Place(_core.Files(str(source), ids=ids, theirs=True), inside or "/", refused)
+        return _Place(_core.Files(str(source.parent), ids=ids, theirs=True), source.name, file_refused)
 
 
 @contextmanager
@@ -241,15 +241,16 @@ def _snapshot(container: Container, *, read_only: bool) -> Iterator[_Tree]:
         ids = _ids_of(container)
 
         def look(key: str, *, read_only: bool = True, ids: tuple[str, str] | None = None) -> _core.Files:
-            point = stack.enter_context(mounted(client.snapshots, client.config, key, read_only=read_only))
-            return stack.enter_context(closing(_core.Files(str(point), ids=ids)))  # before it is unmounted
+            return stack.enter_context(
+                opened(client.snapshots, client.config, key, read_only=read_only, ids=ids)
+            )
 
         def source(number: int) -> tuple[_core.Files, str]:
             found = record.extra.sources[number]
             files = (
                 look(found.snapshot)
                 if found.snapshot
-                else _core.Files(str(client.volumes.get(found.volume).path))
+                else _core.Files(str(client.volumes.get(found.volume).path), theirs=True)
             )
             return files, found.subpath
 
@@ -273,7 +274,7 @@ def _root_of(container: Container) -> _core.Files | None:
     try:
         if root.samefile("/"):
             return None  # a process that does not have its own root yet, in a run by the restart policy; or another's number
-        files = _core.Files(str(root), ids=_ids_of(container))
+        files = _core.Files(str(root), ids=_ids_of(container), theirs=True)
     except (LamellaError, FileNotFoundError, ProcessLookupError):
         if container.task.pid() == pid:
             raise
@@ -388,9 +389,22 @@ def export(container: Container, *, timeout: float | None = None) -> Archive:
     with ExitStack() as stack:
         client = container._client
         key = container.record.snapshot_key
-        point = stack.enter_context(mounted(client.snapshots, client.config, key, read_only=True))
-        files = stack.enter_context(closing(_core.Files(str(point))))
+        files = stack.enter_context(opened(client.snapshots, client.config, key, read_only=True))
         return Archive(_packing(files, "/", "", _Patience(timeout), follow=False), stack.pop_all())
+
+
+def copy_folder(source: _core.Files, path: str, target: Path) -> bool:
+    """Copy a folder, owners and all, onto an empty one; False where there is none at ``path``, symlinks followed."""
+    try:
+        found, place = _describe(source, path, follow=True)
+    except NotFound:
+        return False
+    if not found.is_dir:
+        return False
+    inside = _core.Files(str(target.parent), symlinks=False, theirs=True)
+    patience = _Patience(None)
+    _into(inside, ".", _packing(source, place, target.name, patience, follow=False), patience, owner=None)
+    return True
 
 
 def one_file(name: str, data: bytes, *, mode: int, owner: tuple[int, int]) -> bytes:

@@ -143,6 +143,11 @@ def settle_maps(db: Transaction, namespace: str, options: Options, shared: str) 
         check_sharing(options.network, maps, others)
     if maps is None:
         return None
+    if os.geteuid() != 0:
+        raise Unsupported(
+            "a user namespace of the container's own, with maps of ids, takes root",
+            hint="Leave out userns and maps of ids: an ordinary user's containers have his own id for root, and his ranges.",
+        )
     refused = {
         "privileged": options.privileged,
         "a namespace of the machine": "host"

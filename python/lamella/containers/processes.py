@@ -1,12 +1,13 @@
 """The processes of a running container, found through its cgroup and read from /proc: no ``ps`` anywhere.
 
-Source: proc_pid_status(5), proc_pid_stat(5), cgroups(7).
+Where it has no cgroup they are found by its PID namespace.
+Source: proc_pid_status(5), proc_pid_stat(5), cgroups(7), pid_namespaces(7).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from lamella.containers.cgroups import Cgroup
@@ -14,6 +15,7 @@ from lamella.structs import Struct
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _COMMAND_MAX = 64 * 1024
+_NAMESPACE = "ns/pid"
 
 
 class ProcessInfo(Struct, frozen=True, kw_only=True):
@@ -41,14 +43,32 @@ def list_processes(cgroup: Cgroup, path: str, names: Mapping[int, str]) -> list[
     ``names`` are login names by uid. A process that ends meanwhile is left out.
     """
     cgroup.check()
+    return _read_all(cgroup.processes(), names, "cgroup", path.strip("/"))
+
+
+def list_namespace(first: int, names: Mapping[int, str]) -> list[ProcessInfo] | None:
+    """Return the processes in the PID namespace of one, as :func:`list_processes`; None where it is this process's.
+
+    OSError when there is no such process.
+    """
+    own = os.readlink(f"/proc/{first}/{_NAMESPACE}")  # noqa: PTH115 (a name that is no path)
+    if own == os.readlink(f"/proc/self/{_NAMESPACE}"):  # noqa: PTH115
+        return None
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
+    # What has ended and is not reaped yet is in no cgroup either.
+    return [process for process in _read_all(pids, names, _NAMESPACE, own) if process.state != "Z"]
+
+
+def _read_all(pids: Iterable[int], names: Mapping[int, str], mark: str, marked: str) -> list[ProcessInfo]:
+    """Read those whose file or link ``mark`` of /proc has ``marked`` in it: another may have a number by now."""
     found = []
-    for pid in cgroup.processes():
+    for pid in pids:
         with suppress(OSError, ValueError, KeyError, IndexError):  # it has ended
-            found.append(_read(pid, path, names))
+            found.append(_read(pid, names, mark, marked))
     return sorted(found, key=lambda process: process.pid)
 
 
-def _read(pid: int, path: str, names: Mapping[int, str]) -> ProcessInfo:
+def _read(pid: int, names: Mapping[int, str], mark: str, marked: str) -> ProcessInfo:
     folder = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
 
@@ -57,8 +77,11 @@ def _read(pid: int, path: str, names: Mapping[int, str]) -> ProcessInfo:
             with os.fdopen(descriptor, "rb") as file:
                 return file.read(_COMMAND_MAX)
 
-        if path.strip("/") not in read("cgroup").decode(errors="replace"):
-            raise ProcessLookupError(pid)  # another one has the number by now
+        shown = (
+            os.readlink(mark, dir_fd=folder) if mark == _NAMESPACE else read(mark).decode(errors="replace")
+        )
+        if marked not in shown:
+            raise ProcessLookupError(pid)
         lines = read("status").decode(errors="replace").splitlines()
         status = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
         # Its name may hold anything: what is behind the last bracket is fields.

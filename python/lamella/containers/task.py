@@ -155,6 +155,7 @@ class Task:
                     rootfs,
                     sources,
                     own_network=network.alone and program is None,
+                    namespaces=network.namespaces,
                     attach=attach,
                     stdin=stdin,
                     paths=paths,
@@ -169,6 +170,8 @@ class Task:
             except BaseException:
                 self._unplug()
                 raise
+            finally:
+                network.close()
 
     def _reset(self, before_reset: Callable[[], None]) -> None:
         """Take away what is left of the last run; its records go."""
@@ -217,6 +220,7 @@ class Task:
         sources: list[dict[str, Any]],
         *,
         own_network: bool,
+        namespaces: tuple[int, int] | None,
         attach: bool,
         stdin: bool,
         paths: Paths | None,
@@ -255,7 +259,7 @@ class Task:
         )
         ours, theirs = _socket.socketpair() if attach else (None, None)
         try:
-            reply = _core.launch(request, [theirs.fileno()] if theirs is not None else [])
+            reply = _core.launch(request, [theirs.fileno()] if theirs is not None else [], namespaces)
             started = decode(reply, Started)
             if started.error is not None:
                 raise_failure(started.error)

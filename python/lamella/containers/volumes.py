@@ -27,7 +27,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lamella import _core
@@ -342,7 +342,7 @@ def filling(client: Client, parent: str, mounts: Sequence[VolumeMount]) -> Itera
         wanted = [(mount, mount.name or os.urandom(32).hex()) for mount in mounts]
         made: dict[int, _Draft] = {}
         with ExitStack() as mounted:
-            image: Path | None = None
+            image: Path | _core.Files | None = None
             for at, (mount, name) in enumerate(wanted):
                 if folders.is_filled(name):
                     continue
@@ -350,7 +350,7 @@ def filling(client: Client, parent: str, mounts: Sequence[VolumeMount]) -> Itera
                 draft = drafts.enter_context(folders.draft(name, anonymous=not mount.name, labels=labels))
                 made[at] = draft
                 if mount.copy and parent:
-                    image = image or mounted.enter_context(client.snapshots.mounted(parent))
+                    image = image or mounted.enter_context(_image(client, parent))
                     _copy_up(image, mount.destination, draft)
 
         def place() -> list[str]:
@@ -374,8 +374,22 @@ def filling(client: Client, parent: str, mounts: Sequence[VolumeMount]) -> Itera
             raise
 
 
-def _copy_up(image: Path, destination: str, draft: _Draft) -> None:
+def _image(client: Client, parent: str) -> AbstractContextManager[Path | _core.Files]:
+    """Show an image, or open its files where this process can mount nothing."""
+    if os.geteuid() == 0:
+        return client.snapshots.mounted(parent)
+    from lamella.snapshots.mounting import opened
+
+    return opened(client.snapshots, client.config, parent)
+
+
+def _copy_up(image: Path | _core.Files, destination: str, draft: _Draft) -> None:
     """Copy what an image has where a volume will be mounted, if that is a folder."""
+    if isinstance(image, _core.Files):
+        from lamella.containers.files import copy_folder
+
+        draft.copied = copy_folder(image, destination, draft.folder / "data")
+        return
     source = path_in_image(image, destination)
     if source is None:
         return

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from lamella import _core
@@ -48,6 +48,48 @@ def mounted(
 
     ``read_only`` shows an active snapshot without the means to write: also while it is mounted elsewhere.
     """
+    with (
+        _mounts_of(snapshots, config, key, read_only=read_only) as (folder, mounts),
+        (
+            _mounted_in(folder, mounts)
+            if _core.helper_maps() is None
+            else _without_mounting(snapshots, key, mounts)
+        ) as point,
+    ):
+        yield point
+
+
+@contextmanager
+def opened(
+    snapshots: RecordedSnapshotter,
+    config: Config,
+    key: str,
+    *,
+    read_only: bool = False,
+    ids: tuple[str, str] | None = None,
+) -> Iterator[_core.Files]:
+    """Open the files of a snapshot; ``ids`` as for ``_core.Files``, the rest as for :func:`mounted`.
+
+    For who is not root the helper makes the mount, which is attached nowhere.
+    """
+    if os.geteuid() == 0:
+        with (
+            mounted(snapshots, config, key, read_only=read_only) as point,
+            closing(_core.Files(str(point), ids=ids)) as files,  # before it is unmounted
+        ):
+            yield files
+        return
+    with _mounts_of(snapshots, config, key, read_only=read_only) as (_, mounts):
+        [only] = mounts
+        with closing(_core.Files.of_mount((only.type, only.source, only.options))) as files:
+            yield files
+
+
+@contextmanager
+def _mounts_of(
+    snapshots: RecordedSnapshotter, config: Config, key: str, *, read_only: bool
+) -> Iterator[tuple[Path, list[Mount]]]:
+    """Give a folder that is held, and what is to be mounted, which is kept as long."""
     kind = snapshots.stat(key).kind
     with _folder(config, f"the snapshot {key!r}") as folder:
         view = f"mounted-{folder.name}" if kind == "committed" else None
@@ -56,13 +98,7 @@ def mounted(
                 mounts = snapshots.view(view, key, {MOUNTED: str(folder)})
             else:
                 mounts = snapshots.read_only_mounts(key) if read_only else snapshots.mounts(key)
-            may_mount = _core.helper_maps() is None
-            with (
-                _mounted_in(folder, mounts)
-                if may_mount
-                else _without_mounting(snapshots, key, mounts) as point
-            ):
-                yield point
+            yield folder, mounts
         finally:
             if view is not None:
                 with suppress(NotFound):

@@ -13,17 +13,18 @@
 //! | [`tar`] | reads an archive that is not trusted |
 //! | [`layer`] | makes a layer folder of it, completes it with what lies beneath, looks things up in a stack of layers |
 //! | [`helper`] | has that done by a process in a user namespace, for who may not do it |
+//! | [`files`] | a container's files from outside: out of it as an archive, and in from one |
 //! | `digest`, `compression`, `compress` | hashes, inflates, deflates |
 //! | `inflate`, `cores` | inflates gzip with several threads, as many as are free |
 //! | `pipeline` | all of that at once, in one pass over the blob |
-//! | `files` | a container's files from outside: out of it as an archive, and in from one |
 //! | `blob` | the way back: a layer's blob is written, or turned into another form |
 //! | `appender` | a file that grows at its end, and its digest |
 //!
-//! The last six rows belong to the feature `unpack` (on by default).
+//! The last five rows belong to the feature `unpack` (on by default).
 
 pub mod counters;
 pub mod error;
+pub mod files;
 pub mod helper;
 pub mod inode;
 pub mod launch;
@@ -46,8 +47,6 @@ pub mod compression;
 pub mod cores;
 #[cfg(feature = "unpack")]
 pub mod digest;
-#[cfg(feature = "unpack")]
-pub mod files;
 #[cfg(feature = "unpack")]
 pub mod inflate;
 #[cfg(feature = "unpack")]

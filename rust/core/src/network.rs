@@ -4,6 +4,7 @@
 //! of its own belongs to a user namespace, which is kept beside it: what is root there has a say in it, and nobody else inside.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -84,10 +85,20 @@ fn open_route_socket(path: &Path) -> std::result::Result<OwnedFd, Errno> {
     rustix::net::socket_with(rustix::net::AddressFamily::NETLINK, rustix::net::SocketType::RAW, flags, None)
 }
 
+/// Whether something is kept there: then it lies on another file system than its folder.
+#[must_use]
+pub fn is_pinned(path: &Path) -> bool {
+    let device = |path: &Path| path.symlink_metadata().map(|metadata| metadata.dev()).ok();
+    path.parent().is_some_and(|folder| device(path).is_some_and(|own| device(folder) != Some(own)))
+}
+
 /// Let go of a namespace, and of the user namespace that it belongs to: they end with the last process in them. Harmless twice.
 pub fn unpin(path: &Path) -> Result<()> {
     for path in [path, &owner(path)] {
-        mount::unmount(path)?;
+        // Where nothing is, who is not root needs no right to unmount it.
+        if is_pinned(path) {
+            mount::unmount(path)?;
+        }
         match rustix::fs::unlink(path) {
             Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
             Err(error) => return Err(Error::system(format!("cannot remove {}", path.display()), error)),

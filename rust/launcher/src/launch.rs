@@ -8,13 +8,14 @@
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use rustix::process::{DumpableBehavior, Pid, WaitId, WaitIdOptions, waitid};
 
 use crate::cgroup::Cgroup;
 use crate::channel::{Channel, Message};
@@ -23,7 +24,7 @@ use crate::hooks::{Plan as Hooks, Point};
 use crate::monitor::{self, Monitor, Redirected, Start, Stdio};
 use crate::namespaces::NetworkAhead;
 use crate::network::{self, Network};
-use crate::request::{Outline, Reply, Request};
+use crate::request::{Given, Outline, Reply, Request};
 use crate::run::{Begun, LONGEST_DOCUMENT, Maker, Prepared, document_length};
 use crate::sys;
 use crate::time;
@@ -57,9 +58,12 @@ pub fn run() -> i32 {
         Err(error) => return answer(&mut reply, &Reply::Failed { error }),
     };
     let outline = Outline::of(&text);
-    sys::close_from(FIRST_CLIENT + i32::from(outline.attach));
+    let given = match Given::take(FIRST_CLIENT + i32::from(outline.attach)) {
+        Ok(given) => given,
+        Err(error) => return answer(&mut reply, &Reply::Failed { error }),
+    };
     sys::block_all();
-    supervise(&text, outline.own_network.then(NetworkAhead::begin).flatten(), reply);
+    supervise(&text, given, outline.own_network.then(NetworkAhead::begin).flatten(), reply);
     0
 }
 
@@ -72,14 +76,37 @@ fn read_request(mut request: File) -> Result<String, Failure> {
     Ok(text)
 }
 
+impl Given {
+    /// Take over the namespaces that a caller who is not root passes from descriptor `first` on, and close all others.
+    ///
+    /// The last is a user namespace, and this process becomes its root: the monitor is in it, and all namespaces and mounts that
+    /// are made for the container belong to it. It stays as long as the container, whoever made it ends. One before it is the
+    /// container's network namespace.
+    fn take(first: i32) -> Result<Self, Failure> {
+        let passed = std::env::args().nth(1).and_then(|count| count.parse().ok()).unwrap_or(0);
+        let last = FIRST_CLIENT + passed - 1;
+        let Some(user) = (last >= first).then(|| sys::inherited(last)).flatten() else {
+            sys::close_from(first);
+            return Ok(Self::default());
+        };
+        let network = (last > first).then(|| sys::inherited(first)).flatten();
+        sys::move_into(user.as_fd(), libc::CLONE_NEWUSER).step(|| "enter the caller's user namespace")?;
+        drop(user);
+        // Its memory belongs to the user namespace that it came from: nobody in this one may look into it then.
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).step(|| "hide from containers")?;
+        sys::close_from(last);
+        Ok(Self { as_user: true, network: network.map(Arc::new) })
+    }
+}
+
 fn answer(reply: &mut File, document: &Reply) -> i32 {
     let text = serde_json::to_vec(document).unwrap_or_default();
     i32::from(reply.write_all(&text).is_err())
 }
 
 /// Read and check everything; nothing is made yet.
-fn prepare(request: &str, network: Option<NetworkAhead>) -> Result<Job, Failure> {
-    let request = Request::parse(request)?;
+fn prepare(request: &str, given: Given, network: Option<NetworkAhead>) -> Result<Job, Failure> {
+    let request = Request { given, ..Request::parse(request)? };
     let client = if request.attach {
         let missing = || Failure::invalid("attach", "descriptor 5 is not open");
         Some(sys::inherited(FIRST_CLIENT).ok_or_else(missing)?)
@@ -111,9 +138,9 @@ fn lock(bundle: BorrowedFd<'_>, shown: &str) -> Result<OwnedFd, Failure> {
 }
 
 /// Be the monitor: make the container, reply, serve.
-fn supervise(request: &str, network: Option<NetworkAhead>, mut reply: File) {
+fn supervise(request: &str, given: Given, network: Option<NetworkAhead>, mut reply: File) {
     let session = rustix::process::setsid().map(drop).step(|| "start the monitor's session");
-    let job = match session.and_then(|()| prepare(request, network)) {
+    let job = match session.and_then(|()| prepare(request, given, network)) {
         Ok(job) => job,
         Err(error) => {
             answer(&mut reply, &Reply::Failed { error });

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +89,18 @@ pub struct Request {
     /// attached client hangs up before, the container ends.
     #[serde(default)]
     pub program_at_start: bool,
+    /// What a caller who is not root has passed besides.
+    #[serde(skip)]
+    pub given: Given,
+}
+
+/// What a caller who is not root passes besides the request.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// A user namespace, in which everything is done.
+    pub as_user: bool,
+    /// The container's network namespace, in all its runs.
+    pub network: Option<Arc<OwnedFd>>,
 }
 
 /// What the launcher has to know of a request before it reads it. What is wrong with the request is seen later.

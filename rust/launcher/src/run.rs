@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, WaitOptions};
+use rustix::process::{DumpableBehavior, Pid, WaitOptions};
 
 use crate::cgroup::{Cgroup, CgroupPlan};
 use crate::channel::{Channel, Message};
@@ -143,6 +143,10 @@ impl Prepared {
         let Run { mut plan, cgroup, mut shared, warnings } = run;
         plan.hooks.clone_from(&hooks);
         shared.hooks = hooks;
+        if let Some(network) = &request.given.network {
+            let network = network.try_clone().step(|| "keep the container's network namespace")?;
+            plan.namespaces.have_network(network);
+        }
         let own_pids = plan.namespaces.own_pids;
         Ok(Self { builder: Builder::Launcher(Box::new(plan), Box::new(cgroup)), own_pids, shared, warnings })
     }
@@ -155,7 +159,10 @@ impl Prepared {
     /// Make the container's cgroup; none where that is the runtime's to do.
     pub fn make_cgroup(&mut self, request: &Request) -> Result<Cgroup, Failure> {
         let Builder::Launcher(_, plan) = &self.builder else { return Ok(Cgroup::default()) };
-        let mut cgroup = plan.create(request.cgroup_root(), &mut self.warnings)?;
+        let mut unsaid = Vec::new();
+        // That an ordinary user's container has none, and no allow-list of devices that cannot be made, is no news.
+        let warnings = if request.given.as_user { &mut unsaid } else { &mut self.warnings };
+        let mut cgroup = plan.create(request.cgroup_root(), warnings)?;
         if request.keep_cgroup_parents {
             cgroup.keep_parents();
         }
@@ -224,7 +231,17 @@ pub fn make_first_process(
     if let (Some(streams), Some(root)) = (&streams, plan.namespaces.outer_root()) {
         streams.give_to(root);
     }
-    let pid = match plan.namespaces.make_process(cgroup.clone_target())? {
+    // What cannot be looked into has files in /proc that only the machine's root may write.
+    let hidden = matches!(rustix::process::dumpable_behavior(), Ok(DumpableBehavior::NotDumpable));
+    let set = |dumpable| {
+        if hidden { rustix::process::set_dumpable_behavior(dumpable).step(|| "make a process") } else { Ok(()) }
+    };
+    set(DumpableBehavior::Dumpable)?;
+    let made = plan.namespaces.make_process(cgroup.clone_target());
+    if !matches!(made, Ok(Forked::Child)) {
+        set(DumpableBehavior::NotDumpable)?;
+    }
+    let pid = match made? {
         Forked::Parent(pid) => pid,
         Forked::Child => {
             drop(ours);

@@ -82,7 +82,7 @@ pub fn copy_mounts(
     place::call(py, || Ok(CopyMounts { mounts: listed(mounts), point: absolute(&point)?, target: absolute(&target)? }))
 }
 
-fn listed(mounts: Vec<(String, String, Vec<String>)>) -> Vec<mounts::Mount> {
+pub fn listed(mounts: Vec<(String, String, Vec<String>)>) -> Vec<mounts::Mount> {
     mounts.into_iter().map(|(kind, source, options)| mounts::Mount { kind, source, options }).collect()
 }
 
@@ -145,14 +145,28 @@ pub fn default_seccomp(py: Python<'_>, capabilities: Vec<String>) -> PyResult<St
     })
 }
 
-/// Start the launcher (from a sealed memfd) with a request document; return its reply document.
+/// Start the launcher (from a sealed memfd) with a request document; return its reply document. For a user who is not root it
+/// works in the user namespace of the helper.
 #[pyfunction]
-#[pyo3(signature = (request, descriptors=Vec::new()))]
-pub fn launch<'py>(py: Python<'py>, request: &[u8], descriptors: Vec<i32>) -> PyResult<Bound<'py, PyBytes>> {
+#[pyo3(signature = (request, descriptors=Vec::new(), network=None))]
+pub fn launch<'py>(
+    py: Python<'py>,
+    request: &[u8],
+    descriptors: Vec<i32>,
+    network: Option<(i32, i32)>,
+) -> PyResult<Bound<'py, PyBytes>> {
     let reply = through(py, |check| {
         // Duplicates, so that nothing depends on the caller keeping his open meanwhile.
         let held: Vec<OwnedFd> = descriptors.iter().map(|number| duplicate(*number)).collect::<Result<_>>()?;
-        let borrowed: Vec<BorrowedFd<'_>> = held.iter().map(AsFd::as_fd).collect();
+        let mut borrowed: Vec<BorrowedFd<'_>> = held.iter().map(AsFd::as_fd).collect();
+        let network =
+            network.map(|(owner, network)| Ok::<_, Error>((duplicate(owner)?, duplicate(network)?))).transpose()?;
+        let helper = if network.is_none() { place::helper(check)? } else { None };
+        if let Some((owner, network)) = &network {
+            borrowed.extend([network.as_fd(), owner.as_fd()]);
+        } else if let Some(helper) = &helper {
+            borrowed.push(helper.namespace(check)?);
+        }
         launching::launch(LAUNCHER, launching::LAUNCHER, request, &borrowed, check)
     })?;
     Ok(PyBytes::new(py, &reply))
@@ -173,6 +187,6 @@ pub fn become_launcher(py: Python<'_>, arguments: Vec<OsString>) -> PyResult<()>
     through(py, |_| Err(launching::become_program(LAUNCHER, &arguments)))
 }
 
-fn duplicate(number: i32) -> Result<OwnedFd> {
+pub fn duplicate(number: i32) -> Result<OwnedFd> {
     sys::duplicate(number).map_err(|error| Error::system(format!("descriptor {number}"), error))
 }

@@ -37,8 +37,8 @@ mod _core {
     };
     #[pymodule_export]
     use super::networks::{
-        await_strays, network_owner, pin_network, release_network, route_socket, run_program, serves_network,
-        tell_names, unpin_network,
+        await_strays, connect_network, make_network, network_owner, pin_network, release_network, route_socket,
+        run_program, serves_network, tell_names, unpin_network,
     };
     #[pymodule_export]
     use super::pattern::Pattern;

@@ -1,9 +1,10 @@
 //! What makes networks and takes them away: namespaces, programs, names.
 
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsFd, IntoRawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lamella_core::helper::Connect;
 use lamella_core::mount::IdMaps;
 use lamella_core::{Error, Kind};
 use lamella_launcher::error::Failure;
@@ -12,7 +13,9 @@ use lamella_launcher::network::{Failed, Network, names, strays};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::functions::duplicate;
 use crate::gate::through;
+use crate::place;
 
 /// The comments between which the lines of other containers stand in a hosts file.
 pub const HOSTS_COMMENTS: (&str, &str) = (names::BEGIN, names::END);
@@ -28,6 +31,40 @@ pub fn pin_network(py: Python<'_>, path: PathBuf, maps: Option<(String, String)>
         let maps = maps.map(|(users, groups)| IdMaps::parse(&users, &groups)).transpose()?;
         lamella_core::network::pin(&path, maps.as_ref())
     })
+}
+
+/// Make a network namespace in the helper's user namespace; give descriptors of both.
+#[pyfunction]
+pub fn make_network(py: Python<'_>) -> PyResult<(i32, i32)> {
+    let (owner, network) = through(py, |check| {
+        let missing = || Error::new(Kind::FailedPrecondition, "root needs no helper, and makes networks itself");
+        let helper = place::helper(check)?.ok_or_else(missing)?;
+        let failed = |error| Error::system("cannot keep the user namespace open", error);
+        let owner = helper.namespace(check)?.try_clone_to_owned().map_err(failed)?;
+        Ok((owner, helper.make_network(check)?))
+    })?;
+    Ok((owner.into_raw_fd(), network.into_raw_fd()))
+}
+
+/// Have a program connect a network namespace of the helper's, for which that is kept on `path` in the helper's mount namespace;
+/// give its exit status and what it said.
+#[pyfunction]
+pub fn connect_network(
+    py: Python<'_>,
+    network: i32,
+    path: PathBuf,
+    args: Vec<String>,
+    env: Vec<String>,
+    patience: f64,
+) -> PyResult<(Option<i32>, Bound<'_, PyBytes>)> {
+    let (status, said) = through(py, |check| {
+        let missing = || Error::new(Kind::FailedPrecondition, "root needs no helper to connect networks");
+        let helper = place::helper(check)?.ok_or_else(missing)?;
+        let network = duplicate(network)?;
+        let patience = u64::try_from(Duration::from_secs_f64(patience).as_millis()).unwrap_or(u64::MAX);
+        helper.connect(Connect { path, args, env, patience }, network.as_fd(), check)
+    })?;
+    Ok((status, PyBytes::new(py, &said)))
 }
 
 /// Say where the user namespace is kept that a network namespace belongs to.

@@ -28,6 +28,7 @@ This module is what every start needs; it imports the rest where a network needs
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -98,6 +99,13 @@ class Connection(Struct, frozen=True):
     """Called when the files are in place."""
     alone: bool = False
     """Nothing but loopback, in a namespace that nobody has to make for it."""
+    namespaces: tuple[int, int] | None = None
+    """For who is not root, and can keep none on a file: descriptors of a user namespace, and of the network namespace in it."""
+
+    def close(self) -> None:
+        """Let go of the descriptors, once the container has what they stand for."""
+        for descriptor in self.namespaces or ():
+            os.close(descriptor)
 
 
 def kind_of(network: str) -> Kind:

@@ -117,6 +117,12 @@ class Record(Struct, kw_only=True, omit_defaults=True):
         _core.unpin_network(self.release.namespace)
         _core.pin_network(self.release.namespace, (maps.users, maps.groups) if maps is not None else None)
 
+    def mark(self, config: Config) -> None:
+        """Make the file that the namespace would be kept on, for who is not root: it lasts as long as the network."""
+        _pin_folder(config)
+        with translated(f"make {self.release.namespace}"):
+            Path(self.release.namespace).touch(0o600)
+
     def take(self, config: Config, process: int, *, with_owner: bool) -> None:
         """Keep the namespace of a process as one's own, and its user namespace."""
         _pin_folder(config)

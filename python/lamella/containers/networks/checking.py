@@ -47,11 +47,11 @@ def check_networks(client: Client) -> list[Problem]:
 
 
 def _problem(config: Config, plugged: Record, attachment: Attachment, settings: Settings) -> str:
-    if not is_pinned(plugged.release.namespace):
-        return "its network namespace is not kept any more"
     if plugged.release.process is not None:
         alive = _core.serves_network(plugged.release.process, plugged.release.namespace)
         return "" if alive else "pasta has ended, and nothing gets in or out"
+    if not is_pinned(plugged.release.namespace):
+        return "its network namespace is not kept any more"
     if not attachment.interface or plugged.unfinished == attachment.interface:
         return ""
     try:

@@ -55,6 +55,22 @@ def run_program(program: Program, *, patience: float | None = None, inherit: boo
     return output
 
 
+def connect_by(program: Program, network: int, path: str, *, patience: float) -> None:
+    """Have a program connect a network namespace (a descriptor) that is kept on a file while it starts, for who is not root.
+
+    It has this process's environment. Errors: those of :func:`run_program`.
+    """
+    environment = [f"{name}={value}" for name, value in os.environ.items()]
+    try:
+        status, said = _core.connect_network(
+            network, path, program.args, [*environment, *program.env], patience
+        )
+    except LamellaError as error:
+        raise _unrunnable(error, program.args[0]) from None
+    if status != 0:
+        raise _failure(program.args[0], patience, status, b"", said)
+
+
 def release_recorded(record: str) -> None:
     """Do what a network's record says takes it away, and remove it. Harmless twice.
 

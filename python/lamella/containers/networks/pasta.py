@@ -12,9 +12,10 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamella import _core
 from lamella.containers.networks import Connection, Settings
 from lamella.containers.networks.attachment import Attachment, Record, Release, pin_path, release
-from lamella.containers.networks.execution import Program, run_program
+from lamella.containers.networks.execution import Program, connect_by, run_program
 from lamella.containers.networks.files import Resolvers, connected_files, host_resolvers, own_lines
 from lamella.containers.networks.joining import join, own_maps
 from lamella.containers.networks.ports import Port
@@ -53,17 +54,27 @@ def connect_pasta(client: Client, record: ContainerRecord, settings: Settings) -
         path = plugged.write(config)
     # Beside the pin: the process writes it before it locks itself in.
     pid_file = Path(f"{plugged.release.namespace}.pid")
+    namespaces = None
     try:
-        spec = join(record.spec, plugged.release.namespace)
-        plugged.pin(config, own_maps(record.spec))
         words = arguments(plugged.release.namespace, plugged.ports, options, forwards=forwards)
+        start = Program(args=[program, "--pid", str(pid_file), *words])
+        if os.geteuid() == 0:
+            spec = join(record.spec, plugged.release.namespace)
+            plugged.pin(config, own_maps(record.spec))
+        else:
+            spec = record.spec.encode()
+            plugged.mark(config)
+            namespaces = _core.make_network()
         try:
-            run_program(
-                Program(args=[program, "--pid", str(pid_file), *words]), patience=START_SECONDS, inherit=True
-            )
+            if namespaces is None:
+                run_program(start, patience=START_SECONDS, inherit=True)
+            else:
+                connect_by(start, namespaces[1], plugged.release.namespace, patience=START_SECONDS)
         except NetworkFailed as error:
             raise NetworkFailed(
-                str(error), plugin="pasta", hint="pasta needs an interface of the host with a default route."
+                str(error),
+                plugin="pasta",
+                hint="pasta needs an interface of the host with a default route, and /dev/net/tun.",
             ) from None
         with translated("read the number of the process of pasta"):
             plugged.release.process = int(pid_file.read_text())
@@ -85,10 +96,12 @@ def connect_pasta(client: Client, record: ContainerRecord, settings: Settings) -
             else host,
         )
     except BaseException:
+        for descriptor in namespaces or ():
+            os.close(descriptor)
         pid_file.unlink(missing_ok=True)
         release(path)
         raise
-    return Connection(spec, files)
+    return Connection(spec, files, namespaces=namespaces)
 
 
 def arguments(namespace: str, ports: list[Port], options: list[str], *, forwards: bool) -> list[str]:
@@ -96,10 +109,9 @@ def arguments(namespace: str, ports: list[Port], options: list[str], *, forwards
 
     Unsupported for a protocol that pasta does not carry, FailedPrecondition for options that are not for users.
     """
-    words = ["--config-net"]
-    if os.geteuid() == 0:
-        # It could not enter a namespace of root's as another user; of root it keeps the number and hardly a capability.
-        words += ["--runas", "0:0", "--netns-only"]
+    # It could not enter a namespace of root's as another user; of root it keeps the number and hardly a capability. For who is
+    # not root it is the root of his user namespace, in which the helper starts it.
+    words = ["--config-net", "--runas", "0:0", "--netns-only"]
     given = {flag for word in options for flag in (word.partition("=")[0],)}
     for word in given & {
         "--netns",

@@ -19,8 +19,9 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 pub use pack::{Packing, pack};
 pub use stream::{Input, Output};
@@ -34,12 +35,33 @@ use crate::sys;
 const ATTEMPTS: u32 = 4096;
 
 /// Which symlinks lead on when a path is walked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Links {
     /// All but magic ones; they and `..` stay inside the root.
     InRoot,
     /// None: a path with one in it is refused.
     None,
+}
+
+/// What is at a path.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Found {
+    /// Mode, with the kind of file.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Bytes.
+    pub size: i64,
+    /// Nanoseconds of the last change since 1970.
+    pub mtime: i128,
+    /// The file system's device.
+    pub device: u64,
+    /// Where a symlink leads.
+    pub target: Vec<u8>,
+    /// Where it is in the root without symlinks and `..`.
+    pub place: Vec<u8>,
 }
 
 /// A folder that is the root of all paths.
@@ -62,7 +84,19 @@ impl Root {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let descriptor = rustix::fs::openat(CWD, path, flags, Mode::empty())
             .map_err(|error| Error::system(format!("cannot open {}", path.display()), error))?;
-        Ok(Self { descriptor, links, ids: None })
+        Ok(Self::of(descriptor, links))
+    }
+
+    /// Take an open folder as the root.
+    #[must_use]
+    pub fn of(descriptor: OwnedFd, links: Links) -> Self {
+        Self { descriptor, links, ids: None }
+    }
+
+    /// Which symlinks lead on.
+    #[must_use]
+    pub fn links(&self) -> Links {
+        self.links
     }
 
     /// Take owners for those that a container knows, whose ids are mapped so: this machine has others for them.
@@ -109,8 +143,8 @@ impl Root {
         }
     }
 
-    /// The attributes of what is at a path, and where it is in the root without symlinks and `..`.
-    pub fn stat(&self, path: &[u8], follow: bool) -> Result<(Stat, Vec<u8>, Vec<u8>)> {
+    /// The attributes of what is at a path, and where it is.
+    pub fn stat(&self, path: &[u8], follow: bool) -> Result<Found> {
         let found = self.find(path, follow)?;
         let failed = |error| Error::system(format!("cannot read '{}'", show(path)), error);
         let mut stat = rustix::fs::fstat(&found).map_err(failed)?;
@@ -125,7 +159,16 @@ impl Root {
         let (top, place) = (shown(self.as_fd()).map_err(failed)?, shown(found.as_fd()).map_err(failed)?);
         let top = if top == b"/" { &b""[..] } else { &top };
         let place = place.strip_prefix(top).unwrap_or(&place);
-        Ok((stat, target, if place.is_empty() { b"/".to_vec() } else { place.to_vec() }))
+        Ok(Found {
+            mode: stat.st_mode,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            size: stat.st_size,
+            mtime: i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec),
+            device: stat.st_dev,
+            target,
+            place: if place.is_empty() { b"/".to_vec() } else { place.to_vec() },
+        })
     }
 }
 

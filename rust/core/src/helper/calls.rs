@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::connect::Connect;
+use super::files::OnFiles;
 use crate::error::{Error, Result};
 use crate::layer::diff::{self, Changes, Trees};
 use crate::layer::{self, Deferred, Merged, WhiteoutFormat};
@@ -55,6 +57,16 @@ pub enum Request {
     Apply(Apply),
     /// See [`Pack`].
     Pack(Pack),
+    /// See [`Connect`].
+    Connect(Connect),
+    /// See [`OnFiles`].
+    OnFiles(OnFiles),
+    /// Hand over the helper's user namespace, in the place of an answer.
+    Namespace,
+    /// Hand over a mount that is attached nowhere ([`mount::make`]), in the place of an answer; the answer says why not.
+    Mount(Mount),
+    /// Hand over a network namespace that is made for it, with loopback up, in the place of an answer.
+    Network,
 }
 
 macro_rules! requests {

@@ -1,16 +1,20 @@
 //! The caller's side: starting the helper, and asking it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
+use serde::de::DeserializeOwned;
 
 use super::NAME;
 use super::calls::{Call, Reply, Request};
+use super::connect::Connect;
 use super::connection::{self, Connection, decode, encode, ended};
+use super::files::{Done, OnFiles};
 use super::setup::{Maps, Setup};
 use crate::error::{Error, Kind, Result};
+use crate::mount::Mount;
 use crate::tree::Check;
 use crate::{launch, sys};
 
@@ -20,6 +24,7 @@ pub struct Helper {
     control: OwnedFd,
     process: u32,
     maps: Maps,
+    namespace: OnceLock<OwnedFd>,
 }
 
 static HELPER: Mutex<Option<Arc<Helper>>> = Mutex::new(None);
@@ -63,7 +68,7 @@ impl Helper {
     /// A helper that serves the other end already.
     #[cfg(test)]
     pub(super) fn over(control: OwnedFd) -> Self {
-        Self { control, process: std::process::id(), maps: Maps::default() }
+        Self { control, process: std::process::id(), maps: Maps::default(), namespace: OnceLock::new() }
     }
 
     fn start(program: &[u8], check: Check<'_>) -> Result<Self> {
@@ -71,7 +76,7 @@ impl Helper {
         let setup = Setup { user: sys::user_name(), search: std::env::var("PATH").unwrap_or_default() };
         let reply = launch::launch(program, NAME, &encode(&setup)?, &[theirs.as_fd()], check)?;
         let maps = decode::<Result<Maps>>(&reply)??;
-        Ok(Self { control, process: std::process::id(), maps })
+        Ok(Self { control, process: std::process::id(), maps, namespace: OnceLock::new() })
     }
 
     /// What its user namespace maps.
@@ -80,9 +85,59 @@ impl Helper {
         &self.maps
     }
 
+    /// Its user namespace, which lasts as long as anybody is in it or has it open.
+    pub fn namespace(&self, check: Check<'_>) -> Result<BorrowedFd<'_>> {
+        if self.namespace.get().is_none() {
+            // Another thread may have been first; it is the same one.
+            let _ = self.namespace.set(self.take_over(&Request::Namespace, check)?);
+        }
+        self.namespace.get().map(AsFd::as_fd).ok_or_else(ended)
+    }
+
+    /// Make a mount that is attached nowhere: what is in it can be reached by its descriptor, and it goes with that.
+    pub fn make_mount(&self, mount: Mount, check: Check<'_>) -> Result<OwnedFd> {
+        self.take_over(&Request::Mount(mount), check)
+    }
+
+    /// Make a network namespace that belongs to its user namespace, with nothing but loopback.
+    pub fn make_network(&self, check: Check<'_>) -> Result<OwnedFd> {
+        self.take_over(&Request::Network, check)
+    }
+
+    /// Have a program connect a network namespace ([`Connect`]). Gives its exit status and what it said.
+    pub fn connect(&self, call: Connect, network: BorrowedFd<'_>, check: Check<'_>) -> Result<(Option<i32>, Vec<u8>)> {
+        self.ask(&Request::Connect(call), &[network], check)
+    }
+
+    /// Ask for something that comes as a descriptor.
+    fn take_over(&self, request: &Request, check: Check<'_>) -> Result<OwnedFd> {
+        let mut connection = self.open(request, &[])?;
+        if let Some(handed) = connection.take_over(check)? {
+            return Ok(handed);
+        }
+        match connection.hear::<Reply<()>>(check)? {
+            Some(Reply::Answer(Err(error))) => Err(error),
+            _ => Err(ended()),
+        }
+    }
+
     /// Have it do something.
     pub fn call<C: Call>(&self, call: C, check: Check<'_>) -> Result<C::Answer> {
-        let mut connection = self.open(&call.into(), &[])?;
+        self.ask(&call.into(), &[], check)
+    }
+
+    /// Have it work on a container's files: `descriptors` are the root, and the pipe with the archive where there is one.
+    pub fn work_on(&self, files: OnFiles, descriptors: &[BorrowedFd<'_>], check: Check<'_>) -> Result<Done> {
+        self.ask(&Request::OnFiles(files), descriptors, check)
+    }
+
+    fn ask<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+        check: Check<'_>,
+    ) -> Result<T> {
+        let mut connection = self.open(request, descriptors)?;
         loop {
             match connection.hear(check)? {
                 Some(Reply::Answer(answer)) => return answer,
@@ -92,7 +147,7 @@ impl Helper {
         }
     }
 
-    /// Begin a call, with a descriptor that it needs.
+    /// Begin a call, with the descriptors that it needs.
     pub(crate) fn open(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Connection> {
         let (ours, theirs) = Connection::pair()?;
         let all: Vec<BorrowedFd<'_>> = std::iter::once(theirs.as_fd()).chain(descriptors.iter().copied()).collect();

@@ -7,10 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 #[cfg(feature = "unpack")]
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SocketFlags, SocketType, sendmsg, socketpair,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, send, sendmsg,
 };
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -22,8 +23,8 @@ const LONGEST: usize = 1 << 30;
 /// Time between two looks whether to go on.
 const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 const PIECE: usize = 64 * 1024;
-/// Descriptors that go with a call: its connection, and one that it needs.
-const DESCRIPTORS: usize = 2;
+/// Descriptors that go with a call: its connection, and at most two that it needs.
+const DESCRIPTORS: usize = 3;
 
 /// The helper went away in the middle.
 pub fn ended() -> Error {
@@ -104,14 +105,7 @@ impl Connection {
                     return Ok(Some(message));
                 }
             }
-            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&POLL)) {
-                Ok(0) | Err(Errno::INTR) => {
-                    check()?;
-                    continue;
-                }
-                Ok(_) => {}
-                Err(error) => return Err(Error::system("cannot hear the helper", error)),
-            }
+            self.wait(check)?;
             let mut piece = [0; PIECE];
             match rustix::io::read(&self.socket, &mut piece) {
                 Ok(0) | Err(Errno::CONNRESET) => return Ok(None),
@@ -119,6 +113,36 @@ impl Connection {
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(Error::system("cannot hear the helper", error)),
             }
+        }
+    }
+
+    /// Wait until there is something to hear, and call `check` every 100 ms.
+    fn wait(&self, check: Check<'_>) -> Result<()> {
+        loop {
+            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&POLL)) {
+                Ok(0) | Err(Errno::INTR) => check()?,
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(Error::system("cannot hear the helper", error)),
+            }
+        }
+    }
+
+    /// Hand a descriptor over, in the place of a message.
+    pub fn hand_over(&self, descriptor: BorrowedFd<'_>) -> Result<()> {
+        pass(self.socket.as_fd(), &[descriptor]).map_err(|error| Error::system("cannot speak to the helper", error))
+    }
+
+    /// Wait for what is handed over; None when the other side is gone, or has a message in its place, which is heard next.
+    #[cfg(feature = "unpack")]
+    pub fn take_over(&mut self, check: Check<'_>) -> Result<Option<OwnedFd>> {
+        self.wait(check)?;
+        match take(self.socket.as_fd()).map_err(|error| Error::system("cannot hear the helper", error))? {
+            Some((_, mut descriptors)) if !descriptors.is_empty() => Ok(descriptors.pop()),
+            Some((first, _)) => {
+                self.received.push(first);
+                Ok(None)
+            }
+            None => Ok(None),
         }
     }
 
@@ -149,7 +173,6 @@ pub fn control() -> Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Pass a connection over the control socket, and what its call needs besides.
-#[cfg(feature = "unpack")]
 pub fn pass(control: BorrowedFd<'_>, descriptors: &[BorrowedFd<'_>]) -> std::result::Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -162,8 +185,8 @@ pub fn pass(control: BorrowedFd<'_>, descriptors: &[BorrowedFd<'_>]) -> std::res
     }
 }
 
-/// Wait for what [`pass`] passes; None when the other side is gone.
-pub fn take(control: BorrowedFd<'_>) -> std::result::Result<Option<Vec<OwnedFd>>, Errno> {
+/// Wait for what [`pass`] passes, and the byte that it goes with; None when the other side is gone.
+pub fn take(control: BorrowedFd<'_>) -> std::result::Result<Option<(u8, Vec<OwnedFd>)>, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut byte = [0];
     loop {
@@ -178,7 +201,8 @@ pub fn take(control: BorrowedFd<'_>) -> std::result::Result<Option<Vec<OwnedFd>>
                     RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
                     _ => None,
                 });
-                return Ok(Some(descriptors.flatten().collect()));
+                let descriptors = descriptors.flatten().collect();
+                return Ok(Some((byte[0], descriptors)));
             }
         }
     }

@@ -15,7 +15,9 @@
 //! with the archive, and what it answers is parsed, with a cap. Nothing that it says chooses what the caller does next.
 
 mod calls;
+mod connect;
 mod connection;
+mod files;
 mod serve;
 mod setup;
 
@@ -35,9 +37,11 @@ pub use calls::{
 };
 #[cfg(feature = "unpack")]
 pub use client::{Helper, carry_out, is_needed};
+pub use connect::Connect;
 #[cfg(feature = "unpack")]
 pub(crate) use connection::ended;
 pub use connection::{decode, encode};
+pub use files::{Done, OnFiles, Work};
 #[cfg(feature = "unpack")]
 pub use pack::pack;
 pub use serve::{Confine, serve};

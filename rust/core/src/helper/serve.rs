@@ -7,6 +7,7 @@ use std::path::Path;
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::calls::{Apply, Call, Feed, Pack, Reply, Request};
@@ -14,7 +15,8 @@ use super::connection::{Connection, take};
 use crate::error::{Error, Result};
 use crate::layer::diff::write_until;
 use crate::layer::{self, Applied};
-use crate::sys::OtherPieces;
+use crate::mount::{self, Options};
+use crate::sys::{self, OtherPieces};
 use crate::tar::{Source, Writer};
 
 /// Time between two looks whether the caller still wants the answer.
@@ -28,7 +30,7 @@ pub type Confine = fn(&Path) -> Result<()>;
 ///
 /// `confine` takes from a thread what unpacking a layer into a folder does not need, before anything of the layer is read.
 pub fn serve(control: &OwnedFd, confine: Confine) {
-    while let Ok(Some(descriptors)) = take(control.as_fd()) {
+    while let Ok(Some((_, descriptors))) = take(control.as_fd()) {
         // Where there is no thread to be had the connection closes, which the caller notices.
         let _ = Builder::new().name("lamella-call".to_owned()).spawn(move || answer(descriptors, confine));
     }
@@ -56,6 +58,29 @@ fn answer(descriptors: Vec<OwnedFd>, confine: Confine) {
             tell(applied, &connection);
         }
         Request::Pack(call) => tell(pack(&call, &connection, descriptors.next()), &connection),
+        Request::OnFiles(call) => {
+            let root = descriptors.next().ok_or_else(missing);
+            let archive = || descriptors.next().ok_or_else(missing);
+            tell(root.and_then(|root| call.run(root, archive, &mut is_wanted(&connection))), &connection);
+        }
+        Request::Connect(call) => {
+            let network = descriptors.next().ok_or_else(missing);
+            tell(network.and_then(|network| call.run(&network, &mut is_wanted(&connection))), &connection);
+        }
+        Request::Mount(mount) => {
+            let made = Options::parse(&mount.options).and_then(|options| mount::make(&mount, &options));
+            hand_over(made, &connection);
+        }
+        Request::Network => {
+            // This thread is for the call alone.
+            let made = sys::own_network_namespace().and_then(|()| sys::bring_loopback_up());
+            let opened = made.map_err(std::io::Error::from).and_then(|()| File::open("/proc/thread-self/ns/net"));
+            hand_over(opened.map_err(|error| refused("make a network namespace", &error)), &connection);
+        }
+        Request::Namespace => {
+            let opened = File::open("/proc/self/ns/user");
+            hand_over(opened.map_err(|error| refused("open the user namespace", &error)), &connection);
+        }
     }
 }
 
@@ -80,6 +105,19 @@ fn is_wanted(connection: &Connection) -> impl FnMut() -> Result<()> {
         last = Instant::now();
         if connection.is_closed() { Err(Error::cancelled()) } else { Ok(()) }
     }
+}
+
+/// Hand a descriptor over, or say why there is none.
+fn hand_over<T: Into<OwnedFd>>(made: Result<T>, connection: &Connection) {
+    match made {
+        Ok(made) => drop(connection.hand_over(made.into().as_fd())),
+        Err(error) => tell::<()>(Err(error), connection),
+    }
+}
+
+fn refused(what: &str, error: &std::io::Error) -> Error {
+    let number = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
+    Error::system(format!("the helper cannot {what}"), number)
 }
 
 fn missing() -> Error {

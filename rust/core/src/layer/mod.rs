@@ -34,10 +34,8 @@ use std::str::FromStr;
 
 pub use apply::Applier;
 pub(crate) use attributes::{Attributes, Target, mode_bits, read_xattrs};
-#[cfg(feature = "unpack")]
 pub(crate) use attributes::{set_attributes, set_times};
 pub use compare::first_difference;
-#[cfg(feature = "unpack")]
 pub(crate) use copy::set_attributes_at;
 pub use copy_tree::copy_tree;
 pub use kept::{Kept, store as store_kept};

@@ -128,8 +128,13 @@ fn hierarchies(root: &Path) -> impl Iterator<Item = String> {
     folders.filter(is_hierarchy).map(|entry| entry.file_name().to_string_lossy().into_owned())
 }
 
-const DELEGATION: &str = "limits take a cgroup that belongs to you: start this within one that was delegated \
+const DELEGATION: &str = "limits, pause and statistics take a cgroup that belongs to you: start this within one that was delegated \
     (systemd-run --user --scope -p Delegate=yes ...), or name one by cgroup_parent";
+
+fn none_to_freeze() -> Failure {
+    Failure::new(Kind::FailedPrecondition, "the container has no cgroup whose processes could be stopped")
+        .with_hint(DELEGATION)
+}
 
 /// The settings that limits become on this machine.
 fn settings_on(root: &Path, resources: &Resources) -> Result<Vec<Setting>, Failure> {

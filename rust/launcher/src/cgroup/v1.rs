@@ -127,7 +127,7 @@ impl Cgroup {
 
     pub(super) fn freeze_legacy(&self, frozen: bool) -> Result<(), Failure> {
         let Some(folder) = self.folder("freezer") else {
-            return Err(Failure::new(Kind::FailedPrecondition, "the container has no freezer cgroup"));
+            return Err(super::none_to_freeze());
         };
         let file = folder.join("freezer.state");
         let wanted = if frozen { "FROZEN" } else { "THAWED" };

@@ -141,6 +141,11 @@ fn move_aside(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether it is no wonder that a filter is refused.
+fn may_not_filter() -> bool {
+    !rustix::process::geteuid().is_root() || sys::in_user_namespace()
+}
+
 impl Cgroup {
     /// Attach the device filter. Without the right to load one (in a user namespace, where device nodes cannot be made
     /// anyway) the container goes without.
@@ -154,7 +159,7 @@ impl Cgroup {
             return Ok(());
         }
         match sys::attach_device_program(folder.joining.as_fd(), &devices::program(rules)) {
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) && !rustix::process::geteuid().is_root() => {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) && may_not_filter() => {
                 warn_devices(warnings, &error);
                 Ok(())
             }
@@ -164,7 +169,7 @@ impl Cgroup {
 
     pub(super) fn freeze_unified(&self, frozen: bool) -> Result<(), Failure> {
         let Some(folder) = &self.unified else {
-            return Err(Failure::new(Kind::FailedPrecondition, "the container has no cgroup"));
+            return Err(super::none_to_freeze());
         };
         let value = if frozen { "1" } else { "0" };
         let step = || format!("write {value} to {}/cgroup.freeze", folder.display());

@@ -16,7 +16,7 @@ use std::process::Command;
 
 use lamella_core::error::{Error, Kind as ErrorKind};
 use lamella_core::helper::{Extent, Maps, Setup, decode, encode, serve};
-use rustix::process::Pid;
+use rustix::process::{DumpableBehavior, Pid};
 
 use self::ids::{extents, listed, ranges};
 use crate::channel::{Channel, Message};
@@ -102,7 +102,10 @@ fn become_helper(channel: Channel) -> bool {
         return false;
     }
     let _ = rustix::process::chdir("/");
-    channel.send(&Message::Made).is_ok() && matches!(channel.receive(), Ok(Some(Message::Mapped)))
+    let mapped = channel.send(&Message::Made).is_ok() && matches!(channel.receive(), Ok(Some(Message::Mapped)));
+    // Not before: newuidmap has to see whose process this is. Nobody in the user namespace may look into it, whatever he is
+    // capable of there: its memory belongs to the namespace of its caller.
+    mapped && rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).is_ok()
 }
 
 /// Map the helper's ids.

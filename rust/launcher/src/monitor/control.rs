@@ -253,7 +253,8 @@ impl Monitor {
             match &process.group {
                 Some(group) => group.signal_all(signal),
                 None if id == INIT => self.cgroup.signal_all(signal),
-                None => {}
+                // Without a cgroup it is what stayed in the session that each begins with.
+                None => sys::signal_session(pid, signal),
             }
         }
         self.send_signal(pid, signal)

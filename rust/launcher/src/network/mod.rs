@@ -108,7 +108,7 @@ impl Network {
         if again || !unfinished.is_empty() {
             strays::await_strays(&container);
         }
-        let pinned = is_pinned(&release.namespace);
+        let pinned = lamella_core::network::is_pinned(&release.namespace);
         let mut result = Ok(None);
         for program in release.programs {
             let path = program.args.first().cloned().unwrap_or_default();
@@ -192,12 +192,6 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
-}
-
-/// Whether something is kept there: then it lies on another file system than its folder.
-fn is_pinned(path: &Path) -> bool {
-    let device = |path: &Path| path.symlink_metadata().map(|metadata| metadata.dev()).ok();
-    path.parent().is_some_and(|folder| device(path).is_some_and(|own| device(folder) != Some(own)))
 }
 
 /// A namespace that is gone, as after a restart of the machine, is named by nothing (CNI spec, DEL).

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::{FileType, Gid, Uid};
 
-use crate::error::{Failure, Step};
+use crate::error::{Failure, Kind, Step};
 use crate::sys;
 
 /// Become a user. The supplementary groups are exactly `groups` (CVE-2022-2995: none is left over from the caller).
@@ -15,14 +15,40 @@ pub(super) fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<(), Fail
     let list: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
     match rustix::thread::set_thread_groups(&list) {
         // A user namespace made without privilege forbids it, and then holds no foreign group that could be used.
-        Err(rustix::io::Errno::PERM) if groups.is_empty() && sys::child_groups_denied() => {}
+        Err(rustix::io::Errno::PERM) if sys::child_groups_denied() => {
+            if let Some(other) = groups.iter().find(|other| **other != gid) {
+                return Err(unmapped(format!("set the supplementary groups {groups:?}"), "gid", *other));
+            }
+        }
+        Err(rustix::io::Errno::INVAL) => {
+            let highest = groups.iter().max().copied().unwrap_or_default();
+            return Err(unmapped(format!("set the supplementary groups {groups:?}"), "gid", highest));
+        }
         result => result.step(|| format!("set the supplementary groups {groups:?}"))?,
     }
-    let gid = Gid::from_raw(gid);
-    rustix::thread::set_thread_res_gid(gid, gid, gid).step(|| format!("become group {}", gid.as_raw()))?;
-    let uid = Uid::from_raw(uid);
-    rustix::thread::set_thread_res_uid(uid, uid, uid).step(|| format!("become user {}", uid.as_raw()))?;
+    let step = || format!("become group {gid}");
+    let raw = Gid::from_raw(gid);
+    match rustix::thread::set_thread_res_gid(raw, raw, raw) {
+        Err(rustix::io::Errno::INVAL) => return Err(unmapped(step(), "gid", gid)),
+        result => result.step(step)?,
+    }
+    let step = || format!("become user {uid}");
+    let raw = Uid::from_raw(uid);
+    match rustix::thread::set_thread_res_uid(raw, raw, raw) {
+        Err(rustix::io::Errno::INVAL) => return Err(unmapped(step(), "uid", uid)),
+        result => result.step(step)?,
+    }
     rustix::thread::set_keep_capabilities(false).step(|| "stop keeping capabilities")
+}
+
+/// No id of the machine stands for one of the container's: of a user who is not root, who has his own for 0 and those of his
+/// ranges from 1 on, or of a container with maps of its own.
+fn unmapped(step: String, kind: &str, id: u32) -> Failure {
+    let message = format!("{step}: the container's user namespace has no {kind} {id}");
+    Failure::new(Kind::FailedPrecondition, message).with_hint(format!(
+        "it takes ranges of at least {id} ids in /etc/sub{kind}, which the administrator gives (usermod --add-sub{kind}s FIRST-LAST USER), \
+         or maps with more ids for a container with its own; user=0 does without"
+    ))
 }
 
 /// Give the standard streams to the user, so that a program that opens /dev/stdout anew may do so.

@@ -4,13 +4,16 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use lamella_core::mount::{self, Options};
 use rustix::fs::{FileType, OFlags};
+use rustix::mount::MountAttrFlags;
 
 use super::copy_up;
+use super::detached::{copy_of_path, set_attributes};
 use super::path::{self, Root, Target};
 use super::sources::{self, Source};
 use crate::cgroup::Cgroup;
 use crate::error::{Failure, Kind, Step};
 use crate::spec::Mount;
+use crate::sys;
 
 /// File systems that show the kernel's view of this process: nothing of the image may lead them elsewhere.
 const KERNEL_VIEWS: [&str; 2] = ["proc", "sysfs"];
@@ -115,7 +118,7 @@ impl MountPlan {
                     .step(|| format!("{what}: it must be a plain folder of the image"))?;
             }
             self.check_target(root, &target, self.mount.kind == "proc", &what)?;
-            let made = mount::make(&self.mount, &self.options).map_err(failed)?;
+            let made = self.file_system().map_err(failed)?;
             if self.copies_up {
                 // Before it is attached: its path may lead elsewhere by then.
                 copy_up::copy(target.as_fd(), made.as_fd())
@@ -129,6 +132,29 @@ impl MountPlan {
         let target = root.mount_point(&self.destination, if is_folder { Target::Folder } else { Target::File })?;
         self.check_target(root, &target, is_proc(&made).step(|| &what)?, &what)?;
         mount::place(made.as_fd(), target.as_fd(), &self.options).map_err(failed)
+    }
+
+    /// A new file system. Where a user namespace has no right to it, what comes nearest: the host's view where it is to show what
+    /// the container shares with the host, or the caller's own is not whole; terminals of no group that is not there.
+    fn file_system(&self) -> Result<OwnedFd, lamella_core::Error> {
+        let refused = match mount::make(&self.mount, &self.options) {
+            Err(refused) if sys::in_user_namespace() => refused,
+            made => return made,
+        };
+        let host = match self.mount.kind.as_str() {
+            "proc" => "/proc",
+            "sysfs" => "/sys",
+            "devpts" => {
+                let options: Vec<_> =
+                    self.mount.options.iter().filter(|option| !option.starts_with("gid=")).cloned().collect();
+                let mount = lamella_core::mount::Mount { options, ..self.mount.clone() };
+                return mount::make(&mount, &Options::parse(&mount.options)?).map_err(|_| refused);
+            }
+            _ => return Err(refused),
+        };
+        let attributes = self.options.set | MountAttrFlags::MOUNT_ATTR_RDONLY;
+        let copy = copy_of_path(host, true).and_then(|copy| set_attributes(&copy, true, attributes).map(|()| copy));
+        copy.map_err(|_| refused)
     }
 
     /// Refuse what would put something else in the place of the kernel's view of the processes, or of a part of it: what hides and

@@ -14,9 +14,9 @@ pub use landlock::confine_to;
 pub use landlock::has_landlock;
 pub use process::{
     CLONE_NEWTIME, Forked, Scheduling, child_groups_denied, children, clone_process, close_all_but, close_from,
-    ends_within, execute, execute_file, exit_now, fork, fork_plainly, hand_down, inherited, is_exiting,
-    join_session_keyring, kill, memory_file, move_into, set_io_priority, set_personality, set_rlimit, set_scheduling,
-    signal_process, unshare,
+    ends_within, execute, execute_file, exit_now, fork, fork_plainly, hand_down, in_user_namespace, inherited,
+    is_exiting, join_session_keyring, kill, memory_file, move_into, set_io_priority, set_personality, set_rlimit,
+    set_scheduling, signal_process, signal_session, unshare,
 };
 pub use program::{SeccompInstruction, attach_device_program, install_seccomp};
 pub use signal::{block_all, end_on_signals, read_signals, reset_all, signal_descriptor};

@@ -177,6 +177,28 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// Send a signal by number to every process of a session but its leader, again and again until no new one shows up
+/// (proc_pid_stat(5), field 6).
+pub fn signal_session(leader: i32, signal: i32) {
+    let session = |pid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit(')').next()?.split_whitespace().nth(3)?.parse::<i32>().ok()
+    };
+    let mut done = vec![leader];
+    loop {
+        let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let present: Vec<i32> = pids.filter(|pid| !done.contains(pid) && session(*pid) == Some(leader)).collect();
+        if present.is_empty() {
+            return;
+        }
+        for pid in &present {
+            let _ = kill(*pid, signal);
+        }
+        done.extend(present);
+    }
+}
+
 /// Send a signal by number to the process that a pidfd stands for.
 pub fn signal_process(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     let information = std::ptr::null::<libc::siginfo_t>();
@@ -298,6 +320,12 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<Option<(u64
 /// Whether the user namespace of this process forbids setgroups(2) (a mapping made without privilege).
 pub fn child_groups_denied() -> bool {
     std::fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny"))
+}
+
+/// Whether this process is in a user namespace that does not have all ids of the machine.
+pub fn in_user_namespace() -> bool {
+    let whole = |text: String| text.split_whitespace().eq(["0", "0", "4294967295"]);
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|text| !whole(text))
 }
 
 /// Whether the kernel has begun to take a process down: PF_EXITING in its flags (proc_pid_stat(5), field 9).
