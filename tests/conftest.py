@@ -138,13 +138,16 @@ class Leftovers:
         }
 
     def new_since(self, before: dict[str, str]) -> list[str]:
-        """Give what is new and does not go away within the grace."""
+        """Give what is new and stays throughout the grace: what comes and goes meanwhile is of others who are at work."""
         deadline = time.monotonic() + GRACE_SECONDS
-        while True:
-            left = [text for key, text in self.look().items() if key not in before]
-            if not left or time.monotonic() > deadline:
-                return sorted(left)
+        left = self._new(before)
+        while left and time.monotonic() <= deadline:
             time.sleep(0.05)
+            left = {key: text for key, text in self._new(before).items() if key in left}
+        return sorted(left.values())
+
+    def _new(self, before: dict[str, str]) -> dict[str, str]:
+        return {key: text for key, text in self.look().items() if key not in before}
 
     def _ours(self, text: str) -> bool:
         return REQUIRE_ALL or self.folder in text or ("lamella" in text and HALF != "others")
@@ -176,6 +179,8 @@ class Leftovers:
                 processes = _lines(folder / "cgroup.procs")
                 if HALF and any(map(_is_of_the_other_half, processes)):
                     others.update((folder, *folder.parents))
+                if HALF and len(folder.relative_to(top).parts) < 2:
+                    continue  # a namespace's: what a client of the other half keeps for its next container
                 # With processes it is a running container, perhaps another's; ours are found as processes.
                 if (REQUIRE_ALL or not processes) and folder not in others:
                     found[f"cgroup {folder}"] = f"cgroup: {folder}"

@@ -148,14 +148,18 @@ def test_a_copy_through_faults_on_both_sides_ends_right_and_keeps_nothing(
 def test_with_little_patience_each_try_ends_in_one_error_and_the_next_goes_on(
     how: str, seed: int, store: Store, docker_registry: str, repository: str
 ) -> None:
-    """Each try is a process of its own. Blobs that are there are not sent again."""
-    name = f"{docker_registry}/{repository}:1"
+    """Each try is a process of its own. Blobs that are there are not sent again.
+
+    What comes through at the first try meets the next faults on its way to another repository.
+    """
     failures: list[str] = []
+    whole = 0
     with FaultyProxy(
         docker_registry, seed=seed, faults=FAULTS, rate=0.5, stretch=(1 << 16, 12 << 20)
     ) as proxy:
-        target = f"{proxy.address}/{repository}:1"
         for _ in range(300):  # about one in ten gets through
+            place = f"{repository}-{whole}:1"
+            name, target = f"{docker_registry}/{place}", f"{proxy.address}/{place}"
             done = subprocess.run(
                 [sys.executable, "-c", PUSH, store.root, store.state, how, store.name, target],
                 stdin=subprocess.DEVNULL,
@@ -165,14 +169,17 @@ def test_with_little_patience_each_try_ends_in_one_error_and_the_next_goes_on(
                 check=False,
             )
             if not done.returncode:
-                break
+                if failures:
+                    break
+                assert_whole(name, store.digest)
+                whole += 1
+                continue
             assert done.returncode == 1, done.stderr
             assert done.stderr.count("\n") == 1, done.stderr
             failures.append(done.stderr)
             assert_nameless_or_whole(name, store.digest)
         else:
             pytest.fail(f"no try came to its end: {failures[-3:]}")
-    assert failures or NIGHTLY or CHOSEN, "no fault was worse than what a push goes on after"
     assert_whole(name, store.digest)
 
 
