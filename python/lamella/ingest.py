@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -76,6 +78,7 @@ class Ingest:
             self._expect(record.expected)
         self._pending = False
         self._abandoned = False
+        self._written_at = 0
 
     def __repr__(self) -> str:
         return f"<lamella.content.Ingest {self._record.ref!r} {self.offset} of {self._record.total or '?'} bytes>"
@@ -124,6 +127,7 @@ class Ingest:
             )
         with translated(f"write to the ingest {self.ref!r}"):
             self._data.append(data)
+        self._written_at = time.time_ns()
         return size
 
     @property
@@ -141,7 +145,10 @@ class Ingest:
         """Give how many bytes the appender was given since the last call. Errors as those of :meth:`write`."""
         self._check_open()
         with translated(f"write to the ingest {self.ref!r}"):
-            return self._data.poured()
+            poured = self._data.poured()
+        if poured:
+            self._written_at = time.time_ns()
+        return poured
 
     def truncate(self, size: int = 0) -> None:
         """Cut back to ``size`` bytes, at most the offset. InvalidArgument otherwise."""
@@ -152,6 +159,7 @@ class Ingest:
         if size != offset or size == 0:
             with translated(f"truncate the ingest {self.ref!r}"):
                 self._data.cut(size)
+            self._written_at = time.time_ns()
 
     def commit(
         self,
@@ -203,6 +211,10 @@ class Ingest:
         if self._pending:
             self._abandoned = True  # the transaction around the commit decides
         else:
+            if self._written_at and self._lock.held:
+                # The kernel gave the file the time of its last tick, up to 10 ms before.
+                with suppress(OSError):
+                    os.utime(self.data_path, ns=(self._written_at, self._written_at))
             self._close()
 
     def discard(self) -> None:

@@ -19,6 +19,7 @@ from lamella.errors import (
     Unavailable,
     Unsupported,
 )
+from lamella.metadata import timestamp
 
 DATA = bytes(range(256)) * 40
 DIGEST = digest_of(DATA)
@@ -347,6 +348,15 @@ class ContentContract:
             with pytest.raises(FailedPrecondition):
                 ingest.commit(digest=DIGEST)
         assert not content.exists(DIGEST)
+
+    def test_when_it_was_written_to_last_is_known_to_the_microsecond_once_it_is_left(self, content):
+        for number in range(20):  # a file's own time is that of the kernel's last tick
+            with content.writer(f"left-{number}") as ingest:
+                ingest.write(b"some")
+                before = timestamp()
+                ingest.write(b"more")
+            after = timestamp()
+            assert before <= content.status(f"left-{number}").updated_at <= after
 
     def test_what_the_first_try_did_not_know_is_taken_from_the_second(self, content):
         with content.writer("ref") as ingest:
