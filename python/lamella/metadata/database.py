@@ -184,10 +184,9 @@ class Database:
                 connection.close()
 
     def _shorten_log(self, connection: apsw.Connection) -> None:
-        """Empty a log that is copied back, or uncommonly long, for the next who opens the store reads it."""
+        """Copy an uncommonly long log back, for the next who opens the store has to read it; not if others are at it."""
         with suppress(OSError, apsw.Error):
-            is_copied = self._copied_at and self._copied_at == self._log_pages[0]
-            if is_copied or os.stat(f"{self.path}-wal").st_size > LOG_MAX:  # noqa: PTH116
+            if os.stat(f"{self.path}-wal").st_size > LOG_MAX:  # noqa: PTH116
                 connection.set_busy_handler(None)
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
@@ -201,8 +200,6 @@ class Database:
                 copier = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
                 try:
                     copier.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-                    # A connection that has read nothing does not know of the log, and would copy nothing.
-                    _pragma(copier, "user_version")
                     copier.wal_checkpoint()
                 finally:
                     copier.close()
