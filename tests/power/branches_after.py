@@ -39,6 +39,13 @@ def main(top: Path, synced: set[str]) -> None:
         for branch in [branch for branch in client.branches.list() if branch.parent is None]:
             branch.remove(recursive=True)
         assert client.branches.list() == []
+        # Blobs of the image that nobody synced may be gone. The image names them, or, before it was there, the lease of who
+        # made it, until that expires.
+        for image in client.images.list():
+            if image.name.startswith("made:"):
+                client.images.remove(image.name)
+        for lease in client.leases.list():
+            client.leases.delete(lease.id)
         client.gc()
         client.fsck(repair=True)
         report = client.fsck()
