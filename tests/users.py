@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The interpreter may lie where only root may look. In a mount namespace of its own the folders above it are empty ones that all
@@ -107,6 +109,13 @@ def ordinary_user(*, ranges: bool = True) -> Iterator[OrdinaryUser]:
             subprocess.run(["userdel", name], check=True, stderr=subprocess.DEVNULL)
     finally:
         shutil.rmtree(home)
+
+
+@pytest.fixture(scope="module")
+def user() -> Iterator[OrdinaryUser]:
+    """A user for the tests of one module, with ranges of ids."""
+    with ordinary_user() as made:
+        yield made
 
 
 def _output(*command: str) -> str:

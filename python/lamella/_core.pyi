@@ -526,7 +526,7 @@ def prepare_launch() -> None:
 def launch(request: bytes, descriptors: Sequence[int] = ..., network: tuple[int, int] | None = None) -> bytes:
     """Start the launcher (from a sealed memfd) with a request document; return its reply document.
 
-    The launcher daemonizes: no child of this process remains. ``descriptors`` appear in it from 5 on, in order.
+    The launcher is nobody's child: this process has none to mind. ``descriptors`` appear in it from 5 on, in order.
     For a user who is not root it works in the user namespace of the helper, or in that of ``network``: descriptors of a user
     namespace, and of the network namespace that belongs to it, which the container gets.
     """

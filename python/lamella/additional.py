@@ -26,7 +26,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,6 +40,8 @@ from lamella.metadata.boot import boot_id
 from lamella.ownership import check_owner
 from lamella.reference import Reference
 from lamella.structs import Struct, decode, encode, replace
+from lamella.transfer.archives.catalog import MARKER_DATA
+from lamella.transfer.archives.layout import CONTAINERD_NAME, INDEX, MARKER
 from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
     from lamella.images import Image
     from lamella.snapshots.layers import Layer
 
-NAME = "io.containerd.image.name"
-_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 _LEASE_SECONDS = 3600.0
 _log = Log("lamella")
@@ -69,7 +68,7 @@ class AdditionalStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
         with translated(f"open the additional store {self.path}"):
-            if not (self.path / "oci-layout").is_file():
+            if not (self.path / MARKER).is_file():
                 raise FailedPrecondition(
                     f"{self.path} is no additional store",
                     hint="An administrator makes one: lamella additional-stores add DIR IMAGE.",
@@ -84,19 +83,19 @@ class AdditionalStore:
             _make_folder(folder)
             for name in ("blobs", "layers"):
                 _make_folder(folder / name)
-            if not (folder / "index.json").exists():
-                _write(folder / "index.json", encode(oci.Index(manifests=[])))
-            if not (folder / "oci-layout").exists():
-                _write(folder / "oci-layout", _LAYOUT)
+            if not (folder / INDEX).exists():
+                _write(folder / INDEX, encode(oci.Index(manifests=[])))
+            if not (folder / MARKER).exists():
+                _write(folder / MARKER, MARKER_DATA)
         return cls(folder)
 
     # Reading
 
     def images(self) -> dict[str, oci.Descriptor]:
         """Give what each name points at."""
-        with translated(f"read {self.path / 'index.json'}"):
-            index = oci.parse_index((self.path / "index.json").read_bytes())
-        named = ((entry, (entry.annotations or {}).get(NAME)) for entry in index.manifests)
+        with translated(f"read {self.path / INDEX}"):
+            index = oci.parse_index((self.path / INDEX).read_bytes())
+        named = ((entry, (entry.annotations or {}).get(CONTAINERD_NAME)) for entry in index.manifests)
         return {name: replace(entry, annotations=None) for entry, name in named if name}
 
     def document(self, descriptor: oci.Descriptor) -> bytes:
@@ -145,7 +144,7 @@ class AdditionalStore:
         with self._locked():
             for path in (self.path / "layers").glob(".*"):
                 _core.remove_tree(str(path))
-            parent = ""
+            assert image.chain_ids
             for diff_id, chain_id in zip(image.diff_ids, image.chain_ids, strict=True):
                 layer = client.layers.find(client.config.snapshotter, diff_id, chain_id)
                 if layer is None:
@@ -153,12 +152,12 @@ class AdditionalStore:
                         f"{image.name} is not unpacked", hint=f"Unpack it: lamella images unpack {image.name}"
                     )
                 self._add_layer(client.config.snapshotter, layer)
-                parent = chain_id
-            assert parent
             documents = [image.manifest_descriptor, image.manifest.config]
             for part in (*documents, *image.layers):
                 self._add_blob(client.content.path(part.digest), part.digest)
-            target = replace(image.manifest_descriptor, platform=None, annotations={NAME: image.name})
+            target = replace(
+                image.manifest_descriptor, platform=None, annotations={CONTAINERD_NAME: image.name}
+            )
             self._change_index(image.name, target)
         return image
 
@@ -192,15 +191,15 @@ class AdditionalStore:
 
     def _change_index(self, name: str, target: oci.Descriptor | None) -> None:
         entries = {
-            known: replace(entry, annotations={NAME: known})
+            known: replace(entry, annotations={CONTAINERD_NAME: known})
             for known, entry in self.images().items()
             if known != name
         }
         if target is not None:
             entries[name] = target
-        with translated(f"write {self.path / 'index.json'}"):
+        with translated(f"write {self.path / INDEX}"):
             _write(
-                self.path / "index.json",
+                self.path / INDEX,
                 encode(oci.Index(manifests=[entries[key] for key in sorted(entries)])),
             )
 
@@ -328,7 +327,7 @@ def _write(path: Path, data: bytes) -> None:
 
 def _open_to_all(tree: Path) -> None:
     """Let everybody read a tree, and nobody become somebody else by it; it has no devices afterwards."""
-    for folder, names, files in os.walk(tree):
+    for folder, _, files in os.walk(tree):
         _open_folder(folder)
         for name in files:
             path = os.path.join(folder, name)  # noqa: PTH118 (for each file of an image)
@@ -340,18 +339,14 @@ def _open_to_all(tree: Path) -> None:
                 os.chmod(path, stat.S_IMODE(status.st_mode) & 0o1777 | 0o444 | execute)  # noqa: PTH101
             elif (stat.S_ISCHR(status.st_mode) and status.st_rdev != 0) or stat.S_ISBLK(status.st_mode):
                 os.unlink(path)  # noqa: PTH108
-        del names
 
 
 def _open_folder(path: str) -> None:
     mode = stat.S_IMODE(os.stat(path).st_mode)  # noqa: PTH116
     os.chmod(path, mode & 0o1777 | 0o555)  # noqa: PTH101, S103 (that is what it is for)
     with suppress(OSError):
-        if any(os.getxattr(path, name) == b"y" for name in _listed(path)):
+        present = set(_OPAQUE).intersection(os.listxattr(path))
+        if any(os.getxattr(path, name) == b"y" for name in present):
             for name in _OPAQUE:
                 with suppress(PermissionError):
                     os.setxattr(path, name, b"y")
-
-
-def _listed(path: str) -> Iterator[str]:
-    yield from (name for name in os.listxattr(path) if name in _OPAQUE)

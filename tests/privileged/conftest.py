@@ -12,6 +12,7 @@ from crashes import alone, server
 from monitors import hierarchies
 from networking import cni, fake, machine, start
 from probes import bait, compiled
+from users import user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from launcher_box import Box
 
-__all__ = ["alone", "bait", "cni", "compiled", "fake", "machine", "server", "start"]
+__all__ = ["alone", "bait", "cni", "compiled", "fake", "machine", "server", "start", "user"]
 
 pytest.register_assert_rewrite("launcher_box", "oci_bundle")
 

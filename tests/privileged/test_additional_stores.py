@@ -16,18 +16,12 @@ import lamella
 import layers
 from lamella.additional import AdditionalStore
 from lamella.errors import FailedPrecondition, NotFound, PermissionDenied
-from users import OrdinaryUser, ordinary_user
+from users import OrdinaryUser
 
 pytestmark = [
     pytest.mark.privileged,
     pytest.mark.needs_program("useradd", "userdel", "newuidmap", "newgidmap", "setpriv", "unshare"),
 ]
-
-
-@pytest.fixture(scope="module")
-def user() -> Iterator[OrdinaryUser]:
-    with ordinary_user() as made:
-        yield made
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +42,6 @@ for name in ("uid_map", "gid_map"):
 os.write(tell_mapped, b"x")
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
 """
-
-
-@pytest.fixture(scope="module")
-def user() -> Iterator[OrdinaryUser]:
-    with ordinary_user() as made:
-        yield made
 
 
 @pytest.fixture

@@ -23,12 +23,6 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def user() -> Iterator[OrdinaryUser]:
-    with ordinary_user() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def user_without_ranges() -> Iterator[OrdinaryUser]:
     with ordinary_user(ranges=False) as made:
         yield made
