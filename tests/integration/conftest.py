@@ -41,6 +41,27 @@ def pulled(real_image_ref: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield Pulled(client, client.images.pull(real_image_ref), real_image_ref, root, state)
 
 
+@pytest.fixture(autouse=True)
+def answers_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test at whose end an answer of a registry is still open: its connection would be, until it is collected."""
+    from lamella.registry.transport import Transport
+
+    answers: list[Any] = []
+    request = Transport.request
+
+    def noted(*args: Any, **options: Any) -> Any:
+        answers.append(request(*args, **options))
+        return answers[-1]
+
+    monkeypatch.setattr(Transport, "request", noted)
+    yield
+    left = [answer for answer in answers if not answer.raw._fp.isclosed()]
+    told = [f"{answer.request.method} {answer.url}: {answer.status_code}" for answer in left]
+    for answer in left:
+        answer.close()
+    assert not told, f"not closed: {told}"
+
+
 @pytest.fixture
 def lamella(pulled: Pulled) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the installed command on the store that holds the real image."""

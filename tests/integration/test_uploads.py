@@ -340,6 +340,24 @@ def test_a_registry_that_is_busy_is_asked_again(scripted: Any, client: RegistryC
     assert registry.blobs == {DESCRIPTOR.digest: BLOB}
 
 
+def test_web_pages_in_place_of_answers_are_closed_and_asked_past(
+    scripted: Any, client: RegistryClient
+) -> None:
+    """Of a network that wants a login first. That no answer stays open is looked at after each test."""
+    wanted = {"POST", "PUT", "HEAD", "GET"}
+
+    def before(asked: Asked) -> Reply | None:
+        if asked.method not in wanted:
+            return None
+        wanted.remove(asked.method)
+        return Reply(200, {"Content-Type": "text/html; charset=utf-8"}, b"<!DOCTYPE html>" * 1000)
+
+    registry = Uploads(before)
+    assert client.put_blob(at(scripted(registry)), DESCRIPTOR, blob) == "sent"
+    assert registry.blobs == {DESCRIPTOR.digest: BLOB}
+    assert not wanted
+
+
 def test_416_is_answered_by_asking_where_it_stands(scripted: Any, client: RegistryClient) -> None:
     sneaked = []
 

@@ -36,6 +36,7 @@ from lamella.registry.auth import Authorizer, Identity, parse_challenges, reposi
 from lamella.registry.config import RegistryConfig
 from lamella.registry.credentials import CredentialStore
 from lamella.registry.failures import (
+    discard,
     error_of,
     is_page,
     page_error,
@@ -227,6 +228,7 @@ class Exchange:
                 self._spoken[guess] = guess
                 return response
             if asked.method == "HEAD":  # whose answer has no body to say what is wrong
+                discard(response)
                 response = self._authorized(asked._replace(method="GET"), host, guess, patience)
             if not wants_tls(refusal(response)):
                 # It is the registry's answer, and read: have it once more for the caller.
@@ -279,8 +281,9 @@ class Exchange:
         if response.status_code != 401 or Origin.of(response.url) != origin:
             return response
         challenges = parse_challenges(response.headers.get("WWW-Authenticate", ""))
-        identity = self._identify(host, home)
-        said = refusal(response, self._secrets(identity))
+        with response:
+            identity = self._identify(host, home)
+            said = refusal(response, self._secrets(identity))
         answer = self.authorizer.answer(identity, scopes, challenges, authorization)
         if answer is None:
             error = error_of(response, asked.what, said)

@@ -136,7 +136,8 @@ def is_page(response: requests.Response) -> bool:
 
 
 def page_error(response: requests.Response, what: str) -> Unavailable:
-    """Make the error of a web page where a registry should have answered."""
+    """Make the error of a web page where a registry should have answered, and close the answer."""
+    response.close()
     return Unavailable(
         f"{Origin.of(response.url).netloc} answers the request for {what} with a web page",
         hint="Is this an OCI registry, and does nothing on the way to it ask for a login?",

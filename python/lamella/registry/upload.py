@@ -136,8 +136,8 @@ class Upload:
                 patience=self._patience,
             )
             if mount and response.status_code == 201:
-                self._check_digest(response)
                 discard(response)
+                self._check_digest(response)
                 return True
             if is_page(response):
                 raise _Again(page_error(response, self._what))
