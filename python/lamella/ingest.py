@@ -112,7 +112,7 @@ class Ingest:
     def status(self) -> IngestStatus:
         """Return how far it is, counting what others wrote to ``data_path``."""
         self._check_open()
-        return ingest_status(self._folder, self._record)
+        return ingest_status(self._folder, self._record, self._written_at)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append bytes. ResourceExhausted when the disk is full; what was written before stays."""
@@ -293,11 +293,11 @@ def remove_ingest(folder: Path) -> None:
                 raise
 
 
-def ingest_status(folder: Path, record: IngestRecord) -> IngestStatus:
-    """Look how far an ingest is."""
+def ingest_status(folder: Path, record: IngestRecord, written_at: int = 0) -> IngestStatus:
+    """Look how far an ingest is. ``written_at``: of its writer, in nanoseconds; the file has the time of the last tick."""
     try:
         found = (folder / "data").stat()
-        offset, updated_at = found.st_size, format_time(found.st_mtime_ns // 1000)
+        offset, updated_at = found.st_size, format_time(max(found.st_mtime_ns, written_at) // 1000)
     except FileNotFoundError:
         offset, updated_at = 0, record.started_at
     return IngestStatus(

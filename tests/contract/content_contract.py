@@ -349,13 +349,14 @@ class ContentContract:
                 ingest.commit(digest=DIGEST)
         assert not content.exists(DIGEST)
 
-    def test_when_it_was_written_to_last_is_known_to_the_microsecond_once_it_is_left(self, content):
+    def test_when_it_was_written_to_last_is_known_to_the_microsecond(self, content):
         for number in range(20):  # a file's own time is that of the kernel's last tick
             with content.writer(f"left-{number}") as ingest:
                 ingest.write(b"some")
                 before = timestamp()
                 ingest.write(b"more")
-            after = timestamp()
+                after = timestamp()
+                assert before <= ingest.status().updated_at <= after
             assert before <= content.status(f"left-{number}").updated_at <= after
 
     def test_what_the_first_try_did_not_know_is_taken_from_the_second(self, content):

@@ -123,7 +123,6 @@ class _Write:
         self._lease = call.lease
         self._total = 0
         self._expected: Digest | None = None
-        self._updated: str | None = None
         self._expect(request)
         if self._lease:
             self._client.leases.add(self._lease, "ingests", request.ref)
@@ -145,8 +144,7 @@ class _Write:
             return content_pb2.WriteContentResponse(
                 action=request.action,
                 started_at=to_timestamp(status.started_at),
-                # The file's own time is that of the kernel's last tick.
-                updated_at=to_timestamp(self._updated or status.updated_at),
+                updated_at=to_timestamp(status.updated_at),
                 offset=ingest.offset,
                 total=self._total,
                 digest=ingest.digest(),
@@ -158,7 +156,6 @@ class _Write:
                 ingest.truncate(0)
             if data := request.data:
                 ingest.write(data)
-        self._updated = timestamp()
         if request.action == content_pb2.COMMIT:
             self._commit(dict(request.labels))
         return content_pb2.WriteContentResponse(
