@@ -55,7 +55,8 @@ from lamella.typings import Any, Protocol, Self
 
 BUSY_SECONDS = 60.0
 """How long a writer waits for the others before it gives up with Unavailable."""
-CHECKPOINT_PAGES = 1000
+CHECKPOINT_PAGES = 4000
+"""Pages of log, of 4 KiB, that are written before it is copied back: some 140 containers that are started and removed."""
 LONG_LOG = 4
 """Past how many times CHECKPOINT_PAGES the log is copied back while the other threads wait."""
 LOG_MAX = 8 * 1024 * 1024
@@ -200,6 +201,8 @@ class Database:
                 copier = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
                 try:
                     copier.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                    # A connection that has read nothing knows of no log, and would copy none.
+                    _pragma(copier, "user_version")
                     copier.wal_checkpoint()
                 finally:
                     copier.close()
