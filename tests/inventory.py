@@ -49,6 +49,24 @@ def inventory(client: Client) -> dict[str, int]:
     }
 
 
+def children() -> set[int]:
+    """Give the children of this process, but for those of threads that end at that moment."""
+    found: set[int] = set()
+    for listed in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            found.update(map(int, listed.read_text(encoding="ascii").split()))
+    return found
+
+
+def thread_names() -> list[str]:
+    """Give the names of this process's threads, but for those that end at that moment."""
+    found = []
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(OSError):
+            found.append((thread / "comm").read_text(encoding="utf-8").strip())
+    return found
+
+
 def memory(pid: int) -> int:
     """Give the proportional set size of a process, in KiB."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import lamella
+from inventory import children
 from lamella.errors import (
     AlreadyExists,
     CommandFailed,
@@ -404,12 +405,7 @@ def test_a_container_outlives_the_process_that_started_it(client, image):
 
 
 def test_no_child_process_is_left_with_the_caller(client, image):
-    def children() -> set[str]:  # those of other fixtures, such as a registry, are there before
-        return {
-            pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()
-        }
-
-    before = children()
+    before = children()  # of other fixtures, such as a registry
     client.containers.run(image, ["/bin/true"], remove=True)
     client.containers.run(image, ["/bin/true"], detach=True).wait()
     assert children() == before

@@ -14,6 +14,7 @@ import pytest
 
 import lamella
 import layers
+from inventory import children
 from lamella import _core
 from lamella.cli import main
 from lamella.errors import InvalidArgument, LamellaError, Unsupported
@@ -78,7 +79,7 @@ def traces():
             opened.append(str(path.readlink()))
     return (
         [line for line in mounts if "lamella-test-" in line],
-        {path.read_text() for path in Path("/proc/self/task").glob("*/children")},
+        children(),
         [Path("/proc/self/ns", name).readlink() for name in ("mnt", "user")],
         sorted(target for target in opened if not target.startswith("socket:")),
     )

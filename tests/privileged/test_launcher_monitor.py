@@ -18,6 +18,7 @@ import pytest
 from launcher_box import CONTROL, STDERR, STDIN, STDOUT, Box
 from oci_bundle import reaping
 
+from inventory import children
 from waiting import settled, until
 
 pytestmark = [pytest.mark.privileged]
@@ -378,11 +379,6 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert client.collect().stdout == b"still here"
 
 
-def _children() -> set[int]:
-    listed = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
-    return {int(child) for children in listed for child in children}
-
-
 def test_a_caller_that_goes_away_before_the_reply_leaves_no_container(box: Box, tmp_path: Path) -> None:
     other = Box(tmp_path)
     try:
@@ -396,14 +392,14 @@ def test_a_caller_that_goes_away_before_the_reply_leaves_no_container(box: Box, 
         os.close(reading)
         high = [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, 100) for one in (request, writing)]
         actions = [(os.POSIX_SPAWN_DUP2, one, target) for one, target in zip(high, (3, 4), strict=True)]
-        others = _children()
+        others = children()
         with (
             reaping()
         ):  # the monitor is known by that alone: it may not have begun when the launcher has ended
             os.posix_spawn(f"/proc/{reply['monitor_pid']}/exe", ["launcher"], {}, file_actions=actions)
             for one in (*high, request, writing):
                 os.close(one)
-            while left := _children() - others:
+            while left := children() - others:
                 os.waitpid(left.pop(), 0)
         assert box.cgroup_folders() == []
         assert not (box.folder / "control.sock").exists()

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from inventory import thread_names
 from lamella import _core, errors
 
 
@@ -179,8 +180,7 @@ def test_caps_are_parameters(layer: Path) -> None:
 
 
 def stages() -> list[str]:
-    names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
-    return [name for name in names if name.startswith("lamella-")]
+    return [name for name in thread_names() if name.startswith("lamella-")]
 
 
 def stages_become(count: int) -> None:
