@@ -92,8 +92,8 @@ OURS = """
     cli.values
     containers containers.collection containers.container containers.defaults containers.detach_keys containers.emulation
     containers.id_maps containers.limits containers.log_config containers.monitor containers.networks containers.networks.files
-    containers.networks.ports containers.options containers.restart_policy containers.result containers.runtime_spec
-    containers.seccomp containers.spec containers.task containers.user
+    containers.networks.ports containers.options containers.record containers.restart_policy containers.result
+    containers.runtime_spec containers.seccomp containers.spec containers.task containers.user
     events events.spool
     metadata metadata.boot metadata.clock metadata.database metadata.schema
     metrics metrics.table

@@ -370,8 +370,8 @@ def _without_own(settings: Settings | None) -> Settings | None:
 
 def _like(client: Client, origin: Container, parent: str) -> Container:
     """Make a container that differs from another in its id, its name and its snapshot alone."""
-    from lamella.containers.collection import insert
     from lamella.containers.container import Container
+    from lamella.containers.record import insert
 
     old = origin.record
     new_id = os.urandom(32).hex()

@@ -10,26 +10,27 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 
 from lamella import _core
 from lamella.config import DEFAULT_RUNTIME, check_identifier
-from lamella.containers.container import Container, ContainerRecord, Extra, signal_number
+from lamella.containers.container import Container, signal_number
 from lamella.containers.emulation import check_runnable
 from lamella.containers.id_maps import settle_maps
 from lamella.containers.log_config import parse_log_config
 from lamella.containers.networks import namespace_path, settle
 from lamella.containers.options import Options, labels_of
+from lamella.containers.record import ContainerRecord, Extra, change_record, check_free, find_records, insert
 from lamella.containers.restart_policy import parse_restart_policy
 from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import build_spec
 from lamella.containers.user import UserFiles
 from lamella.durability import Unverified
-from lamella.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from lamella.errors import FailedPrecondition, InvalidArgument, NotFound
 from lamella.images import Image
 from lamella.labels import check_labels
 from lamella.locks import is_locked
 from lamella.logs import Log
 from lamella.metadata import Transaction, timestamp
-from lamella.structs import asdict, decode, encode, replace
+from lamella.structs import replace
 from lamella.tracing import span
-from lamella.typings import TYPE_CHECKING, Any, Literal, Unpack, overload
+from lamella.typings import TYPE_CHECKING, Literal, Unpack, overload
 
 if TYPE_CHECKING:
     from lamella.client import Client
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
     from lamella.oci import RunConfig
     from lamella.snapshots import Mount
 
-COLUMNS = ContainerRecord.__struct_fields__
-_COLUMNS = ", ".join(COLUMNS)
 Command = str | Sequence[str] | None
 _log = Log("lamella.containers")
 
@@ -285,35 +284,16 @@ class Containers:
         if not container:
             raise InvalidArgument("the container's name is empty")
         with self._client.database.read() as db:
-            row = db.execute(
-                f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND (name = ? OR id = ?)",  # noqa: S608
-                (namespace, container, container),
-            ).fetchone()
-            if row is None:
-                rows = db.execute(
-                    f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND id >= ? AND id < ? LIMIT 2",  # noqa: S608
-                    (namespace, container, container + "\U0010ffff"),
-                ).fetchall()
-                if len(rows) > 1:
-                    raise InvalidArgument(
-                        f"several containers begin with {container!r}", hint="Give more of it."
-                    )
-                row = rows[0] if rows else None
-        if row is None:
+            found = list(find_records(db, namespace, "name = ? OR id = ?", container, container))
+            if not found:
+                found = list(
+                    find_records(db, namespace, "id >= ? AND id < ?", container, container + "\U0010ffff")
+                )
+        if not found:
             raise NotFound(f"there is no container {container!r} in namespace {namespace}")
-        return self._container(row)
-
-    def reread(self, record: ContainerRecord) -> ContainerRecord:
-        """Give a container's record as it is now: the same one where it is. NotFound."""
-        with self._client.database.read() as db:
-            row = db.execute(
-                f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND id = ?",  # noqa: S608
-                (self._client.config.namespace, record.id),
-            ).fetchone()
-        if row is None:
-            raise NotFound(f"there is no container {record.id} in namespace {self._client.config.namespace}")
-        # Not decoded for nothing: to learn how takes a short-lived process 0.6 ms.
-        return record if row == _row(record) else _record(row)
+        if len(found) > 1:
+            raise InvalidArgument(f"several containers begin with {container!r}", hint="Give more of it.")
+        return Container(self._client, found[0])
 
     def list(self, *, all: bool = False, filters: Filters = ()) -> list[Container]:
         """Return the containers that run or are about to again, or all of them, oldest first; after :meth:`remove_ended`.
@@ -360,10 +340,7 @@ class Containers:
                 return
             if name != container_id[:12]:  # the name that it would have had without one
                 check_free(db, namespace, name)
-            db.execute(
-                "UPDATE containers SET name = ?, updated_at = ? WHERE namespace = ? AND id = ?",
-                (name, timestamp(), namespace, container_id),
-            )
+            change_record(db, namespace, container_id, name=name)
 
     def prune(self, *, filters: Filters = (), volumes: bool = False) -> builtins.list[str]:
         """Remove the containers that don't run, and return their names; with ``volumes`` their anonymous volumes, too.
@@ -409,11 +386,8 @@ class Containers:
     def _all(self, *, pooled: bool = False) -> Iterator[Container]:
         """Give all containers, with ``pooled`` also those that wait in a pool."""
         with self._client.database.read() as db:
-            rows = db.execute(
-                f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? ORDER BY created_at, id",  # noqa: S608
-                (self._client.config.namespace,),
-            ).fetchall()
-        containers = map(self._container, rows)
+            records = find_records(db, self._client.config.namespace, "true")
+        containers = (Container(self._client, record) for record in records)
         return (container for container in containers if pooled or not container.record.extra.pool)
 
     @overload
@@ -504,9 +478,6 @@ class Containers:
                     container.remove(force=True, volumes=True)
         return result.check(f"{container.command[0]!r} in {container.name}") if check else result
 
-    def _container(self, row: tuple[Any, ...]) -> Container:
-        return Container(self._client, _record(row))
-
 
 def _mounts(options: Options, image: RunConfig) -> list[AnyMount]:
     """Give the mounts that the options name, and the volumes that the image asks for."""
@@ -550,49 +521,6 @@ def _attaching(
     from lamella.containers.mount_sources import attaching
 
     return attaching(client, parent, container_id, mounts, id_maps)
-
-
-def insert(db: Transaction, namespace: str, record: ContainerRecord) -> None:
-    """Write the record of a new container."""
-    db.execute(
-        f"INSERT INTO containers (namespace, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
-        (namespace, *_row(record)),
-    )
-
-
-def find_record(db: Transaction, namespace: str, container_id: str) -> ContainerRecord | None:
-    """Give a container's record by its identifier."""
-    row = db.execute(
-        f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND id = ?",  # noqa: S608
-        (namespace, container_id),
-    ).fetchone()
-    return None if row is None else _record(row)
-
-
-def _record(row: tuple[Any, ...]) -> ContainerRecord:
-    fields = dict(zip(COLUMNS, row, strict=True))
-    for name, kind in (("labels", dict[str, str]), ("extra", Extra)):
-        fields[name] = decode(fields[name], kind)
-    return ContainerRecord(**fields)
-
-
-def _row(record: ContainerRecord) -> tuple[Any, ...]:
-    fields = asdict(record)
-    for name in ("labels", "extra"):
-        fields[name] = encode(fields[name]).decode()
-    return tuple(fields.values())
-
-
-def check_free(db: Transaction, namespace: str, name: str) -> None:
-    """Raise AlreadyExists for a name, or identifier, that a container has."""
-    taken = db.execute(
-        "SELECT 1 FROM containers WHERE namespace = ? AND (name = ? OR id = ?)", (namespace, name, name)
-    ).fetchone()
-    if taken is not None:
-        raise AlreadyExists(
-            f"container {name} exists in namespace {namespace}",
-            hint=f"Remove it (lamella containers rm {name}) or take another name.",
-        )
 
 
 def _id_maps(client: Client, options: Options, shared: str) -> IdMaps | None:

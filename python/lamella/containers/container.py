@@ -9,11 +9,10 @@ from functools import partial
 
 from lamella import _core
 from lamella.config import is_own_runtime
-from lamella.containers.id_maps import IdMaps
-from lamella.containers.log_config import LogConfig
 from lamella.containers.monitor import Attached, Exit, OnOutput, Stream, TaskEnded
-from lamella.containers.networks import Endpoint, Settings, connect, describe, is_recorded, published
+from lamella.containers.networks import connect, describe, is_recorded, published
 from lamella.containers.options import Environment, FileNames, parse_command
+from lamella.containers.record import ContainerRecord, reread
 from lamella.containers.restart_policy import RestartPolicy
 from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import exec_process
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
     from lamella.snapshots import Change, Mount
     from lamella.transfer.commit import LayerCompression
 
-__all__ = ["Attached", "Container", "ContainerRecord"]
+__all__ = ["Attached", "Container"]
 
 STOP_TIMEOUT = 10.0
 _log = Log("lamella.containers")
@@ -78,65 +77,6 @@ _EXEC = Operation(
 )
 
 
-class Source(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one ``sources/N`` of the spec is: an image's view, by its key, or a volume; ``subpath``: the part that is shown."""
-
-    image: str = ""
-    snapshot: str = ""
-    volume: str = ""
-    subpath: str = ""
-
-
-class TypedValue(Struct, frozen=True):
-    """Bytes, and the type that protobuf's Any has for them."""
-
-    type_url: str
-    value: bytes
-
-
-class Foreign(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What clients of containerd's API keep in a record that the library has no use for (:mod:`.records`)."""
-
-    spec_type: str | None = None
-    """The type of the spec where it is not the runtime spec's."""
-    spec: bytes | None = None
-    """The spec where it is no JSON."""
-    runtime_options: TypedValue | None = None
-    program: str = ""
-    """The OCI runtime that the options name; empty for lamella's own."""
-    extensions: dict[str, TypedValue] = {}
-    sandbox: str = ""
-
-
-class Extra(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the record keeps beyond the runtime spec."""
-
-    network: str = "none"
-    network_settings: Settings | None = None
-    networks: list[Endpoint] = []
-    """Further CNI networks."""
-    exposed: list[str] = []
-    """The ports that it serves, ``80/tcp``."""
-    hostname: str = ""
-    domainname: str = ""
-    stdin: bool = False
-    tty: bool = False
-    stop_signal: str | None = None
-    stop_timeout: float | None = None
-    auto_remove: bool = False
-    pool: str = ""
-    """The pool in which it waits for its program."""
-    manifest: str = ""
-    """The digest of its image's manifest, for what stands on the container; empty in records of older releases."""
-    log: LogConfig = LogConfig()
-    volumes: list[str] = []
-    sources: list[Source] = []
-    restart: RestartPolicy = RestartPolicy()
-    init: bool = False
-    id_maps: IdMaps | None = None
-    foreign: Foreign | None = None
-
-
 class _Process(Struct, frozen=True):
     args: list[str] = []
 
@@ -148,22 +88,6 @@ class _Linux(Struct, frozen=True, rename="camel"):
 class _Spec(Struct, frozen=True):
     process: _Process = _Process()
     linux: _Linux = _Linux()
-
-
-class ContainerRecord(Struct, frozen=True, kw_only=True):
-    """A row of the containers table."""
-
-    id: str
-    name: str
-    image: str
-    snapshotter: str
-    snapshot_key: str
-    runtime: str
-    spec: str
-    labels: dict[str, str]
-    extra: Extra
-    created_at: str
-    updated_at: str
 
 
 class Container:
@@ -381,7 +305,8 @@ class Container:
 
     def refresh(self) -> None:
         """Read the record again: its name, limits or networks may have been changed by others. NotFound."""
-        self.record = self._client.containers.reread(self.record)
+        with self._client.database.read() as db:
+            self.record = reread(db, self._client.config.namespace, self.record)
 
     def forget_past_run(self) -> None:
         """Tell that the exit of the last run is given up, if there is one."""

@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
-from lamella.containers.container import Extra, Source, usable_mounts
+from lamella.containers.container import usable_mounts
 from lamella.containers.defaults import mounts as default_mounts
 from lamella.containers.mounts import PROPAGATIONS, AnyMount, ImageMount, VolumeMount, volume_bind
+from lamella.containers.record import Extra, Source
 from lamella.errors import NotFound
 from lamella.labels import GC_BACK_REF_CONTAINER, GC_REF_CONTENT, GC_ROOT
 from lamella.structs import Struct, replace

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from lamella.config import DEFAULT_RUNTIME
 from lamella.containers.container import _START, Container
 from lamella.containers.options import Environment, Options, parse_environment
+from lamella.containers.record import change_record
 from lamella.containers.result import RunResult, await_result
 from lamella.containers.spec import arguments
 from lamella.errors import FailedPrecondition, InvalidArgument, LamellaError, Unsupported
@@ -216,16 +217,8 @@ class Pool:
             updated_at=timestamp(),
         )
         with self._client.database.write() as db:
-            db.execute(
-                "UPDATE containers SET spec = ?, extra = ?, updated_at = ? WHERE namespace = ? AND id = ?",
-                (
-                    record.spec,
-                    encode(record.extra).decode(),
-                    record.updated_at,
-                    self._client.config.namespace,
-                    record.id,
-                ),
-            )
+            fields = {"spec": record.spec, "extra": record.extra, "updated_at": record.updated_at}
+            change_record(db, self._client.config.namespace, record.id, **fields)
         return Container(self._client, record)
 
     def _make(self) -> _Held:

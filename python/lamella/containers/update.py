@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from lamella.containers.limits import Limits, changed
+from lamella.containers.record import change_record
 from lamella.containers.restart_policy import RestartPolicy, parse_restart_policy
 from lamella.containers.runtime_spec import Resources
 from lamella.errors import InvalidArgument, LamellaError
-from lamella.metadata import timestamp
 from lamella.structs import Malformed, convert, encode, read_json, to_builtins
 from lamella.typings import TYPE_CHECKING, Any
 
@@ -70,10 +70,7 @@ def update_container(
                         hint="It was created with auto_remove (--rm).",
                     )
                 extra["restart"] = to_builtins(policy)
-            db.execute(
-                "UPDATE containers SET spec = ?, extra = ?, updated_at = ? WHERE namespace = ? AND id = ?",
-                (*(encode(value).decode() for value in (spec, extra)), timestamp(), *key),
-            )
+            change_record(db, *key, spec=encode(spec).decode(), extra=extra)
             warnings = task.update(sections) if sections else []
             limits_before = {name: _NO_LIMITS[name] | before.get(name, {}) for name in sections}
             undo.append(lambda: task.update(limits_before))

@@ -42,8 +42,8 @@ from lamella.typings import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.config import Config
-    from lamella.containers.container import ContainerRecord, Extra
     from lamella.containers.options import Options
+    from lamella.containers.record import ContainerRecord, Extra
 
 Kind = Literal["none", "host", "container", "pasta", "cni"]
 PER_NETWORK = ("ip", "ip6", "mac_address", "aliases")

@@ -56,7 +56,7 @@ from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lamella.client import Client
-    from lamella.containers.container import ContainerRecord
+    from lamella.containers.record import ContainerRecord
 
 METRIC = 2048
 """Above that of any default route that plugins make; 1024 is usual for IPv6."""

@@ -29,6 +29,7 @@ from lamella.containers.networks.cni import files_of, plug_in, prepare, undone_a
 from lamella.containers.networks.files import ISOLATED_RESOLV_CONF
 from lamella.containers.networks.joining import join, own_maps
 from lamella.containers.networks.naming import names_path, tell
+from lamella.containers.record import change_record, find_record
 from lamella.containers.task import Task
 from lamella.disk import names_in, translated
 from lamella.errors import (
@@ -38,13 +39,14 @@ from lamella.errors import (
     NotFound,
 )
 from lamella.locks import FileLock, FolderLock, is_locked
-from lamella.metadata import Database, timestamp
-from lamella.structs import encode, replace
+from lamella.metadata import Database
+from lamella.structs import replace
 from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lamella.client import Client
-    from lamella.containers.container import Container, ContainerRecord
+    from lamella.containers.container import Container
+    from lamella.containers.record import ContainerRecord
 
 _SUFFIX = ".lock"
 _REFUSED = {
@@ -127,10 +129,7 @@ def _write(
     """Write which networks a container has from now on."""
     extra = with_endpoints(record.extra, endpoints)
     with database.write() as db:
-        db.execute(
-            "UPDATE containers SET extra = ?, updated_at = ? WHERE namespace = ? AND id = ?",
-            (encode(extra).decode(), timestamp(), config.namespace, record.id),
-        )
+        change_record(db, config.namespace, record.id, extra=extra)
 
 
 @contextmanager
@@ -191,8 +190,6 @@ def _finish(database: Database, config: Config, container: str, plugged: Record)
     """Put right what is unfinished. Harmless twice."""
     if not plugged.unfinished:
         return
-    from lamella.containers.collection import find_record
-
     with database.read() as db:
         record = find_record(db, config.namespace, container)
     wanted = [endpoint.network for endpoint in endpoints_of(record.extra)] if record is not None else []

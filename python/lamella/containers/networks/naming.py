@@ -17,7 +17,7 @@ from lamella.structs import Struct, encode
 from lamella.typings import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lamella.containers.container import ContainerRecord
+    from lamella.containers.record import ContainerRecord
 
 
 class Told(Struct, kw_only=True):

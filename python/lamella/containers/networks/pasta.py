@@ -25,7 +25,7 @@ from lamella.errors import FailedPrecondition, NetworkFailed, NotFound, Unsuppor
 
 if TYPE_CHECKING:
     from lamella.client import Client
-    from lamella.containers.container import ContainerRecord
+    from lamella.containers.record import ContainerRecord
 
 FORWARDED_RESOLVER = "169.254.1.1"
 """An address of no machine, at which the host's own resolver is found; podman takes the same."""

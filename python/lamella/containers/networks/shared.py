@@ -14,7 +14,8 @@ from lamella.errors import FailedPrecondition, NotFound
 
 if TYPE_CHECKING:
     from lamella.client import Client
-    from lamella.containers.container import Container, ContainerRecord
+    from lamella.containers.container import Container
+from lamella.containers.record import ContainerRecord
 
 
 def connect_shared(client: Client, record: ContainerRecord) -> Connection:

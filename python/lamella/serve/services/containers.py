@@ -8,8 +8,7 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.empty_pb2 import Empty
 
 from lamella.config import is_own_runtime
-from lamella.containers.container import ContainerRecord, TypedValue
-from lamella.containers.records import (
+from lamella.containers.foreign import (
     create_record,
     delete_record,
     foreign_of,
@@ -20,6 +19,7 @@ from lamella.containers.records import (
     with_foreign,
     with_spec,
 )
+from lamella.containers.record import ContainerRecord, TypedValue
 from lamella.errors import InvalidArgument, NotFound
 from lamella.filters import Fields, compile_filters
 from lamella.serve.api import containers_pb2, runc_options_pb2

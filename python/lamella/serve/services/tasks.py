@@ -15,8 +15,8 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lamella.containers.container import Container
+from lamella.containers.foreign import get_record
 from lamella.containers.lifecycle import Lifecycle, ProcessState
-from lamella.containers.records import get_record
 from lamella.containers.task import Paths
 from lamella.errors import AlreadyExists, InvalidArgument, NotFound, Unsupported
 from lamella.filters import compile_filters

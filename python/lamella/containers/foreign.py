@@ -13,14 +13,23 @@ from collections.abc import Callable
 from functools import partial
 
 from lamella.config import check_identifier
-from lamella.containers.collection import COLUMNS, check_free, find_record, insert
-from lamella.containers.container import Container, ContainerRecord, Extra, Foreign, TypedValue
+from lamella.containers.container import Container
 from lamella.containers.log_config import LogConfig
+from lamella.containers.record import (
+    ContainerRecord,
+    Extra,
+    Foreign,
+    TypedValue,
+    change_record,
+    check_free,
+    find_record,
+    insert,
+)
 from lamella.containers.restart_policy import policy_of_labels
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound
 from lamella.labels import check_labels
 from lamella.metadata import Transaction, timestamp
-from lamella.structs import Malformed, asdict, encode, read_json, replace
+from lamella.structs import Malformed, asdict, read_json, replace
 from lamella.typings import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 """The type of a spec that is the runtime spec's JSON."""
 _NO_SPEC = "{}"
+_FIXED = {"id", "name", "created_at"}
 
 
 def new_record(
@@ -156,14 +166,8 @@ def update_record(
         before = _get(db, client, container_id)
         record = _with_restarts(check_record(change(before)))
         record = replace(record, updated_at=timestamp())
-        fields = asdict(record)
-        for name in ("labels", "extra"):
-            fields[name] = encode(fields[name]).decode()
-        changed = [name for name in COLUMNS if name not in ("id", "name", "created_at")]
-        db.execute(
-            f"UPDATE containers SET {', '.join(f'{name} = ?' for name in changed)} WHERE namespace = ? AND id = ?",  # noqa: S608
-            (*(fields[name] for name in changed), namespace, container_id),
-        )
+        changed = {name: value for name, value in asdict(record).items() if name not in _FIXED}
+        change_record(db, namespace, container_id, **changed)
         if record.extra.restart != before.extra.restart:
             Container(client, record).task.set_restart_policy(record.extra.restart)
     return record
