@@ -8,10 +8,10 @@ On disk::
     <store>/layers/.<id>/                 0700  being made
     <store>/lock                          flock: of who adds to it or removes from it
 
-A client that has no image of a name looks for it in its additional stores, in their order. One that is found there gets rows as
-if it had been pulled; but its layers' blobs are symlinks into the store, and so is ``fs`` in its layers' folders, whose ids begin
-with ``linked-``. Garbage collection removes these symlinks, as files of the user's store. What the additional store loses counts
-as not there: a pull fetches it.
+A client that has no image of a name looks for it in its additional stores, in their order, and pulls it without a registry if one
+has it. Every pull takes from them what they have of an image. It gets rows as ever; but its layers' blobs are symlinks into the
+store, and so is ``fs`` in its layers' folders, whose ids begin with ``linked-``. Garbage collection removes these symlinks, as
+files of the user's store. What the additional store loses counts as not there: a pull fetches it.
 
 All of it can be read by everybody, also in a user namespace in which its owner has no id, where nothing overrides a mode. So
 files and folders of layers that are added get the bits to read (and search) them, if they lack those. They lose set-id bits and
@@ -26,6 +26,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,10 +48,9 @@ from lamella.typings import TYPE_CHECKING
 if TYPE_CHECKING:
     from lamella.client import Client
     from lamella.images import Image
-    from lamella.snapshots.layers import Layer
+    from lamella.snapshots.layers import Layer, Staging
 
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
-_LEASE_SECONDS = 3600.0
 _log = Log("lamella")
 
 
@@ -236,6 +236,11 @@ class AdditionalStore:
             made.rename(target)
 
 
+def stores_of(client: Client) -> list[AdditionalStore]:
+    """Open a client's additional stores, in their order. Errors: those of :class:`AdditionalStore`."""
+    return [AdditionalStore(path) for path in client.config.additional_stores]
+
+
 def find(client: Client, ref: str | Reference) -> bool:
     """Look for an image in a client's additional stores, and let its namespace see the first that is found; tell whether it does.
 
@@ -246,43 +251,41 @@ def find(client: Client, ref: str | Reference) -> bool:
         reference = ref if isinstance(ref, Reference) else Reference.parse(ref)
     except InvalidArgument:
         return False
-    for path in client.config.additional_stores:
-        store = AdditionalStore(path)
+    for store in stores_of(client):
         target = store.images().get(str(reference))
         if target is not None:
-            _take(client, store, reference, target)
+            from lamella.transfer.pull import Pull
+            from lamella.transfer.unpack import NoRegistry
+
+            Pull(client, reference, NoRegistry(str(reference))).complete(target)
+            _log.info(
+                "the image %(image)s is used from %(store)s", image=str(reference), store=str(store.path)
+            )
             return True
     return False
 
 
-def _take(client: Client, store: AdditionalStore, reference: Reference, target: oci.Descriptor) -> None:
-    from lamella.transfer.pull import Pull
-    from lamella.transfer.unpack import NoRegistry
-
-    documents = {target.digest: store.document(target)}
-    manifest = oci.parse_manifest(documents[target.digest])
-    documents[manifest.config.digest] = store.document(manifest.config)
-    config = oci.parse_config(documents[manifest.config.digest])
-    with client.leases.hold(expires_in=_LEASE_SECONDS) as lease:
-        client.leases.add_all(lease.id, [("content", digest) for digest in documents])
-        for digest, data in documents.items():
-            client.content.write(f"additional-{digest}", data, digest=digest, size=len(data))
-        for part in manifest.layers:
-            _link_blob(client, store, part, lease.id)
-        chain = oci.chain_ids(config.rootfs.diff_ids)
-        for diff_id, chain_id in zip(config.rootfs.diff_ids, chain, strict=True):
-            _link_layer(client, store, diff_id, chain_id, lease.id)
-        Pull(client, reference, NoRegistry(str(reference))).complete(target)
-    _log.info("the image %(image)s is used from %(store)s", image=str(reference), store=str(store.path))
+def document(stores: Sequence[AdditionalStore], descriptor: oci.Descriptor) -> bytes | None:
+    """Read a manifest, index or config from the first of some stores that has it. DataLoss."""
+    for store in stores:
+        with suppress(NotFound):
+            return store.document(descriptor)
+    return None
 
 
-def _link_blob(client: Client, store: AdditionalStore, part: oci.Descriptor, lease: str) -> None:
-    client.leases.add(lease, "content", part.digest)
-    source = store.blob(part.digest)
-    if client.content.exists(part.digest) or not source.is_file() or source.stat().st_size != part.size:
-        return
+def link_blob(client: Client, stores: Sequence[AdditionalStore], part: oci.Descriptor) -> bool:
+    """Have a blob that is not here where it is, in the first of some stores that has it; tell whether one does.
+
+    A lease has to hold it. Twice is harmless.
+    """
+    sources = (store.blob(part.digest) for store in stores)
+    source = next((path for path in sources if path.is_file() and path.stat().st_size == part.size), None)
+    if source is None:
+        return False
     target = client.config.root.joinpath("blobs", *split_digest(part.digest))
     with client.database.write() as db, translated(f"link the blob {part.digest}"):
+        if client.content.exists(part.digest):  # it came meanwhile
+            return True
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         target.symlink_to(source)
@@ -293,23 +296,33 @@ def _link_blob(client: Client, store: AdditionalStore, part: oci.Descriptor, lea
             """,
             (part.digest, part.size, timestamp(), boot_id()),
         )
+    return True
 
 
-def _link_layer(
-    client: Client, store: AdditionalStore, diff_id: Digest, chain_id: Digest, lease: str
-) -> None:
-    snapshotter = client.config.snapshotter
-    found = store.layer(snapshotter, diff_id, chain_id)
-    if found is None:
-        return
-    source, said = found
-    client.leases.add(lease, "layers", diff_id)
-    with client.layers.stage(snapshotter, diff_id) as staging:
-        if client.layers.find(snapshotter, diff_id, chain_id) is None:
+def link_layer(
+    client: Client,
+    stores: Sequence[AdditionalStore],
+    staging: Staging,
+    diff_id: Digest,
+    chain_id: Digest,
+    *,
+    bound: bool,
+) -> Layer | None:
+    """Have a layer's files where they are, in the first of some stores that has it; None where none does.
+
+    ``staging`` is that of the layer, which is not here, and ends with this. ``bound``: only one that is bound to the chain.
+    """
+    for store in stores:
+        found = store.layer(client.config.snapshotter, diff_id, chain_id)
+        if found is None or (bound and found[1].chain_id is None):
+            continue
+        source, said = found
+        with staging:
             staging.link(source)
-            staging.commit(
+            return staging.commit(
                 diff_id=diff_id, chain_id=said.chain_id, disk_bytes=0, inodes=0, opaque_root=said.opaque_root
             )
+    return None
 
 
 def _make_folder(path: Path) -> None:

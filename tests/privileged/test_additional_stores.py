@@ -42,8 +42,8 @@ def image() -> layers.Built:
 
 
 @pytest.fixture
-def filled(tmp_path: Path, server: Any, shared: Path) -> tuple[AdditionalStore, str]:
-    """Give an additional store with an image, which no registry has any more."""
+def laid_out(tmp_path: Path, server: Any, shared: Path) -> tuple[AdditionalStore, str]:
+    """Give an additional store with an image of the server's."""
     reference = image().push(server, "gone")
     store = AdditionalStore.create(shared)
     for snapshotter in ("overlayfs", "native"):
@@ -51,8 +51,15 @@ def filled(tmp_path: Path, server: Any, shared: Path) -> tuple[AdditionalStore, 
             client.images.pull(reference, plain_http=True)
             store.add(client, reference)
             store.add(client, reference)
-    server.close()
+    server.requests.clear()
     return store, reference
+
+
+@pytest.fixture
+def filled(laid_out: tuple[AdditionalStore, str], server: Any) -> tuple[AdditionalStore, str]:
+    """Give an additional store with an image, which no registry has any more."""
+    server.close()
+    return laid_out
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int, int]]:
@@ -98,6 +105,57 @@ def test_a_user_has_an_image_without_a_pull_and_collection_leaves_the_store_alon
     assert names == ["etc", "hard", "hidden", "link", "private", "replaced", "su"]
     assert secret == "read by all"
     assert listing(store.path) == before
+
+
+PULL = """
+import os, sys, lamella
+store, reference, snapshotter, keep = sys.argv[1:]
+with lamella.Client(snapshotter=snapshotter, additional_stores=[store]) as client:
+    image = client.images.pull(reference, plain_http=True, keep_layers=keep == "keep")
+    for layer in image.layers:
+        blob = client.config.root / "blobs/sha256" / layer.digest[7:]
+        print("blob", os.readlink(blob).startswith(store) if blob.is_symlink() else "here" if blob.exists() else "none")
+    for path in client.snapshots.layer_paths(image.chain_id):
+        print("layer", str(path).startswith(store))
+    assert client.fsck(verify_layers=True).clean
+    client.images.remove(reference)
+    client.gc()
+"""
+
+
+def fetched(server: Any) -> list[str]:
+    """Give the paths of what was fetched of a server, and not only asked for."""
+    return [request.path for request in server.requests if request.method == "GET"]
+
+
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
+def test_a_pull_fetches_and_unpacks_nothing_that_an_additional_store_has(
+    user: OrdinaryUser, laid_out: tuple[AdditionalStore, str], server: Any, snapshotter: str
+) -> None:
+    store, reference = laid_out
+    before = listing(store.path)
+    for keep, blob in (("keep", "blob True"), ("drop", "blob none")):
+        said = user.python(PULL, str(store.path), reference, snapshotter, keep).splitlines()
+        assert set(said) == {blob, "layer True"}
+    assert fetched(server) == []
+    assert server.requests  # a registry was asked what the name stands for
+    assert listing(store.path) == before
+
+
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
+def test_of_an_image_that_an_additional_store_has_in_part_the_rest_is_fetched(
+    user: OrdinaryUser, laid_out: tuple[AdditionalStore, str], server: Any, snapshotter: str
+) -> None:
+    store, _ = laid_out
+    more = layers.Built(*image().tars, layers.tar(layers.file("etc/more", b"x")))
+    reference = more.push(server, "more")
+    server.requests.clear()
+    said = user.python(PULL, str(store.path), reference, snapshotter, "keep").splitlines()
+    blobs = [line for line in said if line.startswith("blob")]
+    assert blobs == ["blob True"] * len(image().tars) + ["blob here"]
+    assert said[len(blobs)] == "layer False"  # the topmost
+    assert set(said[len(blobs) + 1 :]) <= {"layer True"}
+    assert len([path for path in fetched(server) if "/blobs/" in path]) == 2  # the config and the layer
 
 
 def test_nobody_becomes_somebody_else_by_what_is_laid_out(filled: tuple[AdditionalStore, str]) -> None:

@@ -34,6 +34,7 @@ from lamella.transfer.unpack import NoRegistry, copy_beneath, unpack_blob
 from lamella.transfer.workers import Workers
 
 if TYPE_CHECKING:
+    from lamella.additional import AdditionalStore
     from lamella.client import Client
     from lamella.content import Ingest
     from lamella.snapshots.layers import Layer, Staging
@@ -70,6 +71,7 @@ class Layers:
     """The layers of one image on their way here. A context: what was staged and did not become a layer goes with it.
 
     ``labels`` go on blobs; ``keep``: into the content store, too; ``downloads``: bytes from the source count as downloaded.
+    ``additional``: stores whose blobs and folders are used where they are.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Layers:
         unpack: bool,
         keep: bool,
         downloads: bool,
+        additional: Sequence[AdditionalStore],
         parallel: int,
     ) -> None:
         self._client = client
@@ -97,6 +100,7 @@ class Layers:
         self._unpack_at_once = unpack and client.snapshots.stacks
         self._keep = keep
         self._downloads = downloads
+        self._additional = additional
         self._parallel = parallel
         self._workers = Workers(f"the pull of {name}", reporter, self._interrupt)
         self._lock = threading.Lock()
@@ -141,7 +145,7 @@ class Layers:
                 else:
                     self._fill(job)
             return
-        if not content.exists(descriptor.digest):
+        if not content.exists(descriptor.digest) and not self._link_blob(job):
             try:
                 ingest = content.writer(
                     f"layer-{descriptor.digest}",
@@ -165,6 +169,14 @@ class Layers:
         if job.staging is not None:
             self._unpack_blob(job)
         self._report(descriptor, "exists" if job.unpacked is None else "done", received=descriptor.size)
+
+    def _link_blob(self, job: LayerJob) -> bool:
+        """Use the blob of an additional store, if one has it."""
+        if not self._additional:
+            return False
+        from lamella.additional import link_blob
+
+        return link_blob(self._client, self._additional, job.descriptor)
 
     def _stage_at_once(self, job: LayerJob) -> None:
         if self._unpack_at_once:
@@ -190,6 +202,21 @@ class Layers:
             staging.close()
             self._note_folder(job, "waited")
             return
+        if self._additional:
+            from lamella.additional import link_layer
+
+            assert job.chain_id is not None
+            job.layer = link_layer(
+                self._client,
+                self._additional,
+                staging,
+                job.diff_id,
+                job.chain_id,
+                bound=lowers is not None,
+            )
+            if job.layer is not None:
+                self._note_folder(job, "shared")
+                return
         with self._lock:
             job.staging = self._open.enter_context(staging)
 

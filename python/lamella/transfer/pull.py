@@ -58,6 +58,7 @@ from lamella.transfer.unpack import NoRegistry
 from lamella.transfer.workers import PARALLEL
 
 if TYPE_CHECKING:
+    from lamella.additional import AdditionalStore
     from lamella.client import Client
     from lamella.images import Image
     from lamella.transfer.endpoints import Source
@@ -173,6 +174,11 @@ class Pull:
         self._archive = archive
         if not (archive or isinstance(registry, NoRegistry)):
             self._source = {DISTRIBUTION_SOURCE + self._repository.domain: self._repository.path}
+        self._additional: list[AdditionalStore] = []
+        if client.config.additional_stores:
+            from lamella.additional import stores_of
+
+            self._additional = stores_of(client)
         self._layers = Layers(
             client,
             registry,
@@ -183,6 +189,7 @@ class Pull:
             unpack=unpack,
             keep=keep_layers,
             downloads=not archive,
+            additional=self._additional,
             parallel=max(1, parallel),
         )
 
@@ -203,7 +210,7 @@ class Pull:
                     self._registry,
                     self._reference,
                     self._policy,
-                    known=self._client.content.exists,
+                    known=self._knows,
                     registry=self._repository.domain,
                     platform=self._platform,
                 )
@@ -446,12 +453,26 @@ class Pull:
     # Documents
 
     def _document(self, descriptor: oci.Descriptor) -> bytes:
-        """Give a document's bytes, from the store or the registry; verified either way."""
+        """Give a document's bytes, from the store, an additional one or the registry; verified either way."""
         content = self._client.content
         if content.exists(descriptor.digest):
             content.adopt(descriptor.digest, {})
             return content.read(descriptor.digest)
-        return self._registry.fetch_document(self._repository, descriptor)
+        found = self._document_elsewhere(descriptor)
+        return found if found is not None else self._registry.fetch_document(self._repository, descriptor)
+
+    def _knows(self, digest: Digest) -> bool:
+        """Say whether a document is here, or in an additional store."""
+        return self._client.content.exists(digest) or any(
+            store.blob(digest).is_file() for store in self._additional
+        )
+
+    def _document_elsewhere(self, descriptor: oci.Descriptor) -> bytes | None:
+        if not self._additional:
+            return None
+        from lamella.additional import document
+
+        return document(self._additional, descriptor)
 
     def _keep(self, descriptor: oci.Descriptor, data: bytes, labels: dict[str, str]) -> None:
         """Put a document into the store, or add labels to the one that is there."""
