@@ -75,9 +75,16 @@ def run(
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, text)
 
 
-def median_wall(command: Sequence[str | Path], times: int, *, warm_up: int = 2) -> float:
+def median_wall(
+    command: Sequence[str | Path],
+    times: int,
+    *,
+    warm_up: int = 2,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> float:
     """Run a command several times one after the other; give the median of its wall time in seconds."""
-    costs = [run(command).wall for _ in range(warm_up + times)]
+    costs = [run(command, env=env, cwd=cwd).wall for _ in range(warm_up + times)]
     return statistics.median(costs[warm_up:])
 
 

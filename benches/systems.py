@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from measure import CommandFailed, Cost, environment, median_wall, process_cpu, run
 
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from users import OrdinaryUser
+
+Identity = Literal["root", "user", "single"]
+"""Root; an ordinary user with ranges of ids for user namespaces, or with one's own alone."""
 TRUE = "/bin/true"
 LIBRARY_PULL = """
 import sys, time, resource
@@ -64,10 +68,42 @@ class System:
     """Whether it can run a container, not only unpack."""
     again: ClassVar[bool] = True
     """Whether a second pull means something."""
+    identity: ClassVar[Identity] = "root"
+    """As whom it runs."""
+    as_root: ClassVar[str | None] = None
+    """The name of the same system as root."""
 
-    def __init__(self, disk: Path, reference: str, layout: Path) -> None:
-        """Take a fresh disk, the image's reference in the registry, and the same image as an OCI layout."""
-        self.disk, self.reference, self.layout = disk, reference, layout
+    def __init__(self, disk: Path, reference: str, layout: Path, user: OrdinaryUser | None = None) -> None:
+        """Take a fresh disk, the image's reference in the registry, and the same image as an OCI layout.
+
+        ``user`` is who runs it, and gets the disk.
+        """
+        self.disk, self.reference, self.layout, self.user = disk, reference, layout, user
+        if user is not None:
+            (disk / "run").mkdir(mode=0o700)
+            for folder in (disk, disk / "run"):
+                os.chown(folder, user.uid, user.gid)
+
+    def measured(self, command: Sequence[str | Path]) -> Cost:
+        """Run a command as who runs the system."""
+        return run(self.as_user(command), env=self.environment(), cwd=self.disk)
+
+    def median(self, command: Sequence[str | Path], times: int) -> float:
+        """Give the median of a command's wall time in seconds."""
+        return median_wall(self.as_user(command), times, env=self.environment(), cwd=self.disk)
+
+    def as_user(self, command: Sequence[str | Path]) -> list[str]:
+        """Give what runs a command as who runs the system."""
+        words = [str(word) for word in command]
+        return words if self.user is None else self.user.command(*words)
+
+    def environment(self) -> dict[str, str]:
+        """Give the environment of its programs: a user's home is the disk."""
+        if self.user is None:
+            return environment()
+        kept = {**self.user.environment(), "HOME": str(self.disk), "XDG_RUNTIME_DIR": f"{self.disk}/run"}
+        kept.pop("PYTHONDONTWRITEBYTECODE", None)
+        return kept | {"LC_ALL": "C"}
 
     def __enter__(self) -> Self:
         """Start what the system needs."""
@@ -104,11 +140,11 @@ class LamellaCommand(System):
 
     def pull(self) -> Cost:
         """Pull and unpack."""
-        return run(self.command("pull", self.reference))
+        return self.measured(self.command("pull", self.reference))
 
     def run(self, times: int) -> float:
         """Run /bin/true."""
-        return median_wall(self.command("run", "--rm", self.reference, TRUE), times)
+        return self.median(self.command("run", "--rm", self.reference, TRUE), times)
 
 
 class LamellaLibrary(System):
@@ -126,7 +162,32 @@ class LamellaLibrary(System):
         return float(self._script(LIBRARY_RUN, self.reference, str(times * 3)).output)
 
     def _script(self, script: str, *arguments: str) -> Cost:
-        return run([sys.executable, "-c", script, f"{self.disk}/root", f"{self.disk}/state", *arguments])
+        where = [f"{self.disk}/root", f"{self.disk}/state"]
+        return self.measured([sys.executable, "-c", script, *where, *arguments])
+
+
+class UserCommand(LamellaCommand):
+    """The command, of a user with ranges of ids."""
+
+    name = "lamella, user"
+    identity = "user"
+    as_root = LamellaCommand.name
+
+
+class UserLibrary(LamellaLibrary):
+    """The library, of a user with ranges of ids."""
+
+    name = "lamella (library), user"
+    identity = "user"
+    as_root = LamellaLibrary.name
+
+
+class SingleLibrary(LamellaLibrary):
+    """The library, of a user who has one id only."""
+
+    name = "lamella (lib.), one id"
+    identity = "single"
+    as_root = LamellaLibrary.name
 
 
 class Containerd(System):
@@ -281,7 +342,7 @@ class Podman(System):
             "--root",
             f"{self.disk}/root",
             "--runroot",
-            f"{self.disk}/run",
+            f"{self.disk}/r",  # of at most 50 characters
             "--tmpdir",
             f"{self.disk}/tmp",
         ]
@@ -290,7 +351,7 @@ class Podman(System):
 
     def pull(self) -> Cost:
         """Pull and unpack."""
-        return run(self.command("pull", "--quiet", "--tls-verify=false", self.reference))
+        return self.measured(self.command("pull", "--quiet", "--tls-verify=false", self.reference))
 
     def run_command(self, *arguments: str) -> list[str]:
         """Give the command line that starts a container without a network, which is removed at its end."""
@@ -309,7 +370,68 @@ class Podman(System):
 
     def run(self, times: int) -> float:
         """Run /bin/true."""
-        return median_wall(self.run_command(self.reference, TRUE), times)
+        return self.median(self.run_command(self.reference, TRUE), times)
+
+
+class UserPodman(Podman):
+    """podman of a user with ranges of ids."""
+
+    name = "podman, user"
+    identity = "user"
+    as_root = Podman.name
+    programs = (*Podman.programs, "newuidmap")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the process that keeps the user namespace, too."""
+        for pid in _processes_of(self.user):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        super().__exit__(kind, error, trace)
+        if self.user is not None:
+            Path(f"/dev/shm/libpod_rootless_lock_{self.user.uid}").unlink(missing_ok=True)
+
+
+class UserUdocker(System):
+    """udocker (PyPI), which unpacks layers over each other with tar, all files the user's; it runs them with PRoot."""
+
+    name = "udocker, user"
+    programs = ("udocker",)
+    identity = "user"
+    again = False
+
+    def environment(self) -> dict[str, str]:
+        """Have it not look for its tools in the internet."""
+        return {**super().environment(), "UDOCKER_TARBALL": ""}
+
+    def pull(self) -> Cost:
+        """Pull, and unpack into a container's folder."""
+        address, _, image = self.reference.partition("/")
+        pulled = self.measured(["udocker", "pull", f"--registry=http://{address}", image])
+        made = self.measured(["udocker", "create", "--name=bench", image])
+        return Cost(pulled.wall + made.wall, pulled.cpu + made.cpu, max(pulled.peak, made.peak), made.output)
+
+    def run(self, times: int) -> float:
+        """Run /bin/true in that folder."""
+        return self.median(["udocker", "--quiet", "run", "--nobanner", "bench", TRUE], times)
+
+
+class UserKern(System):
+    """kern (PyPI: kern-sandbox), which unpacks as the user alone."""
+
+    name = "kern, user"
+    programs = ("kern",)
+    identity = "user"
+    again = False
+
+    def pull(self) -> Cost:
+        """Pull and unpack."""
+        return self.measured(["kern", "pull", "--quiet", self.reference])
+
+    def run(self, times: int) -> float:
+        """Run /bin/true."""
+        return self.median(["kern", "box", "bench", "--rm", "--image", self.reference, "--", TRUE], times)
 
 
 class Umoci(System):
@@ -341,6 +463,12 @@ SYSTEMS: tuple[type[System], ...] = (
     TunedContainerd,
     Podman,
     Umoci,
+    UserLibrary,
+    UserCommand,
+    SingleLibrary,
+    UserPodman,
+    UserUdocker,
+    UserKern,
 )
 
 
@@ -427,6 +555,16 @@ def _processes_that_name(folder: str) -> list[int]:
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
                 if folder.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def _processes_of(user: OrdinaryUser | None) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if user is not None and entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if entry.stat().st_uid == user.uid:
                     found.append(int(entry.name))
     return found
 
