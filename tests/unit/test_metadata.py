@@ -294,6 +294,25 @@ class TestOpening:
 
 
 class TestTransactions:
+    def test_a_statement_is_planned_once_whatever_its_values_are(self, db):
+        planned = []
+
+        def authorize(
+            action: int, *_: object
+        ) -> int:  # asked of each part of a statement while it is planned
+            planned.append(action)
+            return apsw.SQLITE_OK
+
+        statement = (
+            "SELECT b.size FROM content c JOIN blobs b USING (digest) WHERE c.namespace = ? AND c.digest = ?"
+        )
+        with db.read() as transaction:
+            transaction.authorizer = authorize
+            for number in range(5):
+                transaction.execute(statement, (str(number), f"sha256:{number}")).fetchall()
+            transaction.authorizer = None
+        assert planned.count(apsw.SQLITE_SELECT) == 1
+
     def test_what_is_written_is_seen_by_others_after_the_commit(self, db, opened):
         other = opened()
         with db.write():
