@@ -146,9 +146,13 @@ class ContentStore:
 
     def open(self, digest: str) -> BinaryIO:
         """Open a blob for reading; it stays readable when it is deleted. Errors as :meth:`info`; DataLoss."""
-        path = self.path(digest)
+        return os.fdopen(self.descriptor(digest)[0], "rb")
+
+    def descriptor(self, digest: str) -> tuple[int, int]:
+        """Open a blob's file; give the descriptor, which the caller closes, and its size in bytes. Errors as :meth:`open`."""
+        parsed, size = self._locate(digest)
         try:
-            return path.open("rb")
+            return os.open(self._file(parsed), os.O_RDONLY | os.O_CLOEXEC), size
         except FileNotFoundError:
             raise self._lost(digest) from None
         except OSError as error:
@@ -161,14 +165,10 @@ class ContentStore:
         """
         if offset < 0 or (size is not None and size < 0):
             raise InvalidArgument(f"cannot read {size} bytes at offset {offset}: neither may be negative")
-        parsed, length = self._locate(digest)
+        descriptor, length = self.descriptor(digest)
         wanted = max(0, min(length - offset, length if size is None else size))
-        with translated(f"read the blob {digest}"):
-            try:
-                descriptor = os.open(self._file(parsed), os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                raise self._lost(digest) from None
-            try:
+        try:
+            with translated(f"read the blob {digest}"):
                 parts = []
                 while wanted:
                     part = os.pread(descriptor, min(wanted, _READ_MAX), offset)
@@ -180,8 +180,8 @@ class ContentStore:
                     parts.append(part)
                     offset += len(part)
                     wanted -= len(part)
-            finally:
-                os.close(descriptor)
+        finally:
+            os.close(descriptor)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def walk(self, *, filters: Sequence[str] = ()) -> Iterator[ContentInfo]:

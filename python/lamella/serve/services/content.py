@@ -45,15 +45,12 @@ class Content(Service):
 
     def Read(self, request: content_pb2.ReadContentRequest, call: Call) -> Iterator[FileRange]:
         """Give a blob's bytes from ``offset``; all that follow for a size of 0. OutOfRange beyond the end; NotFound."""
-        content = call.client.content
-        digest = from_digest(request.digest)
-        length = content.info(digest).size
+        descriptor, length = call.client.content.descriptor(from_digest(request.digest))
         offset = max(0, request.offset)
         if offset > length:
+            os.close(descriptor)
             raise OutOfRange(f"read past object length {length} bytes")
         size = request.size if 0 < request.size <= length - offset else length - offset
-        with content.open(digest) as file:
-            descriptor = os.dup(file.fileno())
         yield FileRange(descriptor, offset, size)
 
     # Changes
