@@ -469,6 +469,27 @@ def test_labels_say_when_it_is_run_again(box, labels, runs) -> None:
     assert (box.folder / "log").read_text() == "run\n" * runs
 
 
+def test_a_label_tells_how_often_it_was_run_again(box) -> None:
+    def told() -> str:
+        return box.containers.Get(containers_pb2.GetContainerRequest(id=box.name)).container.labels.get(
+            name, ""
+        )
+
+    name = "containerd.io/restart.count"
+    box.record("/bin/sh", "-c", "exit 3", labels=restarts("on-failure:2"))
+    box.create()
+    assert told() == ""
+    box.start()
+    assert box.wait() == 3
+    assert told() == "2"
+    listed = box.containers.List(
+        containers_pb2.ListContainersRequest(filters=[f'labels."{name}"==2'])
+    ).containers
+    assert [(each.id, each.labels[name]) for each in listed] == [(box.name, "2")]
+    box.delete()
+    assert told() == ""
+
+
 def test_a_label_that_says_it_was_stopped_ends_the_restarts(box) -> None:
     place = f"file://{box.folder}/log"
     script = "echo run; until [ -e /run/go ]; do sleep 0.01; done; exit 3"

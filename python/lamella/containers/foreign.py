@@ -25,7 +25,7 @@ from lamella.containers.record import (
     find_record,
     insert,
 )
-from lamella.containers.restart_policy import policy_of_labels
+from lamella.containers.restart_policy import COUNT_LABEL, policy_of_labels
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound
 from lamella.labels import check_labels
 from lamella.metadata import Transaction, timestamp
@@ -103,6 +103,15 @@ def spec_of(record: ContainerRecord) -> TypedValue:
     foreign = foreign_of(record)
     value = record.spec.encode() if foreign.spec is None else foreign.spec
     return TypedValue(type_url=SPEC_TYPE if foreign.spec_type is None else foreign.spec_type, value=value)
+
+
+def labels_of(client: Client, record: ContainerRecord) -> dict[str, str]:
+    """Give the labels as such clients read them: one says how often the restart policy has run it again since its start.
+
+    containerd's restart plugin writes it into the record; here it is what the monitor tells.
+    """
+    restarted = Container(client, record).restart_count if record.extra.restart else 0
+    return record.labels | {COUNT_LABEL: str(restarted)} if restarted else record.labels
 
 
 def with_spec(record: ContainerRecord, spec: TypedValue) -> ContainerRecord:

@@ -64,6 +64,7 @@ def parse_restart_policy(value: RestartPolicy | str | Mapping[str, Any] | None) 
 STATUS_LABEL = "containerd.io/restart.status"
 POLICY_LABEL = "containerd.io/restart.policy"
 STOPPED_LABEL = "containerd.io/restart.explicitly-stopped"
+COUNT_LABEL = "containerd.io/restart.count"
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")
 
 

@@ -13,6 +13,7 @@ from lamella.containers.foreign import (
     delete_record,
     foreign_of,
     get_record,
+    labels_of,
     new_record,
     spec_of,
     update_record,
@@ -45,7 +46,9 @@ class Containers(Service):
         self, request: containers_pb2.GetContainerRequest, call: Call
     ) -> containers_pb2.GetContainerResponse:
         """Give one. NotFound."""
-        return containers_pb2.GetContainerResponse(container=_message(get_record(call.client, request.id)))
+        return containers_pb2.GetContainerResponse(
+            container=_message(_shown(get_record(call.client, request.id), call))
+        )
 
     def List(
         self, request: containers_pb2.ListContainersRequest, call: Call
@@ -64,9 +67,10 @@ class Containers(Service):
         self, request: containers_pb2.ListContainersRequest, call: Call
     ) -> Iterator[containers_pb2.Container]:
         matches = compile_filters(request.filters)
-        return map(
-            _message, filter(lambda record: matches(_fields(record)), call.client.containers.records())
-        )
+        for record in call.client.containers.records():
+            shown = _shown(record, call)
+            if matches(_fields(shown)):
+                yield _message(shown)
 
     def Create(
         self, request: containers_pb2.CreateContainerRequest, call: Call
@@ -111,7 +115,7 @@ class Containers(Service):
             return record
 
         return containers_pb2.UpdateContainerResponse(
-            container=_message(update_record(call.client, asked.id, change))
+            container=_message(_shown(update_record(call.client, asked.id, change), call))
         )
 
     def Delete(self, request: containers_pb2.DeleteContainerRequest, call: Call) -> Empty:
@@ -143,6 +147,12 @@ def _changed(record: ContainerRecord, asked: containers_pb2.Container, path: str
     if path not in plain:
         raise InvalidArgument(f"cannot update {path[:200]!r} field on {asked.id[:200]!r}")
     return replace(record, **plain[path])
+
+
+def _shown(record: ContainerRecord, call: Call) -> ContainerRecord:
+    """Give a record with the labels that clients see."""
+    labels = labels_of(call.client, record)
+    return record if labels is record.labels else replace(record, labels=labels)
 
 
 def _message(record: ContainerRecord) -> containers_pb2.Container:
