@@ -5,7 +5,7 @@
     make demo REF=nginx:latest    any image that can be reached
 
 The store is a temporary folder that is removed at the end, or LAMELLA_ROOT, where what was pulled stays.
-Without root it shows what can be done without: all but running a container.
+Without root it is the same, where users may have user namespaces; where not, nothing is unpacked and run.
 """
 
 from __future__ import annotations
@@ -51,10 +51,9 @@ def main() -> None:
 
 
 def _tell(client: lamella.Client, reference: str, *, ours: bool) -> None:
-    privileged = os.geteuid() == 0
     _title(f"pull {reference}")
     print("one pass a layer: hash and write the blob, inflate, hash the tar, apply it; layers in parallel\n")
-    unpack = privileged or _has_namespace()
+    unpack = _can_unpack()
     image = client.images.pull(reference, progress=_show, unpack=unpack)
     print(f"\n{image.name} is {image.digest}, {len(image.layers)} layers, {format_size(image.size)}")
     before = time.perf_counter()
@@ -65,15 +64,13 @@ def _tell(client: lamella.Client, reference: str, *, ours: bool) -> None:
     for info in client.content.walk():
         print(f"  {info.digest[:19]}...  {format_size(info.size):>9}  {_kind(image, info.digest)}")
 
-    if not privileged:
-        if unpack:
-            _look_inside(client, image)
+    if not unpack:
         _title("the graph")
         print(graph.render_mermaid(graph.build(client, reference)))
-        if unpack:
-            _clean_up(client, reference)
         _title("what is missing")
-        print("Running containers needs root, and you are not root.")
+        print(
+            "Snapshots and containers take root, or a user namespace: lamella doctor says what is in its way here."
+        )
         print(f"See the rest with: sudo {sys.executable} {Path(__file__).resolve()}")
         return
 
@@ -87,6 +84,8 @@ def _tell(client: lamella.Client, reference: str, *, ours: bool) -> None:
             print(f"  type {mount.type}, source {mount.source}")
             for option in mount.options:
                 print("    " + option.replace(":", "\n             "))
+        if os.geteuid() != 0:
+            _look_inside(client)
 
         _title("the graph (paste it where Mermaid is drawn)")
         print(graph.render_mermaid(graph.build(client, reference)))
@@ -112,8 +111,8 @@ def _tell(client: lamella.Client, reference: str, *, ours: bool) -> None:
     _clean_up(client, reference)
 
 
-def _has_namespace() -> bool:
-    """Tell whether a user who is not root can unpack images here."""
+def _can_unpack() -> bool:
+    """Tell whether images can be unpacked here: by root, or in a user namespace."""
     try:
         _core.helper_maps()
     except LamellaError as error:
@@ -122,11 +121,8 @@ def _has_namespace() -> bool:
     return True
 
 
-def _look_inside(client: lamella.Client, image: lamella.Image) -> None:
-    _title("snapshots: each layer committed on the one beneath; a view is read-only")
-    client.snapshots.view(VIEW, parent=image.chain_id)
-    _snapshots(client)
-    _title(f"what is in {VIEW}: without root a copy shows it")
+def _look_inside(client: lamella.Client) -> None:
+    print("\nwhat is in it; without root a copy shows it:")
     with client.snapshots.mounted(VIEW) as folder:
         print("  " + "  ".join(sorted(entry.name for entry in folder.iterdir())))
 

@@ -34,6 +34,8 @@ pytest.register_assert_rewrite("crashes", "monitors", "networking", "probes", "s
 
 HALF = os.environ.pop("LAMELLA_TEST_HALF", "")  # not for what tests run
 REQUIRE_ALL = os.environ.get("LAMELLA_REQUIRE_ALL") == "1"
+AS_USER = os.environ.get("LAMELLA_TEST_AS_USER") == "1"
+"""What is marked ``privileged``, not ``needs_root``, is run by who is not root all the same: test_ordinary_user.py chooses it."""
 SESSION_TAG = f"LAMELLA_TEST_SESSION={uuid.uuid4().hex}"
 GRACE_SECONDS = 30.0  # a monitor removes its cgroups after it has told its clients; that takes a moment
 
@@ -64,7 +66,7 @@ def _is_privileged(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("privileged") or item.get_closest_marker("needs_root"):
+    if item.get_closest_marker("needs_root") or (item.get_closest_marker("privileged") and not AS_USER):
         _require_root()
     for marker in item.iter_markers("needs_program"):
         for name in marker.args:

@@ -98,7 +98,10 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("difference", CHANGES)
+@pytest.mark.parametrize(
+    "difference",
+    [pytest.param(name, marks=pytest.mark.needs_root if "etc/passwd" in name else ()) for name in CHANGES],
+)
 def test_a_difference_is_named_and_the_layer_is_replaced(client, image, difference):
     CHANGES[difference](base(client, image))
     assert client.fsck().findings == []

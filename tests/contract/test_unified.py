@@ -27,6 +27,8 @@ TESTS = (
     "tests/privileged/test_container_statistics.py",
     "tests/privileged/test_launcher_limits.py",
 )
+OF_USERS = "tests/privileged/test_delegated_cgroups.py"
+"""What an ordinary user does with a cgroup that was delegated; it runs there only, where this machine has v1."""
 NOT_THERE = {
     "test_file_cache_that_can_be_given_back_is_not_counted_as_use": "its files are in memory alone",
     "test_a_program_sees_the_same": "it does not come to its end in its time there",
@@ -60,7 +62,7 @@ def start(folder: Path) -> tuple[user_mode.Tests, user_mode.Tests]:
     (folder / "memory").mkdir()
     (folder / "on-disk").mkdir()
     return (
-        user_mode.Tests(folder / "memory", *TESTS, "-k", deselected),
+        user_mode.Tests(folder / "memory", *TESTS, OF_USERS, "-k", deselected),
         user_mode.Tests(folder / "on-disk", *TESTS, "-k", ON_DISK, disk=True),
     )
 
@@ -82,6 +84,12 @@ def test_all_that_containers_promise_holds_with_cgroup_v2_alone(
     assert not failed, f"{len(failed)} tests failed there:\n" + "\n\n".join(failed)
     skipped = {outcome.why.rpartition(": ")[2] for outcome in of_it if outcome.how == "skipped"}
     assert skipped <= set(SKIPPED)
+
+
+def test_a_user_has_limits_within_a_cgroup_that_was_delegated(outcomes: list[user_mode.Outcome]) -> None:
+    of_it = [outcome for outcome in outcomes if Path(OF_USERS).stem in outcome.module.split(".")]
+    assert [f"{outcome.name}\n{outcome.why}" for outcome in of_it if outcome.how != "passed"] == []
+    assert len(of_it) >= 4
 
 
 def test_crun_keeps_the_whole_contract(outcomes: list[user_mode.Outcome]) -> None:

@@ -36,11 +36,7 @@ def entries(archive: Iterable[bytes]) -> list[tarfile.TarInfo]:
         return opened.getmembers()
 
 
-class TestLauncher(ContainerContract):
-    @pytest.fixture
-    def runtime(self) -> str:
-        return "lamella"
-
+class UserContract(ContainerContract):
     # Without a cgroup
 
     def test_running_out_of_memory_is_told(self, run):
@@ -95,6 +91,12 @@ class TestLauncher(ContainerContract):
         assert (tmp_path / "out").read_text() == "one\n"
         with pytest.raises(FailedPrecondition, match="no cgroup"):
             box.branch()
+        with pytest.raises(FailedPrecondition, match="no cgroup"):
+            box.commit(image="made:1")
+        made = box.commit(image="made:1", pause=False)
+        assert (
+            client.containers.run(made, ["/bin/cat", "/new"], runtime=runtime, remove=True).stdout == b"one\n"
+        )
         (branch,) = box.branch(pause=False)
         assert branch.record.runtime == runtime
         branch.remove()
@@ -110,23 +112,6 @@ class TestLauncher(ContainerContract):
         other = client.containers.run(stone, ["/bin/cat", "/new"], runtime=runtime, remove=True)
         assert other.stdout == b"one\n"
         stone.remove()
-
-    def test_files_of_other_ids_are_copied_with_their_owners(self, create, tmp_path):
-        if not HAS_RANGES:
-            return
-        program = "import os, time; os.close(os.open('/own', os.O_CREAT, 0o600)); os.chown('/own', 7, 8)"
-        box = create(PYTHON, "-c", f"{program}; print('made', flush=True); time.sleep(600)", volumes=USR)
-        box.start()
-        until(lambda: said(box))
-        for _ in range(2):
-            with box.get_archive("/own")[0] as archive:
-                (entry,) = entries(archive)
-            assert (entry.uid, entry.gid, entry.mode) == (7, 8, 0o600)
-            box.stop(timeout=0)
-
-    def test_a_volume_begins_with_what_the_image_has_owners_and_all(self, run):
-        command = ["/bin/ls", "-lnR", "/usr/share"]
-        assert run(*command, volumes=["share:/usr/share"]).stdout == run(*command).stdout != b""
 
     # Ids
 
@@ -154,6 +139,58 @@ class TestLauncher(ContainerContract):
             run("/bin/true", user="70000:0")
         assert "at least 70000 ids in /etc/subuid" in caught.value.hint
 
+    def test_a_device_of_the_machine_is_there_whoever_it_belongs_to(self, run):
+        options = {"devices": ["/dev/net/tun"]}
+        assert run("/bin/sh", "-c", "[ -c /dev/net/tun ] && echo there", **options).stdout == b"there\n"
+
+    def test_a_privileged_one_has_what_the_user_has(self, run):
+        assert run("/bin/sh", "-c", "ls /dev/full && id -u", privileged=True).stdout == b"/dev/full\n0\n"
+
+    # Hooks
+
+    def test_hooks_are_run_at_each_point(self, run, tmp_path):
+        told = tmp_path / "told"
+        points = ["prestart", "createRuntime", "poststart", "poststop"]
+        hooks = {
+            point: [{"path": "/bin/sh", "args": ["sh", "-c", f"cat >/dev/null; echo {point} >>{told}"]}]
+            for point in points
+        }
+        run("/bin/true", spec={"hooks": hooks})
+        until(lambda: told.read_text().split() == points)
+
+    # Networks
+
+    def test_the_hosts_sys_can_be_looked_at_and_not_written(self, run):
+        script = "ls /sys/class/net; echo x > /sys/made; mkdir /sys/kernel/x; true"
+        result = run("/bin/sh", "-c", script, network="host")
+        assert b"lo" in result.stdout.split()
+        assert result.stderr.count(b"ead-only") == 2
+
+
+class TestLauncher(UserContract):
+    @pytest.fixture
+    def runtime(self) -> str:
+        return "lamella"
+
+    # Files
+
+    def test_files_of_other_ids_are_copied_with_their_owners(self, create, tmp_path):
+        if not HAS_RANGES:
+            return
+        program = "import os, time; os.close(os.open('/own', os.O_CREAT, 0o600)); os.chown('/own', 7, 8)"
+        box = create(PYTHON, "-c", f"{program}; print('made', flush=True); time.sleep(600)", volumes=USR)
+        box.start()
+        until(lambda: said(box))
+        for _ in range(2):
+            with box.get_archive("/own")[0] as archive:
+                (entry,) = entries(archive)
+            assert (entry.uid, entry.gid, entry.mode) == (7, 8, 0o600)
+            box.stop(timeout=0)
+
+    def test_a_volume_begins_with_what_the_image_has_owners_and_all(self, run):
+        command = ["/bin/ls", "-lnR", "/usr/share"]
+        assert run(*command, volumes=["share:/usr/share"]).stdout == run(*command).stdout != b""
+
     def test_root_inside_is_the_user_outside_and_made_files_are_his(self, run, tmp_path):
         run("/bin/sh", "-c", "echo x > /host/made", volumes=[f"{tmp_path}:/host"])
         made = (tmp_path / "made").stat()
@@ -163,6 +200,28 @@ class TestLauncher(ContainerContract):
     def test_a_user_namespace_in_the_users_own_is_refused_by_name(self, create, options):
         with pytest.raises(Unsupported, match="user namespace"):
             create("/bin/true", **options)
+
+    # Many
+
+    def test_a_pool_has_them_waiting_for_their_program(self, client, image):
+        with client.containers.pool(image, size=1) as pool:
+            assert [pool.run(["/bin/echo", word]).stdout for word in ("one", "two")] == [b"one\n", b"two\n"]
+        assert client.containers.list(all=True) == []
+
+    def test_one_is_renamed_and_goes_with_the_others_that_have_ended(self, client, create):
+        box, other = create("/bin/sleep", "600"), create("/bin/sleep", "600")
+        for one in (box, other):
+            one.start()
+        box.rename("renamed")
+        assert client.containers.get("renamed").exec(["/bin/echo", "on"]).stdout == b"on\n"
+        box.stop(timeout=0)
+        assert client.containers.prune() == ["renamed"]
+        assert [one.id for one in client.containers.list()] == [other.id]
+
+    def test_a_log_is_followed_to_the_end(self, create):
+        box = create("/bin/sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.05; done")
+        box.start()
+        assert b"".join(data for _, data in box.logs(follow=True)) == b"1\n2\n3\n"
 
     # What outlives what
 
@@ -194,12 +253,6 @@ class TestLauncher(ContainerContract):
     def test_a_cni_network_is_refused(self, create):
         with pytest.raises((PermissionDenied, NotFound)):
             create("/bin/true", network="bridge").start()
-
-    def test_the_hosts_sys_can_be_looked_at_and_not_written(self, run):
-        script = "ls /sys/class/net; echo x > /sys/made; mkdir /sys/kernel/x; true"
-        result = run("/bin/sh", "-c", script, network="host")
-        assert b"lo" in result.stdout.split()
-        assert result.stderr.count(b"ead-only") == 2
 
 
 ECHO = """

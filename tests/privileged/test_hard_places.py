@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -70,16 +71,30 @@ def examined(found: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return {check["name"]: check for check in json.loads(found.stdout)["checks"]}
 
 
+MASKS = """
+mount --bind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
+mount -t tmpfs -o ro none /proc/irq
+mount --bind /dev/null /proc/interrupts
+"""
+"""As in a container without privileges, and in a Kubernetes pod: parts of it are covered, others read-only."""
+
+
 def test_a_masked_proc_is_no_hindrance(user: OrdinaryUser, reference: str) -> None:
-    """As in a container without privileges: parts of it are covered, others read-only."""
-    masks = """
-    mount --bind /proc/sys /proc/sys
-    mount -o remount,bind,ro /proc/sys
-    mount -t tmpfs -o ro none /proc/irq
-    """
     script = '"$0" -m lamella pull --plain-http "$1" && "$0" -m lamella fsck --verify-layers'
-    found = run(user, masks, "sh", "-c", script, sys.executable, reference)
+    found = run(user, MASKS, "sh", "-c", script, sys.executable, reference)
     assert found.returncode == 0, found.stderr
+
+
+def test_where_proc_is_masked_containers_see_the_one_around_read_only(
+    user: OrdinaryUser, small_image: str
+) -> None:
+    """The kernel gives a new one only to who sees all of another."""
+    script = '"$0" -m lamella pull --plain-http "$1" && "$0" -m lamella run --rm "$1" /bin/sh -c "$2"'
+    inside = f"id -u; ls -d /proc/{os.getpid()}; echo x >/proc/sys/kernel/hostname"
+    found = run(user, MASKS, "sh", "-c", script, sys.executable, small_image, inside)
+    assert found.stdout.endswith(f"0\n/proc/{os.getpid()}\n"), found.stderr
+    assert "ead-only" in found.stderr
 
 
 @pytest.mark.parametrize("inner", [0, 1000], ids=["its root", "a user of it"])

@@ -384,12 +384,24 @@ def examined(user: OrdinaryUser) -> dict[str, Any]:
     return {check["name"]: check for check in found["checks"]}
 
 
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "one id"])
+def test_the_demo_runs_a_container_and_leaves_nothing(
+    user: OrdinaryUser, user_without_ranges: OrdinaryUser, ranges: bool
+) -> None:
+    who = user if ranges else user_without_ranges
+    told = who.run([sys.executable, str(REPOSITORY / "examples/demo.py")]).stdout
+    assert "stdout: hello from" in told and "user 0" in told and "exit status 0" in told
+    assert told.endswith("left: 0 blobs, 0 snapshots, 0 containers\n")
+    assert list(who.home.glob("lamella-demo-*")) == []
+
+
 SUITES = {
     "overlayfs": (["contract/test_overlayfs.py"], 70),
     "native": (["contract/test_native.py"], 70),
     "content": (["contract/test_content_store.py", "contract/test_processes.py"], 80),
     "unpacking": (["unit/test_core_layers.py", "unit/test_core_pipeline.py", "unit/test_layers.py"], 40),
     "crashes": (["contract/test_crashes.py"], 10),
+    "damage": (["contract/test_fsck.py", "contract/test_fsck_layers.py"], 22),
     "registries": (
         ["integration/test_pull.py", "integration/test_push.py", "integration/test_discarded_layers.py"],
         50,
@@ -400,6 +412,8 @@ SUITES = {
     ),
 }
 """Modules of tests that are run again without root, and how many of them at least have to run there: some make devices."""
+FOR_ROOT = {"damage"}
+"""Those that are marked ``privileged`` as a whole, and are a user's all the same."""
 
 
 @pytest.mark.timeout(1200)
@@ -412,7 +426,11 @@ def test_the_suites_hold_for_a_user_who_is_not_root(
     modules, least = SUITES[suite]
     report = who.home / "report.xml"
     options = ["-q", "-p", "no:cacheprovider", f"--basetemp={who.home}/pytest", f"--junitxml={report}"]
-    settings = ["LAMELLA_REQUIRE_ALL=0", f"HYPOTHESIS_STORAGE_DIRECTORY={who.home}/hypothesis"]
+    settings = [
+        "LAMELLA_REQUIRE_ALL=0",
+        f"LAMELLA_TEST_AS_USER={int(suite in FOR_ROOT)}",
+        f"HYPOTHESIS_STORAGE_DIRECTORY={who.home}/hypothesis",
+    ]
     paths = [str(REPOSITORY / "tests" / module) for module in modules]
     who.run(["env", *settings, sys.executable, "-m", "pytest", *options, *paths], timeout=1100)
     counts = ElementTree.parse(report).getroot()[0].attrib

@@ -786,7 +786,8 @@ class Container:
         made the container is paused if it runs and ``pause`` is true.
 
         What it has mounted is no part of either. Errors: AlreadyExists (the branch), NotFound when its image is not here any
-        more, FailedPrecondition for more layers than overlayfs stacks, else as :func:`lamella.transfer.commit.commit_image`.
+        more, FailedPrecondition for more layers than overlayfs stacks and for a container that cannot be paused, else as
+        :func:`lamella.transfer.commit.commit_image`.
         """
         from lamella.containers import branches
 
@@ -807,8 +808,11 @@ class Container:
         command = self._own_spec.process.args
         with ExitStack() as stack:
             if pause:
-                with suppress(NotFound, FailedPrecondition):  # it does not run
+                try:
                     stack.enter_context(self.task.frozen())
+                except (NotFound, FailedPrecondition):
+                    if self.task.running():  # and has no cgroup that could be frozen
+                        raise
             return commit_image(
                 self._client,
                 self.record.snapshot_key,

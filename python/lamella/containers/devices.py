@@ -114,7 +114,10 @@ def parse_rule(text: str) -> DeviceRule:
 
 
 def device_node(source: str, path: str) -> Device:
-    """Describe the device node ``source`` of this machine, to appear as ``path``. NotFound, PermissionDenied, InvalidArgument."""
+    """Describe the device node ``source`` of this machine, to appear as ``path``. NotFound, PermissionDenied, InvalidArgument.
+
+    Who is not root has no ids for most owners: such a node is the machine's own, bound, whoever it belongs to.
+    """
     try:
         found = os.stat(source)  # noqa: PTH116
     except FileNotFoundError:
@@ -130,8 +133,8 @@ def device_node(source: str, path: str) -> Device:
         major=os.major(found.st_rdev),
         minor=os.minor(found.st_rdev),
         file_mode=stat.S_IMODE(found.st_mode),
-        uid=found.st_uid,
-        gid=found.st_gid,
+        uid=found.st_uid if os.geteuid() == 0 else None,
+        gid=found.st_gid if os.geteuid() == 0 else None,
     )
 
 

@@ -145,7 +145,7 @@ def settle_maps(db: Transaction, namespace: str, options: Options, shared: str) 
         return None
     if os.geteuid() != 0:
         raise Unsupported(
-            "a user namespace of the container's own, with maps of ids, takes root",
+            "a user namespace of the container's own takes root, who alone may show an image's files with other ids",
             hint="Leave out userns and maps of ids: an ordinary user's containers have his own id for root, and his ranges.",
         )
     refused = {
