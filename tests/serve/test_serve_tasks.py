@@ -19,6 +19,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from lamella.containers import lifecycle
 from lamella.containers.defaults import CAPABILITIES
+from lamella.serve import Server
 from lamella.serve.api import (
     cgroup1_pb2,
     cgroup2_pb2,
@@ -28,6 +29,7 @@ from lamella.serve.api import (
     tasks_pb2,
 )
 from lamella.serve.messages import SPEC_TYPE, any_of, to_mounts
+from lamella.serve.resumption import resume
 from rpc import refusal
 from waiting import until
 
@@ -508,6 +510,41 @@ def test_a_label_that_says_it_was_stopped_ends_the_restarts(box) -> None:
     assert box.wait() == 3
     box.delete()
     assert (box.folder / "log").read_text() == "run\n"
+
+
+def test_what_its_labels_say_runs_is_started_by_the_next_server(served, box, tmp_path) -> None:
+    def log(name: str) -> Path:
+        return tmp_path / name / "log"
+
+    def record(name: str, labels: dict[str, str]) -> Box:
+        log(name).parent.mkdir()
+        made = Box(served, tmp_path / name, [], name)
+        return made.record(
+            "/bin/sh", "-c", "echo run; until [ -e /run/go ]; do sleep 0.01; done",
+            labels=labels | {"containerd.io/restart.loguri": f"file://{log(name)}"},
+            root={"path": root, "readonly": True},
+        )  # fmt: skip
+
+    with served.client.snapshots.mounted("root") as folder:
+        root = str(folder)
+        others = {
+            "stopped": restarts("always", stopped="true"),
+            "failing": restarts("on-failure"),
+            "created": restarts("always") | {"containerd.io/restart.status": "created"},
+            "plain": {},
+        }
+        for name, labels in others.items():
+            record(name, labels)
+        record("missing", restarts("always") | {"containerd.io/restart.loguri": "file:///nowhere/log"})
+        due = record("due", restarts("unless-stopped"))
+        address = served.server.address.with_name("next")
+        with Server(client=served.client, address=address):
+            until(lambda: log("due").exists() and log("due").read_text() == "run\n")
+            assert due.get().status == task_types_pb2.RUNNING
+            for name in others:
+                assert refusal(Box(served, tmp_path, [], name).get) is grpc.StatusCode.NOT_FOUND
+            assert resume(served.client) == [], "it runs"
+        served.client.containers.get("due").remove(force=True)
 
 
 HOOKS = ("createRuntime", "poststart", "poststop")

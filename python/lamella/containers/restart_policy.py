@@ -1,8 +1,9 @@
 """Restart policies, in docker's words: what the monitor does when a container has ended.
 
 There is no daemon: the monitor, which is there as long as the container is, runs it again itself. So what ends the monitor
-ends the restarts too: a restart of the machine, and kill -9 of the monitor. ``unless-stopped`` differs from ``always`` only
-in what docker's daemon does when the machine starts, and is the same here.
+ends the restarts too: kill -9 of it, and a restart of the machine, after which ``lamella serve`` starts its clients'
+containers. ``unless-stopped`` differs from ``always`` only in what docker's daemon does when the machine starts, and is the
+same here.
 """
 
 from __future__ import annotations

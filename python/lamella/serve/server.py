@@ -26,6 +26,7 @@ from lamella.disk import make_state_folder, translated
 from lamella.errors import FailedPrecondition, InvalidArgument, Unavailable
 from lamella.locks import FileLock
 from lamella.serve import service
+from lamella.serve.resumption import Resumption
 from lamella.serve.transport import Transport
 
 SOCKET_NAME = "containerd.sock"
@@ -72,6 +73,7 @@ class Server:
         self._lock: FileLock | None = None
         self._listener = listener
         self._transport: Transport | None = None
+        self._resumption: Resumption | None = None
         self._stopped = threading.Event()
         self.services = service.services(self)
 
@@ -112,6 +114,8 @@ class Server:
                 )
                 transport.start(listener, uids=[owner.st_uid], gids=[owner.st_gid])
             self._transport = transport
+            if not self.backend:
+                self._resumption = Resumption(self.client, self.client_of)
         except BaseException:
             self.stop(0.0)
             raise
@@ -151,6 +155,8 @@ class Server:
             if self._lock is not None:
                 self.address.unlink(missing_ok=True)
             transport.stop(grace)
+        if self._resumption is not None:
+            self._resumption.stop()
         if self._lock is not None:
             self._lock.release()
         if self._owned:
