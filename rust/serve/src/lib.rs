@@ -9,6 +9,7 @@
 //! call     what an RPC and its handler share: headers, deadline, cancellation, the way out
 //! authority hosts of requests that are paths
 //! gathered a socket whose writes are gathered
+//! file     bytes of a file on their way out
 //! message  five bytes in front of a body
 //! status   codes, and how they are told
 //! pool     threads that come when they are needed
@@ -18,6 +19,7 @@
 
 mod authority;
 mod call;
+mod file;
 mod gathered;
 mod message;
 mod peers;

@@ -20,11 +20,19 @@ const BULK: usize = 32 << 10;
 /// A body of 4 GiB or more, which no limit lets through.
 pub fn framed(size: usize, fill: impl FnOnce(&mut Vec<u8>)) -> Bytes {
     let mut frame = Vec::with_capacity(PREFIX + size);
-    frame.put_u8(0);
-    frame.put_u32(u32::try_from(size).expect("messages are smaller than 4 GiB"));
+    frame.extend_from_slice(&prefix(size));
     fill(&mut frame);
     debug_assert_eq!(frame.len(), PREFIX + size);
     frame.into()
+}
+
+/// Give the prefix of a body of so many bytes, which is not compressed.
+///
+/// # Panics
+/// As [`framed`].
+pub fn prefix(size: usize) -> [u8; PREFIX] {
+    let [a, b, c, d] = u32::try_from(size).expect("messages are smaller than 4 GiB").to_be_bytes();
+    [0, a, b, c, d]
 }
 
 /// Append a number in base 128, the lowest digit first (protobuf.dev, "Encoding").

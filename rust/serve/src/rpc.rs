@@ -3,21 +3,20 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::future::{pending, poll_fn};
-use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, request};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::spawn_blocking;
 
 use crate::call::{Call, Gone, Item, Sink};
-use crate::message::{Messages, Next, framed, varint};
+use crate::file::{Buffers, Pieces};
+use crate::message::{Messages, Next};
 use crate::peers::Peer;
 use crate::pool::Pool;
 use crate::server::{Phase, reached};
@@ -31,13 +30,12 @@ const POURED: usize = 128 << 10;
 /// Bytes, and pieces, that wait for a sink at most.
 const HELD: usize = 1 << 20;
 const PIECES: usize = 1024;
-/// Bytes of a file in one message.
-const PIECE: u64 = 1 << 20;
 
 /// What all RPCs of a server share.
 pub struct Context<H> {
     pub handler: Arc<H>,
     pub pool: Arc<Pool>,
+    pub buffers: Arc<Buffers>,
     pub methods: HashMap<String, (usize, Kind)>,
     pub message_max: usize,
     pub phase: watch::Receiver<Phase>,
@@ -176,7 +174,7 @@ impl<H: Handler> Rpc<H> {
         });
         tokio::select! {
             biased;
-            ended = responder.pump(&mut items) => if ended.is_some() { return ended },
+            ended = responder.pump(&mut items, &context.buffers) => if ended.is_some() { return ended },
             status = interrupt => {
                 context.cancel(&call);
                 return Some(status);
@@ -194,7 +192,7 @@ impl<H: Handler> Rpc<H> {
         let steps = Steps { context: &context, call: &call, method, talk: &talk };
         let (status, cancelled) = tokio::select! {
             biased;
-            ended = responder.pump(&mut items) => {
+            ended = responder.pump(&mut items, &context.buffers) => {
                 let gone = ended.is_none();
                 (ended, gone)
             }
@@ -415,7 +413,7 @@ struct Responder {
 
 impl Responder {
     /// Send what comes, up to the end; None: the client has gone.
-    async fn pump(&mut self, items: &mut mpsc::Receiver<Item>) -> Option<Status> {
+    async fn pump(&mut self, items: &mut mpsc::Receiver<Item>, buffers: &Arc<Buffers>) -> Option<Status> {
         loop {
             let item = tokio::select! {
                 biased;
@@ -425,7 +423,7 @@ impl Responder {
             match item {
                 Item::Message(message) => self.send(message).await.ok()?,
                 Item::File { file, offset, size } => {
-                    if let Err(status) = self.send_file(file, offset, size).await {
+                    if let Err(status) = self.send_file(file, offset, size, buffers).await {
                         return status;
                     }
                 }
@@ -446,23 +444,21 @@ impl Responder {
         Ok(())
     }
 
-    /// Send bytes of a file, the next piece being read while one is sent. An error without a status: the client has gone.
-    async fn send_file(&mut self, file: File, offset: u64, size: u64) -> Result<(), Option<Status>> {
-        let file = Arc::new(file);
-        let end = offset.saturating_add(size);
-        let read = |at: u64| {
-            let file = Arc::clone(&file);
-            spawn_blocking(move || piece(&file, at, PIECE.min(end - at)))
+    /// Send bytes of a file. An error without a status: the client has gone.
+    async fn send_file(
+        &mut self,
+        file: File,
+        offset: u64,
+        size: u64,
+        buffers: &Arc<Buffers>,
+    ) -> Result<(), Option<Status>> {
+        let lost = |at: u64, error: std::io::Error| {
+            Some(Status::new(Code::DATA_LOSS, format!("the file cannot be read at offset {at}: {error}")))
         };
-        let mut at = offset;
-        let mut next = (at < end).then(|| read(at));
-        while let Some(reading) = next.take() {
-            let read_piece = reading.await.map_err(|_| Some(defect()))?.map_err(|error| {
-                Some(Status::new(Code::DATA_LOSS, format!("the file cannot be read at offset {at}: {error}")))
-            })?;
-            at = at.saturating_add(PIECE);
-            next = (at < end).then(|| read(at));
-            self.send(read_piece).await.map_err(|Gone| None)?;
+        let pieces = Pieces::new(file, offset, size, Arc::clone(buffers));
+        let mut pieces = pieces.map_err(|error| lost(offset, error))?;
+        while let Some(piece) = pieces.next().await.map_err(|error| lost(pieces.at(), error))? {
+            self.send(piece).await.map_err(|Gone| None)?;
         }
         Ok(())
     }
@@ -508,26 +504,6 @@ fn head() -> Response<()> {
     let mut response = Response::new(());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
-}
-
-/// Read bytes of a file as a framed message of an offset (field 1) and bytes (field 2).
-fn piece(file: &File, offset: u64, size: u64) -> std::io::Result<Bytes> {
-    const OFFSET: u8 = 0x08;
-    const DATA: u8 = 0x12;
-    let mut fields = Vec::with_capacity(24);
-    fields.put_u8(OFFSET);
-    varint(offset, &mut fields);
-    fields.put_u8(DATA);
-    varint(size, &mut fields);
-    let size = usize::try_from(size).map_err(std::io::Error::other)?;
-    let mut result = Ok(());
-    let message = framed(fields.len() + size, |frame| {
-        frame.extend_from_slice(&fields);
-        let start = frame.len();
-        frame.resize(start + size, 0);
-        result = file.read_exact_at(&mut frame[start..], offset);
-    });
-    result.map(|()| message)
 }
 
 #[cfg(test)]

@@ -84,6 +84,7 @@ impl Server {
         let context = Arc::new(Context {
             handler,
             pool: Arc::clone(&pool),
+            buffers: Arc::default(),
             methods: methods.map(|(number, (path, kind))| (path, (number, kind))).collect::<HashMap<_, _>>(),
             message_max: options.message_max,
             phase: phases,

@@ -1,4 +1,4 @@
-//! The only module with unsafe code: a socket option that neither std nor tokio have.
+//! The only module with unsafe code: a socket option and a flag of reading that neither std nor tokio have.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -30,5 +30,38 @@ pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
             return Err(error);
         }
         groups.resize(count, 0);
+    }
+}
+
+/// Read what the page cache has of a file from `offset`, without waiting for a disk (readv(2), `RWF_NOWAIT`); give how many bytes
+/// that are. 0 also where the file system cannot say.
+pub fn read_cached(file: BorrowedFd<'_>, into: &mut [u8], offset: u64) -> usize {
+    let Ok(offset) = libc::off_t::try_from(offset) else { return 0 };
+    let part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    // SAFETY: the kernel writes at most `iov_len` bytes to the slice, which has as many and is borrowed meanwhile.
+    let count = unsafe { libc::preadv2(file.as_raw_fd(), &raw const part, 1, offset, libc::RWF_NOWAIT) };
+    usize::try_from(count).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn what_was_just_written_is_read_and_what_is_no_file_gives_nothing() {
+        let path = std::env::temp_dir().join(format!("lamella-serve-cached-{}", std::process::id()));
+        std::fs::write(&path, b"0123456789").unwrap();
+        let file = File::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let mut into = [0; 4];
+        let count = read_cached(file.as_fd(), &mut into, 3);
+        assert_eq!(&into[..count], &b"3456"[..count]); // none where the file system does not know
+        assert_eq!(read_cached(file.as_fd(), &mut into, 10), 0);
+        assert_eq!(read_cached(file.as_fd(), &mut into, u64::MAX), 0);
+        assert_eq!(read_cached(UnixStream::pair().unwrap().0.as_fd(), &mut into, 0), 0);
     }
 }
