@@ -255,6 +255,13 @@ class TestLauncher(UserContract):
             create("/bin/true", network="bridge").start()
 
 
+@pytest.mark.needs_program("runc")
+class TestRunc(UserContract):
+    @pytest.fixture
+    def runtime(self) -> str:
+        return "runc"
+
+
 ECHO = """
 import selectors, socket
 chosen = selectors.DefaultSelector()

@@ -365,6 +365,25 @@ def test_a_helper_that_is_killed_at_work_is_an_error_and_the_next_pull_repairs(
     assert user.python(STOPPED + KILLED, reference).split() == ["True", "True", "True"]
 
 
+GIVEN_UP = """
+try:
+    client.images.pull(sys.argv[1], plain_http=True)
+    print("no error")
+except lamella.errors.Unavailable as error:
+    print(f"process {stopped}, is stopped" in str(error), f"kill -CONT {stopped}" in error.hint)
+os.kill(stopped, signal.SIGCONT)
+image = client.images.pull(sys.argv[1], plain_http=True)
+print(client.fsck().clean)
+client.images.remove(sys.argv[1])
+client.gc()
+"""
+
+
+def test_a_helper_that_stays_stopped_is_an_error_that_names_it(user: OrdinaryUser, server: Any) -> None:
+    reference = layers.history(0).push(server, "stopped")
+    assert user.python(STOPPED + GIVEN_UP, reference).split() == ["True", "True", "True"]
+
+
 def test_ctrl_c_ends_a_pull_whose_helper_does_not_answer(user: OrdinaryUser, server: Any) -> None:
     reference = layers.history(0).push(server, "interrupted")
     assert user.python(STOPPED + INTERRUPTED, reference) == "interrupted\n"

@@ -86,6 +86,17 @@ def delegated(own: Path = Path("/proc/self/cgroup")) -> str:
     return _delegated_below(top, path)
 
 
+def may_make(path: str) -> bool:
+    """Say whether this user may make the cgroup at ``path`` (from the root of a hierarchy) in every hierarchy that there is."""
+    tops = _controllers()
+    return bool(path and tops) and all(_may_make(top, Path(path.strip("/"))) for top in tops.values())
+
+
+def _may_make(top: Path, path: Path) -> bool:
+    nearest = next((top / folder for folder in (path, *path.parents) if (top / folder).is_dir()), top)
+    return os.access(nearest, os.W_OK)
+
+
 def _delegated_below(top: Path, path: str) -> str:
     for folder in [*reversed(Path(path).parents), Path(path)]:
         full = top / folder

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from lamella import _core
 from lamella.config import DEFAULT_RUNTIME, is_own_runtime
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from lamella.structs import encode, read_json
@@ -24,6 +27,8 @@ KNOWN = ("runc", "crun", "youki")
 """The programs that :func:`installed` looks for; others work if they have the same command line."""
 FOLDER = "runtime"
 """What another runtime has in a bundle."""
+_TTY = 5
+"""The group that terminals have."""
 INIT = "/dev/lamella-init"
 """Where the init of a container lies in it, when another runtime runs it."""
 
@@ -71,8 +76,11 @@ def installed() -> dict[str, Path]:
 def limit_capabilities(process: dict[str, Any]) -> dict[str, Any]:
     """Return a spec's process without the capabilities that this process cannot give, as our own launcher does it.
 
-    Other runtimes refuse all for one: ``--privileged`` as root of a machine's part that lacks some.
+    Other runtimes refuse all for one: ``--privileged`` as root of a machine's part that lacks some. FailedPrecondition for a user
+    or group that a user who is not root has no id for, which they say in many ways.
     """
+    if os.geteuid() != 0:
+        _check_ids(process.get("user", {}))
     sets = process.get("capabilities")
     bounding = _own_bounding_set()
     if not sets or bounding is None:
@@ -84,6 +92,25 @@ def limit_capabilities(process: dict[str, Any]) -> dict[str, Any]:
     return process | {"capabilities": kept}
 
 
+def _check_ids(user: dict[str, Any]) -> None:
+    maps = _core.helper_maps()
+    if maps is None:
+        return
+    groups = [user.get("gid", 0), *user.get("additionalGids", [])]
+    for kind, wanted, extents in (("uid", [user.get("uid", 0)], maps[0]), ("gid", groups, maps[1])):
+        for number in wanted:
+            if not _maps(extents, number):
+                raise FailedPrecondition(
+                    f"the container's user namespace has no {kind} {number}",
+                    hint=f"It takes ranges of at least {number} ids in /etc/sub{kind}, which the administrator gives (usermod "
+                    f"--add-sub{kind}s FIRST-LAST USER); user=0 does without.",
+                )
+
+
+def _maps(extents: Iterable[tuple[int, int, int]], number: int) -> bool:
+    return any(first <= number < first + count for first, _, count in extents)
+
+
 def _own_bounding_set() -> int | None:
     for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
         name, _, value = line.partition(":")
@@ -93,20 +120,56 @@ def _own_bounding_set() -> int | None:
 
 
 def bundle_for(
-    spec: bytes, sources: Sequence[dict[str, Any]], bundle: Path, *, init: bool
+    spec: bytes, sources: Sequence[dict[str, Any]], bundle: Path, *, init: bool, has_network: bool = False
 ) -> tuple[bytes, list[dict[str, Any]]]:
     """Return a bundle's config.json as another runtime takes it, and its sources: nothing but what our launcher does by itself.
 
-    FailedPrecondition for a container with ids of its own where others may not pass through a folder above the bundle.
+    With ``has_network`` the runtime is started in the container's network namespace (of a user who is not root), and makes none.
+    FailedPrecondition for a container with ids of its own where others may not pass through a folder above the bundle,
+    PermissionDenied for limits that take a cgroup where there can be none.
     """
     document: dict[str, Any] = read_json(spec)
     document["process"] = limit_capabilities(document["process"])
+    if os.geteuid() != 0:
+        _fit_user(document, has_network=has_network)
     if init:
         _add_init(document, bundle)
     sources = [*sources, *_take_mapped(document.get("mounts", []), len(sources))]
     if document.get("linux", {}).get("uidMappings"):
         _let_pass(bundle)
     return encode(document), sources
+
+
+def _fit_user(document: dict[str, Any], *, has_network: bool) -> None:
+    """Leave out of a user's container what the machine keeps for root, as our launcher does by itself: a runtime gives up there.
+
+    That is a cgroup where none can be made, a sysfs of the machine's network, in whose place the machine's is bound, and
+    the group of terminals where it has no id.
+    """
+    from lamella.containers.cgroups import may_make
+
+    linux = document.get("linux", {})
+    if not may_make(linux.get("cgroupsPath", "")):
+        limits = linux.get("resources", {}).keys() - {"devices"}
+        if limits:
+            raise PermissionDenied(
+                f"limits ({', '.join(sorted(limits))}) take a cgroup, and none can be made here",
+                hint="Start this within one that was delegated to you (systemd-run --user --scope -p Delegate=yes ...), or name "
+                "one by cgroup_parent.",
+            )
+        linux.pop("cgroupsPath", None)
+    namespaces = linux.get("namespaces", [])
+    apart = [namespace for namespace in namespaces if namespace["type"] != "network"]
+    if has_network:
+        linux["namespaces"] = apart
+    elif apart == namespaces:
+        for mount in document.get("mounts", []):
+            if mount.get("type") == "sysfs":
+                mount.update(type="bind", source="/sys", options=[*mount.get("options", []), "rbind", "ro"])
+    maps = _core.helper_maps()
+    for mount in document.get("mounts", []):
+        if mount.get("type") == "devpts" and maps is not None and not _maps(maps[1], _TTY):
+            mount["options"] = [option for option in mount.get("options", []) if option != f"gid={_TTY}"]
 
 
 def _take_mapped(mounts: Iterable[dict[str, Any]], number: int) -> Iterator[dict[str, Any]]:
@@ -134,6 +197,28 @@ def _let_pass(bundle: Path) -> None:
                 f"another runtime cannot make a container with ids of its own: {folder} lets none but its owner pass",
                 hint=f"Let others pass (chmod o+x {folder}), or choose another folder for the state (--state).",
             )
+
+
+def end_first_process(bundle: Path) -> None:
+    """Kill the first process that a runtime made, by its id in the bundle, where no cgroup may tell which they are.
+
+    One that began after the id was written down is another that got it later. Harmless where there is none.
+    """
+    record = bundle / "pid"
+    try:
+        pid = int(record.read_text(encoding="ascii"))
+        process = os.pidfd_open(pid)
+    except (FileNotFoundError, ValueError, ProcessLookupError):
+        return
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        if age >= time.time() - record.stat().st_mtime - 1:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return
+    finally:
+        os.close(process)
 
 
 def _add_init(document: dict[str, Any], bundle: Path) -> None:

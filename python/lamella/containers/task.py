@@ -202,7 +202,9 @@ class Task:
         if runtime is not None:
             from lamella.containers.runtimes import bundle_for
 
-            spec, sources = bundle_for(spec, sources, self.folder, init=init)
+            spec, sources = bundle_for(
+                spec, sources, self.folder, init=init, has_network=network.namespaces is not None
+            )
         try:
             _write(f"{self._path}/config.json", spec, 0o600)
             for name, data in network.files.items():
@@ -769,6 +771,10 @@ class Task:
         if self._has("runtime"):
             # Processes that another runtime has made do not end with the monitor; what sees to that can be killed, too.
             end_processes(spec.linux.cgroups_path)
+            if os.geteuid() != 0:
+                from lamella.containers.runtimes import end_first_process
+
+                end_first_process(self.folder)
         remove_cgroups(spec.linux.cgroups_path)
 
 

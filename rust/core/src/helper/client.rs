@@ -157,6 +157,6 @@ impl Helper {
         })?;
         drop(theirs);
         ours.say(request)?;
-        Ok(ours)
+        Ok(ours.of_helper(self.maps.helper))
     }
 }

@@ -26,6 +26,9 @@ const PIECE: usize = 64 * 1024;
 /// Descriptors that go with a call: its connection, and at most two that it needs.
 const DESCRIPTORS: usize = 3;
 
+/// So many looks in a row, one each [`POLL`], show a helper that is stopped before its caller gives up.
+const STOPPED_LOOKS: u32 = 50;
+
 /// The helper went away in the middle.
 pub fn ended() -> Error {
     Error::new(Kind::Unavailable, "the helper in the user namespace was killed while it worked")
@@ -43,17 +46,33 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     postcard::from_bytes(bytes).map_err(broken)
 }
 
+/// The helper is there, and would never answer.
+fn stopped(process: i32) -> Error {
+    Error::new(Kind::Unavailable, format!("the helper in the user namespace, process {process}, is stopped"))
+        .hint(format!("Let it go on: kill -CONT {process}; or end it: kill -KILL {process}, and a new one is started."))
+}
+
+/// Whether a process is stopped by a signal (proc_pid_stat(5)): one that a debugger stops is not meant.
+fn is_stopped(process: i32) -> bool {
+    let text = std::fs::read(format!("/proc/{process}/stat")).unwrap_or_default();
+    let after = text.iter().rposition(|&byte| byte == b')').unwrap_or(text.len());
+    text[after..].starts_with(b") T")
+}
+
 /// One end of a connection.
 #[derive(Debug)]
 pub struct Connection {
     socket: OwnedFd,
     /// What was received and not asked for yet.
     received: Vec<u8>,
+    /// The helper's process, where this is its caller's end, and how often in a row it was seen stopped.
+    helper: Option<i32>,
+    stopped: u32,
 }
 
 impl From<OwnedFd> for Connection {
     fn from(socket: OwnedFd) -> Self {
-        Self { socket, received: Vec::new() }
+        Self { socket, received: Vec::new(), helper: None, stopped: 0 }
     }
 }
 
@@ -64,6 +83,21 @@ impl Connection {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(|error| Error::system("cannot make a connection to the helper", error))?;
         Ok((ours.into(), theirs))
+    }
+
+    /// Wait no longer for the process `helper` than it goes on: [`ended`] is how its death shows, and nothing would show its being
+    /// stopped.
+    #[cfg(feature = "unpack")]
+    pub fn of_helper(self, helper: Option<i32>) -> Self {
+        Self { helper, ..self }
+    }
+
+    /// See whether the helper goes on: whoever waits for it asks every 100 ms. Fails (Unavailable) when it has been stopped for five
+    /// seconds. A call may take any time else.
+    pub fn look(&mut self) -> Result<()> {
+        let Some(helper) = self.helper else { return Ok(()) };
+        self.stopped = if is_stopped(helper) { self.stopped + 1 } else { 0 };
+        if self.stopped < STOPPED_LOOKS { Ok(()) } else { Err(stopped(helper)) }
     }
 
     /// The same end once more, to speak from one thread while another listens: only one of the two may do that.
@@ -117,10 +151,10 @@ impl Connection {
     }
 
     /// Wait until there is something to hear, and call `check` every 100 ms.
-    fn wait(&self, check: Check<'_>) -> Result<()> {
+    fn wait(&mut self, check: Check<'_>) -> Result<()> {
         loop {
             match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&POLL)) {
-                Ok(0) | Err(Errno::INTR) => check()?,
+                Ok(0) | Err(Errno::INTR) => check().and_then(|()| self.look())?,
                 Ok(_) => return Ok(()),
                 Err(error) => return Err(Error::system("cannot hear the helper", error)),
             }

@@ -46,7 +46,7 @@ pub fn pack(
         loop {
             match poll(&mut [PollFd::new(&reader, PollFlags::IN)], Some(&POLL)) {
                 Ok(0) | Err(Errno::INTR) => {
-                    check()?;
+                    check().and_then(|()| connection.look())?;
                     continue;
                 }
                 Ok(_) => {}

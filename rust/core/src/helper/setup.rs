@@ -14,6 +14,8 @@ pub struct Maps {
     pub groups: Vec<Extent>,
     /// Why it is not more, where it is one id only.
     pub notes: Vec<String>,
+    /// The helper's process, as its caller sees it.
+    pub helper: Option<i32>,
 }
 
 /// What the launcher is told when it is to become a helper.

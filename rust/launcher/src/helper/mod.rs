@@ -123,7 +123,7 @@ fn map(pid: i32, channel: &Channel, setup: &Setup) -> Result<Maps, Failure> {
     let users = map_kind(pid, &USERS, setup, &mut notes)?;
     let groups = map_kind(pid, &GROUPS, setup, &mut notes)?;
     channel.send(&Message::Mapped).map_err(|_| gone())?;
-    Ok(Maps { users, groups, notes })
+    Ok(Maps { users, groups, notes, helper: Some(pid) })
 }
 
 fn map_kind(pid: i32, ids: &Ids, setup: &Setup, notes: &mut Vec<String>) -> Result<Vec<Extent>, Failure> {

@@ -157,7 +157,7 @@ impl DevicePlan {
         let number = rustix::fs::makedev(self.number.0, self.number.1);
         rustix::fs::mknodat(&*folder, name.as_str(), self.kind, mode, number).map_err(|error| {
             Failure::system(what(), &error.into())
-                .with_hint("the host has no such device node, and making one takes CAP_MKNOD outside a user namespace")
+                .with_hint("the host has no such device node at this path, and making one takes CAP_MKNOD outside a user namespace")
         })?;
         // The file creation mask is not ours to know.
         rustix::fs::chmodat(&*folder, name.as_str(), mode, rustix::fs::AtFlags::empty()).step(what)?;

@@ -82,7 +82,7 @@ impl Runtime {
             words.extend(["--cgroup", group]);
         }
         let making = Making { verb: "exec", name, words: &words, process: &addition.process };
-        let made = self.make(&making, streams, channel, || Ok(()), || Ok(()));
+        let made = self.make(&making, streams, channel);
         for suffix in ["process", "pid"] {
             let _ = fs::remove_file(self.bundle.join(Self::file(name, suffix)));
         }

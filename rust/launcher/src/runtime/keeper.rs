@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::process::PidfdFlags;
+use rustix::process::{Pid, PidfdFlags, WaitOptions};
 
 use super::{Making, Runtime, keep_only, make_folder};
 use crate::channel::{Channel, Message};
@@ -42,7 +42,8 @@ impl Runtime {
     fn keep(&self, channel: &Channel, monitor: &OwnedFd, lock: BorrowedFd<'_>, streams: Option<Streams>) -> ! {
         let _ = rustix::process::setsid();
         let _ = rustix::thread::set_name(c"lamella-keeper");
-        keep_only(&[channel.as_fd(), monitor.as_fd(), lock], streams.as_ref());
+        let kept = [channel.as_fd(), monitor.as_fd(), lock].into_iter().chain(self.network.as_deref().map(AsFd::as_fd));
+        keep_only(&kept.collect::<Vec<_>>(), streams.as_ref());
         let told = match self.create_and_start(channel, streams) {
             Ok(()) => channel.send(&Message::Running),
             Err(failure) => channel.send(&Message::Failed(failure)),
@@ -68,20 +69,7 @@ impl Runtime {
         if self.init {
             init::write_copy(&self.bundle.join(INIT))?;
         }
-        let step = || "keep the host's mounts";
-        let home = OwnedFd::from(std::fs::File::open("/proc/self/ns/mnt").step(step)?);
-        let bundle = self.bundle.to_string_lossy();
-        let words = ["--bundle", &*bundle];
-        let making = Making { verb: CREATE, name: CREATE, words: &words, process: &self.config.process };
-        // Mounts of the snapshot are seen by the runtime alone, and by the container: they go with them.
-        let mount = || {
-            sys::unshare(libc::CLONE_NEWNS).step(|| "make a mount namespace")?;
-            let root = self.bundle.join(&self.config.root.path);
-            let propagation = self.config.linux.rootfs_propagation.as_deref();
-            rootfs::mount_for_runtime(&self.bundle, &root, &self.snapshot, &self.sources, propagation)
-        };
-        let go_home = || sys::move_into(home.as_fd(), libc::CLONE_NEWNS).step(|| "return to the host's mounts");
-        self.make(&making, streams, channel, mount, go_home)?;
+        self.create(channel, streams)?;
         if self.hold {
             channel.send(&Message::Ready)?;
             // Otherwise the monitor is gone: what is made goes with this process.
@@ -89,5 +77,45 @@ impl Runtime {
         }
         let null = std::process::Stdio::null;
         self.run("start", "start", &[&self.id], [null(), null(), null()])
+    }
+
+    /// Have the container made by a process in a mount namespace of its own, which then ends: mounts of the snapshot are seen by
+    /// the runtime alone, and by the container, and go with them. Who is not root on the machine could enter such a namespace
+    /// himself, and not leave it again.
+    fn create(&self, channel: &Channel, streams: Option<Streams>) -> Result<(), Failure> {
+        let (ours, theirs) = Channel::pair()?;
+        let between = match sys::fork().step(|| "start a process that mounts the container's root")? {
+            Forked::Parent(between) => between,
+            Forked::Child => {
+                let told = match self.mount_and_create(channel, streams) {
+                    Ok(()) => Message::Made,
+                    Err(failure) => Message::Failed(failure),
+                };
+                let _ = theirs.send(&told);
+                sys::exit_now(0)
+            }
+        };
+        drop((theirs, streams));
+        let told = ours.receive();
+        let _ = rustix::process::waitpid(Pid::from_raw(between), WaitOptions::empty());
+        match told? {
+            Some(Message::Made) => Ok(()),
+            Some(Message::Failed(failure)) => Err(failure),
+            _ => Err(ended_early()),
+        }
+    }
+
+    fn mount_and_create(&self, channel: &Channel, streams: Option<Streams>) -> Result<(), Failure> {
+        if let Some(network) = &self.network {
+            sys::move_into(network.as_fd(), libc::CLONE_NEWNET).step(|| "enter the container's network namespace")?;
+        }
+        sys::unshare(libc::CLONE_NEWNS).step(|| "make a mount namespace")?;
+        let root = self.bundle.join(&self.config.root.path);
+        let propagation = self.config.linux.rootfs_propagation.as_deref();
+        rootfs::mount_for_runtime(&self.bundle, &root, &self.snapshot, &self.sources, propagation)?;
+        let bundle = self.bundle.to_string_lossy();
+        let words = ["--bundle", &*bundle];
+        let making = Making { verb: CREATE, name: CREATE, words: &words, process: &self.config.process };
+        self.make(&making, streams, channel)
     }
 }

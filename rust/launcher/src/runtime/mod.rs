@@ -27,6 +27,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, WaitOptions};
@@ -62,6 +63,8 @@ pub struct Runtime {
     config: Config,
     snapshot: Vec<lamella_core::mount::Mount>,
     sources: Vec<rootfs::Source>,
+    /// The network namespace that it is to have, where its config.json cannot name one by a path.
+    network: Option<Arc<OwnedFd>>,
     init: bool,
     /// It is made, and not started before the monitor says so.
     hold: bool,
@@ -131,6 +134,7 @@ impl Runtime {
             config,
             snapshot: request.rootfs.iter().cloned().map(Into::into).collect(),
             sources: request.sources.iter().cloned().map(Into::into).collect(),
+            network: request.given.network.clone(),
             init: request.init,
             hold: request.hold,
         })
@@ -258,16 +262,8 @@ impl Runtime {
         self.spawn(verb, name, words, streams).and_then(|child| self.finish(verb, name, child))
     }
 
-    /// Have the runtime make a process, in the process that was forked for that, and tell the monitor of it. `prepare` and
-    /// `afterwards` are called around the start of the runtime.
-    fn make(
-        &self,
-        making: &Making<'_>,
-        streams: Option<Streams>,
-        channel: &Channel,
-        prepare: impl FnOnce() -> Result<(), Failure>,
-        afterwards: impl FnOnce() -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+    /// Have the runtime make a process, in the process that was forked for that, and tell the monitor of it.
+    fn make(&self, making: &Making<'_>, streams: Option<Streams>, channel: &Channel) -> Result<(), Failure> {
         let Making { verb, name, .. } = *making;
         let pid_file = Self::file(name, "pid");
         let mut words = vec!["--pid-file", &pid_file];
@@ -282,9 +278,7 @@ impl Runtime {
         }
         words.push(&self.id);
         let streams = streams.map_or_else(|| Ok([Stdio::null(), Stdio::null(), Stdio::null()]), inherited)?;
-        prepare()?;
         let child = self.spawn(verb, name, &words, streams)?;
-        afterwards()?;
         self.finish(verb, name, child).map_err(|failure| failure::name(failure, making.process.args.first()))?;
         let pid = self.made(name).ok_or_else(|| {
             Failure::new(Kind::Internal, format!("{} {verb} has named no process", self.program.display()))
