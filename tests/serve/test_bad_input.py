@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,157 @@ RECORDS = UPDATES or os.environ.get("LAMELLA_NIGHTLY") == "1"
 """Whether containerd is asked again."""
 VERSION = "containerd.services.version.v1.Version.Version"
 SERVICES = sorted({name.rpartition(".")[0] for name in bad_input.rpcs()})
+NOTHING = "wire (empty|wrong-kind)"
+"""A message that has none of its fields."""
 INTENDED: tuple[tuple[str, str, str, str], ...] = (
-    (r".*", "CRASHED", "(?!INTERNAL).*", "containerd reads fields of messages that are not there"),
-    (r".*", "UNKNOWN", "(?!INTERNAL|OK|OPEN).*", "containerd says what is wrong in words alone"),
+    (
+        rf"\S+(Containers|Images)\.(Create|Update) ({NOTHING}|(container|image) none)",
+        "CRASHED",
+        "INVALID_ARGUMENT",
+        "containerd reads what is not there",
+    ),
+    (r"\S+Images\.Create image\.target none", "CRASHED", "INVALID_ARGUMENT", "the same"),
+    (r"\S+Images\.Update image\.target none", "CRASHED", "OK", "the mask does not name it"),
+    (rf"\S+(Content|Snapshots)\.Update ({NOTHING}|info none)", "CRASHED", "INVALID_ARGUMENT", "the same"),
+    (rf"\S+Diff\.Apply ({NOTHING}|diff none)", "CRASHED", "INVALID_ARGUMENT", "the same"),
+    (rf"\S+Events\.Forward ({NOTHING}|envelope none)", "CRASHED", "INVALID_ARGUMENT", "the same"),
+    (rf"\S+Namespaces\.Create ({NOTHING}|namespace none)", "CRASHED", "INVALID_ARGUMENT", "the same"),
+    (
+        rf"\S+Namespaces\.Update ({NOTHING}|namespace none)",
+        "CRASHED",
+        "NOT_FOUND",
+        "it names none that is there",
+    ),
+    (
+        rf"\S+Leases\.(Add|Delete)Resource ({NOTHING}|resource none)",
+        "CRASHED",
+        "UNIMPLEMENTED",
+        "a resource without a type is of no known type",
+    ),
+    (
+        r"\S+(Containers|Images|Namespaces)\.(Create|Update) \w+\.labels no-key"
+        r"|\S+(Content|Snapshots)\.Update info\.labels no-key"
+        r"|\S+Snapshots\.(Commit|Prepare|View) labels no-key|\S+Leases\.Create labels (no|huge)-key"
+        r"|\S+Transfer:(pull|tag) destination\.\.labels no-key",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "a label without a key, or with one that is too long",
+    ),
+    (
+        r"\S+(Events\.Subscribe|Snapshots\.List|Tasks\.Metrics) filters (no-value|no-operator|no-end|nul|up)",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "a filter that is none",
+    ),
+    (
+        r"\S+Namespaces\.(Delete name|Update namespace\.name) \S+",
+        "UNKNOWN",
+        "NOT_FOUND",
+        "none has that name",
+    ),
+    (r"\S+Namespaces\.Update update_mask huge", "UNKNOWN", "INVALID_ARGUMENT", "it names no field"),
+    (
+        r"\S+Snapshots\.(Commit name empty|(Prepare|View) key (empty|huge))",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "a key has some bytes, not thousands",
+    ),
+    (
+        r"\S+Diff\.Apply (- good|wire unknown-field|namespace two|sync_fs other|(lease|payloads|diff\.annotations) \S+"
+        r"|mounts none|mounts\.(options|source) empty|mounts\.(target|type) \S+)",
+        "UNKNOWN",
+        "DATA_LOSS",
+        "the blob is no archive",
+    ),
+    (r"\S+Diff\.Apply diff\.media_type \S+", "UNKNOWN", "UNIMPLEMENTED", "of no kind that can be applied"),
+    (
+        r"\S+Diff\.Apply diff\.size \S+",
+        "UNKNOWN",
+        "FAILED_PRECONDITION|INVALID_ARGUMENT",
+        "the blob has another",
+    ),
+    (
+        r"\S+Diff\.(Apply mounts|Diff (left|right)) (empty|many)",
+        "UNKNOWN",
+        "NOT_FOUND",
+        "what is mounted is looked at where it lies",
+    ),
+    (
+        r"\S+Diff\.(Apply mounts|Diff (left|right))\.(options|source) \S+",
+        "UNKNOWN",
+        "INVALID_ARGUMENT|NOT_FOUND|DATA_LOSS",
+        "the same",
+    ),
+    (
+        rf"\S+Transfer:\w+ ({NOTHING}|(source|destination) none|(source|destination)\. \S+|\S+ not-utf-8)",
+        "UNKNOWN",
+        "UNIMPLEMENTED|INVALID_ARGUMENT",
+        "ends that are none, or that are not read",
+    ),
+    (
+        r"\S+Transfer:(pull source|push destination)\.\.(reference|resolver\.(default_scheme|host_dir|headers)) \S+",
+        "UNKNOWN",
+        "INVALID_ARGUMENT|UNAVAILABLE",
+        "a registry, a scheme, a folder or headers by which nothing is reached",
+    ),
+    (r"\S+Tasks\.Create (checkpoint|runtime_path) \S+", "UNKNOWN", "UNIMPLEMENTED", "neither is here"),
+    (
+        r"\S+Tasks\.Create (rootfs|rootfs\.(options|source|target|type)|options|terminal|std(in|out|err)) \S+",
+        "UNKNOWN",
+        "INVALID_ARGUMENT|NOT_FOUND|FAILED_PRECONDITION",
+        "its shim has only words for what cannot be mounted or opened",
+    ),
+    (
+        r"\S+Tasks\.(Delete|Start) (- good|wire unknown-field|namespace two|lease \S+|exec_id empty)",
+        "UNKNOWN",
+        "FAILED_PRECONDITION",
+        "its shim has only words for the state of a task",
+    ),
+    (
+        r"\S+Tasks\.DeleteProcess exec_id empty",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "and for a process without a name",
+    ),
+    (
+        r"\S+Tasks\.Exec spec\S* \S+",
+        "UNKNOWN",
+        "INVALID_ARGUMENT|NOT_FOUND",
+        "and for a process that cannot be one",
+    ),
+    (r"\S+Tasks\.Kill signal most", "UNKNOWN", "INVALID_ARGUMENT", "and for a signal that is none"),
+    (r"\S+Tasks\.Update resources\.\S* \S+", "UNKNOWN", "INVALID_ARGUMENT", "and for limits that are none"),
     (r"\S+sandbox\S+ .*|\S+Tasks.Checkpoint .*", ".*", "UNIMPLEMENTED|NOT_FOUND", "not here"),
     (r"grpc.reflection.*|\S+Snapshots.Cleanup .*", "UNIMPLEMENTED", "(?!DEADLINE).*", "here"),
     (
-        r"\S+ \S*(id|ref|key|name|parent|stdin|stdout|stderr)( (empty|huge|long|nul))|\S+(Status|Abort|DeleteProcess) wire .*",
-        "(?!UNKNOWN).*",
-        "INVALID_ARGUMENT|NOT_FOUND",
+        rf"\S+(Content\.(Abort|Status)|Tasks\.DeleteProcess) {NOTHING}",
+        "NOT_FOUND",
+        "INVALID_ARGUMENT",
         "a name has some bytes, not thousands, and none that is zero",
     ),
+    (
+        r"\S+(Content\.(Abort|Status|Write)|Diff\.Diff) \S*ref (empty|huge|long|nul)",
+        "OK|NOT_FOUND",
+        "INVALID_ARGUMENT",
+        "the same",
+    ),
+    (r"\S+Images\.Create image\.name (huge|long|nul)", "OK", "INVALID_ARGUMENT", "the same"),
+    (r"\S+Images\.(Delete name|Update image\.name) (huge|long|nul)", "OK", "NOT_FOUND", "so none has it"),
+    (r"\S+Leases\.Create id (huge|long|nul)", "OK", "INVALID_ARGUMENT", "the same"),
+    (r"\S+Leases\.Delete id (huge|long|nul)", "OK", "NOT_FOUND", "so none has it"),
+    (
+        r"\S+Snapshots\.\w+ (key|name|parent|info\.name) (empty|huge|long|nul)",
+        "OK|NOT_FOUND|ALREADY_EXISTS|FAILED_PRECONDITION",
+        "INVALID_ARGUMENT",
+        "the same; containerd has some of them from the request before",
+    ),
+    (
+        r"\S+Transfer:(push source|tag destination)\.\.name (huge|long|nul)",
+        "OK",
+        "INVALID_ARGUMENT",
+        "the same",
+    ),
+    (r"\S+Tasks\.Exec std(in|out|err) (huge|long|nul)", "OK", "INVALID_ARGUMENT", "a path as well"),
     (r"\S+ namespace .*", "(?!INTERNAL).*", "INVALID_ARGUMENT|FAILED_PRECONDITION", "looked at first"),
     (
         r"\S+ filters (no-pattern|wide-pattern|huge)",
@@ -49,7 +189,12 @@ INTENDED: tuple[tuple[str, str, str, str], ...] = (
     ),
     (r"\S+ update_mask no-key", "OK", "INVALID_ARGUMENT", "labels without a key"),
     (r"\S+ update_mask huge", "INVALID_ARGUMENT", "OK", "a label that is not there cannot be too long"),
-    (r"\S+ \S*labels \S+", "OK", "INVALID_ARGUMENT", "labels are checked wherever they are given"),
+    (
+        r"\S+Diff\.Diff labels no-key|\S+Leases\.Create labels (huge-value|long|gc-expire)",
+        "OK",
+        "INVALID_ARGUMENT",
+        "labels are checked wherever they are given",
+    ),
     (r"\S+ lease empty", "NOT_FOUND", "OK", "a header without a value is none"),
     (r"\S+Transfer:tag (lease|options.progress_stream) .*", "OK", "NOT_FOUND", "neither is passed over"),
     (
@@ -76,9 +221,32 @@ INTENDED: tuple[tuple[str, str, str, str], ...] = (
     (r"\S+ container.spec none", "OK", "INVALID_ARGUMENT", "a container has a spec"),
     (r"\S+ \S+ (far|past)", "OK", "INVALID_ARGUMENT", "a time is in the years 1 to 9999"),
     (r"\S+ \S*event. huge-type", "OK", "RESOURCE_EXHAUSTED", "an event has 64 KiB"),
-    (r"\S+PluginInfo options\S* .*", "UNKNOWN|UNIMPLEMENTED", "OK", "there is no shim to ask"),
-    (r"\S+ \S*(type|target|options|rootfs\S*) \S+", "UNKNOWN", "OK", "a mount is looked at where it lies"),
-    (r"\S+ \S*(extensions|annotations) \S+", "UNKNOWN", "OK", "no limit on keys"),
+    (
+        r"\S+PluginInfo options\S* .*",
+        "UNKNOWN|UNIMPLEMENTED",
+        "OK|INVALID_ARGUMENT",
+        "there is no shim to ask",
+    ),
+    (
+        r"\S+Diff\.Diff (left|right)\.(type|target) \S+|\S+Diff\.Diff (left|right)\.options empty",
+        "UNKNOWN",
+        "OK",
+        "a mount is looked at where it lies",
+    ),
+    (r"\S+Tasks\.Create rootfs\.(type|target|options) \S+", "UNKNOWN", "OK", "the same"),
+    (r"\S+Tasks\.Create options empty", "UNKNOWN", "OK", "options of no type are none"),
+    (
+        r"\S+Containers\.Create container\.extensions huge-key|\S+Images\.Create image\.target\.annotations (no|huge)-key",
+        "UNKNOWN",
+        "OK",
+        "no limit on keys",
+    ),
+    (
+        r"\S+Tasks\.Update annotations \S+",
+        "UNKNOWN",
+        "OK",
+        "its shim fails on no resources; here there is nothing to do",
+    ),
     (
         r"\S+Streaming.Stream .*",
         "UNKNOWN|OPEN",
@@ -135,7 +303,6 @@ INTENDED: tuple[tuple[str, str, str, str], ...] = (
         "a process that was not started has no input yet",
     ),
     (r"\S+Transfer:push destination..resolver.logs_stream .*", "UNKNOWN", "OK", "there are no logs"),
-    (r"\S+Tasks.Exec exec_id \S+", "NOT_FOUND", "INVALID_ARGUMENT", "an id is no path"),
 )
 """Where lamella differs: a pattern of ``RPC FIELD WORD``, containerd's code, lamella's (patterns as well), and the reason."""
 
@@ -173,8 +340,8 @@ class Asked:
         """Tell whether it still does."""
         return self.peer.call(bad_input.rpcs()[VERSION], Case("", "", [b""])) == "OK"
 
-    def ask(self, service: str) -> Answers:
-        """Send every bad request of a service's RPCs."""
+    def ask(self, service: str, is_open: Callable[[str], bool] = lambda key: True) -> Answers:
+        """Send every bad request of a service's RPCs. What is not to stay open is waited for, on a slow machine, too."""
         self.peer.have("lease")
         found: Answers = {}
         for name, rpc in bad_input.rpcs().items():
@@ -189,6 +356,8 @@ class Asked:
                         self.peer.have(thing)
                     key = f"{name}{':' if variant else ''}{variant} {case.field} {case.word}"
                     found[key] = self.peer.call(rpc, case)
+                    if found[key] == "OPEN" and not is_open(key):
+                        found[key] = self.peer.call(rpc, case, patient=True)
                     if self.name == "containerd":
                         self._mend(key, found)
                 for thing in base.undo:
@@ -240,7 +409,10 @@ def test_bad_input_is_refused_as_containerd_refuses_it(
 ) -> None:
     recorded = _read(RECORDED.read_text())
     with _asked("lamella", small_image_registry, tmp_path) as server:
-        got = server.ask(service)
+        got = server.ask(
+            service,
+            lambda key: recorded.get(key, "OPEN") == "OPEN" or _is_intended(key, recorded[key], "OPEN"),
+        )
         assert server.answers()
         server.stop()
         assert "internal error" not in (log := (server.folder / "serve.log").read_text()), log[-4000:]
@@ -282,9 +454,9 @@ if RECORDS:
         small_image_registry: Any, tmp_path: Path, require_program: Any, service: str
     ) -> None:
         require_program("runc")
-        with _asked("containerd", small_image_registry, tmp_path) as server:
-            got = server.ask(service)
         recorded = _read(RECORDED.read_text()) if RECORDED.exists() else {}
+        with _asked("containerd", small_image_registry, tmp_path) as server:
+            got = server.ask(service, lambda key: UPDATES or recorded.get(key) == "OPEN")
         if UPDATES:
             others = {key: code for key, code in recorded.items() if not key.startswith(f"{service}.")}
             recorded = others | got
