@@ -253,7 +253,7 @@ class TestTargets:
             assert chain in overlay.list(f'labels."{self.REF}"=={chain},parent=="{parent}"')
             parent = chain
         overlay.prepare("work", parent=image.chain_id)
-        with served.client.snapshots.mounted("work") as root:
+        with served.client.snapshots.mounted(image.chain_id) as root:  # as a copy, without root
             assert (root / "bin/sh").exists()
 
     def test_what_stands_on_another_parent_is_not(self, overlay, image) -> None:
