@@ -34,6 +34,7 @@ from lamella.cli import main as command
 from lamella.digest import Digest, digest_of
 from lamella.gc import collect
 from lamella.metadata import timestamp
+from lamella.snapshots.folders import LayerFolders
 from lamella.structs import encode
 
 LAYERS = 8
@@ -126,8 +127,11 @@ def fill(client: lamella.Client, count: int, *, files: bool) -> str:
     root, now = client.config.root, timestamp()
     blobs_folder = root / "blobs" / "sha256"
     blobs_folder.mkdir(parents=True)
-    snapshots = root / "snapshots" / "overlayfs"
-    snapshots.mkdir(parents=True)
+    folders = LayerFolders(root, "overlayfs")
+    folders.remove(
+        folders.create(work=False)
+    )  # the first one makes the folder of all, in the form that this user can read
+    snapshots = folders.top
     rows: dict[str, list[tuple[Any, ...]]] = {}
 
     def add(table: str, *values: Any) -> None:
