@@ -492,6 +492,40 @@ def test_a_label_tells_how_often_it_was_run_again(box) -> None:
     assert told() == ""
 
 
+SLOW_AT_FURTHER_RUNS = """
+[ ! -e $folder/out ] || until [ -e $folder/go ]; do sleep 0.01; done
+exec 5>&-"""
+
+
+def test_a_logger_that_takes_its_time_at_a_further_run_holds_nobody_up(box, logger, tmp_path) -> None:
+    def begun() -> int:
+        return (tmp_path / "begun").read_text().count("\n")
+
+    logger.write_text(LOGGER.replace("\nexec 5>&-", SLOW_AT_FURTHER_RUNS))
+    box.record("/bin/sh", "-c", "echo run; exit 3", labels=restarts("on-failure:1"))
+    box.create(stdout=f"binary://{logger}?to={tmp_path}")
+    box.start()
+    until(lambda: begun() == 2)
+    assert box.get().status == task_types_pb2.RUNNING, "it is answered while the logger begins"
+    (tmp_path / "go").touch()
+    assert box.wait() == 3
+    assert begun() == 2
+    box.delete()
+
+
+def test_a_task_that_is_killed_does_not_wait_for_the_logger_of_its_next_run(box, logger, tmp_path) -> None:
+    logger.write_text(LOGGER.replace("\nexec 5>&-", SLOW_AT_FURTHER_RUNS))
+    box.record("/bin/sh", "-c", "echo run; exit 3", labels=restarts("always"))
+    box.create(stdout=f"binary://{logger}?to={tmp_path}")
+    box.start()
+    until(lambda: (tmp_path / "begun").read_text().count("\n") == 2)
+    pid = int((tmp_path / "begun").read_text().split()[3])
+    box.kill()
+    assert box.wait() == 3
+    box.delete()
+    until(lambda: not Path(f"/proc/{pid}").exists())
+
+
 def test_a_label_that_says_it_was_stopped_ends_the_restarts(box) -> None:
     place = f"file://{box.folder}/log"
     script = "echo run; until [ -e /run/go ]; do sleep 0.01; done; exit 3"

@@ -118,8 +118,11 @@ impl Monitor {
         Ok(())
     }
 
-    /// A logger is ready: start the process.
+    /// A logger is ready: start the process; that of the next run is for [`Monitor::do_what_is_due`].
     pub(super) fn logger_is_ready(&mut self, id: u32) {
+        if id == INIT {
+            return self.run_logger_is_ready();
+        }
         let Some(Waiting { name, client, redirected, ready, .. }) = self.named.waiting.remove(&id) else { return };
         drop(ready);
         if let Err(failure) = self.start_described(client, name, redirected) {

@@ -8,18 +8,20 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::event::epoll::EventFlags;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde_json::json;
 
 use super::control::check_signal;
 use super::hooks::expect_end;
+use super::logger::{self, Logger};
 use super::memory::Memory;
 use super::record::{ExitRecord, RestartRecord};
 use super::redirect::Redirected;
-use super::{INIT, Monitor, Process, ended, events};
+use super::{INIT, Monitor, Process, Source, ended, events};
 use crate::container::Wait;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, Step};
 use crate::request::{Request, RestartPolicy};
 use crate::run::{Builder, Maker, Prepared};
 use crate::time;
@@ -39,6 +41,19 @@ enum Next {
     At(Instant),
 }
 
+/// Where the streams of the next run lead.
+#[derive(Debug)]
+enum Streams {
+    /// To a logger that is not ready yet.
+    Awaited {
+        redirected: Redirected,
+        logger: Option<i32>,
+        ready: OwnedFd,
+        until: Instant,
+    },
+    Ready(Redirected),
+}
+
 #[derive(Debug)]
 pub(super) struct Restarts {
     pub(super) request: Request,
@@ -48,6 +63,8 @@ pub(super) struct Restarts {
     /// When the present run began.
     began: Instant,
     next: Next,
+    /// Of the next run, once its moment has come.
+    streams: Option<Streams>,
     /// How the run before the present one ended.
     last: Option<ExitRecord>,
     /// It was ended from outside.
@@ -66,6 +83,7 @@ impl Restarts {
             delay: Duration::ZERO,
             began: Instant::now(),
             next: Next::Nothing,
+            streams: None,
             last: None,
             stopped: false,
             asked: None,
@@ -84,7 +102,11 @@ impl Restarts {
 
     /// How long the monitor may sleep; the next run waits for as long as it is `held` back.
     pub(super) fn timeout(&self, held: bool) -> Option<Duration> {
-        let next = if let (Next::At(moment), false) = (self.next, held) { Some(moment) } else { None };
+        let next = match (self.next, &self.streams) {
+            (Next::At(_), Some(Streams::Awaited { until, .. })) => Some(*until),
+            (Next::At(moment), _) if !held => Some(moment),
+            _ => None,
+        };
         let moment = [next, self.kill_at].into_iter().flatten().min();
         moment.map(|moment| moment.saturating_duration_since(Instant::now()))
     }
@@ -195,12 +217,18 @@ impl Monitor {
                 let _ = self.send_signal(pid, libc::SIGKILL);
             }
         }
-        if let Next::At(moment) = self.restarts.next
-            && moment <= now
-            && !self.is_held_back()
-        {
+        let Next::At(moment) = self.restarts.next else { return };
+        let streams = match &self.restarts.streams {
+            Some(Streams::Awaited { until, .. }) if *until <= now => {
+                self.let_go_of_streams();
+                Err(logger::late())
+            }
+            _ if moment > now || self.is_held_back() => return,
+            _ => self.streams_of_next_run(now),
+        };
+        if let Some(streams) = streams.transpose() {
             self.restarts.next = Next::Nothing;
-            if let Err(failure) = self.run_again() {
+            if let Err(failure) = streams.and_then(|streams| self.run_again(streams)) {
                 let record = ExitRecord::of_failed_start(failure.exit_code.unwrap_or(1));
                 self.clear_behind_run();
                 let message = failure.message.clone();
@@ -212,8 +240,50 @@ impl Monitor {
         }
     }
 
+    /// Give where the streams of the next run lead; None while its logger is not ready, which wakes the monitor when it is.
+    fn streams_of_next_run(&mut self, now: Instant) -> Result<Option<Redirected>, Failure> {
+        match self.restarts.streams.take() {
+            Some(Streams::Ready(redirected)) => return Ok(Some(redirected)),
+            Some(awaited) => {
+                self.restarts.streams = Some(awaited);
+                return Ok(None);
+            }
+            None => {}
+        }
+        let (mut redirected, ready) = Redirected::begin(&self.restarts.request.stdio, &self.restarts.request.owner())?;
+        let Some(ready) = ready else { return Ok(Some(redirected)) };
+        let logger = redirected.take_logger();
+        let pid = logger.as_ref().map(Logger::pid);
+        self.loggers.extend(logger);
+        self.watch(ready.as_fd(), Source::Logger(INIT), EventFlags::IN).step(|| "watch the logger")?;
+        let until = now + logger::PATIENCE;
+        self.restarts.streams = Some(Streams::Awaited { redirected, logger: pid, ready, until });
+        Ok(None)
+    }
+
+    /// The logger of the next run is ready.
+    pub(super) fn run_logger_is_ready(&mut self) {
+        self.restarts.streams = match self.restarts.streams.take() {
+            Some(Streams::Awaited { redirected, ready, .. }) => {
+                drop(ready); // and so it wakes nobody any more
+                Some(Streams::Ready(redirected))
+            }
+            other => other,
+        };
+    }
+
+    /// The next run has none: a logger that was not ready yet is killed, another sees its streams end.
+    fn let_go_of_streams(&mut self) {
+        if let Some(Streams::Awaited { logger: pid, .. }) = self.restarts.streams.take() {
+            // One that has ended was reaped, and is not in the list any more.
+            for logger in self.loggers.extract_if(.., |logger| Some(logger.pid()) == pid) {
+                logger.kill();
+            }
+        }
+    }
+
     /// Make a run; how its first process fares is heard later ([`Monitor::listen`]).
-    fn run_again(&mut self) -> Result<(), Failure> {
+    fn run_again(&mut self, redirected: Redirected) -> Result<(), Failure> {
         self.restarts.request.hold = false; // which is of the first run
         let mut run = Prepared::read(&self.restarts.request, self.bundle.as_fd())?;
         if let Builder::Launcher(plan, _) = &mut run.builder {
@@ -222,7 +292,6 @@ impl Monitor {
         expect_end(self.bundle.as_fd(), &self.restarts.request, &run.shared)?;
         self.shared.hooks.clone_from(&run.shared.hooks); // for the end of one that cannot begin
         self.cgroup = run.make_cgroup(&self.restarts.request)?;
-        let redirected = Redirected::open(&self.restarts.request.stdio, &self.restarts.request.owner())?;
         let begun = run.begin(self.restarts.request.stdin, &self.cgroup, self.lock)?;
         (self.own_pids, self.shared) = (run.own_pids, run.shared);
         let (pid, helper) = match begun.maker {
@@ -283,6 +352,7 @@ impl Monitor {
             return false;
         }
         self.restarts.next = Next::Nothing;
+        self.let_go_of_streams();
         if let Some(record) = self.exit.clone() {
             self.end_for_good(record);
         }
