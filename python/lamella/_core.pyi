@@ -78,6 +78,7 @@ class Pipeline:
     ``offset``: bytes that the file holds already; they are read back, hashed and unpacked first (resume).
     ``layer``: the folder to apply to, which must exist and be empty (not so for ``whiteouts="plain"``, where it holds a
     copy of the lower layers and deletions happen in it); None to only write the blob.
+    ``confined``: a helper applies the layer, also of a root (Unavailable when it is killed meanwhile).
     The blob's magic number decides on its compression; ``compression`` only serves the message when it is damaged.
     After an error of any call the stages have stopped, and later calls raise the same error.
     """
@@ -95,6 +96,7 @@ class Pipeline:
         whiteouts: _Whiteouts = "overlay",
         max_tar_size: int | None = None,
         max_entries: int | None = None,
+        confined: bool = False,
     ) -> Pipeline: ...
     def write(self, data: Buffer) -> None:
         """Hand over bytes; blocks while the stages are behind. Raises what a stage failed with, as soon as it did."""

@@ -52,7 +52,9 @@ class Client:
     ``native``, which copies; None: as LAMELLA_SNAPSHOTTER says, else the former. ``registry``: how registries are talked to.
     ``additional_stores``: where images are looked for that are not here (:mod:`lamella.additional`); None: as
     LAMELLA_ADDITIONAL_STORES says, with ``:`` between them. ``policy``: which images may come here
-    (:mod:`lamella.policy`); None: as the file says that LAMELLA_POLICY names, else all.
+    (:mod:`lamella.policy`); None: as the file says that LAMELLA_POLICY names, else all. ``confine``: a root's layers are unpacked
+    by a process that can do nothing else, as those of others always are; None: as LAMELLA_CONFINE says, ``yes`` or ``no`` (the
+    default).
 
     Errors: PermissionDenied when the store cannot be opened, FailedPrecondition when a newer lamella made it,
     InvalidArgument for a malformed namespace.
@@ -69,6 +71,7 @@ class Client:
         durable: bool = False,
         auto_gc: bool | None = None,
         additional_stores: Sequence[str | os.PathLike[str]] | None = None,
+        confine: bool | None = None,
         registry: RegistryConfig | None = None,
         policy: AnyPolicy | None = None,
     ) -> None:
@@ -83,6 +86,7 @@ class Client:
             runtime=runtime,
             auto_gc=auto_gc,
             additional_stores=additional_stores,
+            confine=confine,
         )
         self.database = Database(self.config)
         self._cgroup_parents: dict[str, bool] = {}

@@ -6,8 +6,8 @@
     <state>  0711  tasks/<namespace>/<container>/
 
 Sources, the first that is set wins: the argument, the environment (LAMELLA_ROOT, LAMELLA_STATE, LAMELLA_NAMESPACE,
-LAMELLA_SNAPSHOTTER, LAMELLA_RUNTIME, LAMELLA_GC, LAMELLA_ADDITIONAL_STORES), the default (/var/lib/lamella and /run/lamella for
-root, the XDG base directories otherwise).
+LAMELLA_SNAPSHOTTER, LAMELLA_RUNTIME, LAMELLA_GC, LAMELLA_ADDITIONAL_STORES, LAMELLA_CONFINE), the default (/var/lib/lamella and
+/run/lamella for root, the XDG base directories otherwise).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Config(Struct, frozen=True, kw_only=True):
     """The settings of one client. ``auto_gc``: collect garbage without being asked (:mod:`lamella.autogc`).
 
     ``additional_stores``: where images are looked for that are not here (:mod:`lamella.additional`).
+    ``confine``: layers are unpacked by a process that can do nothing else; it is so anyway for who is not root.
     ``runtime`` makes the containers for which no other is named (:mod:`lamella.containers.runtimes`).
     """
 
@@ -43,6 +44,7 @@ class Config(Struct, frozen=True, kw_only=True):
     runtime: str = DEFAULT_RUNTIME
     auto_gc: bool = False
     additional_stores: tuple[Path, ...] = ()
+    confine: bool = False
 
     @classmethod
     def load(
@@ -55,6 +57,7 @@ class Config(Struct, frozen=True, kw_only=True):
         runtime: str | None = None,
         auto_gc: bool | None = None,
         additional_stores: Sequence[str | os.PathLike[str]] | None = None,
+        confine: bool | None = None,
     ) -> Config:
         """Combine arguments, environment and defaults. Raise InvalidArgument for a malformed one."""
         env = os.environ
@@ -74,6 +77,7 @@ class Config(Struct, frozen=True, kw_only=True):
             snapshotter=snapshotter or env.get("LAMELLA_SNAPSHOTTER") or DEFAULT_SNAPSHOTTER,
             runtime=runtime or env.get("LAMELLA_RUNTIME") or DEFAULT_RUNTIME,
             auto_gc=_auto_gc(env.get("LAMELLA_GC", "")) if auto_gc is None else auto_gc,
+            confine=_confine(env.get("LAMELLA_CONFINE", "")) if confine is None else confine,
             additional_stores=tuple(
                 _folder(path, "additional store")
                 for path in (
@@ -94,6 +98,12 @@ def _auto_gc(text: str) -> bool:
     if text not in ("", "auto", "manual"):
         raise InvalidArgument(f"LAMELLA_GC is {text!r}", hint="Set it to auto, or to manual (the default).")
     return text == "auto"
+
+
+def _confine(text: str) -> bool:
+    if text not in ("", "yes", "no"):
+        raise InvalidArgument(f"LAMELLA_CONFINE is {text!r}", hint="Set it to yes, or to no (the default).")
+    return text == "yes"
 
 
 def _folder(path: str | os.PathLike[str], what: str) -> Path:

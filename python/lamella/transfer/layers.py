@@ -233,6 +233,7 @@ class Layers:
             layer=str(job.staging.path) if job.staging is not None else None,
             diff_id=job.diff_id if unpacks else None,
             whiteouts=self._client.snapshots.whiteouts,
+            confined=unpacks and self._client.config.confine,
         )
         with self._lock:
             self._at_work.add(pipeline)

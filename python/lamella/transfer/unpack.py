@@ -35,6 +35,7 @@ def unpack_blob(
         layer=folder,
         diff_id=diff_id,
         whiteouts=whiteouts or client.snapshots.whiteouts,
+        confined=client.config.confine,
     )
     try:
         pipeline.read_from(str(client.content.path(descriptor.digest)))

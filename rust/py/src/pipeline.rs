@@ -26,7 +26,7 @@ pub struct Pipeline {
 impl Pipeline {
     #[new]
     #[pyo3(signature = (*, digest, size, blob=None, offset=0, compression="none", layer=None, diff_id=None,
-                        whiteouts="overlay", max_tar_size=None, max_entries=None))]
+                        whiteouts="overlay", max_tar_size=None, max_entries=None, confined=false))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -40,10 +40,11 @@ impl Pipeline {
         whiteouts: &str,
         max_tar_size: Option<u64>,
         max_entries: Option<u64>,
+        confined: bool,
     ) -> PyResult<Self> {
         through(py, |check| {
             let defaults = Limits::default();
-            let helper = if layer.is_some() { place::helper(check)? } else { None };
+            let helper = if layer.is_some() { place::unpacker(confined, check)? } else { None };
             let layer = layer.as_deref().map(place::absolute).transpose()?;
             let inner = pipeline::Pipeline::new(pipeline::Options {
                 digest: Digest::from_str(digest)?,

@@ -32,6 +32,11 @@ pub fn helper(check: Check<'_>) -> Result<Option<Arc<Helper>>> {
     if helper::is_needed() { Helper::of_this_process(LAUNCHER, check).map(Some) } else { Ok(None) }
 }
 
+/// The helper that unpacks layers: where this process needs one, or is to have it `confined`.
+pub fn unpacker(confined: bool, check: Check<'_>) -> Result<Option<Arc<Helper>>> {
+    if confined || helper::is_needed() { Helper::of_this_process(LAUNCHER, check).map(Some) } else { Ok(None) }
+}
+
 /// A path that means the same in the helper, whose working folder is another.
 pub fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|error| Error::system(format!("cannot find {}", path.display()), error))

@@ -23,8 +23,10 @@ use crate::{launch, sys};
 pub struct Helper {
     control: OwnedFd,
     process: u32,
+    /// It is in a user namespace of its own, where this process is not root.
+    namespace: bool,
     maps: Maps,
-    namespace: OnceLock<OwnedFd>,
+    opened: OnceLock<OwnedFd>,
 }
 
 static HELPER: Mutex<Option<Arc<Helper>>> = Mutex::new(None);
@@ -54,11 +56,16 @@ pub fn carry_out<C: Call>(call: C, program: &[u8], check: Check<'_>) -> Result<C
 impl Helper {
     /// The helper of this process; it is started if there is none, or it has ended.
     ///
-    /// `PermissionDenied` or `Unsupported` where the kernel does not give a user namespace.
+    /// Of a root it is a process like this one, confined; else it is in a user namespace: `PermissionDenied` or `Unsupported`
+    /// where the kernel does not give one.
     pub fn of_this_process(program: &[u8], check: Check<'_>) -> Result<Arc<Self>> {
         let mut slot = HELPER.lock().unwrap_or_else(PoisonError::into_inner);
         let process = std::process::id();
-        let usable = |helper: &Arc<Self>| helper.process == process && !connection::is_closed(helper.control.as_fd());
+        // A process that is not root any more must not have a root's helper.
+        let usable = |helper: &Arc<Self>| {
+            let fits = helper.process == process && helper.namespace == is_needed();
+            fits && !connection::is_closed(helper.control.as_fd())
+        };
         if let Some(helper) = slot.take().filter(usable) {
             return Ok(Arc::clone(slot.insert(helper)));
         }
@@ -68,15 +75,22 @@ impl Helper {
     /// A helper that serves the other end already.
     #[cfg(test)]
     pub(super) fn over(control: OwnedFd) -> Self {
-        Self { control, process: std::process::id(), maps: Maps::default(), namespace: OnceLock::new() }
+        Self {
+            control,
+            process: std::process::id(),
+            namespace: is_needed(),
+            maps: Maps::default(),
+            opened: OnceLock::new(),
+        }
     }
 
     fn start(program: &[u8], check: Check<'_>) -> Result<Self> {
         let (control, theirs) = connection::control()?;
-        let setup = Setup { user: sys::user_name(), search: std::env::var("PATH").unwrap_or_default() };
+        let namespace = is_needed();
+        let setup = Setup { namespace, user: sys::user_name(), search: std::env::var("PATH").unwrap_or_default() };
         let reply = launch::launch(program, NAME, &encode(&setup)?, &[theirs.as_fd()], check)?;
         let maps = decode::<Result<Maps>>(&reply)??;
-        Ok(Self { control, process: std::process::id(), maps, namespace: OnceLock::new() })
+        Ok(Self { control, process: std::process::id(), namespace, maps, opened: OnceLock::new() })
     }
 
     /// What its user namespace maps.
@@ -87,11 +101,11 @@ impl Helper {
 
     /// Its user namespace, which lasts as long as anybody is in it or has it open.
     pub fn namespace(&self, check: Check<'_>) -> Result<BorrowedFd<'_>> {
-        if self.namespace.get().is_none() {
+        if self.opened.get().is_none() {
             // Another thread may have been first; it is the same one.
-            let _ = self.namespace.set(self.take_over(&Request::Namespace, check)?);
+            let _ = self.opened.set(self.take_over(&Request::Namespace, check)?);
         }
-        self.namespace.get().map(AsFd::as_fd).ok_or_else(ended)
+        self.opened.get().map(AsFd::as_fd).ok_or_else(ended)
     }
 
     /// Make a mount that is attached nowhere: what is in it can be reached by its descriptor, and it goes with that.

@@ -31,7 +31,7 @@ const STOPPED_LOOKS: u32 = 50;
 
 /// The helper went away in the middle.
 pub fn ended() -> Error {
-    Error::new(Kind::Unavailable, "the helper in the user namespace was killed while it worked")
+    Error::new(Kind::Unavailable, "the helper that works on layers was killed while it worked")
         .hint("Try again; a new one is started. If memory is short, the kernel's log says so.")
 }
 

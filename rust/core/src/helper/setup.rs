@@ -21,6 +21,8 @@ pub struct Maps {
 /// What the launcher is told when it is to become a helper.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Setup {
+    /// It makes a user namespace. Otherwise it is in its caller's, and only confined.
+    pub namespace: bool,
     /// The user's name, by which ranges of ids are his.
     pub user: Option<String>,
     /// Where newuidmap and newgidmap are looked for.

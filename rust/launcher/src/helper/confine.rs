@@ -9,7 +9,9 @@ use std::sync::OnceLock;
 
 use lamella_core::error::{Error, Kind as ErrorKind, Result};
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::thread::CapabilitySet;
 
+use crate::error::{Failure, Step};
 use crate::process::seccomp::{Filter, compile};
 use crate::spec::{Seccomp, SeccompArgument, SeccompRule};
 use crate::sys;
@@ -81,6 +83,26 @@ const REFUSED: &[&str] = &[
     "vfork",
 ];
 
+/// What unpacking takes of root's rights. `SYS_RESOURCE` for files of users whose quota is used up.
+const KEPT: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::SYS_ADMIN) // attributes trusted.*
+    .union(CapabilitySet::SYS_RESOURCE);
+
+/// Keep of root's rights what unpacking takes, in this thread and those that it starts, and let no program give others.
+pub fn keep_capabilities() -> std::result::Result<(), Failure> {
+    let mut sets = rustix::thread::capabilities(None).step(|| "read its capabilities")?;
+    sets.permitted &= KEPT;
+    sets.effective = sets.permitted;
+    sets.inheritable = CapabilitySet::empty();
+    rustix::thread::set_capabilities(None, sets).step(|| "give up capabilities")?;
+    rustix::thread::set_no_new_privs(true).step(|| "set no_new_privs")
+}
+
 /// Confine the calling thread to the work on a layer's folder.
 pub fn confine(folder: &Path) -> Result<()> {
     let failed =
@@ -122,6 +144,21 @@ fn profile() -> Seccomp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_kept_of_root_is_no_more_than_unpacking_takes() {
+        let own = rustix::thread::capabilities(None).unwrap();
+        let kept = std::thread::spawn(|| {
+            keep_capabilities().unwrap();
+            rustix::thread::capabilities(None).unwrap()
+        });
+        let kept = kept.join().unwrap();
+        assert_eq!(kept.permitted, own.permitted & KEPT);
+        assert_eq!(kept.effective, kept.permitted);
+        assert!(
+            !kept.permitted.intersects(CapabilitySet::SYS_PTRACE | CapabilitySet::SYS_CHROOT | CapabilitySet::KILL)
+        );
+    }
 
     #[test]
     fn a_confined_thread_works_in_its_folder_and_nowhere_else() {

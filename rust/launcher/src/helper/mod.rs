@@ -3,6 +3,8 @@
 //! The first process forks the helper, which makes the namespaces, has its ids mapped from outside (inside, the set-uid programs
 //! newuidmap and newgidmap have no rights), tells what was mapped, and ends. The helper is nobody's child then, leads a session of its own so that a terminal's Ctrl-C does not reach it, and ends when its control socket does.
 //!
+//! The helper of a root is the first process itself, in its caller's namespaces.
+//!
 //! One's own id is 0 inside; the ranges that /etc/subuid and /etc/subgid give follow from 1 on, in their order. Where they cannot
 //! be had, what is mapped is one's own id alone, and a note says why.
 
@@ -36,13 +38,44 @@ pub fn run() -> i32 {
     let taken = (sys::inherited(REQUEST), sys::inherited(REPLY), sys::inherited(CONTROL));
     let (Some(request), Some(reply), Some(control)) = taken else { return 2 };
     sys::close_from(CONTROL + 1);
-    match begin(request) {
-        Ok((setup, Forked::Parent(pid), channel)) => {
+    match setup(request) {
+        Ok(setup) if setup.namespace => in_user_namespace(&setup, reply, control),
+        Ok(_) => in_place(reply, &control),
+        Err(failure) => i32::from(answer(reply, &Err(told(failure))).is_err()),
+    }
+}
+
+fn setup(request: OwnedFd) -> Result<Setup, Failure> {
+    let mut document = Vec::new();
+    let mut request = File::from(request);
+    // The parent may have written it through the same open file: its offset is at the end then.
+    let _ = rustix::fs::seek(&request, rustix::fs::SeekFrom::Start(0));
+    request.read_to_end(&mut document).step(|| "read the request")?;
+    decode(&document).map_err(|error| Failure::invalid("the request", &error.message))
+}
+
+/// Become the helper of a root, as whom this process runs already.
+fn in_place(reply: OwnedFd, control: &OwnedFd) -> i32 {
+    let _ = rustix::thread::set_name(c"lamella-helper");
+    let _ = rustix::process::setsid();
+    let _ = rustix::process::chdir("/");
+    let hidden = || rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).step(|| "hide its memory");
+    let ready = confine::keep_capabilities().and_then(|()| hidden()).map_err(told);
+    let refused = ready.is_err();
+    if answer(reply, &ready.map(|()| Maps::default())).is_ok() && !refused {
+        serve(control, confine::confine);
+    }
+    0
+}
+
+fn in_user_namespace(setup: &Setup, reply: OwnedFd, control: OwnedFd) -> i32 {
+    match begin() {
+        Ok((Forked::Parent(pid), channel)) => {
             drop(control);
-            let mapped = map(pid, &channel, &setup).map_err(told);
+            let mapped = map(pid, &channel, setup).map_err(told);
             i32::from(answer(reply, &mapped).is_err())
         }
-        Ok((_, Forked::Child, channel)) => {
+        Ok((Forked::Child, channel)) => {
             drop(reply);
             if become_helper(channel) {
                 serve(&control, confine::confine);
@@ -53,17 +86,11 @@ pub fn run() -> i32 {
     }
 }
 
-fn begin(request: OwnedFd) -> Result<(Setup, Forked, Channel), Failure> {
-    let mut document = Vec::new();
-    let mut request = File::from(request);
-    // The parent may have written it through the same open file: its offset is at the end then.
-    let _ = rustix::fs::seek(&request, rustix::fs::SeekFrom::Start(0));
-    request.read_to_end(&mut document).step(|| "read the request")?;
-    let setup = decode(&document).map_err(|error| Failure::invalid("the request", &error.message))?;
+fn begin() -> Result<(Forked, Channel), Failure> {
     let (first, helper) = Channel::pair()?;
     match sys::fork().step(|| "start the helper")? {
-        Forked::Parent(pid) => Ok((setup, Forked::Parent(pid), first)),
-        Forked::Child => Ok((setup, Forked::Child, helper)),
+        Forked::Parent(pid) => Ok((Forked::Parent(pid), first)),
+        Forked::Child => Ok((Forked::Child, helper)),
     }
 }
 
