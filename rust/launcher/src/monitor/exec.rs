@@ -209,10 +209,10 @@ impl Monitor {
             let answer = self.start_answer(id);
             self.answer_starter(id, &answer);
         }
-        if let (Some(record), Some(name)) = (&ended, name) {
-            self.tell_waiting_for(&name, record); // that waited for this, too
-        }
         self.go_on_reading(id);
+        if let (Some(record), Some(name)) = (&ended, name) {
+            self.tell_waiting_for(&name, record); // that waited for this, too, and finds all output in its paths
+        }
         let early = self.processes.get_mut(&id).and_then(|process| process.early_signal.take().zip(process.pid));
         if let (Some((signal, pid)), None) = (early, &ended) {
             let _ = self.send_signal(pid, signal);
