@@ -57,7 +57,7 @@ BUSY_SECONDS = 60.0
 """How long a writer waits for the others before it gives up with Unavailable."""
 CHECKPOINT_PAGES = 4000
 """Pages of log, of 4 KiB, that are written before it is copied back: some 140 containers that are started and removed."""
-LONG_LOG = 4
+LONG_LOG = 2
 """Past how many times CHECKPOINT_PAGES the log is copied back while the other threads wait."""
 LOG_MAX = 8 * 1024 * 1024
 """Bytes of log that may be left behind; one large transaction makes it longer than CHECKPOINT_PAGES."""
