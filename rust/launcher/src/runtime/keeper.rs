@@ -87,6 +87,7 @@ impl Runtime {
         let between = match sys::fork().step(|| "start a process that mounts the container's root")? {
             Forked::Parent(between) => between,
             Forked::Child => {
+                drop(ours);
                 let told = match self.mount_and_create(channel, streams) {
                     Ok(()) => Message::Made,
                     Err(failure) => Message::Failed(failure),
