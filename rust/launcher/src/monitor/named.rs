@@ -4,19 +4,18 @@
 //! What is kept when the monitor goes, with the container, is `execs.json` in the bundle: the ends by name.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use rustix::event::epoll::EventFlags;
 use rustix::fs::AtFlags;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::logger::{self, Logger};
+use super::logger;
 use super::record::{self, ExitRecord};
-use super::redirect::Redirected;
-use super::{INIT, Monitor, Process, Source, ended, events};
-use crate::error::{Failure, Kind, Step};
+use super::redirect::{Awaited, Redirected};
+use super::{INIT, Monitor, Process, ended, events};
+use crate::error::{Failure, Kind};
 use crate::request::Redirections;
 use crate::spec::check_text;
 
@@ -44,10 +43,7 @@ struct Description {
 struct Waiting {
     name: String,
     client: u32,
-    redirected: Redirected,
-    logger: Option<i32>,
-    ready: OwnedFd,
-    until: Instant,
+    streams: Awaited,
 }
 
 /// How one ended.
@@ -105,16 +101,12 @@ impl Monitor {
             return Err(Failure::new(Kind::FailedPrecondition, "cannot start a process that is being started"));
         }
         let Some(Description { paths, .. }) = self.named.described.get(&name) else { return Ok(()) };
-        let (mut redirected, ready) = Redirected::begin(paths, &self.restarts.request.owner())?;
+        let (redirected, ready) = Redirected::begin(paths, &self.restarts.request.owner())?;
         let Some(ready) = ready else { return self.start_described(client, name, redirected) };
-        let logger = redirected.take_logger();
-        let pid = logger.as_ref().map(Logger::pid);
-        self.loggers.extend(logger);
         let id = self.next_process;
         self.next_process += 1;
-        self.watch(ready.as_fd(), Source::Logger(id), EventFlags::IN).step(|| "watch the logger")?;
-        let until = Instant::now() + logger::PATIENCE;
-        self.named.waiting.insert(id, Waiting { name, client, redirected, logger: pid, ready, until });
+        let streams = self.await_logger(id, redirected, ready)?;
+        self.named.waiting.insert(id, Waiting { name, client, streams });
         Ok(())
     }
 
@@ -123,28 +115,24 @@ impl Monitor {
         if id == INIT {
             return self.run_logger_is_ready();
         }
-        let Some(Waiting { name, client, redirected, ready, .. }) = self.named.waiting.remove(&id) else { return };
-        drop(ready);
-        if let Err(failure) = self.start_described(client, name, redirected) {
+        let Some(Waiting { name, client, streams }) = self.named.waiting.remove(&id) else { return };
+        if let Err(failure) = self.start_described(client, name, streams.into_ready()) {
             self.tell(client, |client| client.send_document(&json!({"error": failure})));
         }
     }
 
     /// Until the next logger has to be ready.
     pub(super) fn loggers_timeout(&self) -> Option<Duration> {
-        let next = self.named.waiting.values().map(|waiting| waiting.until).min();
+        let next = self.named.waiting.values().map(|waiting| waiting.streams.until).min();
         next.map(|moment| moment.saturating_duration_since(Instant::now()))
     }
 
     /// Give up processes whose loggers were not ready in time.
     pub(super) fn give_up_late_loggers(&mut self, now: Instant) {
-        let is_late = |(_, waiting): &(&u32, &Waiting)| waiting.until <= now;
+        let is_late = |(_, waiting): &(&u32, &Waiting)| waiting.streams.until <= now;
         while let Some(id) = self.named.waiting.iter().find(is_late).map(|(id, _)| *id) {
             let Some(waiting) = self.named.waiting.remove(&id) else { return };
-            // One that has ended was reaped, and is not in the list any more.
-            for logger in self.loggers.extract_if(.., |logger| Some(logger.pid()) == waiting.logger) {
-                logger.kill();
-            }
+            self.give_up_logger(&waiting.streams);
             self.tell(waiting.client, |client| client.send_document(&json!({"error": logger::late()})));
         }
     }

@@ -11,6 +11,7 @@ use std::fs::DirBuilder;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
@@ -35,6 +36,24 @@ pub struct Redirected {
     input: Option<Feed>,
     outputs: [Option<Sink>; 2],
     logger: Option<Logger>,
+}
+
+/// The same, of a process that is begun once its logger is ready.
+#[derive(Debug)]
+pub(super) struct Awaited {
+    redirected: Redirected,
+    logger: Option<i32>,
+    /// Ends when it is, which wakes the monitor.
+    ready: OwnedFd,
+    pub(super) until: Instant,
+}
+
+impl Awaited {
+    /// The logger is ready, and wakes the monitor no more.
+    pub(super) fn into_ready(self) -> Redirected {
+        drop(self.ready);
+        self.redirected
+    }
 }
 
 /// A path that a process reads.
@@ -81,11 +100,6 @@ impl Redirected {
         let errors = if paths.stdout.starts_with(FILE) { &paths.stdout } else { &paths.stderr };
         let open = |place: &str| (!place.is_empty()).then(|| Sink::open(place)).transpose();
         Ok((Self { input, outputs: [open(&paths.stdout)?, open(errors)?], logger: None }, None))
-    }
-
-    /// Take the logger out, for who looks after it.
-    pub(super) fn take_logger(&mut self) -> Option<Logger> {
-        self.logger.take()
     }
 
     /// The container was not made: a logger has nothing to wait for.
@@ -246,6 +260,28 @@ fn index_of(kind: FrameKind) -> u8 {
 }
 
 impl Monitor {
+    /// Wait for the logger of a process that has not begun: the monitor is woken as [`Source::Logger`] of `id` when it is ready.
+    pub(super) fn await_logger(
+        &mut self,
+        id: u32,
+        mut redirected: Redirected,
+        ready: OwnedFd,
+    ) -> Result<Awaited, Failure> {
+        let logger = redirected.logger.take();
+        let pid = logger.as_ref().map(Logger::pid);
+        self.loggers.extend(logger);
+        self.watch(ready.as_fd(), Source::Logger(id), epoll::EventFlags::IN).step(|| "watch the logger")?;
+        Ok(Awaited { redirected, logger: pid, ready, until: Instant::now() + logger::PATIENCE })
+    }
+
+    /// Wait for it no more, and end it: it was late, or its process will not begin.
+    pub(super) fn give_up_logger(&mut self, awaited: &Awaited) {
+        // One that has ended was reaped, and is not in the list any more.
+        for logger in self.loggers.extract_if(.., |logger| Some(logger.pid()) == awaited.logger) {
+            logger.kill();
+        }
+    }
+
     /// Let a process have its paths.
     pub(super) fn redirect(&mut self, id: u32, redirected: Redirected) {
         let Redirected { input, outputs, logger } = redirected;

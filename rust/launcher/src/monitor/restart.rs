@@ -8,20 +8,19 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::epoll::EventFlags;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde_json::json;
 
 use super::control::check_signal;
 use super::hooks::expect_end;
-use super::logger::{self, Logger};
+use super::logger;
 use super::memory::Memory;
 use super::record::{ExitRecord, RestartRecord};
-use super::redirect::Redirected;
-use super::{INIT, Monitor, Process, Source, ended, events};
+use super::redirect::{Awaited, Redirected};
+use super::{INIT, Monitor, Process, ended, events};
 use crate::container::Wait;
-use crate::error::{Failure, Kind, Step};
+use crate::error::{Failure, Kind};
 use crate::request::{Request, RestartPolicy};
 use crate::run::{Builder, Maker, Prepared};
 use crate::time;
@@ -45,12 +44,7 @@ enum Next {
 #[derive(Debug)]
 enum Streams {
     /// To a logger that is not ready yet.
-    Awaited {
-        redirected: Redirected,
-        logger: Option<i32>,
-        ready: OwnedFd,
-        until: Instant,
-    },
+    Awaited(Awaited),
     Ready(Redirected),
 }
 
@@ -103,7 +97,7 @@ impl Restarts {
     /// How long the monitor may sleep; the next run waits for as long as it is `held` back.
     pub(super) fn timeout(&self, held: bool) -> Option<Duration> {
         let next = match (self.next, &self.streams) {
-            (Next::At(_), Some(Streams::Awaited { until, .. })) => Some(*until),
+            (Next::At(_), Some(Streams::Awaited(awaited))) => Some(awaited.until),
             (Next::At(moment), _) if !held => Some(moment),
             _ => None,
         };
@@ -219,12 +213,12 @@ impl Monitor {
         }
         let Next::At(moment) = self.restarts.next else { return };
         let streams = match &self.restarts.streams {
-            Some(Streams::Awaited { until, .. }) if *until <= now => {
+            Some(Streams::Awaited(awaited)) if awaited.until <= now => {
                 self.let_go_of_streams();
                 Err(logger::late())
             }
             _ if moment > now || self.is_held_back() => return,
-            _ => self.streams_of_next_run(now),
+            _ => self.streams_of_next_run(),
         };
         if let Some(streams) = streams.transpose() {
             self.restarts.next = Next::Nothing;
@@ -241,7 +235,7 @@ impl Monitor {
     }
 
     /// Give where the streams of the next run lead; None while its logger is not ready, which wakes the monitor when it is.
-    fn streams_of_next_run(&mut self, now: Instant) -> Result<Option<Redirected>, Failure> {
+    fn streams_of_next_run(&mut self) -> Result<Option<Redirected>, Failure> {
         match self.restarts.streams.take() {
             Some(Streams::Ready(redirected)) => return Ok(Some(redirected)),
             Some(awaited) => {
@@ -250,35 +244,24 @@ impl Monitor {
             }
             None => {}
         }
-        let (mut redirected, ready) = Redirected::begin(&self.restarts.request.stdio, &self.restarts.request.owner())?;
+        let (redirected, ready) = Redirected::begin(&self.restarts.request.stdio, &self.restarts.request.owner())?;
         let Some(ready) = ready else { return Ok(Some(redirected)) };
-        let logger = redirected.take_logger();
-        let pid = logger.as_ref().map(Logger::pid);
-        self.loggers.extend(logger);
-        self.watch(ready.as_fd(), Source::Logger(INIT), EventFlags::IN).step(|| "watch the logger")?;
-        let until = now + logger::PATIENCE;
-        self.restarts.streams = Some(Streams::Awaited { redirected, logger: pid, ready, until });
+        self.restarts.streams = Some(Streams::Awaited(self.await_logger(INIT, redirected, ready)?));
         Ok(None)
     }
 
     /// The logger of the next run is ready.
     pub(super) fn run_logger_is_ready(&mut self) {
         self.restarts.streams = match self.restarts.streams.take() {
-            Some(Streams::Awaited { redirected, ready, .. }) => {
-                drop(ready); // and so it wakes nobody any more
-                Some(Streams::Ready(redirected))
-            }
+            Some(Streams::Awaited(awaited)) => Some(Streams::Ready(awaited.into_ready())),
             other => other,
         };
     }
 
     /// The next run has none: a logger that was not ready yet is killed, another sees its streams end.
     fn let_go_of_streams(&mut self) {
-        if let Some(Streams::Awaited { logger: pid, .. }) = self.restarts.streams.take() {
-            // One that has ended was reaped, and is not in the list any more.
-            for logger in self.loggers.extract_if(.., |logger| Some(logger.pid()) == pid) {
-                logger.kill();
-            }
+        if let Some(Streams::Awaited(awaited)) = self.restarts.streams.take() {
+            self.give_up_logger(&awaited);
         }
     }
 
