@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from itertools import islice
 
 from lamella import _core
 from lamella.config import DEFAULT_RUNTIME, check_identifier
@@ -286,9 +287,8 @@ class Containers:
         with self._client.database.read() as db:
             found = list(find_records(db, namespace, "name = ? OR id = ?", container, container))
             if not found:
-                found = list(
-                    find_records(db, namespace, "id >= ? AND id < ?", container, container + "\U0010ffff")
-                )
+                last = container + "\U0010ffff"
+                found = list(islice(find_records(db, namespace, "id >= ? AND id < ?", container, last), 2))
         if not found:
             raise NotFound(f"there is no container {container!r} in namespace {namespace}")
         if len(found) > 1:

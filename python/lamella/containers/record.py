@@ -120,24 +120,17 @@ def find_record(db: Transaction, namespace: str, container_id: str) -> Container
 def find_records(
     db: Transaction, namespace: str, condition: str, *bindings: str
 ) -> Iterator[ContainerRecord]:
-    """Give the records for which a condition in SQL holds, oldest first."""
-    rows = db.execute(
-        f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND ({condition}) ORDER BY created_at, id",  # noqa: S608
-        (namespace, *bindings),
-    )
-    return map(_record, rows.fetchall())
+    """Give the records for which a condition in SQL holds, oldest first; each is decoded when it is asked for."""
+    return map(_record, _rows(db, namespace, condition, *bindings))
 
 
 def reread(db: Transaction, namespace: str, record: ContainerRecord) -> ContainerRecord:
     """Give a record as it is now: the same one where it is. NotFound."""
-    row = db.execute(
-        f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND id = ?",  # noqa: S608
-        (namespace, record.id),
-    ).fetchone()
-    if row is None:
+    rows = _rows(db, namespace, "id = ?", record.id)
+    if not rows:
         raise NotFound(f"there is no container {record.id} in namespace {namespace}")
     # Not decoded for nothing: to learn how takes a short-lived process 0.6 ms.
-    return record if row == _row(record) else _record(row)
+    return record if rows[0] == _row(record) else _record(rows[0])
 
 
 def check_free(db: Transaction, namespace: str, name: str) -> None:
@@ -150,6 +143,13 @@ def check_free(db: Transaction, namespace: str, name: str) -> None:
             f"container {name} exists in namespace {namespace}",
             hint=f"Remove it (lamella containers rm {name}) or take another name.",
         )
+
+
+def _rows(db: Transaction, namespace: str, condition: str, *bindings: str) -> list[tuple[Any, ...]]:
+    return db.execute(
+        f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? AND ({condition}) ORDER BY created_at, id",  # noqa: S608
+        (namespace, *bindings),
+    ).fetchall()
 
 
 def _record(row: tuple[Any, ...]) -> ContainerRecord:
