@@ -111,13 +111,18 @@ def helper_of(caller: int) -> int | None:
     return next((process for process in others if process != caller), None)
 
 
+def status_of(process: Path) -> dict[str, str]:
+    """Give what the kernel says of a process, or of a thread."""
+    lines = (process / "status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
 def confined_threads(process: int, *, filters: int = 0) -> list[dict[str, str]]:
     """Give what the kernel says of the threads of a process that have more seccomp filters than it began with."""
     found = []
     for task in Path(f"/proc/{process}/task").iterdir():
         with suppress(OSError):
-            lines = (task / "status").read_text().splitlines()
-            found.append(dict(line.split(":\t", 1) for line in lines if ":\t" in line))
+            found.append(status_of(task))
     return [status for status in found if int(status["Seccomp_filters"]) > filters]
 
 
@@ -125,10 +130,7 @@ def test_who_unpacks_has_of_root_what_that_takes_and_nothing_more(tmp_path: Path
     with halfway(tmp_path, reference) as process:
         helper = until(lambda: helper_of(process.pid))
         [status] = until(lambda: confined_threads(helper))
-        own = int(
-            next(line for line in Path("/proc/self/status").read_text().splitlines() if "CapEff" in line)[8:],
-            16,
-        )
+        own = int(status_of(Path("/proc/self"))["CapEff"], 16)
         assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == own & KEPT
         assert status["NoNewPrivs"] == "1"
         said, _ = process.communicate("\n")
