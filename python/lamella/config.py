@@ -7,7 +7,7 @@
 
 Sources, the first that is set wins: the argument, the environment (LAMELLA_ROOT, LAMELLA_STATE, LAMELLA_NAMESPACE,
 LAMELLA_SNAPSHOTTER, LAMELLA_RUNTIME, LAMELLA_GC, LAMELLA_ADDITIONAL_STORES, LAMELLA_CONFINE), the default (/var/lib/lamella and
-/run/lamella for root, the XDG base directories otherwise).
+/run/lamella for root, the XDG base directories otherwise; :mod:`lamella.state`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lamella.errors import InvalidArgument
+from lamella.errors import FailedPrecondition, InvalidArgument
 from lamella.structs import Struct
 
 DEFAULT_NAMESPACE = "default"
@@ -59,18 +59,15 @@ class Config(Struct, frozen=True, kw_only=True):
         additional_stores: Sequence[str | os.PathLike[str]] | None = None,
         confine: bool | None = None,
     ) -> Config:
-        """Combine arguments, environment and defaults. Raise InvalidArgument for a malformed one."""
+        """Combine arguments, environment and defaults.
+
+        Raise InvalidArgument for a malformed one, FailedPrecondition for a user without a home who names no root.
+        """
         env = os.environ
-        privileged = os.geteuid() == 0
-        if privileged:
-            default_root, default_state = Path("/var/lib/lamella"), Path("/run/lamella")
-        else:
-            data_home = env.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
-            run_home = env.get("XDG_RUNTIME_DIR") or f"{data_home}/lamella/run"
-            default_root, default_state = Path(data_home, "lamella"), Path(run_home, "lamella")
+        chosen_root = _folder(root or env.get("LAMELLA_ROOT") or _default_root(), "root")
         return cls(
-            root=_folder(root or env.get("LAMELLA_ROOT") or default_root, "root"),
-            state=_folder(state or env.get("LAMELLA_STATE") or default_state, "state"),
+            root=chosen_root,
+            state=_folder(state or env.get("LAMELLA_STATE") or _default_state(chosen_root), "state"),
             namespace=check_identifier(
                 namespace or env.get("LAMELLA_NAMESPACE") or DEFAULT_NAMESPACE, "namespace"
             ),
@@ -87,6 +84,29 @@ class Config(Struct, frozen=True, kw_only=True):
                 )
             ),
         )
+
+
+def _default_root() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/lamella")
+    data_home = os.environ.get("XDG_DATA_HOME")
+    if data_home:
+        return Path(data_home, "lamella")
+    try:
+        return Path.home() / ".local/share/lamella"
+    except RuntimeError:
+        raise FailedPrecondition(
+            f"user {os.geteuid()} has no home: HOME is not set, and /etc/passwd does not know the user",
+            hint="Set HOME, or choose where the store is: --root, LAMELLA_ROOT or Client(root=...).",
+        ) from None
+
+
+def _default_state(root: Path) -> Path:
+    if os.geteuid() == 0:
+        return Path("/run/lamella")
+    from lamella.state import user_state
+
+    return user_state(root)
 
 
 def is_own_runtime(name: str) -> bool:

@@ -87,14 +87,20 @@ def make_private_folder(path: Path | str, *, again: bool = True) -> None:
 
 
 def make_state_folder(path: Path) -> None:
-    """Create the state folder, for others to pass through (0711), whatever the umask is. Harmless twice."""
+    """Create the state folder, for others to pass through (0711), whatever the umask is. Harmless twice.
+
+    What is missing above it nobody but its owner may write to.
+    """
     try:
         check_owner(path)
         return
     except FileNotFoundError:
         pass
+    for above in reversed(path.parents):
+        if not above.exists():
+            above.mkdir(mode=0o755, exist_ok=True)
     try:
-        path.mkdir(mode=0o711, parents=True)
+        path.mkdir(mode=0o711)
     except FileExistsError:
         check_owner(path)
         return

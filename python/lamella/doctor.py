@@ -682,7 +682,7 @@ def _has_range(text: str) -> bool:
 
 def _existing(path: Path) -> Path:
     """Give the nearest folder above that is there."""
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:  # noqa: PTH110 (what may not be looked at is not there)
         path = path.parent
     return path
 

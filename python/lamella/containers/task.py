@@ -28,6 +28,7 @@ from lamella.lazy import cached_property
 from lamella.locks import FolderLock
 from lamella.logs import Log
 from lamella.snapshots import Mount
+from lamella.state import keep_state
 from lamella.structs import Malformed, Struct, decode, encode, read_json
 from lamella.typings import Any, Literal
 
@@ -277,6 +278,7 @@ class Task:
     def _make_folders(self) -> None:
         try:
             make_state_folder(self._config.state)
+            keep_state(self._config)
         except PermissionDenied:
             raise
         except OSError as error:

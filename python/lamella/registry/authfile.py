@@ -95,7 +95,7 @@ class AuthFile(msgspec.Struct, frozen=True):
 def default_files(environ: Mapping[str, str] | None = None) -> list[Path]:
     """List the files that may hold credentials, the most explicit first; they need not exist."""
     env = os.environ if environ is None else environ
-    home = Path(env["HOME"]) if env.get("HOME") else Path.home()
+    home = _home(env)
     files = [login_file(env)]
     docker = Path(env.get("DOCKER_CONFIG") or home / ".docker") / "config.json"
     if docker not in files:
@@ -114,8 +114,16 @@ def login_file(environ: Mapping[str, str] | None = None) -> Path:
     env = os.environ if environ is None else environ
     if env.get("REGISTRY_AUTH_FILE"):
         return Path(env["REGISTRY_AUTH_FILE"])
-    home = Path(env["HOME"]) if env.get("HOME") else Path.home()
+    home = _home(env)
     return Path(env.get("DOCKER_CONFIG") or home / ".docker") / "config.json"
+
+
+def _home(env: Mapping[str, str]) -> Path:
+    """Give the home; of a user without one (an id that /etc/passwd does not have) what is not there, as adduser(8) calls it."""
+    try:
+        return Path(env["HOME"]) if env.get("HOME") else Path.home()
+    except RuntimeError:
+        return Path("/nonexistent")
 
 
 def normal_key(key: str) -> str:
