@@ -52,6 +52,7 @@ with lamella.Client(root, state, confine=True) as client:
         print("pulled", flush=True)
     except lamella.errors.Unavailable as error:
         print("unavailable", "helper" in str(error), bool(error.hint), flush=True)
+        sys.stdin.readline()
         client.gc()
         print(client.fsck().clean, client.images.list(), flush=True)
         _core.Pipeline = Pipeline
@@ -148,6 +149,21 @@ def test_a_helper_that_is_killed_is_an_error_that_leaves_nothing_and_the_next_pu
         os.kill(until(lambda: helper_of(process.pid)), signal.SIGKILL)
         said, _ = process.communicate("\n")
     assert said.splitlines() == ["unavailable True True", "True []", "True"]
+
+
+def test_a_helper_that_stays_stopped_is_an_error_and_goes_on_when_it_may(
+    tmp_path: Path, reference: str
+) -> None:
+    with halfway(tmp_path, reference) as process:
+        helper = until(lambda: helper_of(process.pid))
+        os.kill(helper, signal.SIGSTOP)
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "unavailable True True\n"
+        os.kill(helper, signal.SIGCONT)
+        said, _ = process.communicate("\n")
+    assert said.splitlines() == ["True []", "True"]
 
 
 def test_a_helper_ends_with_its_caller_and_the_next_pull_works(tmp_path: Path, reference: str) -> None:

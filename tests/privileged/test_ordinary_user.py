@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -382,6 +383,40 @@ client.gc()
 def test_a_helper_that_stays_stopped_is_an_error_that_names_it(user: OrdinaryUser, server: Any) -> None:
     reference = layers.history(0).push(server, "stopped")
     assert user.python(STOPPED + GIVEN_UP, reference).split() == ["True", "True", "True"]
+
+
+STOPPED_AT_THE_START = """
+import os, signal, sys
+from pathlib import Path
+import lamella
+from lamella import _core
+
+search = os.environ["PATH"]
+os.environ["PATH"] = sys.argv[1] + ":" + search
+try:
+    _core.helper_maps()
+    print("no error")
+except lamella.errors.Unavailable as error:
+    stopped = int(Path(sys.argv[1], "stopped").read_text())
+    print(f"process {stopped}, is stopped" in str(error), f"kill -CONT {stopped}" in error.hint)
+    os.kill(stopped, signal.SIGCONT)
+os.environ["PATH"] = search
+print(_core.helper_maps()[0][0][1] == os.getuid())
+"""
+
+
+def test_one_that_is_stopped_while_it_is_started_is_given_up_and_the_next_one_works(
+    user: OrdinaryUser,
+) -> None:
+    folder = user.home / "stopping"
+    folder.mkdir()
+    os.chown(folder, user.uid, user.gid)
+    program = folder / "newuidmap"
+    stop = f"echo $PPID >{folder}/stopped; kill -STOP $PPID"
+    program.write_text(f'#!/bin/sh\n{stop}\nexec {shutil.which("newuidmap")} "$@"\n')
+    program.chmod(0o755)
+    assert user.python(STOPPED_AT_THE_START, str(folder)).split() == ["True", "True", "True"]
+    assert not helpers(user)
 
 
 def test_ctrl_c_ends_a_pull_whose_helper_does_not_answer(user: OrdinaryUser, server: Any) -> None:

@@ -18,6 +18,7 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Kind, Result};
+use crate::stopped::Watch;
 use crate::sys;
 use crate::tree::Check;
 
@@ -72,6 +73,7 @@ pub fn make_ready(program: &'static [u8]) {
 /// Start the launcher in a role with a request document; return its reply document.
 ///
 /// `role` is the name by which the executable knows what it is to be. `check` is called every 100 ms; when it fails the launcher is left to notice that its reply finds no reader.
+/// One that is stopped is given up, likewise ([`Watch::look`]).
 pub fn launch(
     program: &[u8],
     role: &str,
@@ -102,13 +104,13 @@ pub fn launch(
         .collect::<Result<_>>()?;
     let arguments = [role.to_owned(), descriptors.len().to_string()].map(|text| CString::new(text).unwrap_or_default());
     let environment = [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()];
-    sys::spawn_orphan(&path, &arguments, &environment, &copies).map_err(|error| match error {
+    let process = sys::spawn_orphan(&path, &arguments, &environment, &copies).map_err(|error| match error {
         Errno::ACCESS | Errno::PERM => failed(error).hint("vm.memfd_noexec=2 or a security module forbids it."),
         Errno::NOENT => failed(error).hint("/proc must be mounted."),
         _ => failed(error),
     })?;
     drop((copies, reply_writer, request, executable));
-    let document = read_reply(&reply, check)?;
+    let document = read_reply(&reply, check, Watch::new(process, "the launcher"))?;
     if document.is_empty() {
         return Err(Error::new(Kind::Internal, "the launcher ended without a reply"));
     }
@@ -129,14 +131,14 @@ pub fn become_program(program: &[u8], arguments: &[OsString]) -> Error {
     }
 }
 
-fn read_reply(reply: &OwnedFd, check: Check<'_>) -> Result<Vec<u8>> {
+fn read_reply(reply: &OwnedFd, check: Check<'_>, mut watch: Watch) -> Result<Vec<u8>> {
     let failed = |error| Error::system("cannot read the launcher's reply", error);
     let mut document = Vec::new();
     let mut buffer = [0u8; 4096];
     loop {
         match poll(&mut [PollFd::new(reply, PollFlags::IN)], Some(&POLL)) {
             Ok(0) => {
-                check()?;
+                check().and_then(|()| watch.look())?;
                 continue;
             }
             Ok(_) => {}

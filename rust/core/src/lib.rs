@@ -9,6 +9,7 @@
 //! | [`inode`] | finds what a name leads to before it is opened |
 //! | [`tree`] | disk usage and removal of a tree, through directory descriptors |
 //! | [`launch`] | starts the launcher from a sealed copy in memory |
+//! | [`stopped`] | gives up waiting for a process that a signal has stopped |
 //! | [`counters`] | counters that all processes of a machine add to |
 //! | [`tar`] | reads an archive that is not trusted |
 //! | [`layer`] | makes a layer folder of it, completes it with what lies beneath, looks things up in a stack of layers |
@@ -31,6 +32,7 @@ pub mod launch;
 pub mod layer;
 pub mod mount;
 pub mod network;
+pub mod stopped;
 pub mod sys;
 pub mod tar;
 pub mod tree;

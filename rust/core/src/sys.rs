@@ -267,7 +267,7 @@ pub fn spawn_orphan(
     arguments: &[CString],
     environment: &[CString],
     descriptors: &[OwnedFd],
-) -> Result<(), Errno> {
+) -> Result<i32, Errno> {
     // dup2 into the low numbers must not overwrite a source that is still needed: the caller's copies lie above them.
     debug_assert!(descriptors.iter().all(|fd| usize::try_from(fd.as_raw_fd()).is_ok_and(|fd| fd >= descriptors.len())));
     let argv = null_terminated(arguments);
@@ -281,6 +281,7 @@ pub fn spawn_orphan(
         envp: envp.as_ptr().cast(),
         descriptors: &descriptors,
         stack: inner,
+        pid: 0,
         error: 0,
     };
     let pid = {
@@ -295,7 +296,7 @@ pub fn spawn_orphan(
     }
     // SAFETY: no memory is given. The process has ended and has no signal to tell it with: nobody else waits for it.
     unsafe { libc::waitpid(pid, ptr::null_mut(), libc::__WALL) };
-    check(start.error)
+    check(start.error).map(|()| start.pid)
 }
 
 /// Of each stack of [`spawn_orphan`]: a few hundred bytes are used, and more where the loader binds a symbol only then.
@@ -308,6 +309,7 @@ struct Start<'a> {
     envp: *const *const libc::c_char,
     descriptors: &'a [RawFd],
     stack: *mut libc::c_void,
+    pid: libc::c_int,
     error: libc::c_int,
 }
 
@@ -322,6 +324,8 @@ extern "C" fn between(start: *mut libc::c_void) -> libc::c_int {
     if pid < 0 {
         note(start);
     }
+    // SAFETY: as above; the other one does not write there.
+    unsafe { (*start).pid = pid };
     0
 }
 

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::process::Command;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use rustix::process::{DumpableBehavior, Pid, WaitOptions};
 
 use crate::channel::{Channel, Message};
 use crate::error::{Failure, Kind, Step};
+use crate::network::program::Program;
 use crate::spec::{IdMapping, Linux, TimeOffset};
 use crate::sys::{self, Forked};
 
@@ -299,9 +300,13 @@ pub const USERS: Ids = Ids { groups: false, file: "uid_map", program: "newuidmap
 /// Groups.
 pub const GROUPS: Ids = Ids { groups: true, file: "gid_map", program: "newgidmap" };
 
+/// How long a program may take to write or to look up ids: a directory of users that does not answer takes half a minute.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Write one of the two mappings of a process's new user namespace; nothing is written after an error.
 ///
-/// `search`: the PATH in which the set-uid program is looked for, where it is not this process's.
+/// `search`: the PATH in which the set-uid program is looked for, where it is not this process's. Unavailable when that does not
+/// come to an end.
 pub fn write_mapping(pid: i32, ids: &Ids, mappings: &[IdMapping], search: Option<&str>) -> Result<(), Failure> {
     let line = |mapping: &IdMapping| format!("{} {} {}\n", mapping.container_id, mapping.host_id, mapping.size);
     let text: String = mappings.iter().map(line).collect();
@@ -316,18 +321,35 @@ pub fn write_mapping(pid: i32, ids: &Ids, mappings: &[IdMapping], search: Option
         return std::fs::write(folder.join(ids.file), &text)
             .step(|| format!("write the {} {text:?} of the user namespace", ids.file));
     }
-    let mut command = Command::new(ids.program);
-    command.arg(pid.to_string()).args(text.split_whitespace()).envs(search.map(|search| ("PATH", search)));
-    let output = command.output().map_err(|error| {
-        Failure::system(format!("run {}", ids.program), &error)
+    let search = search.map(str::to_owned).or_else(|| std::env::var("PATH").ok());
+    write_by_program(pid, ids, &text, search.as_deref(), PATIENCE)
+}
+
+fn write_by_program(pid: i32, ids: &Ids, text: &str, search: Option<&str>, patience: Duration) -> Result<(), Failure> {
+    let pid = pid.to_string();
+    let program = Program {
+        args: [ids.program, &pid].into_iter().chain(text.split_whitespace()).map(str::to_owned).collect(),
+        env: search.map(|search| format!("PATH={search}")).into_iter().collect(),
+        input: String::new(),
+    };
+    let ended = program.run(patience, &mut || Ok(())).map_err(|failure| {
+        Failure::new(failure.kind, format!("run {}", failure.message))
             .with_hint("install the package uidmap, and give the user ranges in /etc/subuid and /etc/subgid")
     })?;
-    if output.status.success() {
-        return Ok(());
+    match ended.status {
+        Some(0) => Ok(()),
+        Some(_) => {
+            let why = String::from_utf8_lossy(&ended.said).trim().to_owned();
+            Err(Failure::new(Kind::PermissionDenied, format!("{}: {why}", ids.program))
+                .with_hint("the ranges must lie within those of /etc/subuid and /etc/subgid"))
+        }
+        None => {
+            let text =
+                format!("{} was killed: it did not come to an end in {} seconds", ids.program, patience.as_secs());
+            Err(Failure::new(Kind::Unavailable, text)
+                .with_hint("see what it waits for: it looks the user up (nsswitch.conf, passwd and subid)"))
+        }
     }
-    let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(Failure::new(Kind::PermissionDenied, format!("{}: {why}", ids.program))
-        .with_hint("the ranges must lie within those of /etc/subuid and /etc/subgid"))
 }
 
 #[cfg(test)]
@@ -350,6 +372,22 @@ mod tests {
         assert_eq!(namespaces.clone_flags(), libc::CLONE_NEWNS);
         namespaces.forget_network();
         assert_eq!(namespaces.clone_flags(), both);
+    }
+
+    #[test]
+    fn a_program_that_does_not_come_to_an_end_is_killed_and_an_error_of_its_own() {
+        let write = |program, patience| {
+            let ids = Ids { groups: false, file: "uid_map", program };
+            write_by_program(7, &ids, "0 1000 1\n1 100000 5\n", Some("/usr/bin:/bin"), patience)
+        };
+        assert_eq!(write("true", PATIENCE), Ok(()));
+        let refused = write("ls", PATIENCE).expect_err("there is no 7 to be listed");
+        assert_eq!(refused.kind, Kind::PermissionDenied);
+        assert!(refused.message.starts_with("ls: ls: ") && refused.message.contains('7'));
+        assert_eq!(write("no-such-program", PATIENCE).expect_err("none").kind, Kind::NotFound);
+        let killed = write("sleep", Duration::from_millis(100)).expect_err("it sleeps for a day");
+        assert_eq!(killed.kind, Kind::Unavailable);
+        assert!(killed.message.starts_with("sleep was killed"));
     }
 
     #[test]

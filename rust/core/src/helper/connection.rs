@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Kind, Result};
+use crate::stopped::Watch;
 use crate::tree::Check;
 
 /// Longest message: the changes of a tree of some millions of names.
@@ -23,11 +24,11 @@ const LONGEST: usize = 1 << 30;
 /// Time between two looks whether to go on.
 const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 const PIECE: usize = 64 * 1024;
+/// What a helper is called that is stopped.
+#[cfg(feature = "unpack")]
+const NAMED: &str = "the helper that works on layers";
 /// Descriptors that go with a call: its connection, and at most two that it needs.
 const DESCRIPTORS: usize = 3;
-
-/// So many looks in a row, one each [`POLL`], show a helper that is stopped before its caller gives up.
-const STOPPED_LOOKS: u32 = 50;
 
 /// The helper went away in the middle.
 pub fn ended() -> Error {
@@ -46,33 +47,19 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     postcard::from_bytes(bytes).map_err(broken)
 }
 
-/// The helper is there, and would never answer.
-fn stopped(process: i32) -> Error {
-    Error::new(Kind::Unavailable, format!("the helper in the user namespace, process {process}, is stopped"))
-        .hint(format!("Let it go on: kill -CONT {process}; or end it: kill -KILL {process}, and a new one is started."))
-}
-
-/// Whether a process is stopped by a signal (proc_pid_stat(5)): one that a debugger stops is not meant.
-fn is_stopped(process: i32) -> bool {
-    let text = std::fs::read(format!("/proc/{process}/stat")).unwrap_or_default();
-    let after = text.iter().rposition(|&byte| byte == b')').unwrap_or(text.len());
-    text[after..].starts_with(b") T")
-}
-
 /// One end of a connection.
 #[derive(Debug)]
 pub struct Connection {
     socket: OwnedFd,
     /// What was received and not asked for yet.
     received: Vec<u8>,
-    /// The helper's process, where this is its caller's end, and how often in a row it was seen stopped.
-    helper: Option<i32>,
-    stopped: u32,
+    /// The watch over the helper's process, where this is its caller's end.
+    watch: Option<Watch>,
 }
 
 impl From<OwnedFd> for Connection {
     fn from(socket: OwnedFd) -> Self {
-        Self { socket, received: Vec::new(), helper: None, stopped: 0 }
+        Self { socket, received: Vec::new(), watch: None }
     }
 }
 
@@ -89,15 +76,12 @@ impl Connection {
     /// stopped.
     #[cfg(feature = "unpack")]
     pub fn of_helper(self, helper: Option<i32>) -> Self {
-        Self { helper, ..self }
+        Self { watch: helper.map(|process| Watch::new(process, NAMED)), ..self }
     }
 
-    /// See whether the helper goes on: whoever waits for it asks every 100 ms. Fails (Unavailable) when it has been stopped for five
-    /// seconds. A call may take any time else.
+    /// See whether the helper goes on ([`Watch::look`]).
     pub fn look(&mut self) -> Result<()> {
-        let Some(helper) = self.helper else { return Ok(()) };
-        self.stopped = if is_stopped(helper) { self.stopped + 1 } else { 0 };
-        if self.stopped < STOPPED_LOOKS { Ok(()) } else { Err(stopped(helper)) }
+        self.watch.as_mut().map_or(Ok(()), Watch::look)
     }
 
     /// The same end once more, to speak from one thread while another listens: only one of the two may do that.

@@ -14,16 +14,18 @@ mod ids;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::process::Command;
 
 use lamella_core::error::{Error, Kind as ErrorKind};
 use lamella_core::helper::{Extent, Maps, Setup, decode, encode, serve};
-use rustix::process::{DumpableBehavior, Pid};
+use lamella_core::stopped::Watch;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
 
 use self::ids::{extents, listed, ranges};
 use crate::channel::{Channel, Message};
 use crate::error::{Failure, Kind, Step};
-use crate::namespaces::{GROUPS, Ids, USERS, write_mapping};
+use crate::namespaces::{GROUPS, Ids, PATIENCE, USERS, write_mapping};
+use crate::network::program::Program;
 use crate::spec::IdMapping;
 use crate::sys::{self, Forked};
 
@@ -32,6 +34,8 @@ const REPLY: i32 = 4;
 const CONTROL: i32 = 5;
 /// A bound for what is read of a list of ranges.
 const LONGEST_FILE: u64 = 4 << 20;
+/// Time between two looks whether the helper goes on.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// The whole life of the process; the result is its exit status.
 pub fn run() -> i32 {
@@ -62,7 +66,10 @@ fn in_place(reply: OwnedFd, control: &OwnedFd) -> i32 {
     let hidden = || rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).step(|| "hide its memory");
     let ready = confine::keep_capabilities().and_then(|()| hidden()).map_err(told);
     let refused = ready.is_err();
-    if answer(reply, &ready.map(|()| Maps::default())).is_ok() && !refused {
+    if answer(reply, &ready.map(|()| Maps { helper: Some(rustix::process::getpid().as_raw_pid()), ..Maps::default() }))
+        .is_ok()
+        && !refused
+    {
         serve(control, confine::confine);
     }
     0
@@ -135,21 +142,39 @@ fn become_helper(channel: Channel) -> bool {
     mapped && rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).is_ok()
 }
 
+/// Wait until the helper has made its namespaces. One that does not come to that is ended: it may have the reply's end, too.
+fn await_made(pid: i32, channel: &Channel) -> Result<(), Failure> {
+    let mut watch = Watch::new(pid, "the helper that is started");
+    let heard = loop {
+        match poll(&mut [PollFd::new(channel, PollFlags::IN)], Some(&LOOK)) {
+            Ok(0) => {}
+            _ => break channel.receive(),
+        }
+        if let Err(error) = watch.look() {
+            break Err(Failure::from(error).with_hint("it was ended; try again, and a new one is started"));
+        }
+    };
+    let failure = match heard {
+        Ok(Some(Message::Made)) => return Ok(()),
+        Ok(Some(Message::Failed(failure))) | Err(failure) => failure,
+        Ok(_) => Failure::new(Kind::Unavailable, "the helper ended before its user namespace was made"),
+    };
+    if let Some(helper) = Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(helper, Signal::KILL);
+        let _ = rustix::process::waitpid(Some(helper), WaitOptions::empty());
+    }
+    Err(failure)
+}
+
 /// Map the helper's ids.
 fn map(pid: i32, channel: &Channel, setup: &Setup) -> Result<Maps, Failure> {
-    let gone = || Failure::new(Kind::Unavailable, "the helper ended before its user namespace was made");
-    match channel.receive()? {
-        Some(Message::Made) => {}
-        Some(Message::Failed(failure)) => {
-            let _ = rustix::process::waitpid(Pid::from_raw(pid), rustix::process::WaitOptions::empty());
-            return Err(failure);
-        }
-        _ => return Err(gone()),
-    }
+    await_made(pid, channel)?;
     let mut notes = Vec::new();
     let users = map_kind(pid, &USERS, setup, &mut notes)?;
     let groups = map_kind(pid, &GROUPS, setup, &mut notes)?;
-    channel.send(&Message::Mapped).map_err(|_| gone())?;
+    channel
+        .send(&Message::Mapped)
+        .map_err(|_| Failure::new(Kind::Unavailable, "the helper ended before its ids were mapped"))?;
     Ok(Maps { users, groups, notes, helper: Some(pid) })
 }
 
@@ -165,13 +190,16 @@ fn map_kind(pid: i32, ids: &Ids, setup: &Setup, notes: &mut Vec<String>) -> Resu
     {
         // They may come from elsewhere (subid in nsswitch.conf).
         let asked = if ids.groups { vec![option, name] } else { vec![name.as_str()] };
-        let said = Command::new("getsubids").args(asked).output();
-        found = said.map(|said| listed(&String::from_utf8_lossy(&said.stdout))).unwrap_or_default();
+        let asked = ["getsubids"].into_iter().chain(asked).map(str::to_owned).collect();
+        let said = Program { args: asked, ..Program::default() }.run(PATIENCE, &mut || Ok(()));
+        found = said.map(|said| listed(&String::from_utf8_lossy(&said.output))).unwrap_or_default();
     }
     let whole = extents(own, &found);
     if whole.len() > 1 {
         match write_mapping(pid, ids, &mappings(&whole), Some(&setup.search)) {
             Ok(()) => return Ok(whole),
+            // It may have been mapped, or be mapped yet: what follows from one id only would not hold.
+            Err(failure) if failure.kind == Kind::Unavailable => return Err(failure),
             Err(failure) => notes.push(match failure.hint {
                 Some(hint) => format!("{} ({hint})", failure.message),
                 None => failure.message,
@@ -188,4 +216,23 @@ fn map_kind(pid: i32, ids: &Ids, setup: &Setup, notes: &mut Vec<String>) -> Resu
 fn mappings(extents: &[Extent]) -> Vec<IdMapping> {
     let mapping = |&(container_id, host_id, size): &Extent| IdMapping { container_id, host_id, size };
     extents.iter().map(mapping).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_helper_that_is_stopped_before_it_has_made_its_namespaces_is_ended() {
+        let mut helper = Command::new("sleep").arg("600").spawn().expect("started");
+        let pid = helper.id().cast_signed();
+        rustix::process::kill_process(Pid::from_child(&helper), Signal::STOP).expect("stopped");
+        let (first, _helpers) = Channel::pair().expect("made");
+        let failure = await_made(pid, &first).expect_err("it does not answer");
+        assert_eq!(failure.kind, Kind::Unavailable);
+        assert!(failure.message.contains(&format!("process {pid}, is stopped")));
+        assert!(helper.wait().is_err(), "it was ended, and reaped");
+    }
 }
