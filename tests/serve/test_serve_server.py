@@ -46,11 +46,22 @@ def version(address: Path) -> bytes:
 
 def test_the_socket_is_for_its_owner_and_group(tmp_path, place) -> None:
     address = place / "new/c.sock"
-    with Server(root=tmp_path / "root", state=tmp_path / "state", address=address):
+    with Server(root=tmp_path / "root", state=tmp_path / "state", address=address, gid=os.getegid()):
         assert stat.S_IMODE(address.stat().st_mode) == 0o660
         assert stat.S_IMODE(address.parent.stat().st_mode) == 0o711
         assert b"lamella" in version(address)
     assert os.listdir(address.parent) == []
+
+
+def test_the_socket_of_an_ordinary_user_is_not_for_the_group(tmp_path, place, monkeypatch) -> None:
+    """Whose primary group may be that of all users of the machine."""
+    address = place / "c.sock"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: os.getuid() or 1000)
+        server = Server(root=tmp_path / "root", state=tmp_path / "state", address=address)
+    with server:
+        assert stat.S_IMODE(address.stat().st_mode) == 0o600
+        assert version(address)
 
 
 @pytest.mark.needs_root

@@ -31,7 +31,7 @@ def _arguments(parser: Parser) -> None:
         "--gid",
         metavar="GID",
         type=int,
-        help="Let this group connect: the socket's (default: of who runs this).",
+        help="Let this group connect: the socket's (default: root's; of an ordinary user, none).",
     )
     add(
         "--debug",

@@ -2,7 +2,7 @@
 
 On disk::
 
-    <address>         the socket, 0660; by default <state>/containerd.sock
+    <address>         the socket, 0660, or 0600 of a user who names no group; by default <state>/containerd.sock
     <address>.lock    flock: held by the one server that listens there
 
 The socket appears by rename when it listens, over one that a killed server left. Its folder is made, if it has to be, for others
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -39,7 +40,8 @@ class Server:
     """Serve a store from :meth:`start` to :meth:`stop`; as a context manager, while the block lasts.
 
     ``root``, ``state`` and ``snapshotter`` are those of :class:`lamella.Client`; ``client``: one to use instead,
-    which stays open. ``address``: the path of the socket. ``uid``, ``gid``: whose it is; None: the caller's.
+    which stays open. ``address``: the path of the socket. ``uid``, ``gid``: whose it is; None: the caller's,
+    and of a user who is not root it is not the group's then.
     ``backend``: for a containerd that has this as its snapshotter and content store, and itself decides what is kept: blobs,
     views and committed snapshots that are made over the socket are roots of garbage collection (``containerd.io/gc.root``),
     all in the client's namespace. Its name for the snapshotter is any: what is not one of ours means the client's.
@@ -69,6 +71,7 @@ class Server:
         self.client = client or Client(root, state, snapshotter=snapshotter)
         self.address = given or self.client.config.state / SOCKET_NAME
         self._owner = (-1 if uid is None else uid, -1 if gid is None else gid)
+        self._has_group = gid is not None or os.geteuid() == 0
         self._clients: dict[str, Client] = {}
         self._lock: FileLock | None = None
         self._listener = listener
@@ -112,7 +115,8 @@ class Server:
                 transport = Transport(
                     service.methods(self.services), self.client_of, self.client.database.metrics
                 )
-                transport.start(listener, uids=[owner.st_uid], gids=[owner.st_gid])
+                groups = [owner.st_gid] if owner.st_mode & stat.S_IWGRP else []
+                transport.start(listener, uids=[owner.st_uid], gids=groups)
             self._transport = transport
             if not self.backend:
                 self._resumption = Resumption(self.client, self.client_of)
@@ -139,7 +143,8 @@ class Server:
             with _descriptor_of(folder) as place:  # whose path is short, whatever the folder's is
                 listener.bind(f"/proc/self/fd/{place}/s")
             os.chown(fresh, *self._owner)
-            fresh.chmod(0o660)
+            # The group of an ordinary user may be that of all users of a machine.
+            fresh.chmod(0o660 if self._has_group else 0o600)
             listener.listen(BACKLOG)
             fresh.rename(self.address)
         return listener
