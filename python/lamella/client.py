@@ -53,7 +53,7 @@ class Client:
     ``additional_stores``: where images are looked for that are not here (:mod:`lamella.additional`); None: as
     LAMELLA_ADDITIONAL_STORES says, with ``:`` between them. ``policy``: which images may come here
     (:mod:`lamella.policy`); None: as the file says that LAMELLA_POLICY names, else all. ``confine``: a root's layers are unpacked
-    by a process that can do nothing else, as those of others always are; None: as LAMELLA_CONFINE says, ``yes`` or ``no`` (the
+    by a process that can do nothing else, as those of others always are; None: as LAMELLA_CONFINE says, ``no`` or ``yes`` (the
     default).
 
     Errors: PermissionDenied when the store cannot be opened, FailedPrecondition when a newer lamella made it,

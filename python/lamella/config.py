@@ -44,7 +44,7 @@ class Config(Struct, frozen=True, kw_only=True):
     runtime: str = DEFAULT_RUNTIME
     auto_gc: bool = False
     additional_stores: tuple[Path, ...] = ()
-    confine: bool = False
+    confine: bool = True
 
     @classmethod
     def load(
@@ -122,8 +122,8 @@ def _auto_gc(text: str) -> bool:
 
 def _confine(text: str) -> bool:
     if text not in ("", "yes", "no"):
-        raise InvalidArgument(f"LAMELLA_CONFINE is {text!r}", hint="Set it to yes, or to no (the default).")
-    return text == "yes"
+        raise InvalidArgument(f"LAMELLA_CONFINE is {text!r}", hint="Set it to no, or to yes (the default).")
+    return text != "no"
 
 
 def _folder(path: str | os.PathLike[str], what: str) -> Path:

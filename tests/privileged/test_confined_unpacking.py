@@ -46,7 +46,7 @@ class Halved:
     def __getattr__(self, name):
         return getattr(self.inner, name)
 _core.Pipeline = Halved
-with lamella.Client(root, state, confine=True) as client:
+with lamella.Client(root, state) as client:
     try:
         client.images.pull(reference, plain_http=True)
         print("pulled", flush=True)
@@ -188,7 +188,7 @@ def test_without_landlock_the_rest_of_the_confinement_holds(tmp_path: Path, refe
 def test_the_environment_says_whether_unpacking_is_confined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for value, confined in (("", False), ("no", False), ("yes", True)):
+    for value, confined in (("", True), ("no", False), ("yes", True)):
         monkeypatch.setenv("LAMELLA_CONFINE", value)
         with lamella.Client(tmp_path / "root", tmp_path / "state") as client:
             assert client.config.confine is confined
