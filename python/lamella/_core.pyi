@@ -47,6 +47,7 @@ __all__ = [
     "network_owner",
     "pin_network",
     "prepare_launch",
+    "prepare_unpacking",
     "read_file",
     "recompress",
     "release_network",
@@ -524,6 +525,12 @@ def become_launcher(arguments: Sequence[str]) -> None:
 
 def prepare_launch() -> None:
     """Make the sealed memfd that the first :func:`launch` starts from, in the background; harmless twice."""
+
+def prepare_unpacking(confined: bool) -> None:
+    """Start the helper that unpacks layers ahead of the first, in the background; harmless twice.
+
+    ``confined``: as for :class:`Pipeline`. Where no helper is needed nothing happens; what goes wrong is said by who unpacks.
+    """
 
 def launch(request: bytes, descriptors: Sequence[int] = ..., network: tuple[int, int] | None = None) -> bytes:
     """Start the launcher (from a sealed memfd) with a request document; return its reply document.

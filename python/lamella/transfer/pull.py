@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from lamella import oci, platforms
+from lamella import _core, oci, platforms
 from lamella.digest import Digest, split_digest
 from lamella.disk import translated
 from lamella.durability import Unverified, sync, sync_if_due
@@ -283,6 +283,8 @@ class Pull:
     def _fetch(self, target: oci.Descriptor, document: bytes | None) -> Pulled:
         """Bring here what is missing, under a lease."""
         client = self._client
+        if self._unpack:
+            _core.prepare_unpacking(client.config.confine)  # while the registry is asked for documents
         sync_if_due(client.database, client.config)  # what earlier pulls wrote; by now it costs little
         with client.leases.hold(expires_in=LEASE_SECONDS) as lease, self._locks, self._layers:
 

@@ -37,6 +37,19 @@ pub fn unpacker(confined: bool, check: Check<'_>) -> Result<Option<Arc<Helper>>>
     if confined || helper::is_needed() { Helper::of_this_process(LAUNCHER, check).map(Some) } else { Ok(None) }
 }
 
+/// Start the helper that unpacks layers ahead of the first, in the background; harmless twice, and where none is needed.
+#[pyfunction]
+pub fn prepare_unpacking(py: Python<'_>, confined: bool) -> PyResult<()> {
+    through(py, |_| {
+        if confined || helper::is_needed() {
+            // What goes wrong is said by who unpacks, which tries again.
+            let start = || drop(Helper::of_this_process(LAUNCHER, &mut || Ok(())));
+            let _ = std::thread::Builder::new().name("lamella-helper".to_owned()).spawn(start);
+        }
+        Ok(())
+    })
+}
+
 /// A path that means the same in the helper, whose working folder is another.
 pub fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|error| Error::system(format!("cannot find {}", path.display()), error))

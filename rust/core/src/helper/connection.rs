@@ -3,11 +3,17 @@
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+#[cfg(feature = "unpack")]
+use std::time::Duration;
 
+use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 #[cfg(feature = "unpack")]
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, socketpair,
+    sockopt::{Timeout, set_socket_timeout},
+};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, send, sendmsg,
@@ -22,7 +28,9 @@ use crate::tree::Check;
 /// Longest message: the changes of a tree of some millions of names.
 const LONGEST: usize = 1 << 30;
 /// Time between two looks whether to go on.
-const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+#[cfg(feature = "unpack")]
+const LOOK: Duration = Duration::from_millis(100);
+/// Room for what is received at once.
 const PIECE: usize = 64 * 1024;
 /// What a helper is called that is stopped.
 #[cfg(feature = "unpack")]
@@ -64,11 +72,13 @@ impl From<OwnedFd> for Connection {
 }
 
 impl Connection {
-    /// Make both ends.
+    /// Make both ends: ours, which looks whether to go on while it waits, and the helper's.
     #[cfg(feature = "unpack")]
     pub fn pair() -> Result<(Self, OwnedFd)> {
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-            .map_err(|error| Error::system("cannot make a connection to the helper", error))?;
+        let failed = |error| Error::system("cannot make a connection to the helper", error);
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(failed)?;
+        set_socket_timeout(&ours, Timeout::Recv, Some(LOOK)).map_err(failed)?;
         Ok((ours.into(), theirs))
     }
 
@@ -109,7 +119,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Wait for a message, and call `check` every 100 ms; None when the other side is gone.
+    /// Wait for a message, and (the caller's end) call `check` every 100 ms; None when the other side is gone.
     pub fn hear<T: DeserializeOwned>(&mut self, check: Check<'_>) -> Result<Option<T>> {
         loop {
             if let Some((length, rest)) = self.received.split_first_chunk() {
@@ -123,23 +133,11 @@ impl Connection {
                     return Ok(Some(message));
                 }
             }
-            self.wait(check)?;
-            let mut piece = [0; PIECE];
-            match rustix::io::read(&self.socket, &mut piece) {
+            self.received.reserve(PIECE);
+            match rustix::io::read(&self.socket, spare_capacity(&mut self.received)) {
                 Ok(0) | Err(Errno::CONNRESET) => return Ok(None),
-                Ok(count) => self.received.extend_from_slice(&piece[..count]),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(Error::system("cannot hear the helper", error)),
-            }
-        }
-    }
-
-    /// Wait until there is something to hear, and call `check` every 100 ms.
-    fn wait(&mut self, check: Check<'_>) -> Result<()> {
-        loop {
-            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&POLL)) {
-                Ok(0) | Err(Errno::INTR) => check().and_then(|()| self.look())?,
-                Ok(_) => return Ok(()),
+                Ok(_) => {}
+                Err(Errno::AGAIN | Errno::INTR) => check().and_then(|()| self.look())?,
                 Err(error) => return Err(Error::system("cannot hear the helper", error)),
             }
         }
@@ -153,14 +151,17 @@ impl Connection {
     /// Wait for what is handed over; None when the other side is gone, or has a message in its place, which is heard next.
     #[cfg(feature = "unpack")]
     pub fn take_over(&mut self, check: Check<'_>) -> Result<Option<OwnedFd>> {
-        self.wait(check)?;
-        match take(self.socket.as_fd()).map_err(|error| Error::system("cannot hear the helper", error))? {
-            Some((_, mut descriptors)) if !descriptors.is_empty() => Ok(descriptors.pop()),
-            Some((first, _)) => {
-                self.received.push(first);
-                Ok(None)
+        loop {
+            match take(self.socket.as_fd()) {
+                Ok(Some((_, mut descriptors))) if !descriptors.is_empty() => return Ok(descriptors.pop()),
+                Ok(Some((first, _))) => {
+                    self.received.push(first);
+                    return Ok(None);
+                }
+                Ok(None) => return Ok(None),
+                Err(Errno::AGAIN) => check().and_then(|()| self.look())?,
+                Err(error) => return Err(Error::system("cannot hear the helper", error)),
             }
-            None => Ok(None),
         }
     }
 
