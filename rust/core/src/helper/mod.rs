@@ -11,7 +11,7 @@
 //! so that calls run beside each other, and closing the connection stops one. A [`Call`] says what is to be done, and does it,
 //! here or there; [`carry_out`] decides where, and nobody else has to know.
 //!
-//! A root needs none, but may have layers unpacked by one, so that it is confined who reads what strangers wrote. That one is in its
+//! A root needs none, but has layers unpacked by one, unless he says no, so that it is confined who reads what strangers wrote. That one is in its
 //! caller's namespaces, without most of root's capabilities, and is asked for nothing else.
 //!
 //! The helper is trusted less than its caller: it reads what strangers wrote. It gets paths and a read-only view of the memory
