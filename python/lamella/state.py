@@ -13,7 +13,6 @@ Sources: the XDG Base Directory Specification 0.8 on XDG_RUNTIME_DIR.
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def keep_state(config: Config) -> None:
     link, state = f"{config.root}/{_LINK}", str(config.state)
     if _target(link) == state:
         return
-    fresh = f"{link}.{secrets.token_hex(4)}"
+    fresh = f"{link}.{os.urandom(4).hex()}"
     os.symlink(state, fresh)  # noqa: PTH211 (on the way to every container)
     os.replace(fresh, link)  # noqa: PTH105
 

@@ -87,7 +87,7 @@ def test_listing_images_needs_neither_network_nor_progress(
 
 OURS = """
     _core client config content digest disk durability errors images ingest labels lazy locks logs oci operations ownership
-    platforms reference reserve sizes structs tracing typings
+    platforms reference reserve sizes state structs tracing typings
     cli cli.commands cli.create cli.options cli.output cli.parser cli.pull cli.registry_options cli.run cli.session cli.streams
     cli.values
     containers containers.collection containers.container containers.defaults containers.detach_keys containers.emulation

@@ -63,6 +63,50 @@ def test_without_ranges_one_id_is_mapped_and_a_note_says_why(user_without_ranges
     assert any("/etc/subuid" in note for note in notes) and any("/etc/subgid" in note for note in notes)
 
 
+def test_what_takes_a_second_id_is_told_which_range_is_missing(
+    user: OrdinaryUser, user_without_ranges: OrdinaryUser, small_image: str
+) -> None:
+    """The program itself can only say "Invalid argument"."""
+    script = """
+    lamella() { "$python" -m lamella --root "$PWD/second-id" "$@"; }
+    python=$0 image=$1
+    chown() { lamella run --rm -v /usr:/usr:ro "$image" /usr/bin/chown "$1" /etc; }
+    lamella pull --plain-http "$image" >&2
+    lamella images rm --sync "$image" >&2
+    lamella pull --plain-http "$image" >&2
+    chown 0 && echo "root is there"
+    chown 33 || echo "status $?"
+    lamella run --rm "$image" /bin/sh -c "exit 3" || echo "status $?"
+    lamella run -d --name box "$image" /bin/sh -c "while :; do sleep 1; done" >&2
+    lamella exec box /bin/sh -c "echo Operation not permitted; exit 4" || echo "status $?"
+    lamella rm -f box >&2
+    """
+    found = user_without_ranges.run(["sh", "-c", script, sys.executable, small_image])
+    assert found.stdout == "root is there\nstatus 1\nstatus 3\nOperation not permitted\nstatus 4\n"
+    (told, *hints) = [line for line in found.stderr.splitlines() if "/etc/subuid" in line]
+    assert told.startswith("lamella: warning: this user has one id") and "usermod" in told
+    assert [hint.partition(":")[0] for hint in hints] == ["hint", "hint"]
+    assert all("chown, su" in hint and "usermod --add-subuids" in hint for hint in hints)
+
+    found = user.run(["sh", "-c", script, sys.executable, small_image])
+    assert found.stdout.startswith("root is there\nstatus 3\n")
+    assert "one id" not in found.stderr
+
+
+def test_the_library_says_so_too(user_without_ranges: OrdinaryUser, small_image: str) -> None:
+    code = """
+import sys
+import lamella
+with lamella.Client(root="library-root", state="library-state") as client:
+    image = client.images.pull(sys.argv[1])
+    try:
+        client.containers.run(image, ["/usr/bin/chown", "33", "/etc"], volumes=["/usr:/usr:ro"], remove=True).check()
+    except lamella.errors.CommandFailed as error:
+        print(error.hint)
+"""
+    assert "/etc/subgid gives this user no ids" in user_without_ranges.python(code, small_image)
+
+
 def test_root_needs_no_helper() -> None:
     from lamella import _core
 

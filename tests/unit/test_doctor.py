@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,10 +103,37 @@ def test_another_user_than_root_fails_without_user_namespaces(
 def test_a_user_without_a_range_of_ids_is_told_who_gives_one(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    one = [(0, 1000, 1)]
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(_core, "helper_maps", lambda: (one, one, ["/etc/subuid gives this user no ids"]))
     check = doctor.check_id_maps(machine)
     assert check.status == "warn"
+    assert check.detail.startswith("/etc/subuid gives this user no ids; ")
     assert check.remedy is not None and "usermod" in check.remedy
+
+
+def test_a_range_counts_that_the_helper_got_wherever_it_comes_from(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a directory of users, or by a name that USER is not (su, sudo)."""
+    many = [(0, 1000, 1), (1, 100000, 65536)]
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(_core, "helper_maps", lambda: (many, many, []))
+    monkeypatch.setenv("USER", "somebody-else")
+    assert doctor.check_id_maps(machine).status == "ok"
+
+
+def test_that_only_a_user_namespace_may_mount_is_no_warning_for_a_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refusing = SimpleNamespace(
+        CDLL=lambda *_, **__: SimpleNamespace(syscall=lambda *_: -1), get_errno=lambda: errno.EPERM
+    )
+    monkeypatch.setitem(sys.modules, "ctypes", refusing)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert doctor.check_mount_api().status == "ok"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert doctor.check_mount_api().status == "warn"
 
 
 @pytest.mark.parametrize(

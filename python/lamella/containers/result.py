@@ -37,11 +37,14 @@ class RunResult(Struct, frozen=True, kw_only=True):
         if self.exit_code != 0:
             last = self.stderr.decode(errors="replace").strip().rpartition("\n")[2]
             reason = f": {last[:200]}" if last else " (killed: out of memory)" if self.oom_killed else ""
+            from lamella.ids import explain_failure
+
             raise CommandFailed(
                 f"{what} ended with status {self.exit_code}{reason}",
                 exit_code=self.exit_code,
                 stdout=self.stdout,
                 stderr=self.stderr,
+                hint=explain_failure(self.stdout, self.stderr),
             )
         return self
 

@@ -1,0 +1,72 @@
+"""What is told of users who have one id in a user namespace: what needs a second one fails, or is not as in the image.
+
+The kernel answers a program that takes an id which is not mapped with EINVAL, and one that sets its groups where it may not with
+EPERM (user_namespaces(7)); neither names the reason. So it is told beside what the program says.
+
+On disk::
+
+    <root>/one-id    the reason that was told last, so that it is told once
+"""
+
+from __future__ import annotations
+
+import os
+
+from lamella.config import Config
+from lamella.errors import LamellaError
+from lamella.logs import Log
+
+GIVE_IDS = (
+    "An administrator installs uidmap (newuidmap, newgidmap) and gives ids that nobody has: "
+    "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER."
+)
+_REFUSED = (b"operation not permitted", b"invalid argument")
+"""How programs in C, Go and Python call EPERM and EINVAL, in small letters."""
+_log = Log("lamella.ids")
+
+
+def one_id() -> str | None:
+    """Say why this user has one id; None for root, for who has ranges, and where no user namespace can be made."""
+    if os.geteuid() == 0:
+        return None
+    from lamella import _core
+
+    try:
+        maps = _core.helper_maps()
+    except LamellaError:
+        return None
+    return "; ".join(maps[2]) or None if maps is not None else None
+
+
+def explain_failure(*output: bytes) -> str | None:
+    """Give the reason why a program of a container may have failed with this output: it took an id that the user has not."""
+    if not any(text in each.lower() for each in output for text in _REFUSED):
+        return None
+    reason = one_id()
+    if reason is None:
+        return None
+    wanted = "If it wanted another user or group (chown, su, a service that gives up root)"
+    return f"{wanted}: this user has one id ({reason}). {GIVE_IDS}"
+
+
+def tell_once(config: Config) -> None:
+    """Warn, once in a store and reason, that what is unpacked there has one owner. Harmless twice."""
+    reason = one_id()
+    if reason is None:
+        return
+    told = config.root / "one-id"
+    try:
+        if told.read_text() == reason:
+            return
+    except OSError:
+        pass
+    _log.warning(
+        "this user has one id (%(reason)s), so that to programs in containers all files are root's, and no program can become "
+        "another user. The true owners are kept. %(remedy)s",
+        reason=reason,
+        remedy=GIVE_IDS,
+    )
+    try:
+        told.write_text(reason)
+    except OSError as error:
+        _log.debug("cannot write %(path)s: %(error)s", path=told, error=error)
