@@ -15,7 +15,8 @@ files of the user's store. What the additional store loses counts as not there: 
 
 All of it can be read by everybody, also in a user namespace in which its owner has no id, where nothing overrides a mode. So
 files and folders of layers that are added get the bits to read (and search) them, if they lack those. They lose set-id bits and
-file capabilities, which would hold on the machine itself, and devices are left out. Files belong to nobody in the containers of
+file capabilities, which would hold on the machine itself, and devices are left out. Only their owner may write to files, and
+folders that everybody may write to are sticky. Files belong to nobody in the containers of
 users: they are there to be read, and written to by who owns them. What an opaque folder is is said in both of overlayfs's ways.
 
 An additional store must belong to root or to who uses it, and nobody else may be able to write to it.
@@ -73,7 +74,10 @@ class AdditionalStore:
                     f"{self.path} is no additional store",
                     hint="An administrator makes one: lamella additional-stores add DIR IMAGE.",
                 )
-            check_owner(self.path)
+            for folder in (self.path, *self.path.glob("blobs"), *self.path.glob("blobs/*")):
+                check_owner(folder)
+            for folder in (*self.path.glob("layers"), *self.path.glob("layers/[!.]*")):
+                check_owner(folder)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> AdditionalStore:
@@ -339,7 +343,11 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _open_to_all(tree: Path) -> None:
-    """Let everybody read a tree, and nobody become somebody else by it; it has no devices afterwards."""
+    """Let everybody read a tree, and nobody become somebody else by it; it has no devices afterwards.
+
+    What others may write to in an image they could write to here, at its path on the machine, and so into the containers of all:
+    files lose that, folders become sticky, so that containers still make files there (/tmp) and nobody exchanges what is there.
+    """
     for folder, _, files in os.walk(tree):
         _open_folder(folder)
         for name in files:
@@ -349,14 +357,15 @@ def _open_to_all(tree: Path) -> None:
                 with suppress(OSError):
                     os.removexattr(path, "security.capability")
                 execute = 0o111 if status.st_mode & 0o111 else 0
-                os.chmod(path, stat.S_IMODE(status.st_mode) & 0o1777 | 0o444 | execute)  # noqa: PTH101
+                os.chmod(path, stat.S_IMODE(status.st_mode) & 0o1755 | 0o444 | execute)  # noqa: PTH101
             elif (stat.S_ISCHR(status.st_mode) and status.st_rdev != 0) or stat.S_ISBLK(status.st_mode):
                 os.unlink(path)  # noqa: PTH108
 
 
 def _open_folder(path: str) -> None:
-    mode = stat.S_IMODE(os.stat(path).st_mode)  # noqa: PTH116
-    os.chmod(path, mode & 0o1777 | 0o555)  # noqa: PTH101, S103 (that is what it is for)
+    mode = stat.S_IMODE(os.stat(path).st_mode) & 0o1757  # noqa: PTH116
+    sticky = stat.S_ISVTX if mode & stat.S_IWOTH else 0
+    os.chmod(path, mode | sticky | 0o555)  # noqa: PTH101, S103 (that is what it is for)
     with suppress(OSError):
         present = set(_OPAQUE).intersection(os.listxattr(path))
         if any(os.getxattr(path, name) == b"y" for name in present):

@@ -38,6 +38,8 @@ def image() -> layers.Built:
         layers.folder("private", mode=0o700),
         layers.file("private/secret", b"read by all", mode=0o600),
         layers.device("null", 1, 3),
+        layers.folder("open", mode=0o777),
+        layers.file("open/library", b"the image's", mode=0o666),
     )
 
 
@@ -102,7 +104,7 @@ def test_a_user_has_an_image_without_a_pull_and_collection_leaves_the_store_alon
     store, reference = filled
     before = listing(store.path)
     names, secret = json.loads(user.python(USE, str(store.path), reference, snapshotter))
-    assert names == ["etc", "hard", "hidden", "link", "private", "replaced", "su"]
+    assert names == ["etc", "hard", "hidden", "link", "open", "private", "replaced", "su"]
     assert secret == "read by all"
     assert listing(store.path) == before
 
@@ -167,6 +169,41 @@ def test_nobody_becomes_somebody_else_by_what_is_laid_out(filled: tuple[Addition
         if not stat.S_ISLNK(status.st_mode) and not stat.S_ISCHR(status.st_mode):
             assert not status.st_mode & (stat.S_ISUID | stat.S_ISGID)
             assert status.st_mode & 0o444 == 0o444
+
+
+def test_no_user_changes_what_the_others_containers_run(
+    user: OrdinaryUser, filled: tuple[AdditionalStore, str]
+) -> None:
+    """What anybody may write to in the image lies at a path of the machine here."""
+    store, _ = filled
+    libraries = sorted((store.path / "layers").rglob("open/library"))
+    assert libraries
+    for library in libraries:
+        attempts = (
+            'echo bad >>"$0"',
+            'rm -f "$0"',
+            'mv "$0" "$0.old"',
+            'echo bad >"$0.new" && mv "$0.new" "$0"',
+        )
+        for attempt in attempts:
+            assert user.run(["sh", "-c", attempt, str(library)], check=False).returncode != 0
+        assert library.read_bytes() == b"the image's"
+        assert (
+            user.run(["sh", "-c", 'echo more >"$0/more"', str(library.parent)]).returncode == 0
+        )  # as in /tmp
+    for path in (store.path / "layers").rglob("*"):
+        assert not path.lstat().st_mode & stat.S_IWGRP or path.is_symlink()
+
+
+@pytest.mark.parametrize("inside", ["blobs", "blobs/sha256", "layers", "layers/overlayfs"])
+def test_one_in_which_others_may_put_something_is_refused(
+    user: OrdinaryUser, filled: tuple[AdditionalStore, str], inside: str
+) -> None:
+    store, reference = filled
+    (store.path / inside).chmod(0o777)
+    found = user.lamella("--additional-store", str(store.path), "images", "inspect", reference, check=False)
+    assert found.returncode == 1
+    assert "may write" in found.stderr
 
 
 def test_the_command_fills_lists_and_empties_one(
