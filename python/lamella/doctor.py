@@ -90,7 +90,7 @@ def examine(config: Config, host: Host | None = None) -> list[Check]:
         ("user namespaces", lambda: check_user_namespaces(here)),
         ("cgroups", lambda: check_cgroups(here)),
         ("seccomp", lambda: check_seccomp(here)),
-        ("launcher", check_launcher),
+        ("launcher", lambda: check_launcher(here)),
         ("sqlite", lambda: check_sqlite(_sqlite_version())),
         ("store", lambda: check_store(here, config)),
         ("disk space", lambda: check_space(config)),
@@ -135,7 +135,7 @@ def check_kernel(release: str) -> Check:
 def check_privileges(host: Host) -> Check:
     """See whether this process may mount and change owners."""
     if os.geteuid() != 0:
-        return _check_helper()
+        return _check_helper(host)
     effective = capabilities(host.read("/proc/self/status") or "")
     if not effective >> CAP_SYS_ADMIN & 1:
         return Check(
@@ -147,7 +147,7 @@ def check_privileges(host: Host) -> Check:
     return Check(name="privileges", status="ok", detail="root with CAP_SYS_ADMIN")
 
 
-def _check_helper() -> Check:
+def _check_helper(host: Host) -> Check:
     """See whether the helper of a user who is not root starts, and how many ids it has."""
     from lamella import _core
 
@@ -159,7 +159,7 @@ def _check_helper() -> Check:
             name=name,
             status="fail",
             detail=f"{user} may not set owners, and has no user namespace to do it in: {error.message}",
-            remedy=error.hint,
+            remedy=_memfd_remedy(host) or error.hint,
         )
     if maps is None:
         return Check(name=name, status="ok", detail=f"{user} with the rights over files that root has")
@@ -244,7 +244,7 @@ def _try_overlay(host: Host, folder: Path) -> Check:
             remedy = "Load it: modprobe overlay. Or do without: --snapshotter native."
         elif _filesystem(host, folder) in _UNSUITED:
             remedy = "Choose a --root on ext4, xfs, btrfs or tmpfs, or --snapshotter native."
-        elif os.geteuid() != 0 and _check_helper().status == "fail":
+        elif os.geteuid() != 0 and _check_helper(host).status == "fail":
             remedy = "First of all a user namespace is needed; see privileges."
         else:
             remedy = "See the kernel's log (dmesg) for the reason."
@@ -454,7 +454,14 @@ def check_seccomp(host: Host) -> Check:
     return Check(name="seccomp", status="ok", detail=f"filters, with {', '.join(actions)}")
 
 
-def check_launcher() -> Check:
+def _memfd_remedy(host: Host) -> str | None:
+    """Say what lets the launcher start where the kernel runs no program that is in memory (Linux 6.3, memfd_create(2))."""
+    if (host.read("/proc/sys/vm/memfd_noexec") or "").strip() != "2":
+        return None
+    return "An administrator lets programs be run from memory: sysctl -w vm.memfd_noexec=1."
+
+
+def check_launcher(host: Host) -> Check:
     """Start the embedded launcher with a request that it has to refuse."""
     from lamella import _core
 
@@ -465,7 +472,9 @@ def check_launcher() -> Check:
             name="launcher",
             status="fail",
             detail=f"the embedded launcher does not start: {error.message}",
-            remedy=error.hint or "Install lamella again; memfd_create and execveat must be allowed.",
+            remedy=_memfd_remedy(host)
+            or error.hint
+            or "Install lamella again; memfd_create and execveat must be allowed.",
         )
     if b'"error"' not in reply:
         return Check(

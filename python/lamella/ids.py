@@ -11,6 +11,7 @@ On disk::
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from lamella.config import Config
 from lamella.errors import LamellaError
@@ -28,7 +29,7 @@ _log = Log("lamella.ids")
 def one_id() -> str | None:
     """Say why this user has one id; None for root, for who has ranges, and where no user namespace can be made."""
     if os.geteuid() == 0:
-        return None
+        return _root_of_one()
     from lamella import _core
 
     try:
@@ -36,6 +37,17 @@ def one_id() -> str | None:
     except LamellaError:
         return None
     return "; ".join(maps[2]) or None if maps is not None else None
+
+
+def _root_of_one() -> str | None:
+    """Say why root has one id: of a user namespace that somebody else has made, as by unshare -r."""
+    try:
+        lines = Path("/proc/self/uid_map").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    if sum(int(line.split()[2]) for line in lines) != 1:
+        return None
+    return "the user namespace around maps no other"
 
 
 def explain_failure(*output: bytes) -> str | None:

@@ -100,3 +100,28 @@ def test_a_user_without_a_home_is_told_to_choose_a_store(user: OrdinaryUser, sma
         assert shell(nobody, script, small_image, str(user.home / "store")).stdout == "made\n"
     finally:
         subprocess.run(["chown", f"{user.uid}:{user.gid}", user.home], check=True)
+
+
+@pytest.mark.needs_program("ctr")
+def test_ctr_runs_a_container_of_a_user_in_a_namespace_of_its_own(
+    user: OrdinaryUser, small_image: str
+) -> None:
+    """As docs/rootless.md has it."""
+    found = shell(
+        user,
+        """
+        export XDG_RUNTIME_DIR=$PWD/for-ctr
+        mkdir -m 700 for-ctr
+        lamella pull -q --plain-http "$1" >&2
+        socket=$XDG_RUNTIME_DIR/lamella/containerd.sock
+        "$2" -m lamella serve >&2 &
+        trap 'kill $!; wait' EXIT
+        while ! [ -S "$socket" ]; do sleep 0.1; done
+        ls -l "$socket" | cut -c 1-10
+        unshare --user --map-root-user --map-auto --mount ctr -a "$socket" -n default \\
+            run --rm --fifo-dir "$XDG_RUNTIME_DIR/fifo" --cpu-shares 0 "$1" box /bin/echo made
+        """,
+        small_image,
+        sys.executable,
+    )
+    assert found.stdout == "srw-------\nmade\n"

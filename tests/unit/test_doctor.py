@@ -123,6 +123,22 @@ def test_a_range_counts_that_the_helper_got_wherever_it_comes_from(
     assert doctor.check_id_maps(machine).status == "ok"
 
 
+def test_a_kernel_that_runs_nothing_from_memory_is_named(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionDenied("cannot make a sealed copy", hint="become root")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(_core, "launch", refuse)
+    monkeypatch.setattr(_core, "helper_maps", refuse)
+    assert doctor.check_launcher(machine).remedy == "become root"
+    machine.put("/proc/sys/vm/memfd_noexec", "2\n")
+    for check in (doctor.check_launcher(machine), doctor.check_privileges(machine)):
+        assert check.status == "fail"
+        assert check.remedy is not None and "sysctl -w vm.memfd_noexec" in check.remedy
+
+
 def test_that_only_a_user_namespace_may_mount_is_no_warning_for_a_user(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -79,7 +79,7 @@ def prepare(config: Config, endpoint: Endpoint) -> Plug:
     if os.geteuid() != 0:
         raise PermissionDenied(
             f"network {endpoint.network!r}: only root can plug a container into a CNI network",
-            hint="Run as root.",
+            hint="Run as root, or choose another: pasta, host, none or container:NAME.",
         )
     network = find(config, endpoint.network)
     return Plug(network, endpoint, {plugin.type: plugin_path(plugin.type) for plugin in network.plugins})
