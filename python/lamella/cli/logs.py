@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lamella.cli.session import Session
 
 _PIECE = 64 * 1024
+_LAST_MAX = 4096
+"""Bytes of the log that are kept, to see how the program failed."""
 
 
 def _arguments(parser: Parser) -> None:
@@ -62,7 +64,8 @@ def _parse_tail(text: str) -> int | Literal["all"]:
 
 
 def _logs(arguments: Arguments, session: Session) -> int:
-    pieces = session.client.containers.get(arguments.container).logs(
+    container = session.client.containers.get(arguments.container)
+    pieces = container.logs(
         follow=arguments.follow,
         since=arguments.since,
         until=arguments.until,
@@ -70,8 +73,15 @@ def _logs(arguments: Arguments, session: Session) -> int:
         timestamps=arguments.timestamps,
         stream=arguments.stream,
     )
+    last = b""
     for stream, data in pieces if arguments.follow else _joined(pieces):
         session.bytes(data, error=stream == "stderr")
+        last = (last + data)[-_LAST_MAX:]
+    if container.exit_code:
+        from lamella.ids import explain_failure
+
+        if reason := explain_failure(last):
+            session.note(f"hint: {reason}")
     return 0
 
 
