@@ -143,6 +143,14 @@ class UserContract(ContainerContract):
         options = {"devices": ["/dev/net/tun"]}
         assert run("/bin/sh", "-c", "[ -c /dev/net/tun ] && echo there", **options).stdout == b"there\n"
 
+    def test_a_device_of_the_machine_may_have_another_name_inside(self, run):
+        script = "ls -l /dev/other /dev/further/full; echo x >/dev/further/full || echo full"
+        devices = ["/dev/net/tun:/dev/other", "/dev/full:/dev/further/full"]
+        result = run("/bin/sh", "-c", script, devices=devices)
+        *nodes, said = result.stdout.decode().splitlines()
+        assert [line.split()[0][0] + line.split()[4] for line in nodes] == ["c1,", "c10,"]
+        assert said == "full"
+
     def test_a_privileged_one_has_what_the_user_has(self, run):
         assert run("/bin/sh", "-c", "ls /dev/full && id -u", privileged=True).stdout == b"/dev/full\n0\n"
 
@@ -200,6 +208,13 @@ class TestLauncher(UserContract):
     def test_a_user_namespace_in_the_users_own_is_refused_by_name(self, create, options):
         with pytest.raises(Unsupported, match="user namespace"):
             create("/bin/true", **options)
+
+    def test_the_user_namespace_of_the_container_whose_network_it_has_is_its_own(self, create, run):
+        box = create("/bin/sleep", "600")
+        box.start()
+        inode = ["/bin/stat", "-L", "-c", "%i", "/proc/self/ns/user"]
+        shared = {"network": f"container:{box.id}", "userns": f"container:{box.id}"}
+        assert run(*inode, **shared).stdout == box.exec(inode).stdout != b""
 
     # Many
 

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamella.containers import defaults
@@ -136,6 +137,25 @@ def device_node(source: str, path: str) -> Device:
         uid=found.st_uid if os.geteuid() == 0 else None,
         gid=found.st_gid if os.geteuid() == 0 else None,
     )
+
+
+def path_of_node(kind: str, major: int, minor: int, path: str) -> str | None:
+    """Give the path of this machine's node of a device: ``path``, or else what the kernel calls it; None for neither."""
+    told = Path(f"/sys/dev/{'char' if kind == 'c' else 'block'}/{major}:{minor}/uevent")
+    try:
+        lines = told.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        lines = []
+    names = [line.removeprefix("DEVNAME=") for line in lines if line.startswith("DEVNAME=")]
+    for candidate in (path, *(f"/dev/{name}" for name in names)):
+        try:
+            found = os.stat(candidate)  # noqa: PTH116
+        except OSError:
+            continue
+        is_kind = stat.S_ISCHR(found.st_mode) if kind == "c" else stat.S_ISBLK(found.st_mode)
+        if is_kind and found.st_rdev == os.makedev(major, minor):
+            return candidate
+    return None
 
 
 def _host_devices() -> list[str]:

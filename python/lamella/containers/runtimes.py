@@ -143,10 +143,11 @@ def bundle_for(
 def _fit_user(document: dict[str, Any], *, has_network: bool) -> None:
     """Leave out of a user's container what the machine keeps for root, as our launcher does by itself: a runtime gives up there.
 
-    That is a cgroup where none can be made, a sysfs of the machine's network, in whose place the machine's is bound, and
-    the group of terminals where it has no id.
+    That is a cgroup where none can be made, a sysfs of the machine's network, in whose place the machine's is bound, the
+    group of terminals where it has no id, and device nodes under other names than theirs, which are bound.
     """
     from lamella.containers.cgroups import may_make
+    from lamella.containers.devices import path_of_node
 
     linux = document.get("linux", {})
     if not may_make(linux.get("cgroupsPath", "")):
@@ -166,6 +167,12 @@ def _fit_user(document: dict[str, Any], *, has_network: bool) -> None:
         for mount in document.get("mounts", []):
             if mount.get("type") == "sysfs":
                 mount.update(type="bind", source="/sys", options=[*mount.get("options", []), "rbind", "ro"])
+    for device in list(linux.get("devices", [])):
+        path = path_of_node(device["type"], device["major"], device["minor"], device["path"])
+        if path not in (None, device["path"]):
+            linux["devices"].remove(device)
+            bind = {"destination": device["path"], "type": "bind", "source": path, "options": ["bind"]}
+            document.setdefault("mounts", []).append(bind)
     maps = _core.helper_maps()
     for mount in document.get("mounts", []):
         if mount.get("type") == "devpts" and maps is not None and not _maps(maps[1], _TTY):

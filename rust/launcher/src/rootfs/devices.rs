@@ -2,7 +2,8 @@
 //!
 //! The /dev of a container is mounted nodev, like everything else: a node that its root makes anywhere is useless. The
 //! nodes that it may use are bind mounts without nodev: of the host's node where that is the very same device, else of
-//! one that is made in a file system of its own. The mounts are read-only, which does not touch
+//! one that is made in a file system of its own. Who may make none, as in a user namespace, gets the one that the kernel calls by
+//! the device's name. The mounts are read-only, which does not touch
 //! what is read from and written to a device, but protects owner and mode of the host's node.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -106,7 +107,7 @@ pub(super) fn make(root: &Root, plans: &[DevicePlan]) -> Result<(), Failure> {
         let what = || format!("make the device {}", plan.path);
         let node = match plan.host_node().step(what)? {
             Some(node) => node,
-            None => plan.made_node(root, &mut workshop)?,
+            None => plan.made_node(root, &mut workshop).or_else(|failure| plan.named_node().ok_or(failure))?,
         };
         change_attributes(&node, false, NODE_ATTRIBUTES, MountAttrFlags::MOUNT_ATTR_NODEV).step(what)?;
         let target = match plan.path.strip_prefix("/dev/") {
@@ -126,16 +127,31 @@ pub(super) fn make(root: &Root, plans: &[DevicePlan]) -> Result<(), Failure> {
 }
 
 impl DevicePlan {
-    /// The host's node of the same path, when it is the same device with the owner and mode that are asked for.
+    /// The host's node of the same path, when it is as is asked for.
     fn host_node(&self) -> Result<Option<OwnedFd>, Errno> {
-        if self.kind == FileType::Fifo {
-            return Ok(None);
-        }
-        let Some((node, status)) = device_copy(&self.path, self.kind, self.number)? else { return Ok(None) };
+        if self.kind == FileType::Fifo { Ok(None) } else { self.node_at(&self.path) }
+    }
+
+    /// The host's node of a path, when it is the device with the owner and mode that are asked for.
+    fn node_at(&self, path: &str) -> Result<Option<OwnedFd>, Errno> {
+        let Some((node, status)) = device_copy(path, self.kind, self.number)? else { return Ok(None) };
         let fits = self.mode.is_none_or(|mode| mode == status.st_mode & 0o7777)
             && self.uid.is_none_or(|uid| uid == status.st_uid)
             && self.gid.is_none_or(|gid| gid == status.st_gid);
         Ok(fits.then_some(node))
+    }
+
+    /// The host's node under the name that the kernel gives the device (`DEVNAME`, as devtmpfs has it), when it is as is asked for.
+    fn named_node(&self) -> Option<OwnedFd> {
+        let class = match self.kind {
+            FileType::CharacterDevice => "char",
+            FileType::BlockDevice => "block",
+            _ => return None,
+        };
+        let (major, minor) = self.number;
+        let told = std::fs::read_to_string(format!("/sys/dev/{class}/{major}:{minor}/uevent")).ok()?;
+        let name = told.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+        self.node_at(&format!("/dev/{name}")).ok()?
     }
 
     /// A node that is made for this container, on a file system of its own, the `workshop`. `root` lends its place to that
@@ -157,7 +173,7 @@ impl DevicePlan {
         let number = rustix::fs::makedev(self.number.0, self.number.1);
         rustix::fs::mknodat(&*folder, name.as_str(), self.kind, mode, number).map_err(|error| {
             Failure::system(what(), &error.into())
-                .with_hint("the host has no such device node at this path, and making one takes CAP_MKNOD outside a user namespace")
+                .with_hint("the host has no such device node at this path or in /dev, and making one takes CAP_MKNOD outside a user namespace")
         })?;
         // The file creation mask is not ours to know.
         rustix::fs::chmodat(&*folder, name.as_str(), mode, rustix::fs::AtFlags::empty()).step(what)?;
