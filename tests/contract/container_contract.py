@@ -6,9 +6,13 @@ What a program sees inside is compared by :mod:`container_probe`; here is what t
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import signal
+import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,19 @@ TERM_IS_TAKEN = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done"
 def said(box: Any) -> bytes:
     """Give all that the log has of a container."""
     return b"".join(data for _, data in box.logs())
+
+
+@contextmanager
+def ignoring_a_signal_of_the_c_library() -> Iterator[None]:
+    """Ignore signal 32, which the C library sets for nobody else: who started us may have."""
+    sigaction = {"x86_64": 13, "aarch64": 134}[platform.machine()]
+    libc = ctypes.CDLL(None, use_errno=True)
+    ignore, before = struct.pack("4Q", 1, 0, 0, 0), ctypes.create_string_buffer(32)
+    assert libc.syscall(sigaction, 32, ignore, before, 8) == 0
+    try:
+        yield
+    finally:
+        assert libc.syscall(sigaction, 32, before, None, 8) == 0
 
 
 class ContainerContract:
@@ -89,6 +106,12 @@ class ContainerContract:
         box.kill("KILL")
         assert box.wait(PATIENCE) == 128 + signal.SIGKILL
         assert box.exit.signal == signal.SIGKILL
+
+    def test_a_program_ignores_no_signal_whatever_its_caller_ignores(self, run):
+        with ignoring_a_signal_of_the_c_library():
+            result = run("/bin/cat", "/proc/self/status")
+        [ignored] = (line for line in result.stdout.splitlines() if line.startswith(b"SigIgn:"))
+        assert int(ignored.split()[1], 16) == 0
 
     def test_check_raises_with_the_output(self, run):
         with pytest.raises(CommandFailed, match="broken") as caught:

@@ -329,6 +329,27 @@ extern "C" fn between(start: *mut libc::c_void) -> libc::c_int {
     0
 }
 
+/// Give every signal its default disposition and unblock all: what a program may expect at its start.
+///
+/// Python ignores SIGPIPE, Rust too; an ignored signal would stay so through exec.
+pub fn reset_signals() {
+    // The kernel's struct of the largest architecture: handler, flags, restorer, mask. Past the C library, which keeps
+    // two signals for itself and would leave them ignored if they were.
+    let default = [0u64; 4];
+    for signal in 1..=64 {
+        let old = ptr::null_mut::<u64>();
+        // SAFETY: the call reads no more than there is of `default`, in which zeros mean SIG_DFL, no flags, empty mask, in every
+        // architecture's layout; the old action is not asked for. SIGKILL and SIGSTOP cannot be set and have their default
+        // anyway.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, size_of::<u64>()) };
+    }
+    let mut none = MaybeUninit::uninit();
+    // SAFETY: the call makes a valid set of the memory, without reading it.
+    unsafe { libc::sigemptyset(none.as_mut_ptr()) };
+    // SAFETY: the set, just made, is only read; the old mask is not asked for.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
+}
+
 /// The process that becomes the program, or notes why it cannot.
 extern "C" fn become_program(start: *mut libc::c_void) -> libc::c_int {
     let start = start.cast::<Start>();
@@ -341,15 +362,7 @@ extern "C" fn become_program(start: *mut libc::c_void) -> libc::c_int {
             return 127;
         }
     }
-    for signal in 1..=64 {
-        // SAFETY: the table of handlers is this process's own; what cannot be changed stays.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
-    let mut none = MaybeUninit::uninit();
-    // SAFETY: the call makes a valid set of the memory, without reading it.
-    unsafe { libc::sigemptyset(none.as_mut_ptr()) };
-    // SAFETY: the set, just made, is only read.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
+    reset_signals(); // the table of handlers is this process's own
     // SAFETY: the arrays end with a null and live, as do their strings.
     unsafe { libc::execve(*program, *argv, *envp) };
     note(start);

@@ -112,7 +112,7 @@ fn become_program(arguments: &[CString]) -> Failure {
     match process::resolve(name, &environment) {
         Err(failure) => failure,
         Ok(program) => {
-            sys::reset_all();
+            sys::reset_signals();
             process::exec_failure(&program, &sys::execute(&program, arguments, &environment))
         }
     }

@@ -122,7 +122,7 @@ fn become_logger(
 ) -> std::io::Error {
     let prepare = || -> std::io::Result<()> {
         rustix::process::setsid()?;
-        sys::reset_all();
+        sys::reset_signals();
         rustix::process::umask(Mode::from_raw_mode(0o022));
         // The numbers that these are to have may be others' still.
         let away = |file: &OwnedFd| fcntl_dupfd_cloexec(file, AWAY);

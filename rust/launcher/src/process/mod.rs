@@ -223,7 +223,7 @@ impl Plan {
         rustix::process::set_parent_process_death_signal(at_parents_death).step(|| "set the parent death signal")?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.umask));
         let program = if self.told_late { None } else { Some(exec::resolve(&self.arguments[0], &self.environment)?) };
-        sys::reset_all();
+        sys::reset_signals();
         Ok(program)
     }
 

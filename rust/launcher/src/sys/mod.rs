@@ -9,6 +9,7 @@ mod signal;
 
 use std::io;
 
+pub use lamella_core::sys::reset_signals;
 pub use landlock::confine_to;
 #[cfg(test)]
 pub use landlock::has_landlock;
@@ -19,7 +20,7 @@ pub use process::{
     set_scheduling, signal_process, signal_session, unshare,
 };
 pub use program::{SeccompInstruction, attach_device_program, install_seccomp};
-pub use signal::{block_all, end_on_signals, read_signals, reset_all, signal_descriptor};
+pub use signal::{block_all, end_on_signals, read_signals, signal_descriptor};
 
 /// Turn the result of a libc call into a Result.
 fn checked(result: libc::c_long) -> io::Result<libc::c_long> {

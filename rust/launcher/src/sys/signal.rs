@@ -1,11 +1,9 @@
-//! Signals as the monitor reads them, and the clean slate that a container's program starts with.
+//! Signals as the monitor reads them.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::checked;
-
-const LAST_SIGNAL: i32 = 64;
 
 fn empty_set() -> libc::sigset_t {
     // SAFETY: a sigset_t is an array of integers, of which zeros are valid ones.
@@ -20,24 +18,6 @@ pub fn block_all() {
     let mut set = empty_set();
     // SAFETY: the pointer is to a live set.
     unsafe { libc::sigfillset(&raw mut set) };
-    set_mask(&set);
-}
-
-/// Give every signal its default disposition and unblock all: what a program may expect at its start.
-///
-/// Python ignores SIGPIPE, Rust too; an ignored signal would stay so through exec.
-pub fn reset_all() {
-    let set = empty_set();
-    // The kernel's struct of the largest architecture: handler, flags, restorer, mask. Past the C library, which keeps
-    // two signals for itself and would leave them ignored if they were.
-    let default = [0u64; 4];
-    for signal in 1..=LAST_SIGNAL {
-        let old = std::ptr::null_mut::<u64>();
-        // SAFETY: the call reads no more than there is of `default`, in which zeros mean SIG_DFL, no flags, empty mask, in every
-        // architecture's layout; the old action is not asked for. SIGKILL and SIGSTOP cannot be set and have their default
-        // anyway.
-        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, size_of::<u64>()) };
-    }
     set_mask(&set);
 }
 
