@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -16,20 +18,30 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# The interpreter may lie where only root may look. In a mount namespace of its own the folders above it are empty ones that all
-# may search, but for the interpreter, which is shown in its place.
+# What users find is the machine's, but in a mount namespace of their own: anybody may make network interfaces (udev's default),
+# and where the interpreter lies where only root may look, the folders above it are empty ones that all may search, but for
+# the interpreter, which is shown in its place.
 _SHOW = """
 set -e
-keep=$(mktemp -d /tmp/lamella-shown.XXXXXX)
-trap 'rmdir "$keep"' EXIT
-mount --bind "$BASE" "$keep"
-mount -t tmpfs -o mode=755 none "$HIDDEN"
-mkdir -p "$BASE"
-mount --move "$keep" "$BASE"
-rmdir "$keep"
-trap - EXIT
+if [ -e /dev/net/tun ]; then
+    mount -t tmpfs -o mode=755 none /dev/net
+    mknod -m 666 /dev/net/tun c 10 200
+fi
+if [ -n "$HIDDEN" ]; then
+    keep=$(mktemp -d /tmp/lamella-shown.XXXXXX)
+    trap 'rmdir "$keep"' EXIT
+    mount --bind "$BASE" "$keep"
+    mount -t tmpfs -o mode=755 none "$HIDDEN"
+    mkdir -p "$BASE"
+    mount --move "$keep" "$BASE"
+    rmdir "$keep"
+    trap - EXIT
+fi
+unset BASE HIDDEN
 exec "$@"
 """
+_NAME = "lamella-"
+_HOME = "/tmp/lamella-home-"
 
 
 class OrdinaryUser:
@@ -44,10 +56,7 @@ class OrdinaryUser:
     def command(self, *command: str) -> list[str]:
         """Give what runs a command as the user."""
         as_user = ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups", "--", *command]
-        hidden = _hidden(Path(sys.base_prefix))
-        if hidden is None:
-            return as_user
-        shown = [f"BASE={sys.base_prefix}", f"HIDDEN={hidden}"]
+        shown = [f"BASE={sys.base_prefix}", f"HIDDEN={_hidden(Path(sys.base_prefix)) or ''}"]
         return ["unshare", "--mount", "env", *shown, "sh", "-c", _SHOW, "sh", *as_user]
 
     def environment(self) -> dict[str, str]:
@@ -92,10 +101,15 @@ def _hidden(path: Path) -> Path | None:
 
 @contextmanager
 def ordinary_user(*, ranges: bool = True) -> Iterator[OrdinaryUser]:
-    """Make a user, with a range of ids for user namespaces or with none; nothing is left of it afterwards."""
-    name = f"lamella-{uuid.uuid4().hex[:8]}"
-    home = Path(tempfile.mkdtemp(prefix="lamella-home-", dir="/tmp"))
+    """Make a user, with a range of ids for user namespaces or with none; nothing is left of it afterwards.
+
+    What a run that was killed left is removed by the next one: whoever has a home's lock uses it.
+    """
+    _remove_those_of_the_dead()
+    name = f"{_NAME}{uuid.uuid4().hex[:8]}"
+    home = Path(tempfile.mkdtemp(prefix=Path(_HOME).name, dir=Path(_HOME).parent))
     settings = [] if ranges else ["-K", "SUB_UID_COUNT=0", "-K", "SUB_GID_COUNT=0"]
+    lock = _locked(home)
     try:
         subprocess.run(
             ["useradd", "--no-create-home", "--home-dir", home, "--shell", "/bin/sh", *settings, name],
@@ -109,6 +123,34 @@ def ordinary_user(*, ranges: bool = True) -> Iterator[OrdinaryUser]:
             subprocess.run(["userdel", name], check=True, stderr=subprocess.DEVNULL)
     finally:
         shutil.rmtree(home)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(home: Path) -> int | None:
+    """Lock a home for as long as this process lives; None: another has it."""
+    folder = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        return None
+    return folder
+
+
+def _remove_those_of_the_dead() -> None:
+    """Remove users, with their homes, whose makers were killed; not those that still have processes, which userdel refuses."""
+    for entry in pwd.getpwall():
+        if not entry.pw_name.startswith(_NAME) or not entry.pw_dir.startswith(_HOME):
+            continue
+        home = Path(entry.pw_dir)
+        lock = _locked(home) if home.exists() else None
+        if lock is None and home.exists():
+            continue
+        if subprocess.run(["userdel", entry.pw_name], capture_output=True, check=False).returncode == 0:
+            shutil.rmtree(home, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 @pytest.fixture(scope="module")
