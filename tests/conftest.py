@@ -11,11 +11,13 @@ mount namespace of their own, by which the cgroups of their containers are known
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -34,8 +36,6 @@ pytest.register_assert_rewrite("crashes", "monitors", "networking", "probes", "s
 
 HALF = os.environ.pop("LAMELLA_TEST_HALF", "")  # not for what tests run
 REQUIRE_ALL = os.environ.get("LAMELLA_REQUIRE_ALL") == "1"
-AS_USER = os.environ.get("LAMELLA_TEST_AS_USER") == "1"
-"""What is marked ``privileged``, not ``needs_root``, is run by who is not root all the same: test_ordinary_user.py chooses it."""
 SESSION_TAG = f"LAMELLA_TEST_SESSION={uuid.uuid4().hex}"
 GRACE_SECONDS = 30.0  # a monitor removes its cgroups after it has told its clients; that takes a moment
 
@@ -43,6 +43,11 @@ GRACE_SECONDS = 30.0  # a monitor removes its cgroups after it has told its clie
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_program(*names): skip unless these programs are on PATH")
     config.addinivalue_line("markers", "needs_root: skip unless run by root")
+    config.addinivalue_line("markers", "needs_ids: skip unless run by root, or by who has ranges of ids")
+    if os.geteuid() != 0 and not os.environ.get("XDG_RUNTIME_DIR"):
+        # `su` and cron set none. skopeo and its kin would look into /run/containers then, which may be root's alone.
+        os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="lamella-run-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop("XDG_RUNTIME_DIR"), ignore_errors=True))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -66,8 +71,15 @@ def _is_privileged(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("needs_root") or (item.get_closest_marker("privileged") and not AS_USER):
+    if item.get_closest_marker("needs_root"):
         _require_root()
+    elif item.get_closest_marker("privileged"):
+        if item.get_closest_marker("rootless"):
+            _require_user_namespaces()
+        else:
+            _require_root()
+    if item.get_closest_marker("needs_ids"):
+        _require_ids()
     for marker in item.iter_markers("needs_program"):
         for name in marker.args:
             _require_program(name)
@@ -102,6 +114,30 @@ def _turn_into_failure(report: pytest.TestReport | pytest.CollectReport) -> None
 def _require_root() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
+
+
+@functools.cache
+def _user_namespace() -> tuple[int, str]:
+    """Give how many ranges of ids lamella's user namespace has, one's own id included, and what keeps one from having it."""
+    from lamella import _core
+    from lamella.errors import LamellaError
+
+    try:
+        maps = _core.helper_maps()
+    except LamellaError as error:
+        return 0, str(error)
+    return len(maps[0]) if maps else 2, ""  # who needs no helper has them all
+
+
+def _require_user_namespaces() -> None:
+    ranges, why = _user_namespace()
+    if not ranges:
+        pytest.skip(f"needs root, or user namespaces: {why}")
+
+
+def _require_ids() -> None:
+    if os.geteuid() != 0 and _user_namespace()[0] < 2:
+        pytest.skip("needs ranges of ids (/etc/subuid, /etc/subgid)")
 
 
 def _require_program(name: str) -> str:

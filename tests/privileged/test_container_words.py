@@ -20,7 +20,7 @@ from lamella.registry.server import RegistryServer
 from layers import Built, file, tar
 from waiting import until
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 
 @pytest.fixture

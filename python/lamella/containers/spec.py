@@ -361,10 +361,13 @@ def _mounts(
         writable_sys=options.privileged,
     )
     if "ipc" in shared:
+        # POSIX's shared memory and message queues are files there. Root alone may mount the machine's queues (mq_overview(7)).
+        own_queues = os.geteuid() == 0 and not os.path.ismount("/dev/mqueue")
         for mount in mounts:
-            if mount.destination == "/dev/shm":  # noqa: S108 (POSIX's shared memory is files there)
+            if mount.destination == "/dev/shm" or (mount.type == "mqueue" and not own_queues):  # noqa: S108
                 mount.type, mount.source = "bind", mount.destination
                 mount.options = ["rbind", "rprivate", "nosuid", "nodev", "noexec"]
+        mounts = [mount for mount in mounts if mount.type != "bind" or os.path.isdir(mount.source)]  # noqa: PTH112
     taken = {os.path.normpath(mount.destination) for mount in own}
     for name in ("hosts", "hostname", "resolv.conf"):
         if f"/etc/{name}" not in taken:
