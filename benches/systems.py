@@ -335,6 +335,7 @@ class Podman(System):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
+        end_pause(self.disk / "tmp")
 
     def command(self, *arguments: str) -> list[str]:
         """Give the command line on this disk's store."""
@@ -557,6 +558,12 @@ def _processes_that_name(folder: str) -> list[int]:
                 if folder.encode() in (entry / "cmdline").read_bytes():
                     found.append(int(entry.name))
     return found
+
+
+def end_pause(folder: Path) -> None:
+    """End the process with which podman keeps the user namespace of who is not root; ``folder``: its ``--tmpdir``."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(int((folder / "pause.pid").read_text()), signal.SIGKILL)
 
 
 def _processes_of(user: OrdinaryUser | None) -> list[int]:

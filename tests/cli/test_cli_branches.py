@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from program import Program
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 
 def test_a_container_is_frozen_branched_listed_exported_and_removed(pulled: tuple[Program, str]) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from program import Program
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 
 def test_pull_prints_the_image_and_images_ls_lists_it(lamella: Program, small_image: str) -> None:

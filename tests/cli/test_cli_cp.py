@@ -9,6 +9,7 @@ import pytest
 
 
 @pytest.mark.privileged
+@pytest.mark.rootless
 def test_files_go_in_and_out_and_an_archive_by_stdin_and_stdout(pulled, tmp_path):
     lamella, image = pulled
     lamella("containers", "create", "--name", "box", image, "/bin/true").ok()

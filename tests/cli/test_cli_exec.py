@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from program import Program
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def test_exec_passes_output_and_status_through(box: Program) -> None:
     assert box("--json", "containers", "inspect", "box").document["status"] == "running"
 
 
+@pytest.mark.needs_ids
 def test_exec_takes_options_before_the_container(box: Program) -> None:
     words = ["-e", "B=b", "-w", "/bin", "-u", "12:34", "box", "sh", "-c", "echo $A $B; pwd; id -u; id -g"]
     assert box("container", "exec", *words).ok().out.split() == ["own", "b", "/bin", "12", "34"]
@@ -86,6 +87,7 @@ def test_attach_shows_output_until_the_end(pulled: tuple[Program, str]) -> None:
     assert (done.returncode, done.stdout) == (5, b"through\n")
 
 
+@pytest.mark.needs_root  # a cgroup freezes it
 def test_pause_freezes_and_resume_thaws(pulled: tuple[Program, str]) -> None:
     lamella, reference = pulled
     lamella(
@@ -97,6 +99,7 @@ def test_pause_freezes_and_resume_thaws(pulled: tuple[Program, str]) -> None:
     until(lambda: lamella("containers", "logs", "ticks").ok().out != before)
 
 
+@pytest.mark.needs_root  # a cgroup freezes it
 def test_what_a_container_changed_is_shown_and_can_become_an_image(box: Program) -> None:
     box("containers", "exec", "box", "sh", "-c", "echo x > /new; rm /etc/passwd").ok()
     lines = box("containers", "diff", "box").ok().out.splitlines()
@@ -122,6 +125,7 @@ def test_a_snapshots_changes_are_shown_or_written_as_a_layer(box: Program, tmp_p
     assert box("snapshots", "diff", "absent").status == 1
 
 
+@pytest.mark.needs_root  # a mount that others see
 def test_a_snapshot_is_mounted_until_it_is_unmounted(box: Program, tmp_path: Path) -> None:
     parent = box("--json", "snapshots", "info", "box").document["parent"]
     box("snapshots", "prepare", "work", parent).ok()

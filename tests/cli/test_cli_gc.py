@@ -7,7 +7,7 @@ import pytest
 from lamella.registry.server import RegistryServer
 from layers import Built, file, tar
 
-pytestmark = [pytest.mark.privileged]
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 
 def blobs(lamella):

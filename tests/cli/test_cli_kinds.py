@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from program import Program
 
-pytestmark = [pytest.mark.privileged, pytest.mark.needs_program("docker-registry")]
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless, pytest.mark.needs_program("docker-registry")]
 
 SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 

@@ -11,7 +11,7 @@ from waiting import until
 if TYPE_CHECKING:
     from program import Program
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 COUNT = "n=$(cat /n 2>/dev/null || echo 0); n=$((n+1)); echo $n > /n; echo run $n; "
 
 
@@ -62,6 +62,7 @@ def test_an_init_is_asked_for_by_its_option(pulled: tuple[Program, str]) -> None
     assert lamella("run", "--rm", reference, "sh", "-c", script).ok().out == "sh\n"
 
 
+@pytest.mark.needs_root  # a cgroup freezes it
 def test_ps_takes_dockers_filters(pulled: tuple[Program, str]) -> None:
     lamella, reference = pulled
     lamella("run", "-d", "--name", "box", "--label", "job=7", reference, "sleep", "300").ok()

@@ -67,6 +67,7 @@ def test_what_would_let_nothing_through_is_refused(
 
 
 @pytest.mark.privileged
+@pytest.mark.rootless
 def test_a_pull_within_limits_brings_the_image(lamella: Program, small_image: str) -> None:
     lamella("pull", "--limit-rate", "200M", "--connections", "1", small_image).ok()
     assert lamella("images", "inspect", small_image).ok().document["layers"]

@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from program import Program
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from program import Program
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ def test_volumes_are_made_listed_and_removed(lamella):
 
 
 @pytest.mark.privileged
+@pytest.mark.rootless
 def test_run_mounts_volumes_and_rm_takes_anonymous_ones_when_asked(pulled):
     lamella, image = pulled
     lamella("run", "--rm", "-v", "data:/d", "-v", "/gone", image, "/bin/sh", "-c", "echo kept >/d/file").ok()

@@ -19,7 +19,7 @@ from lamella.metadata.boot import boot_id
 from lamella.registry.server import RegistryServer
 from layers import Built, file, folder, tar
 
-pytestmark = [pytest.mark.privileged]
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 FILES = {"etc": None, "etc/name": b"value\n", "upper": b"u" * 5000}
 
@@ -155,6 +155,7 @@ def test_an_unverified_blob_that_is_whole_is_hashed_once_and_believed(store, rea
 def test_an_unverified_blob_that_is_damaged_counts_as_absent_until_it_is_written_again(store, damage):
     digest = store.put(b"data", {"label": "kept"})
     restart(store)
+    blob_file(store, digest).chmod(0o600)  # for who is not root
     damage(blob_file(store, digest))
     assert not store.content.exists(digest)
     for read in (store.content.read, store.content.open):

@@ -17,7 +17,7 @@ from lamella.registry.server import RegistryServer
 from lamella.structs import astuple
 from layers import Built, file, folder, tar
 
-pytestmark = [pytest.mark.privileged]
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 
 @pytest.fixture

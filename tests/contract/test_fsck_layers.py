@@ -10,7 +10,7 @@ from lamella._core import read_file
 from lamella.registry.server import RegistryServer
 from layers import Built, file, folder, hardlink, opaque, symlink, tar, whiteout
 
-pytestmark = [pytest.mark.privileged]
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 BASE = tar(
     folder("etc", mode=0o750),

@@ -15,7 +15,7 @@ from lamella.registry.server import RegistryServer, basic_auth
 from lamella.transfer.progress import Progress
 from layers import Built, file, folder, tar
 
-pytestmark = [pytest.mark.privileged]
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 BASE = tar(folder("etc"), file("etc/passwd", b"root:x:0:0::/root:/bin/sh\n"))
 UPPER = tar(file("upper", os.urandom(3000)))

@@ -19,7 +19,7 @@ from lamella.digest import digest_of
 from lamella.errors import NotFound, ResourceExhausted
 from steps import patience
 
-pytestmark = [pytest.mark.privileged, pytest.mark.beside, patience]
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless, pytest.mark.beside, patience]
 FILLING = os.urandom(2_500_000)  # more than two of the pieces in which it is read
 NAME = "example.com/app:v1"
 
@@ -74,6 +74,7 @@ def test_what_an_export_leaves_has_not_the_name_or_is_whole(tmp_path: Path, arch
 
 
 @pytest.mark.parametrize("way", ["file", "pipe"])
+@pytest.mark.needs_root  # a mount
 def test_an_image_that_does_not_fit_on_the_disk_leaves_nothing(
     tmp_path: Path, archive: Path, way: str
 ) -> None:

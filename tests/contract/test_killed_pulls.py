@@ -21,7 +21,13 @@ from lamella.errors import NotFound
 from lamella.registry import ahead
 from steps import patience
 
-pytestmark = [pytest.mark.privileged, pytest.mark.beside, pytest.mark.usefixtures("alone"), patience]
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.rootless,
+    pytest.mark.beside,
+    pytest.mark.usefixtures("alone"),
+    patience,
+]
 FILLING = os.urandom(2_500_000)  # more than two of the pieces in which it comes
 
 

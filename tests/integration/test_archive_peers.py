@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -37,7 +38,10 @@ def run(*command: str | Path, data: bytes | None = None) -> bytes:
 
 
 def skopeo(source: str, target: str, *options: str) -> None:
-    run("skopeo", "copy", "--quiet", *options, source, target)
+    # It gives the files of such an archive to their owner there, root, which is one of a user namespace for who is not root.
+    archive = source.startswith("oci-archive:") and os.geteuid() != 0
+    as_root = ["unshare", "--map-root-user"] if archive else []
+    run(*as_root, "skopeo", "copy", "--quiet", *options, source, target)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +158,7 @@ def test_an_oci_layout_of_crane_has_no_names(
 
 
 @pytest.mark.privileged
+@pytest.mark.rootless
 @pytest.mark.needs_program("podman", "conmon", "runc")
 def test_archives_of_podman(
     client: Client, layout: Path, digest: str, tmp_path: Path, podman: Run, image: lamella.Image
@@ -177,6 +182,7 @@ def test_archives_of_podman(
 
 
 @pytest.mark.privileged
+@pytest.mark.rootless
 @pytest.mark.needs_program("buildah")
 @pytest.mark.parametrize("form", ["oci-archive", "docker-archive"])
 def test_archives_of_buildah(
@@ -266,6 +272,7 @@ def test_crane_pushes_either_archive_and_the_folder(
 
 
 @pytest.mark.privileged
+@pytest.mark.rootless
 @pytest.mark.needs_program("podman", "conmon", "runc")
 @pytest.mark.parametrize("form", ["oci", "docker"])
 def test_podman_loads_what_comes_from_a_pipe_and_runs_it(
@@ -297,6 +304,7 @@ def test_containerd_imports_it_with_the_same_digest(
 
 
 @pytest.mark.privileged
+@pytest.mark.rootless
 @pytest.mark.needs_program("buildah")
 def test_buildah_pulls_it(exported: Path, tmp_path: Path) -> None:
     store = [f"--root={tmp_path}/root", f"--runroot={tmp_path}/run", "--storage-driver=vfs"]

@@ -20,6 +20,7 @@ from certificates import Authority
 from registries import Issuer, docker_registry_process, hosts_folder
 
 import machine_image
+import systems
 from lamella import Client, Image, oci
 from lamella.registry.config import RegistryConfig
 from lamella.registry.credentials import CredentialStore
@@ -111,6 +112,7 @@ def opened(kind: str, folder: Path) -> Iterator[Registry]:
 def registry(request: pytest.FixtureRequest) -> Iterator[Registry]:
     with tempfile.TemporaryDirectory() as folder:  # a short path, which podman needs
         yield from opened(request.param, Path(folder))
+        systems.end_pause(Path(folder, "podman/tmp"))
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +176,7 @@ def test_crane_validates_and_skopeo_reads_what_was_pushed(
 
 
 @pytest.mark.privileged
+@pytest.mark.rootless
 @pytest.mark.needs_program("podman", "conmon", "runc")
 def test_podman_pulls_and_runs_what_was_pushed(pushed: tuple[str, str], registry: Registry) -> None:
     name, digest = pushed
@@ -186,6 +189,7 @@ def test_podman_pulls_and_runs_what_was_pushed(pushed: tuple[str, str], registry
 
 
 @pytest.mark.privileged
+@pytest.mark.rootless
 @pytest.mark.needs_program("buildah")
 def test_buildah_builds_on_what_was_pushed(
     pushed: tuple[str, str], client: Client, registry: Registry, tmp_path: Path
@@ -255,6 +259,7 @@ WRITERS = [by_crane, by_skopeo, by_skopeo_as_docker, by_podman, by_buildah, by_u
 
 
 @pytest.mark.privileged
+@pytest.mark.rootless
 @pytest.mark.needs_program("podman", "conmon", "runc", "buildah", "umoci")
 @pytest.mark.parametrize("write", WRITERS)
 def test_what_others_push_is_pulled_and_runs(
@@ -339,6 +344,8 @@ def test_a_pull_through_mirror_gives_what_was_pushed_behind_it_and_gets_no_push(
 
 @pytest.mark.real_image
 @pytest.mark.privileged
+@pytest.mark.rootless
+@pytest.mark.needs_ids  # podman's
 @pytest.mark.needs_program("podman", "conmon", "runc")
 @pytest.mark.parametrize("registry", ["plain"], indirect=True)
 def test_the_real_image_is_whole_for_crane_and_runs_in_podman(

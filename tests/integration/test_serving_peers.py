@@ -193,6 +193,7 @@ def test_lamella_pulls_from_one_store_into_another_and_pushes_back(
 
 
 @pytest.mark.privileged
+@pytest.mark.rootless
 @pytest.mark.needs_program("crane")
 def test_what_was_pushed_runs(serving: RegistryServer, stored: lamella.Client, layout: Path) -> None:
     run("crane", "push", "--insecure", layout, f"{serving.address}/team/app:v1")
@@ -208,6 +209,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory, require_program: Callable[[
         where = ["--root", f"{folder}/root", "--runroot", f"{folder}/run", "--tmpdir", f"{folder}/tmp"]
         how = ["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none"]
         yield lambda *words: run("podman", *where, *how, "--runtime", "runc", *words)
+        systems.end_pause(Path(folder, "tmp"))
         with suppress(OSError):
             (Path(folder) / "root/libpod/bolt_state.db").unlink()
 
@@ -226,6 +228,7 @@ def test_podman_pulls_tags_and_pushes(serving: RegistryServer, stored: lamella.C
 
 
 @pytest.mark.privileged
+@pytest.mark.rootless
 @pytest.mark.needs_program("buildah")
 def test_buildah_builds_on_what_is_served_and_pushes_it(
     serving: RegistryServer, stored: lamella.Client, tmp_path: Path

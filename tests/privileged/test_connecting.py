@@ -17,7 +17,11 @@ from lamella.errors import (
 from networking import BUSYBOX, SERVE, ask, inside, leases, pins
 from waiting import until
 
-pytestmark = [pytest.mark.privileged, pytest.mark.needs_program("iptables", "ip", "busybox")]
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.rootless,
+    pytest.mark.needs_program("iptables", "ip", "busybox"),
+]
 SLEEP = ("/bin/busybox", "sleep", "1000")
 
 

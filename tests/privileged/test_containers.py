@@ -28,7 +28,7 @@ from lamella.errors import (
 from monitors import monitor_of
 from waiting import settled, until
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 
 @pytest.fixture
@@ -158,6 +158,7 @@ def test_environment_working_folder_and_hostname(run):
     assert out.splitlines() == ["1 /root box", "/etc", "box"]
 
 
+@pytest.mark.needs_ids
 def test_a_user_takes_its_ids_and_groups(run):
     assert sh(run, "id -u; id -g", user="1234:4321").split() == ["1234", "4321"]
     with pytest.raises(InvalidArgument, match="nobody-here"):
@@ -175,6 +176,7 @@ def test_a_volume_is_seen_and_written_and_read_only_holds(run, tmp_path):
     assert not (source / "no").exists()
 
 
+@pytest.mark.needs_root
 def test_a_read_only_volume_is_read_only_in_what_is_mounted_beneath_it(run, tmp_path):
     source = tmp_path / "source"
     (source / "sub").mkdir(parents=True)
@@ -221,6 +223,7 @@ def test_input_that_is_text_is_refused_before_anything_is_made(client, run):
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o077])
+@pytest.mark.needs_ids
 def test_the_callers_umask_neither_opens_nor_closes_anything(client, image, mask):
     before = os.umask(mask)
     try:
@@ -256,6 +259,7 @@ def test_entrypoint_and_command_combine_as_in_docker(client, image):
     assert result.stdout == b"x a b\n"
 
 
+@pytest.mark.needs_root  # limits are a cgroup's
 def test_limits_reach_the_kernel(run):
     result = run("/bin/sh", "-c", "x=a; while :; do x=$x$x; done", memory="16m", timeout=60)
     assert (result.exit_code, result.oom_killed) == (137, True)
@@ -300,6 +304,7 @@ def test_nothing_under_sys_can_be_written_whatever_the_network(run, network):
     assert "kernel/debug" not in " ".join(under_sys)
 
 
+@pytest.mark.needs_root  # limits are a cgroup's
 def test_a_container_sees_its_own_limits(run):
     shown = sh(
         run,
@@ -330,6 +335,7 @@ def test_dropping_all_capabilities_leaves_none(run):
     assert "CapEff:\t0000000000000000" in status
 
 
+@pytest.mark.needs_root
 def test_privileged_has_all_that_the_machine_has(run):
     status = sh(run, "cat /proc/self/status", privileged=True)
     own = next(
@@ -532,6 +538,7 @@ def test_attach_joins_a_running_container(client, image):
     box.remove()
 
 
+@pytest.mark.needs_root  # a cgroup freezes it
 def test_pause_freezes_and_resume_thaws(client, image):
     box = client.containers.run(image, ["/bin/sh", "-c", "while :; do echo x; sleep 0.02; done"], detach=True)
     box.pause()
@@ -607,6 +614,7 @@ def test_exec_runs_in_the_container_with_its_environment(box):
     assert box.status == "running"
 
 
+@pytest.mark.needs_ids
 def test_exec_takes_an_environment_folder_user_and_input_of_its_own(box):
     result = box.exec(
         ["/bin/sh", "-c", "echo $A $B; pwd; id -u; id -g; cat"],

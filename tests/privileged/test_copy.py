@@ -28,7 +28,7 @@ from lamella.errors import (
 )
 from lamella.labels import GID_MAPPING, UID_MAPPING
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 STATES = ("created", "running", "paused", "stopped")
 
@@ -97,7 +97,10 @@ def names(box, path):
 # In every state
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(
+    "state",
+    [pytest.param(state, marks=pytest.mark.needs_root if state == "paused" else ()) for state in STATES],
+)
 def test_files_go_in_and_out_whatever_the_container_does(make_box, here, tmp_path, state):
     box = make_box(state)
     box.copy_in(here / "folder", "/srv")
@@ -241,6 +244,7 @@ def test_a_target_that_is_a_symlink_leads_on_inside_the_container(box, here, tmp
 # What is kept
 
 
+@pytest.mark.needs_root
 def test_owners_are_roots_or_the_callers_unless_they_are_kept(box, here, tmp_path):
     os.chown(here / "file", 1234, 5678)
     (here / "file").chmod(0o4755)
@@ -261,6 +265,7 @@ def test_owners_are_roots_or_the_callers_unless_they_are_kept(box, here, tmp_pat
     assert (tmp_path / "theirs").stat().st_uid == 1234
 
 
+@pytest.mark.needs_ids
 def test_links_attributes_holes_times_and_fifos_are_kept_and_sockets_left_out(box, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
@@ -286,6 +291,7 @@ def test_links_attributes_holes_times_and_fifos_are_kept_and_sockets_left_out(bo
     subprocess.run(["cmp", source / "holes", back / "holes"], check=True)
 
 
+@pytest.mark.needs_root
 def test_device_nodes_of_a_container_do_not_come_out(box, tmp_path):
     node = tarfile.TarInfo("node")
     node.type, node.devmajor, node.devminor = tarfile.CHRTYPE, 1, 3
@@ -306,6 +312,7 @@ def test_gnu_tar_reads_what_comes_out_and_is_read(box, here, tmp_path):
     assert (tmp_path / "out" / "folder" / "sub" / "deep").read_text() == "deep"
 
 
+@pytest.mark.needs_ids
 def test_data_may_be_bytes_a_file_or_pieces(box, tmp_path):
     data = tar_of(("a", b"1" * 100_000))
     (tmp_path / "archive").write_bytes(data)
@@ -579,6 +586,7 @@ def test_names_may_be_any_bytes(make_box, tmp_path, state):
 MAP = "0:100000:65536"
 
 
+@pytest.mark.needs_root  # ids of the container's own
 def test_owners_are_those_that_a_container_with_mapped_ids_knows(client, image, tmp_path):
     client.snapshots.prepare("mapped", image.chain_id, {UID_MAPPING: MAP, GID_MAPPING: MAP})
     info = tarfile.TarInfo("etc/new/own")

@@ -13,7 +13,7 @@ from launcher_box import PYTHON, Box
 from lamella.errors import CommandNotExecutable, CommandNotFound
 from waiting import until
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 
 @pytest.fixture
@@ -43,6 +43,7 @@ def output(box) -> str:
     return b"".join(data for _, data in box.logs()).decode()
 
 
+@pytest.mark.needs_ids
 def test_the_command_runs_beneath_the_init_with_its_environment_folder_user_and_streams(run):
     script = "read name < /proc/1/comm; echo $name $$ $A; pwd; id -u; cat; echo err >&2; exit 7"
     result = run(
@@ -119,6 +120,7 @@ def test_a_program_that_cannot_be_run_is_told_as_without_init(client, image, run
         box.remove()
 
 
+@pytest.mark.needs_root  # a cgroup
 def test_it_goes_with_restarts_limits_and_the_strictest_rights(client, image, run):
     assert (
         run("/bin/true", cap_drop=["ALL"], no_new_privileges=True, read_only=True, user="65534").exit_code

@@ -22,7 +22,7 @@ from lamella.errors import FailedPrecondition
 from monitors import monitor_of
 from waiting import until
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 NIGHTLY = os.environ.get("LAMELLA_NIGHTLY") == "1"
 MEBIBYTE = 1 << 20
 
@@ -126,6 +126,7 @@ def test_with_driver_none_nothing_is_kept(start):
         box.logs()
 
 
+@pytest.mark.needs_root  # a mount
 def test_a_full_disk_stops_the_log_and_not_the_container(client, start, tmp_path, caplog):
     point = tmp_path / "small"
     box = client.containers.create(

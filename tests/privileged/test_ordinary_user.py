@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,28 @@ pytestmark = [
 def user_without_ranges() -> Iterator[OrdinaryUser]:
     with ordinary_user(ranges=False) as made:
         yield made
+
+
+MAKER = """
+import os, signal
+from users import ordinary_user
+with ordinary_user() as made:
+    print(made.name, made.home, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_user_of_a_run_that_was_killed_is_removed_by_the_next(user: OrdinaryUser) -> None:
+    maker = [sys.executable, "-c", MAKER]
+    places = {"PYTHONPATH": str(REPOSITORY / "tests")}
+    said = subprocess.run(maker, env=os.environ | places, capture_output=True, text=True, check=False)
+    name, home = said.stdout.split()
+    assert pwd.getpwnam(name).pw_dir == home and Path(home).is_dir()
+    with ordinary_user():
+        pass
+    assert name not in {entry.pw_name for entry in pwd.getpwall()}
+    assert not Path(home).exists()
+    assert pwd.getpwnam(user.name).pw_dir == str(user.home) and user.home.is_dir()
 
 
 BOTH_SNAPSHOTTERS = pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
@@ -501,7 +524,7 @@ SUITES = {
     "content": (["contract/test_content_store.py", "contract/test_processes.py"], 80),
     "unpacking": (["unit/test_core_layers.py", "unit/test_core_pipeline.py", "unit/test_layers.py"], 40),
     "crashes": (["contract/test_crashes.py"], 10),
-    "damage": (["contract/test_fsck.py", "contract/test_fsck_layers.py"], 22),
+    "damage": (["contract/test_fsck.py", "contract/test_fsck_layers.py", "contract/test_durability.py"], 44),
     "registries": (
         ["integration/test_pull.py", "integration/test_push.py", "integration/test_discarded_layers.py"],
         50,
@@ -512,8 +535,6 @@ SUITES = {
     ),
 }
 """Modules of tests that are run again without root, and how many of them at least have to run there: some make devices."""
-FOR_ROOT = {"damage"}
-"""Those that are marked ``privileged`` as a whole, and are a user's all the same."""
 
 
 @pytest.mark.timeout(1200)
@@ -526,11 +547,7 @@ def test_the_suites_hold_for_a_user_who_is_not_root(
     modules, least = SUITES[suite]
     report = who.home / "report.xml"
     options = ["-q", "-p", "no:cacheprovider", f"--basetemp={who.home}/pytest", f"--junitxml={report}"]
-    settings = [
-        "LAMELLA_REQUIRE_ALL=0",
-        f"LAMELLA_TEST_AS_USER={int(suite in FOR_ROOT)}",
-        f"HYPOTHESIS_STORAGE_DIRECTORY={who.home}/hypothesis",
-    ]
+    settings = ["LAMELLA_REQUIRE_ALL=0", f"HYPOTHESIS_STORAGE_DIRECTORY={who.home}/hypothesis"]
     paths = [str(REPOSITORY / "tests" / module) for module in modules]
     who.run(["env", *settings, sys.executable, "-m", "pytest", *options, *paths], timeout=1100)
     counts = ElementTree.parse(report).getroot()[0].attrib

@@ -14,7 +14,7 @@ import pytest
 import lamella
 from lamella.errors import CommandNotFound, FailedPrecondition, InvalidArgument, Unavailable
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 
 def rows(client):
@@ -22,6 +22,7 @@ def rows(client):
         return db.execute("SELECT count(*) FROM containers").fetchone()[0]
 
 
+@pytest.mark.needs_root  # a cgroup
 def test_what_is_run_in_a_pool_is_what_is_run_without(client, image):
     options = {
         "environment": {"A": "b"},

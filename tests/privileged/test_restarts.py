@@ -17,7 +17,7 @@ from lamella.errors import CommandNotFound, FailedPrecondition, InvalidArgument
 from monitors import cgroups, monitor_of
 from waiting import until
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 NIGHTLY = os.environ.get("LAMELLA_NIGHTLY") == "1"
 
 
@@ -233,6 +233,7 @@ def test_who_waits_is_attached_or_follows_stays_over_all_runs(create):
     assert found == {"followed": b"run 1\nrun 2\nrun 3\nrun 4\n", "exit": 0}
 
 
+@pytest.mark.needs_root  # a cgroup
 def test_a_run_has_its_snapshot_again_and_processes_memory_and_limits_of_its_own(create):
     script = COUNT + "touch /dev/shm/x$n; ls /dev/shm; cat /proc/self/mounts | wc -l; [ $n -eq 3 ] || exit 1"
     box = create(script, restart_policy="on-failure", memory="64m", tmpfs=["/tmp"])
@@ -306,6 +307,7 @@ def test_events_tell_of_every_run(client, create):
     assert len(set(pids)) == 3
 
 
+@pytest.mark.needs_root  # a cgroup
 def test_out_of_memory_is_a_failure_that_is_tried_again(create):
     box = create(
         COUNT + "[ $n -eq 2 ] && exit; x=a; while :; do x=$x$x; done",
@@ -355,6 +357,7 @@ def test_restart_ends_and_starts_again(create):
     assert box.status == "stopped"  # it has no policy
 
 
+@pytest.mark.needs_root  # a cgroup
 def test_restart_kills_what_ignores_it_and_starts_what_does_not_run(create):
     box = create(COUNT + "trap '' TERM; while :; do sleep 0.02; done")
     box.restart()
@@ -403,6 +406,7 @@ def test_restart_and_stop_at_once_end_in_a_stop(create):
     assert (box.status, len(thread_errors)) == ("stopped", 1)
 
 
+@pytest.mark.needs_root  # a monitor's descriptors
 def test_many_restarts_grow_nothing(create):
     box = create("exec sleep 600")
     box.start()

@@ -16,7 +16,7 @@ from lamella.errors import CommandNotFound, FailedPrecondition
 from lamella.events import EventStream, spool
 from monitors import monitor_of
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 OF_A_RUN = ["/snapshot/prepare", "/containers/create", "/tasks/create", "/tasks/start"]
 OF_A_REMOVAL = ["/tasks/delete", "/containers/delete", "/snapshot/remove"]
@@ -91,6 +91,7 @@ def test_exec_tells_its_start_and_its_end(client, stream, box):
     assert next(stream).event["exec_id"] != added["exec_id"]
 
 
+@pytest.mark.needs_root  # a cgroup
 def test_an_exec_that_could_not_be_started_tells_nothing(client, stream, box):
     until(stream, "/tasks/start")
     with pytest.raises(CommandNotFound):
@@ -108,6 +109,7 @@ def test_a_container_that_could_not_be_started_had_no_task(client, image, stream
     ]  # fmt: skip
 
 
+@pytest.mark.needs_root  # a cgroup
 def test_pause_and_resume_are_told_once_each(client, stream, box):
     until(stream, "/tasks/start")
     for action in (box.pause, box.pause, box.resume, box.resume, box.pause):
@@ -118,6 +120,7 @@ def test_pause_and_resume_are_told_once_each(client, stream, box):
     ]  # fmt: skip
 
 
+@pytest.mark.needs_root  # a cgroup
 def test_out_of_memory_is_told_before_the_exit_it_causes(client, image, stream):
     client.containers.run(
         image, ["/bin/sh", "-c", "x=a; while :; do x=$x$x; done"], memory="16m", remove=True
@@ -126,6 +129,7 @@ def test_out_of_memory_is_told_before_the_exit_it_causes(client, image, stream):
     assert told[-2:] == ["/tasks/oom", "/tasks/exit"]
 
 
+@pytest.mark.needs_root  # a cgroup
 def test_out_of_memory_is_told_while_the_container_goes_on(client, image, stream):
     # The kernel takes the largest: what the first process has started.
     script = "(x=a; while :; do x=$x$x; done); exec sleep 600"
@@ -139,6 +143,7 @@ def test_out_of_memory_is_told_while_the_container_goes_on(client, image, stream
     assert topics(until(stream, "/tasks/exit")).count("/tasks/oom") == 0
 
 
+@pytest.mark.needs_root  # a cgroup
 def test_out_of_memory_again_and_again_is_told_once_a_second(client, image, stream):
     script = "for i in 1 2 3 4 5 6 7 8 9 10; do (x=a; while :; do x=$x$x; done); done; exit 0"
     result = client.containers.run(image, ["/bin/sh", "-c", script], memory="16m", remove=True)
@@ -231,6 +236,7 @@ def test_a_spool_that_cannot_be_written_harms_no_container(client, image, stream
     assert topics(until(stream, "/snapshot/remove")) == [*OF_A_RUN[:2], *OF_A_REMOVAL]
 
 
+@pytest.mark.needs_root  # a mount
 def test_a_full_disk_harms_no_container_and_spoils_no_later_event(tmp_path, client, image):
     from lamella import _core
 

@@ -13,7 +13,7 @@ from lamella import _core
 from lamella.containers.volumes import path_in_image
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound, Unsupported
 
-pytestmark = pytest.mark.privileged
+pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
 
 @pytest.fixture
@@ -22,8 +22,9 @@ def base(client, small_image):
 
 
 @pytest.fixture
-def image(client, base):
+def image(client, base, require_root):
     """An image that has files at /data, owned and marked in every way that a copy could lose."""
+    require_root()
 
     def make(root):
         data = root / "data"

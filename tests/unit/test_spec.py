@@ -232,3 +232,22 @@ def test_how_hot_processors_get_is_masked_where_the_machine_counts_it(tmp_path):
     found = defaults.masked_paths(str(tmp_path))
     assert found == [*defaults.MASKED_PATHS, f"{tmp_path}/cpu0/thermal_throttle"]
     assert spec()["linux"]["maskedPaths"] == defaults.masked_paths()
+
+
+@pytest.mark.parametrize(
+    ("user", "machine_shows_them", "expected"),
+    [(0, False, "mqueue"), (0, True, "bind"), (1000, True, "bind"), (1000, False, None)],
+)
+def test_message_queues_are_those_of_the_ipc_namespace(monkeypatch, user, machine_shows_them, expected):
+    """Root alone may mount the machine's: others are shown what the machine has at /dev/mqueue."""
+    shown = {"/dev/shm", "/dev/mqueue"} if machine_shows_them else {"/dev/shm"}
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    for look in ("os.path.ismount", "os.path.isdir"):
+        monkeypatch.setattr(look, lambda path: path in shown)
+
+    def queues(**options):
+        mounts = spec(**options)["mounts"]
+        return next((mount["type"] for mount in mounts if mount["destination"] == "/dev/mqueue"), None)
+
+    assert queues(ipc_mode="host") == expected
+    assert queues() == "mqueue"
