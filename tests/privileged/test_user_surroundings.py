@@ -125,3 +125,35 @@ def test_ctr_runs_a_container_of_a_user_in_a_namespace_of_its_own(
         sys.executable,
     )
     assert found.stdout == "srw-------\nmade\n"
+
+
+def test_the_ranges_are_found_without_a_path(user: OrdinaryUser) -> None:
+    """A service, or ``env -i``, has no PATH; newuidmap is where it always is."""
+    code = "import os; os.environ.pop('PATH'); from lamella import _core; print(len(_core.helper_maps()[0]))"
+    assert user.python(code) == "2\n"
+
+
+@pytest.mark.skipif(not Path("/proc/sys/vm/memfd_noexec").exists(), reason="since Linux 6.3")
+def test_programs_in_memory_that_are_forbidden_are_named(user: OrdinaryUser) -> None:
+    """The sysctl holds for a PID namespace, and those beneath."""
+    forbid = 'echo 2 > /proc/sys/vm/memfd_noexec; exec "$@"'
+    code = """
+import sys, lamella
+from lamella import _core
+try:
+    _core.helper_maps()
+except lamella.errors.PermissionDenied as error:
+    print(error.hint)
+"""
+    found = subprocess.run(
+        [
+            *("unshare", "--pid", "--fork", "--mount-proc", "--", "sh", "-c", forbid, "sh"),
+            *user.command(sys.executable, "-c", code),
+        ],
+        env=user.environment(),
+        cwd=user.home,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "vm.memfd_noexec=2" in found.stdout

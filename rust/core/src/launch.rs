@@ -22,6 +22,9 @@ use crate::stopped::Watch;
 use crate::sys;
 use crate::tree::Check;
 
+/// Where programs are looked for when nobody says.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const FORBIDDEN: &str = "vm.memfd_noexec=2 or a security module forbids it.";
 /// Longest reply document.
 const MAX_REPLY: usize = 1 << 20;
 /// Time between two looks whether to go on.
@@ -103,9 +106,9 @@ pub fn launch(
         .map(|source| rustix::io::fcntl_dupfd_cloexec(source, lowest).map_err(failed))
         .collect::<Result<_>>()?;
     let arguments = [role.to_owned(), descriptors.len().to_string()].map(|text| CString::new(text).unwrap_or_default());
-    let environment = [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()];
+    let environment = [CString::new(format!("PATH={DEFAULT_PATH}")).unwrap_or_default()];
     let process = sys::spawn_orphan(&path, &arguments, &environment, &copies).map_err(|error| match error {
-        Errno::ACCESS | Errno::PERM => failed(error).hint("vm.memfd_noexec=2 or a security module forbids it."),
+        Errno::ACCESS | Errno::PERM => failed(error).hint(FORBIDDEN),
         Errno::NOENT => failed(error).hint("/proc must be mounted."),
         _ => failed(error),
     })?;
@@ -160,7 +163,10 @@ fn read_reply(reply: &OwnedFd, check: Check<'_>, mut watch: Watch) -> Result<Vec
 
 /// A memory file that nobody can change any more.
 fn sealed(name: &str, content: &[u8], executable: bool) -> Result<OwnedFd> {
-    let failed = |error: Errno| Error::system("cannot make a sealed copy", error);
+    let failed = |error: Errno| match Error::system("cannot make a sealed copy", error) {
+        refused if refused.kind == Kind::PermissionDenied => refused.hint(FORBIDDEN),
+        other => other,
+    };
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let kind = if executable { MemfdFlags::EXEC } else { MemfdFlags::NOEXEC_SEAL };
     let file = match rustix::fs::memfd_create(name, flags | kind) {

@@ -87,7 +87,11 @@ impl Helper {
     fn start(program: &[u8], check: Check<'_>) -> Result<Self> {
         let (control, theirs) = connection::control()?;
         let namespace = is_needed();
-        let setup = Setup { namespace, user: sys::user_name(), search: std::env::var("PATH").unwrap_or_default() };
+        let setup = Setup {
+            namespace,
+            user: sys::user_name(),
+            search: std::env::var("PATH").unwrap_or_else(|_| launch::DEFAULT_PATH.to_owned()),
+        };
         let reply = launch::launch(program, NAME, &encode(&setup)?, &[theirs.as_fd()], check)?;
         let maps = decode::<Result<Maps>>(&reply)??;
         Ok(Self { control, process: std::process::id(), namespace, maps, opened: OnceLock::new() })
