@@ -201,8 +201,13 @@ impl Place {
     }
 
     /// Make the folders that the runtime is about to make, which does not try again when a container that ends at the same
-    /// moment removes a parent. What cannot be made is left to it.
+    /// moment removes a parent. On v2 processes in the way of its controllers are moved aside, which no runtime does: a delegated
+    /// cgroup has who starts the container in it. What cannot be made is left to the runtime.
     pub fn reserve(&self) {
+        if is_unified(&self.root) {
+            let _ = v2::make_leaf(&self.root, &self.path, &[]);
+            return;
+        }
         for (top, _) in &self.hierarchies {
             let _ = make_folder(top, &self.path, &mut |_| Ok(()));
         }
