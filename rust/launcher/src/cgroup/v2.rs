@@ -120,25 +120,28 @@ fn enable(folder: &Path, needed: &BTreeSet<&str>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Move the processes of a cgroup itself, not those beneath it, into one of their own.
+/// Move the processes of a cgroup itself, not those beneath it, into one of their own, until none is left: one that is not moved
+/// yet may start another.
 fn move_aside(folder: &Path) -> io::Result<()> {
-    let processes = std::fs::read_to_string(folder.join("cgroup.procs"))?;
-    if processes.is_empty() {
-        return Ok(());
-    }
     let aside = folder.join(ASIDE);
-    match std::fs::create_dir(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    for pid in processes.split_whitespace() {
-        match write_file(&aside.join("cgroup.procs"), pid) {
-            // It has just ended.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            result => result?,
+    for _ in 0..ATTEMPTS {
+        let processes = std::fs::read_to_string(folder.join("cgroup.procs"))?;
+        if processes.is_empty() {
+            return Ok(());
+        }
+        match std::fs::create_dir(&aside) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        for pid in processes.split_whitespace() {
+            match write_file(&aside.join("cgroup.procs"), pid) {
+                // It has just ended.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                result => result?,
+            }
         }
     }
-    Ok(())
+    Err(io::Error::from_raw_os_error(libc::EBUSY))
 }
 
 /// Whether it is no wonder that a filter is refused.
