@@ -23,7 +23,7 @@ from steps import patience
 
 pytestmark = [
     pytest.mark.privileged,
-    # Not rootless: a kill between the making of the layers' folder and its mark leaves it to root.
+    pytest.mark.rootless,
     pytest.mark.beside,
     pytest.mark.usefixtures("alone"),
     patience,

@@ -169,17 +169,20 @@ class LayerFolders:
         return FolderLock(self.top / layer_id, what=f"layer folder {layer_id}")
 
     def _create_top(self) -> None:
-        make_private_folder(self.top)
+        """Make the folder of all layers with what is said of them at once: who is killed in between must not leave it to root."""
+        fresh = f"{self._top}.new"  # a killed one's is gone on with
+        make_private_folder(fresh)
         # Every file of a layer, or of a container, would inherit it from there.
         with suppress(OSError):
-            os.removexattr(self._top, "system.posix_acl_default")
+            os.removexattr(fresh, "system.posix_acl_default")
         if needs_user_attributes():
             try:
-                os.setxattr(self._top, _USERXATTR, b"y")
+                os.setxattr(fresh, _USERXATTR, b"y")
             except OSError as error:
                 if error.errno != errno.ENOTSUP:
                     raise
-        _core.set_top_directory(self._top)
+        _core.set_top_directory(fresh)
+        os.rename(fresh, self._top)  # noqa: PTH104
 
 
 class Draft:
