@@ -17,6 +17,7 @@ import pytest
 from registries import Reply, ScriptedServer, TokenServer, docker_registry_process, push_image
 
 import machine_image
+import systems
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound, Unauthenticated, Unavailable
 from lamella.reference import Reference
 from lamella.registry import helpers
@@ -60,7 +61,7 @@ elif word == "erase":
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Give every program a home of its own, without credentials."""
     folder = tmp_path / "home"
     folder.mkdir()
@@ -69,7 +70,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     (tmp_path / "run").mkdir(mode=0o700)
-    return folder
+    yield folder
+    systems.end_pause(tmp_path / "run/libpod/tmp")
 
 
 @pytest.fixture
