@@ -61,6 +61,7 @@ __all__ = [
     "try_mount",
     "unmount",
     "unpin_network",
+    "user_extents",
 ]
 
 __version__: Final[str]
@@ -506,6 +507,13 @@ def helper_maps() -> tuple[_Extents, _Extents, list[str]] | None:
 
     None where this process needs no helper: it is root. PermissionDenied, Unsupported or ResourceExhausted where the kernel gives
     no user namespace.
+    """
+
+def user_extents(own: int, name: str, user: int, text: str, printed: str) -> _Extents:
+    """Return how the helper of a user maps ids: ``own`` is 0, and the ranges follow from 1 on.
+
+    They are those that a text like that of /etc/subuid gives the user by name or number, or else those in what getsubids(1)
+    ``printed``.
     """
 
 def set_top_directory(path: str) -> bool:

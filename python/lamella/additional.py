@@ -18,6 +18,8 @@ files and folders of layers that are added get the bits to read (and search) the
 file capabilities, which would hold on the machine itself, and devices are left out. Only their owner may write to files, and
 folders that everybody may write to are sticky. Files belong to nobody in the containers of
 users: they are there to be read, and written to by who owns them. What an opaque folder is is said in both of overlayfs's ways.
+Root can show a user the store on a mount with that user's ids (an ID-mapped one, mount_setattr(2)): files there have the
+owners of the image.
 
 An additional store must belong to root or to who uses it, and nobody else may be able to write to it.
 """
@@ -34,7 +36,7 @@ from pathlib import Path
 from lamella import _core, oci
 from lamella.digest import Digest, digest_of, split_digest
 from lamella.disk import translated
-from lamella.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from lamella.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from lamella.locks import FileLock
 from lamella.logs import Log
 from lamella.metadata import timestamp
@@ -180,6 +182,29 @@ class AdditionalStore:
             for folder in (self.path / "layers").glob("*/*"):
                 if folder.name.partition("-")[0] not in layers:
                     _core.remove_tree(str(folder))
+
+    def mount(self, target: str | os.PathLike[str], *, user: str) -> None:
+        """Show the store on a folder, which is made if it is not there, read-only and with a user's ids. For root.
+
+        To programs in the user's containers files then have the owners of the image, as far as the ranges reach that the user has
+        now. The mount stays until ``umount`` or the machine's restart; a second one lies on the first. InvalidArgument: there is
+        no such user; PermissionDenied: this is not root, or others may write to the folder; Unsupported: the kernel, or the file
+        system that the store is on, has no ID-mapped mounts (Linux 5.12, with overlayfs above them 5.19).
+        """
+        from lamella.ids import maps_of_user
+
+        if os.geteuid() != 0:
+            raise PermissionDenied(
+                "only root can show files with other ids (ID-mapped mounts)",
+                hint="Have the administrator do it; without it the store's files belong to nobody in your containers.",
+            )
+        maps = maps_of_user(user)
+        point = Path(target).absolute()
+        with translated(f"show the additional store on {point}"):
+            point.mkdir(parents=True, exist_ok=True)
+            check_owner(point)
+        options = ["rbind", "ro", "nosuid", "nodev", *maps.options]
+        _core.mount([("bind", str(self.path), options)], str(point))
 
     def _needed(self) -> tuple[set[Path], set[str]]:
         blobs, layers = set(), set()
@@ -359,7 +384,11 @@ def _open_to_all(tree: Path) -> None:
                 execute = 0o111 if status.st_mode & 0o111 else 0
                 os.chmod(path, stat.S_IMODE(status.st_mode) & 0o1755 | 0o444 | execute)  # noqa: PTH101
             elif (stat.S_ISCHR(status.st_mode) and status.st_rdev != 0) or stat.S_ISBLK(status.st_mode):
+                before = os.stat(folder)  # noqa: PTH116
                 os.unlink(path)  # noqa: PTH108
+                os.utime(
+                    folder, ns=(before.st_atime_ns, before.st_mtime_ns)
+                )  # by which it is known what its layer says of it
 
 
 def _open_folder(path: str) -> None:

@@ -1,4 +1,4 @@
-"""What is told of users who have one id in a user namespace: what needs a second one fails, or is not as in the image.
+"""Which ids users have in their user namespaces, and what is told of one who has a single one: what needs a second one fails.
 
 The kernel answers a program that takes an id which is not mapped with EINVAL, and one that sets its groups where it may not with
 EPERM (user_namespaces(7)); neither names the reason. So it is told beside what the program says.
@@ -14,8 +14,12 @@ import os
 from pathlib import Path
 
 from lamella.config import Config
-from lamella.errors import LamellaError
+from lamella.errors import InvalidArgument, LamellaError
 from lamella.logs import Log
+from lamella.typings import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lamella.containers.id_maps import IdMaps
 
 GIVE_IDS = (
     "An administrator installs uidmap (newuidmap, newgidmap) and gives ids that nobody has: "
@@ -48,6 +52,44 @@ def _root_of_one() -> str | None:
     if sum(int(line.split()[2]) for line in lines) != 1:
         return None
     return "the user namespace around maps no other"
+
+
+def maps_of_user(name: str) -> IdMaps:
+    """Give the maps of a user's namespace: the user's own id and group are 0, the ranges follow.
+
+    InvalidArgument: there is no such user.
+    """
+    import pwd
+
+    from lamella import _core
+    from lamella.containers.id_maps import IdMaps
+
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        raise InvalidArgument(f"there is no user {name!r}", hint="Give the name of a user.") from None
+    texts = []
+    for file, own, arguments in (("subuid", user.pw_uid, []), ("subgid", user.pw_gid, ["-g"])):
+        try:
+            listed = Path("/etc", file).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            listed = ""
+        extents = _core.user_extents(own, name, user.pw_uid, listed, "")
+        if len(extents) == 1:
+            extents = _core.user_extents(own, name, user.pw_uid, "", _printed("getsubids", *arguments, name))
+        texts.append(",".join(":".join(map(str, extent)) for extent in extents))
+    return IdMaps(users=texts[0], groups=texts[1])
+
+
+def _printed(*command: str) -> str:
+    """Give what a program prints, which may not be there. They may come from elsewhere than files (subid in nsswitch.conf)."""
+    import subprocess
+
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout
 
 
 def explain_failure(*output: bytes) -> str | None:

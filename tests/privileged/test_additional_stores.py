@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import lamella
 import layers
 from lamella.additional import AdditionalStore
-from lamella.errors import FailedPrecondition, NotFound, PermissionDenied
+from lamella.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from users import OrdinaryUser
 
 pytestmark = [
@@ -241,3 +242,80 @@ def test_one_that_others_may_write_to_is_refused(
     store.path.chmod(0o755)
     with pytest.raises(PermissionDenied):
         AdditionalStore(store.path)
+
+
+OWNERS = """
+import json, lamella, sys
+from pathlib import Path
+store, reference, snapshotter = sys.argv[1:]
+with lamella.Client(snapshotter=snapshotter, additional_stores=[store]) as client:
+    image = client.images.get(reference)
+    paths = client.snapshots.layer_paths(image.chain_id)
+    assert all(str(path).startswith(store) for path in paths), paths
+    client.snapshots.view("view", image.chain_id)
+    with client.snapshots.mounted("view") as folder:
+        print(json.dumps([(folder / name).lstat().st_uid for name in ("etc", "etc/kept", "hidden")]))
+    client.snapshots.remove("view")
+    client.images.remove(reference)
+    client.gc()
+"""
+
+
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
+def test_root_shows_a_user_the_store_with_the_users_ids(
+    user: OrdinaryUser, filled: tuple[AdditionalStore, str], shared: Path, snapshotter: str
+) -> None:
+    """So that files have the owners of the image in the user's containers, and not nobody."""
+    store, reference = filled
+    point = shared.parent / "for-the-user"
+    before = listing(store.path)
+    store.mount(point, user=user.name)
+    try:
+        assert (point / "index.json").stat().st_uid == user.uid
+        owners = json.loads(user.python(OWNERS, str(point), reference, snapshotter))
+        first = json.loads(
+            user.python("import json; from lamella import _core; print(json.dumps(_core.helper_maps()))")
+        )[0][1][1]
+        assert owners == [user.uid, first + 6, user.uid]
+        with pytest.raises(OSError, match="Read-only file system"):
+            (point / "new").touch()
+    finally:
+        subprocess.run(["umount", point], check=True)
+    assert listing(store.path) == before
+
+
+def test_programs_of_a_user_who_is_shown_the_store_change_what_is_theirs_in_the_image(
+    user: OrdinaryUser, small_image: str, shared: Path, tmp_path: Path
+) -> None:
+    store, point = AdditionalStore.create(shared), shared.parent / "for-the-user"
+    with lamella.Client(tmp_path / "root", tmp_path / "state") as client:
+        client.images.pull(small_image, plain_http=True)
+        store.add(client, small_image)
+    before = listing(store.path)
+    store.mount(point, user=user.name)
+    script = "stat -c %u /bin/sh && chmod 700 /bin/ls && rm /bin/touch && stat -c %a:%u /bin/ls"
+    try:
+        found = user.lamella(
+            "--additional-store", str(point), "run", "--rm", small_image, "/bin/sh", "-c", script
+        )
+        user.lamella("images", "rm", small_image)
+        user.lamella("gc")
+    finally:
+        subprocess.run(["umount", point], check=True)
+    assert found.stdout.splitlines() == ["0", "700:0"]
+    assert listing(store.path) == before
+
+
+def test_a_store_is_shown_to_a_user_that_there_is_on_a_folder_that_is_roots_and_by_root(
+    user: OrdinaryUser, filled: tuple[AdditionalStore, str], shared: Path
+) -> None:
+    store, _ = filled
+    with pytest.raises(InvalidArgument, match="no user 'nobody-at-all'"):
+        store.mount(shared.parent / "point", user="nobody-at-all")
+    with pytest.raises(PermissionDenied, match="belongs to another user"):
+        store.mount(user.home, user=user.name)
+    refused = user.lamella(
+        "additional-stores", "mount", str(store.path), str(user.home), "--user", user.name, check=False
+    )
+    assert refused.returncode == 1
+    assert "only root" in refused.stderr

@@ -56,6 +56,19 @@ def _rm(arguments: Arguments, session: Session) -> int:
     return 0
 
 
+def _mount_arguments(parser: Parser) -> None:
+    parser.add_argument("store", metavar="DIR", help="The additional store.")
+    parser.add_argument("target", metavar="FOLDER", help="Where it is shown; made if it is not there.")
+    parser.add_argument("--user", metavar="NAME", required=True, help="Whose ids the files have there.")
+
+
+def _mount(arguments: Arguments, session: Session) -> int:
+    from lamella.additional import AdditionalStore
+
+    AdditionalStore(arguments.store).mount(arguments.target, user=arguments.user)
+    return 0
+
+
 ADDITIONAL_STORES = Group(
     "additional-stores",
     "List, fill and empty stores of images for all users.",
@@ -82,6 +95,19 @@ ADDITIONAL_STORES = Group(
             _images,
             aliases=("remove",),
             examples=[("nobody uses it any more", "lamella additional-stores rm /srv/images python:3.13")],
+        ),
+        Command(
+            "mount",
+            "Show an additional store to a user, read-only and with that user's ids: files have the owners of the image. "
+            "umount ends it.",
+            _mount,
+            _mount_arguments,
+            examples=[
+                (
+                    "ann uses /srv/for-ann, where files have their owners",
+                    "lamella additional-stores mount /srv/images /srv/for-ann --user ann",
+                ),
+            ],
         ),
     ),
 )

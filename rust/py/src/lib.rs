@@ -45,7 +45,7 @@ mod _core {
     #[pymodule_export]
     use super::pipeline::Pipeline;
     #[pymodule_export]
-    use super::place::{helper_maps, prepare_unpacking};
+    use super::place::{helper_maps, prepare_unpacking, user_extents};
     #[pymodule_export]
     use super::serve::{Stream, Transport};
     #[pymodule_export]

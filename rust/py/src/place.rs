@@ -60,6 +60,23 @@ pub fn all_absolute(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     paths.iter().map(|path| absolute(path)).collect()
 }
 
+/// Return how a user's namespace maps ids: `own` to 0, then the ranges that a text like that of /etc/subuid gives the user, or else
+/// those in what getsubids(1) prints.
+#[pyfunction]
+pub fn user_extents(
+    py: Python<'_>,
+    own: u32,
+    name: &str,
+    user: u32,
+    text: &str,
+    printed: &str,
+) -> PyResult<Vec<Extent>> {
+    through(py, |_| {
+        let found = helper::ranges(text, Some(name), user);
+        Ok(helper::extents(own, &if found.is_empty() { helper::listed(printed) } else { found }))
+    })
+}
+
 /// Maps of users and groups as (inside, outside, count), and notes.
 type Maps = (Vec<Extent>, Vec<Extent>, Vec<String>);
 

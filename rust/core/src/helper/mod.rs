@@ -21,6 +21,7 @@ mod calls;
 mod connect;
 mod connection;
 mod files;
+mod ids;
 mod serve;
 mod setup;
 
@@ -45,6 +46,7 @@ pub use connect::Connect;
 pub(crate) use connection::ended;
 pub use connection::{decode, encode};
 pub use files::{Done, OnFiles, Work};
+pub use ids::{extents, listed, ranges};
 #[cfg(feature = "unpack")]
 pub use pack::pack;
 pub use serve::{Confine, serve};

@@ -9,19 +9,17 @@
 //! be had, what is mapped is one's own id alone, and a note says why.
 
 mod confine;
-mod ids;
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 
 use lamella_core::error::{Error, Kind as ErrorKind};
-use lamella_core::helper::{Extent, Maps, Setup, decode, encode, serve};
+use lamella_core::helper::{Extent, Maps, Setup, decode, encode, extents, listed, ranges, serve};
 use lamella_core::stopped::Watch;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
 
-use self::ids::{extents, listed, ranges};
 use crate::channel::{Channel, Message};
 use crate::error::{Failure, Kind, Step};
 use crate::namespaces::{GROUPS, Ids, PATIENCE, USERS, write_mapping};

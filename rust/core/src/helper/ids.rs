@@ -1,6 +1,6 @@
 //! Which ids a user may map: his own, and the ranges of /etc/subuid and /etc/subgid.
 
-use lamella_core::helper::Extent;
+use super::setup::Extent;
 
 /// Extents of a map (user_namespaces(7)).
 const MOST_EXTENTS: usize = 340;
