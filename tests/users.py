@@ -25,7 +25,7 @@ _SHOW = """
 set -e
 if [ -e /dev/net/tun ]; then
     mount -t tmpfs -o mode=755 none /dev/net
-    mknod -m 666 /dev/net/tun c 10 200
+    mknod -m 666 /dev/net/tun c 10 200 2>/dev/null || umount /dev/net # nobody makes one in a user namespace
 fi
 if [ -n "$HIDDEN" ]; then
     keep=$(mktemp -d /tmp/lamella-shown.XXXXXX)
