@@ -387,6 +387,16 @@ _core.helper_maps()
 while len(found := list(helpers())) > 1:  # one ends, whose caller has just ended
     time.sleep(0.01)
 [stopped] = found
+# Its parent ends when all is told. In the last moments of that the kernel would wake it, or end it (setpgid(2), orphaned groups).
+def group_of_its_parent():
+    parent = Path(f"/proc/{stopped}/stat").read_text().rpartition(")")[2].split()[1]
+    try:
+        return os.getpgid(int(parent))
+    except ProcessLookupError:  # it has just ended
+        return os.getpgid(stopped)
+
+while group_of_its_parent() == os.getpgid(stopped):
+    time.sleep(0.01)
 os.kill(stopped, signal.SIGSTOP)
 
 def when_it_is_asked(action):

@@ -1,7 +1,8 @@
 //! The helper's process: a user and a mount namespace in which a user is root, and the core's calls served there.
 //!
 //! The first process forks the helper, which makes the namespaces, has its ids mapped from outside (inside, the set-uid programs
-//! newuidmap and newgidmap have no rights), tells what was mapped, and ends. The helper is nobody's child then, leads a process group of its own so that a terminal's Ctrl-C does not reach it (a session would have its own share of the processors, sched(7)), and ends when its control socket does.
+//! newuidmap and newgidmap have no rights), tells what was mapped, and ends. The helper is nobody's child then, and ends when its control socket does. Both are in a process group
+//! of their own, so that a terminal's Ctrl-C does not reach them; a session would have its own share of the processors (sched(7)).
 //!
 //! The helper of a root is the first process itself, in its caller's namespaces.
 //!
@@ -40,6 +41,9 @@ pub fn run() -> i32 {
     let taken = (sys::inherited(REQUEST), sys::inherited(REPLY), sys::inherited(CONTROL));
     let (Some(request), Some(reply), Some(control)) = taken else { return 2 };
     sys::close_from(CONTROL + 1);
+    // Before the fork, so that nobody of its group has a parent in the caller's: who is stopped when the last such parent ends is sent
+    // SIGHUP and let go on (setpgid(2), orphaned process groups).
+    let _ = rustix::process::setpgid(None, None);
     match setup(request) {
         Ok(setup) if setup.namespace => in_user_namespace(&setup, reply, control),
         Ok(_) => in_place(reply, &control),
@@ -59,7 +63,6 @@ fn setup(request: OwnedFd) -> Result<Setup, Failure> {
 /// Become the helper of a root, as whom this process runs already.
 fn in_place(reply: OwnedFd, control: &OwnedFd) -> i32 {
     let _ = rustix::thread::set_name(c"lamella-helper");
-    let _ = rustix::process::setpgid(None, None);
     let _ = rustix::process::chdir("/");
     let hidden = || rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).step(|| "hide its memory");
     let ready = confine::keep_capabilities().and_then(|()| hidden()).map_err(told);
@@ -118,7 +121,6 @@ fn told(failure: Failure) -> Error {
 /// Make the namespaces and wait for the maps. False when it is over.
 fn become_helper(channel: Channel) -> bool {
     let _ = rustix::thread::set_name(c"lamella-helper");
-    let _ = rustix::process::setpgid(None, None);
     if let Err(error) = sys::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) {
         let failure = if error.raw_os_error() == Some(libc::ENOSPC) {
             let text = "make a user namespace: user.max_user_namespaces allows no more of them here";
