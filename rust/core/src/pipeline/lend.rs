@@ -91,7 +91,9 @@ impl Lender {
             .and_then(|()| speaker.say(&Feed::End));
             // Inflating has to notice that nobody takes its chunks any more.
             drop(chunks);
-            if fed.is_err() {
+            if let Err(error) = fed {
+                // It says why, where who hears only sees that it is over: a helper that is killed may show here first.
+                state.fail(error);
                 stopped.store(true, Ordering::Release);
                 speaker.end();
             }
