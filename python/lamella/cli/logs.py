@@ -7,14 +7,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from lamella.cli.parser import Arguments, Command, Parser
+from lamella.cli.session import LastOutput
 from lamella.cli.values import argument, parse_moment
 
 if TYPE_CHECKING:
     from lamella.cli.session import Session
 
 _PIECE = 64 * 1024
-_LAST_MAX = 4096
-"""Bytes of the log that are kept, to see how the program failed."""
 
 
 def _arguments(parser: Parser) -> None:
@@ -73,15 +72,12 @@ def _logs(arguments: Arguments, session: Session) -> int:
         timestamps=arguments.timestamps,
         stream=arguments.stream,
     )
-    last = b""
+    last = LastOutput()
     for stream, data in pieces if arguments.follow else _joined(pieces):
         session.bytes(data, error=stream == "stderr")
-        last = (last + data)[-_LAST_MAX:]
+        last.add(data)
     if container.exit_code:
-        from lamella.ids import explain_failure
-
-        if reason := explain_failure(last):
-            session.note(f"hint: {reason}")
+        last.explain(session)
     return 0
 
 

@@ -26,6 +26,27 @@ if TYPE_CHECKING:
 _REPORT_DEFECT = "Run it again with 'lamella -v' in front, and report what that shows."
 
 
+_LAST_MAX = 4096
+
+
+class LastOutput:
+    """The last bytes that a program wrote, by which one sees how it failed."""
+
+    def __init__(self) -> None:
+        self._bytes = b""
+
+    def add(self, data: bytes) -> None:
+        """Take what it wrote next."""
+        self._bytes = (self._bytes + data[-_LAST_MAX:])[-_LAST_MAX:]
+
+    def explain(self, session: Session) -> None:
+        """Note what may be the reason where the program was refused something."""
+        from lamella.ids import explain_failure
+
+        if reason := explain_failure(self._bytes):
+            session.note(f"hint: {reason}")
+
+
 class OutputClosed(Exception):
     """The reader of stdout or stderr went away, as ``head`` does."""
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from lamella.cli import EXIT_TIMEOUT
-from lamella.cli.session import OutputClosed, report
+from lamella.cli.session import LastOutput, OutputClosed, report
 from lamella.containers.detach_keys import DetachKeys
 from lamella.errors import LamellaError
 from lamella.typings import TYPE_CHECKING, Protocol
@@ -42,8 +42,6 @@ _ENDING = (_signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 _PATIENCE = 3
 """Signals to end that a container may ignore. The first process of a container ignores those it has no handler for."""
 _PIECE = 64 * 1024
-_LAST_MAX = 4096
-"""Bytes of the output that are kept, to see how a program failed."""
 _WRITE_WAIT = 0.5
 """Seconds to wait for a container that doesn't read its stdin before a new terminal size is dropped."""
 
@@ -95,8 +93,8 @@ def follow(
     assert ended is not None
     if ended.oom_killed:
         session.note(f"lamella: container {container.name} ran out of memory")
-    if ended.exit_code != 0 and (reason := foreground.explanation()):
-        session.note(f"hint: {reason}")
+    if ended.exit_code != 0:
+        foreground.last.explain(session)
     return ended.exit_code
 
 
@@ -108,7 +106,7 @@ class _Foreground:
         self._attached = attached
         self._detach_keys = detach_keys
         self.is_left = False
-        self._last = b""
+        self.last = LastOutput()
         self._writing = threading.Lock()
         self._endings = 0
 
@@ -127,7 +125,7 @@ class _Foreground:
         try:
             for stream, data in self._attached:
                 session.bytes(data, error=stream == "stderr")
-                self._last = (self._last + data)[-_LAST_MAX:]
+                self.last.add(data)
         except OutputClosed:
             self._kill("SIGKILL")
             for _ in self._attached:
@@ -137,12 +135,6 @@ class _Foreground:
             if timer is not None:
                 timer.cancel()
         return late.is_set()
-
-    def explanation(self) -> str | None:
-        """Say what may be the reason where the program was refused something, by what it wrote last."""
-        from lamella.ids import explain_failure
-
-        return explain_failure(self._last)
 
     def pass_stdin(self) -> None:
         """Pass our stdin on until its end, or the container's."""
