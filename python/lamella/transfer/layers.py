@@ -26,7 +26,6 @@ from lamella.errors import (
     ResourceExhausted,
     Unsupported,
 )
-from lamella.ids import tell_once
 from lamella.metrics.table import BLOBS, DOWNLOADED, LAYER_SECONDS, LAYERS, UNPACKED
 from lamella.operations import Operation, when_ok
 from lamella.reference import Reference
@@ -394,7 +393,6 @@ class Layers:
             return
         self._metrics.add(UNPACKED.cell(), unpacked.tar_size)
         self._note_folder(job, "unpacked")
-        tell_once(self._client.config)
         if unpacked.deferred:
             job.staging.unlock()
         else:

@@ -32,6 +32,7 @@ from lamella.errors import (
     NotFound,
     Unsupported,
 )
+from lamella.ids import tell_once
 from lamella.labels import (
     DISCARDED_LAYER,
     DISTRIBUTION_SOURCE,
@@ -313,6 +314,8 @@ class Pull:
                 self._layers.bring(jobs)
             if self._unpack:
                 self._layers.stack(jobs)
+                if any(job.unpacked is not None for job in jobs):
+                    tell_once(client.config)
             self._copy_others(target, read, lease.id, own=descriptor)
             image = self._record(target, descriptor, manifest, jobs)
         if not self._keep_layers:
