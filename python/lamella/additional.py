@@ -76,10 +76,10 @@ class AdditionalStore:
                     f"{self.path} is no additional store",
                     hint="An administrator makes one: lamella additional-stores add DIR IMAGE.",
                 )
-            for folder in (self.path, *self.path.glob("blobs"), *self.path.glob("blobs/*")):
-                check_owner(folder)
-            for folder in (*self.path.glob("layers"), *self.path.glob("layers/[!.]*")):
-                check_owner(folder)
+            check_owner(self.path)
+            for pattern in ("blobs", "blobs/*", "layers", "layers/[!.]*"):
+                for folder in self.path.glob(pattern):
+                    check_owner(folder)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> AdditionalStore:
@@ -384,11 +384,9 @@ def _open_to_all(tree: Path) -> None:
                 execute = 0o111 if status.st_mode & 0o111 else 0
                 os.chmod(path, stat.S_IMODE(status.st_mode) & 0o1755 | 0o444 | execute)  # noqa: PTH101
             elif (stat.S_ISCHR(status.st_mode) and status.st_rdev != 0) or stat.S_ISBLK(status.st_mode):
-                before = os.stat(folder)  # noqa: PTH116
+                before = os.stat(folder)  # noqa: PTH116 (its time tells what its layer says of it)
                 os.unlink(path)  # noqa: PTH108
-                os.utime(
-                    folder, ns=(before.st_atime_ns, before.st_mtime_ns)
-                )  # by which it is known what its layer says of it
+                os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _open_folder(path: str) -> None:

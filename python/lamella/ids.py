@@ -75,14 +75,14 @@ def maps_of_user(name: str) -> IdMaps:
         except OSError:
             listed = ""
         extents = _core.user_extents(own, name, user.pw_uid, listed, "")
-        if len(extents) == 1:
+        if len(extents) == 1:  # they may come from elsewhere (subid in nsswitch.conf)
             extents = _core.user_extents(own, name, user.pw_uid, "", _printed("getsubids", *arguments, name))
         texts.append(",".join(":".join(map(str, extent)) for extent in extents))
     return IdMaps(users=texts[0], groups=texts[1])
 
 
 def _printed(*command: str) -> str:
-    """Give what a program prints, which may not be there. They may come from elsewhere than files (subid in nsswitch.conf)."""
+    """Give what a program prints; nothing where it is not there, or does not come to an end."""
     import subprocess
 
     try:
