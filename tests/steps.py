@@ -42,6 +42,8 @@ SEED = int(os.environ.get("LAMELLA_SEED") or time.time_ns() % 1_000_000)
 JOIN_SECONDS = 30
 patience = pytest.mark.timeout(3600 if NIGHTLY else 300)
 """For tests that take all steps in the nightly form."""
+killing = [pytest.mark.privileged, pytest.mark.beside, pytest.mark.usefixtures("alone"), patience]
+"""For those that kill at each step, and look at what is left on the machine."""
 
 
 class When(NamedTuple):

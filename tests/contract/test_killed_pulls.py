@@ -19,15 +19,9 @@ from crashes import (
 from lamella.digest import digest_of
 from lamella.errors import NotFound
 from lamella.registry import ahead
-from steps import patience
+from steps import killing
 
-pytestmark = [
-    pytest.mark.privileged,
-    pytest.mark.rootless,
-    pytest.mark.beside,
-    pytest.mark.usefixtures("alone"),
-    patience,
-]
+pytestmark = [*killing, pytest.mark.rootless]
 FILLING = os.urandom(2_500_000)  # more than two of the pieces in which it comes
 
 

@@ -11,15 +11,9 @@ from crashes import each_kill, image, quiet, runs
 from lamella.digest import digest_of
 from lamella.disk import TRASH
 from layers import Built, file, program, tar
-from steps import patience
+from steps import killing
 
-pytestmark = [
-    pytest.mark.privileged,
-    pytest.mark.rootless,
-    pytest.mark.beside,
-    pytest.mark.usefixtures("alone"),
-    patience,
-]
+pytestmark = [*killing, pytest.mark.rootless]
 WRONG = frozenset(
     {
         "damaged-blob",

@@ -14,9 +14,9 @@ import pytest
 from crashes import each_kill, image, runs
 from lamella.containers.cgroups import _hierarchies
 from lamella.errors import FailedPrecondition, LamellaError, NotFound
-from steps import patience
+from steps import killing
 
-pytestmark = [pytest.mark.privileged, pytest.mark.beside, pytest.mark.usefixtures("alone"), patience]
+pytestmark = killing
 
 
 @pytest.fixture
