@@ -13,7 +13,6 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
 
@@ -27,8 +26,6 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 const FORBIDDEN: &str = "vm.memfd_noexec=2 or a security module forbids it.";
 /// Longest reply document.
 const MAX_REPLY: usize = 1 << 20;
-/// Time between two looks whether to go on.
-const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// The executable's usual role: a container's parent process.
 pub const LAUNCHER: &str = "lamella-launcher";
@@ -139,18 +136,7 @@ fn read_reply(reply: &OwnedFd, check: Check<'_>, mut watch: Watch) -> Result<Vec
     let mut document = Vec::new();
     let mut buffer = [0u8; 4096];
     loop {
-        match poll(&mut [PollFd::new(reply, PollFlags::IN)], Some(&POLL)) {
-            Ok(0) => {
-                check().and_then(|()| watch.look())?;
-                continue;
-            }
-            Ok(_) => {}
-            Err(Errno::INTR) => {
-                check()?;
-                continue;
-            }
-            Err(error) => return Err(failed(error)),
-        }
+        watch.until_readable(reply, check)?;
         match rustix::io::read(reply, &mut buffer) {
             Ok(0) => return Ok(document),
             Ok(count) if document.len() + count <= MAX_REPLY => document.extend_from_slice(&buffer[..count]),

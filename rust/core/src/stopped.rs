@@ -1,7 +1,15 @@
 //! Waiting for a process no longer than it goes on: its death shows by itself, and that a signal has stopped it does not.
 
-use crate::error::{Error, Kind, Result};
+use std::os::fd::AsFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::error::{Error, Kind, Result};
+use crate::tree::Check;
+
+/// Time between two looks.
+const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// So many looks in a row, one each 100 ms, show a process that is stopped before who waits for it gives up.
 const LOOKS: u32 = 50;
 
@@ -20,6 +28,19 @@ impl Watch {
     #[must_use]
     pub const fn new(process: i32, name: &'static str) -> Self {
         Self { process, name, seen: 0 }
+    }
+
+    /// Wait until it has said something, or is gone: until `from` can be read. `check` is called every 100 ms; errors are its, and those of
+    /// [`Self::look`].
+    pub fn until_readable(&mut self, from: impl AsFd, check: Check<'_>) -> Result<()> {
+        loop {
+            match poll(&mut [PollFd::new(&from, PollFlags::IN)], Some(&POLL)) {
+                Ok(0) => check().and_then(|()| self.look())?,
+                Err(Errno::INTR) => check()?,
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(Error::system(format!("cannot wait for {}", self.name), error)),
+            }
+        }
     }
 
     /// See whether it goes on: whoever waits for it asks every 100 ms. Fails (Unavailable) when it has been stopped for five seconds;

@@ -11,8 +11,8 @@
 //! so that calls run beside each other, and closing the connection stops one. A [`Call`] says what is to be done, and does it,
 //! here or there; [`carry_out`] decides where, and nobody else has to know.
 //!
-//! A root needs none, but has layers unpacked by one, unless he says no, so that it is confined who reads what strangers wrote. That one is in its
-//! caller's namespaces, without most of root's capabilities, and is asked for nothing else.
+//! A root needs none, but has layers unpacked by one, unless he says no, so that it is confined who reads what strangers wrote.
+//! That one is in its caller's namespaces, without most of root's capabilities, and is asked for nothing else.
 //!
 //! The helper is trusted less than its caller: it reads what strangers wrote. It gets paths and a read-only view of the memory
 //! with the archive, and what it answers is parsed, with a cap. Nothing that it says chooses what the caller does next.

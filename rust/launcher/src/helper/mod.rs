@@ -1,8 +1,9 @@
 //! The helper's process: a user and a mount namespace in which a user is root, and the core's calls served there.
 //!
 //! The first process forks the helper, which makes the namespaces, has its ids mapped from outside (inside, the set-uid programs
-//! newuidmap and newgidmap have no rights), tells what was mapped, and ends. The helper is nobody's child then, and ends when its control socket does. Both are in a process group
-//! of their own, so that a terminal's Ctrl-C does not reach them; a session would have its own share of the processors (sched(7)).
+//! newuidmap and newgidmap have no rights), tells what was mapped, and ends. The helper is nobody's child then, and ends when its
+//! control socket does. Both are in a process group of their own, so that a terminal's Ctrl-C does not reach them; a session
+//! would have its own share of the processors (sched(7)).
 //!
 //! The helper of a root is the first process itself, in its caller's namespaces.
 //!
@@ -18,7 +19,6 @@ use std::os::fd::OwnedFd;
 use lamella_core::error::{Error, Kind as ErrorKind};
 use lamella_core::helper::{Extent, Maps, Setup, decode, encode, extents, listed, ranges, serve};
 use lamella_core::stopped::Watch;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{DumpableBehavior, Pid, Signal, WaitOptions};
 
 use crate::channel::{Channel, Message};
@@ -33,8 +33,6 @@ const REPLY: i32 = 4;
 const CONTROL: i32 = 5;
 /// A bound for what is read of a list of ranges.
 const LONGEST_FILE: u64 = 4 << 20;
-/// Time between two looks whether the helper goes on.
-const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// The whole life of the process; the result is its exit status.
 pub fn run() -> i32 {
@@ -144,17 +142,10 @@ fn become_helper(channel: Channel) -> bool {
 
 /// Wait until the helper has made its namespaces. One that does not come to that is ended: it may have the reply's end, too.
 fn await_made(pid: i32, channel: &Channel) -> Result<(), Failure> {
-    let mut watch = Watch::new(pid, "the helper that is started");
-    let heard = loop {
-        match poll(&mut [PollFd::new(channel, PollFlags::IN)], Some(&LOOK)) {
-            Ok(0) => {}
-            _ => break channel.receive(),
-        }
-        if let Err(error) = watch.look() {
-            break Err(Failure::from(error).with_hint("it was ended; try again, and a new one is started"));
-        }
-    };
-    let failure = match heard {
+    let heard = Watch::new(pid, "the helper that is started")
+        .until_readable(channel, &mut || Ok(()))
+        .map_err(|error| Failure::from(error).with_hint("it was ended; try again, and a new one is started"));
+    let failure = match heard.and_then(|()| channel.receive()) {
         Ok(Some(Message::Made)) => return Ok(()),
         Ok(Some(Message::Failed(failure))) | Err(failure) => failure,
         Ok(_) => Failure::new(Kind::Unavailable, "the helper ended before its user namespace was made"),
