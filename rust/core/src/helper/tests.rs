@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use super::client::Helper;
-use super::connection;
-use super::{DiskUsage, RemoveTree, serve};
+use super::connection::{self, Connection};
+use super::{DiskUsage, Feed, RemoveTree, Request, serve};
 use crate::compression::Compression;
 use crate::cores::Cores;
 use crate::digest::{Algorithm, Digest};
@@ -126,7 +126,31 @@ fn what_the_helper_refuses_ends_the_pipeline() {
     let (helper, _thread) = helper();
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("there"), "").unwrap();
-    let error = unpack(&helper, &archive(300, 50_000), folder.path()).unwrap_err();
-    assert_eq!(error.kind, Kind::FailedPrecondition);
-    assert!(error.message.contains("not empty"));
+    let archive = archive(300, 50_000);
+    // More than once: who feeds may notice first that the helper has hung up, who hears that it has answered.
+    for _ in 0..10 {
+        let error = unpack(&helper, &archive, folder.path()).unwrap_err();
+        assert_eq!(error.kind, Kind::FailedPrecondition);
+        assert!(error.message.contains("not empty"));
+    }
+}
+
+#[test]
+fn a_helper_that_goes_while_it_is_fed_is_an_error_of_its_own() {
+    let (ours, theirs) = connection::control().unwrap();
+    let helper = Arc::new(Helper::over(ours));
+    let thread = thread::spawn(move || {
+        while let Ok(Some((_, mut descriptors))) = connection::take(theirs.as_fd()) {
+            let mut connection = Connection::from(descriptors.swap_remove(0));
+            connection.hear::<Request>(&mut || Ok(())).unwrap().unwrap();
+            connection.hear::<Feed>(&mut || Ok(())).unwrap().unwrap();
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let archive = archive(300, 50_000);
+    for _ in 0..10 {
+        assert_eq!(unpack(&helper, &archive, folder.path()).unwrap_err(), connection::ended());
+    }
+    drop(helper);
+    thread.join().unwrap();
 }

@@ -89,14 +89,15 @@ impl Lender {
                 speaker.say(&Feed::Piece { index: number, length })
             })
             .and_then(|()| speaker.say(&Feed::End));
-            // Inflating has to notice that nobody takes its chunks any more.
-            drop(chunks);
             if let Err(error) = fed {
-                // It says why, where who hears only sees that it is over: a helper that is killed may show here first.
-                state.fail(error);
-                stopped.store(true, Ordering::Release);
+                // Where the helper hung up, who hears finds out why: it answered, or is gone.
+                if error != ended() {
+                    state.fail(error);
+                    stopped.store(true, Ordering::Release);
+                }
                 speaker.end();
             }
+            // Inflating notices that nobody takes its chunks any more when they go, which is when it is known why.
             hear.join().unwrap_or_else(|_| Err(ended()))
         })
     }
