@@ -129,7 +129,7 @@ impl Helper {
 
     /// Ask for something that comes as a descriptor.
     fn take_over(&self, request: &Request, check: Check<'_>) -> Result<OwnedFd> {
-        let mut connection = self.open(request, &[])?;
+        let mut connection = self.open(request, &[], check)?;
         if let Some(handed) = connection.take_over(check)? {
             return Ok(handed);
         }
@@ -155,7 +155,7 @@ impl Helper {
         descriptors: &[BorrowedFd<'_>],
         check: Check<'_>,
     ) -> Result<T> {
-        let mut connection = self.open(request, descriptors)?;
+        let mut connection = self.open(request, descriptors, check)?;
         loop {
             match connection.hear(check)? {
                 Some(Reply::Answer(answer)) => return answer,
@@ -166,7 +166,12 @@ impl Helper {
     }
 
     /// Begin a call, with the descriptors that it needs.
-    pub(crate) fn open(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Connection> {
+    pub(crate) fn open(
+        &self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+        check: Check<'_>,
+    ) -> Result<Connection> {
         let (ours, theirs) = Connection::pair()?;
         let all: Vec<BorrowedFd<'_>> = std::iter::once(theirs.as_fd()).chain(descriptors.iter().copied()).collect();
         connection::pass(self.control.as_fd(), &all).map_err(|error| match error {
@@ -174,7 +179,8 @@ impl Helper {
             _ => Error::system("cannot ask the helper", error),
         })?;
         drop(theirs);
-        ours.say(request)?;
-        Ok(ours.of_helper(self.maps.helper))
+        let mut ours = ours.of_helper(self.maps.helper);
+        ours.ask(request, check)?;
+        Ok(ours)
     }
 }

@@ -78,7 +78,9 @@ impl Connection {
         let failed = |error| Error::system("cannot make a connection to the helper", error);
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(failed)?;
-        set_socket_timeout(&ours, Timeout::Recv, Some(LOOK)).map_err(failed)?;
+        for way in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(&ours, way, Some(LOOK)).map_err(failed)?;
+        }
         Ok((ours.into(), theirs))
     }
 
@@ -100,23 +102,16 @@ impl Connection {
         Ok(socket.map_err(|error| Error::system("cannot speak to the helper", error))?.into())
     }
 
-    /// Say something. Fails when the other side is gone.
+    /// Say something, and (the caller's end) call `check` every 100 ms that it is not taken. Fails when the other side is gone.
+    #[cfg(feature = "unpack")]
+    pub fn ask<T: Serialize>(&mut self, message: &T, check: Check<'_>) -> Result<()> {
+        let Self { socket, watch, .. } = self;
+        send_whole(socket, message, &mut || check().and_then(|()| watch.as_mut().map_or(Ok(()), Watch::look)))
+    }
+
+    /// Say something. Fails when the other side is gone. It may take any time to take it, unless somebody ends the connection.
     pub fn say<T: Serialize>(&self, message: &T) -> Result<()> {
-        let body = encode(message)?;
-        let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= LONGEST);
-        let length =
-            length.ok_or_else(|| Error::new(Kind::ResourceExhausted, "a message to the helper is too long"))?;
-        let whole = [&length.to_ne_bytes()[..], &body].concat();
-        let mut left = &whole[..];
-        while !left.is_empty() {
-            match send(&self.socket, left, SendFlags::NOSIGNAL) {
-                Ok(count) => left = &left[count..],
-                Err(Errno::INTR) => {}
-                Err(Errno::PIPE | Errno::CONNRESET) => return Err(ended()),
-                Err(error) => return Err(Error::system("cannot speak to the helper", error)),
-            }
-        }
-        Ok(())
+        send_whole(&self.socket, message, &mut || Ok(()))
     }
 
     /// Wait for a message, and (the caller's end) call `check` every 100 ms; None when the other side is gone.
@@ -175,6 +170,24 @@ impl Connection {
     pub fn end(&self) {
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
+}
+
+/// Send a message behind its length.
+fn send_whole<T: Serialize>(socket: &OwnedFd, message: &T, wait: Check<'_>) -> Result<()> {
+    let body = encode(message)?;
+    let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= LONGEST);
+    let length = length.ok_or_else(|| Error::new(Kind::ResourceExhausted, "a message to the helper is too long"))?;
+    let whole = [&length.to_ne_bytes()[..], &body].concat();
+    let mut left = &whole[..];
+    while !left.is_empty() {
+        match send(socket, left, SendFlags::NOSIGNAL) {
+            Ok(count) => left = &left[count..],
+            Err(Errno::INTR | Errno::AGAIN) => wait()?,
+            Err(Errno::PIPE | Errno::CONNRESET) => return Err(ended()),
+            Err(error) => return Err(Error::system("cannot speak to the helper", error)),
+        }
+    }
+    Ok(())
 }
 
 /// Whether the other end of a socket was closed.

@@ -40,7 +40,7 @@ pub fn pack(
         // A larger pipe takes fewer turns between the two.
         let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIECE);
         let request = Request::Pack(Pack { changes: changes.clone(), latest });
-        let mut connection = helper.open(&request, &[writer.as_fd()])?;
+        let mut connection = helper.open(&request, &[writer.as_fd()], check)?;
         drop(writer);
         let mut buffer = vec![0; PIECE];
         loop {

@@ -2,8 +2,11 @@
 
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+
+use rustix::process::{Pid, Signal};
 
 use super::client::Helper;
 use super::connection::{self, Connection};
@@ -153,4 +156,21 @@ fn a_helper_that_goes_while_it_is_fed_is_an_error_of_its_own() {
     }
     drop(helper);
     thread.join().unwrap();
+}
+
+#[test]
+fn a_long_question_waits_for_a_helper_no_longer_than_that_goes_on() {
+    let mut stopped = Command::new("sleep").arg("600").spawn().unwrap();
+    let process = stopped.id().cast_signed();
+    rustix::process::kill_process(Pid::from_child(&stopped), Signal::STOP).unwrap();
+    let (ours, _theirs) = Connection::pair().unwrap();
+    let mut ours = ours.of_helper(Some(process));
+    let question = vec![0u8; 4 << 20];
+    let cancelled = ours.ask(&question, &mut || Err(Error::cancelled())).unwrap_err();
+    assert_eq!(cancelled.kind, Kind::Cancelled);
+    let error = ours.ask(&question, &mut || Ok(())).unwrap_err();
+    assert_eq!(error.kind, Kind::Unavailable);
+    assert!(error.message.contains(&format!("process {process}, is stopped")));
+    stopped.kill().unwrap();
+    stopped.wait().unwrap();
 }

@@ -46,7 +46,7 @@ impl Lender {
     ) -> Result<Applied> {
         let state = Arc::clone(&chunks.state);
         let request = Request::Apply(Apply { layer, format, limits, piece: CHUNK });
-        let mut connection = self.helper.open(&request, &[self.memory.as_fd()])?;
+        let mut connection = self.helper.open(&request, &[self.memory.as_fd()], &mut || state.check())?;
         let speaker = connection.speaker()?;
         let stopped = AtomicBool::new(false);
         let lent = Mutex::new((0..BLOB_CHUNKS + TAR_CHUNKS).map(|_| None).collect::<Vec<Option<Shared>>>());
