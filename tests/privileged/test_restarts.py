@@ -387,8 +387,11 @@ def test_a_restart_that_fails_says_why(client, image):
 
 
 def test_restart_and_stop_at_once_end_in_a_stop(create):
-    box = create("trap 'echo asked' TERM; while :; do sleep 0.02; done")
+    box = create("trap 'echo asked' TERM; echo up; while :; do sleep 0.02; done")
     box.start()
+    until(
+        lambda: output(box)
+    )  # before that the signal is lost, as the first process's is that it does not expect
     thread_errors: list[Exception] = []
 
     def restart() -> None:
@@ -399,7 +402,7 @@ def test_restart_and_stop_at_once_end_in_a_stop(create):
 
     thread = threading.Thread(target=restart)
     thread.start()
-    until(lambda: output(box))
+    until(lambda: "asked" in output(box))
     box.kill()
     thread.join(30)
     assert box.wait(30) == 137
