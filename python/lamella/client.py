@@ -15,6 +15,7 @@ from lamella.config import Config, check_identifier
 from lamella.lazy import cached_property
 from lamella.metadata import Database
 from lamella.reserve import fill, frees_space
+from lamella.state import check_state
 from lamella.structs import replace
 from lamella.typings import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """Open the store under ``root``, creating it when it is not there.
+    """Open the store under ``root``, creating it when it is not there; ``state`` is where its running containers are.
 
     ``durable``: a pull returns only when what it brought survives a power cut (:mod:`lamella.durability`); without it that
     happens a little later. ``auto_gc``: what images and containers leave is collected when they go (:mod:`lamella.autogc`);
@@ -56,8 +57,8 @@ class Client:
     by a process that can do nothing else, as those of others always are; None: as LAMELLA_CONFINE says, ``no`` or ``yes`` (the
     default).
 
-    Errors: PermissionDenied when the store cannot be opened, FailedPrecondition when a newer lamella made it,
-    InvalidArgument for a malformed namespace.
+    Errors: PermissionDenied when the store cannot be opened, FailedPrecondition when a newer lamella made it, or the state is
+    another store's (:mod:`lamella.state`), InvalidArgument for a malformed namespace.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Client:
             additional_stores=additional_stores,
             confine=confine,
         )
+        check_state(self.config)
         self.database = Database(self.config)
         self._cgroup_parents: dict[str, bool] = {}
 

@@ -1,13 +1,13 @@
 """Where a store lives and which namespace and snapshotter are used when nothing else is said.
 
-``root`` keeps what must survive a reboot, ``state`` what must not::
+``root`` keeps what must survive a reboot, ``state`` what must not; both belong to each other::
 
     <root>   0700  metadata.db  blobs/  ingest/  snapshots/  containers/  locks/
     <state>  0711  tasks/<namespace>/<container>/
 
 Sources, the first that is set wins: the argument, the environment (LAMELLA_ROOT, LAMELLA_STATE, LAMELLA_NAMESPACE,
-LAMELLA_SNAPSHOTTER, LAMELLA_RUNTIME, LAMELLA_GC, LAMELLA_ADDITIONAL_STORES, LAMELLA_CONFINE), the default (/var/lib/lamella and
-/run/lamella for root, the XDG base directories otherwise; :mod:`lamella.state`).
+LAMELLA_SNAPSHOTTER, LAMELLA_RUNTIME, LAMELLA_GC, LAMELLA_ADDITIONAL_STORES, LAMELLA_CONFINE), the default (/var/lib/lamella for
+root, the XDG base directory otherwise; of ``state`` :mod:`lamella.state`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Config(Struct, frozen=True, kw_only=True):
         Raise InvalidArgument for a malformed one, FailedPrecondition for a user without a home who names no root.
         """
         env = os.environ
-        chosen_root = _folder(root or env.get("LAMELLA_ROOT") or _default_root(), "root")
+        chosen_root = _folder(root or env.get("LAMELLA_ROOT") or default_root(), "root")
         return cls(
             root=chosen_root,
             state=_folder(state or env.get("LAMELLA_STATE") or _default_state(chosen_root), "state"),
@@ -86,7 +86,8 @@ class Config(Struct, frozen=True, kw_only=True):
         )
 
 
-def _default_root() -> Path:
+def default_root() -> Path:
+    """Say which store is meant when nobody names one. FailedPrecondition for a user without a home."""
     if os.geteuid() == 0:
         return Path("/var/lib/lamella")
     data_home = os.environ.get("XDG_DATA_HOME")
@@ -102,11 +103,9 @@ def _default_root() -> Path:
 
 
 def _default_state(root: Path) -> Path:
-    if os.geteuid() == 0:
-        return Path("/run/lamella")
-    from lamella.state import user_state
+    from lamella.state import default_state
 
-    return user_state(root)
+    return default_state(root)
 
 
 def is_own_runtime(name: str) -> bool:

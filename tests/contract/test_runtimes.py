@@ -311,7 +311,8 @@ def test_who_has_a_runtime_make_a_container_holds_nothing_of_the_monitors_open(
     assert seen
     for names in seen:  # the channel, the way back to who started it, and the program's streams
         assert names.count("socket:") <= 2 and names.count("pipe:") <= 3, names
-        assert str(client.config.state) not in names.replace(f"{box.task.folder}/lock", ""), names
+        assert str(client.config.state) not in names, names
+        assert str(client.config.root) not in names.replace(f"{box.task.log_folder}/lock", ""), names
 
 
 @pytest.mark.needs_program("runc")

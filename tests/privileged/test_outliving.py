@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import shutil
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 
 import lamella
-from lamella.errors import FailedPrecondition
-from monitors import cgroups, kill_monitor
+from lamella.disk import make_state_folder
+from lamella.errors import FailedPrecondition, Unavailable
+from lamella.state import keep_state
+from monitors import cgroups, kill_monitor, monitor_of
 from waiting import until
 
 pytestmark = pytest.mark.privileged
@@ -76,7 +79,9 @@ def kill_the_monitor(box) -> list[int]:
 def lose_the_state(client) -> None:
     """Do what a restart of the machine does to files."""
     for entry in client.config.state.iterdir():
-        if entry.is_dir():
+        if entry.is_symlink():
+            entry.unlink()
+        elif entry.is_dir():
             shutil.rmtree(entry)
 
 
@@ -243,6 +248,77 @@ def test_what_ran_when_the_machine_went_is_unknown_and_can_be_started_or_removed
     lose_the_state(client)
     busy.remove()
     assert client.containers.list(all=True) == []
+
+
+@pytest.mark.rootless
+def test_what_runs_on_without_its_state_folder_is_not_started_twice(client, busy):
+    """With a user's last session goes /run/user/UID, and his containers go on: two would write to one layer."""
+    monitor = monitor_of(busy)
+    lose_the_state(client)
+    assert [box.status for box in (busy, *client.containers.list())] == ["running", "running"]
+    assert client.gc().orphans == 0
+    operations = (
+        busy.start,
+        busy.stop,
+        busy.pause,
+        busy.attach,
+        busy.restart,
+        busy.wait,
+        lambda: busy.exec(["/bin/true"]),
+        lambda: busy.remove(force=True),
+    )
+    for operation in operations:
+        with pytest.raises(Unavailable, match="the container runs and cannot be reached") as refused:
+            operation()
+        assert f"kill -KILL {monitor}. " in refused.value.hint
+    with pytest.raises(FailedPrecondition, match="is running"):
+        busy.remove()
+    assert busy.status == "running"
+    os.kill(monitor, signal.SIGKILL)
+    until(lambda: busy.status == "unknown")
+    busy.start()
+    assert busy.exec(["/bin/echo", "again"]).stdout == b"again\n"
+    busy.remove(force=True)
+    assert not busy.task.log_folder.exists()
+
+
+@pytest.mark.rootless
+def test_what_runs_on_another_machine_that_shares_the_store_is_not_started_here(client, busy):
+    monitor = monitor_of(busy)
+    lose_the_state(client)
+    lock = busy.task.log_folder / "lock"
+    lock.write_text(lock.read_text().replace(json.dumps(os.uname().nodename), '"node17"'))
+    with pytest.raises(Unavailable, match="on another machine, node17"):
+        busy.start()
+    os.kill(monitor, signal.SIGKILL)
+    until(lambda: not busy.task.monitored())
+
+
+@pytest.mark.rootless
+def test_a_state_has_the_containers_of_one_store(client, busy, tmp_path):
+    """Garbage collection would take the other's containers for leftovers."""
+    state = client.config.state
+    with pytest.raises(FailedPrecondition, match=f"has the containers of the store {client.config.root}"):
+        lamella.Client(tmp_path / "other", state)
+    assert not (tmp_path / "other").exists()
+    busy.remove(force=True)
+    with pytest.raises(FailedPrecondition, match="has the containers of the store"):
+        lamella.Client(tmp_path / "other", state)
+    (client.config.root / "metadata.db").rename(tmp_path / "gone.db")
+    lamella.Client(tmp_path / "other", state).close()
+    (tmp_path / "gone.db").rename(client.config.root / "metadata.db")
+
+
+@pytest.mark.rootless
+def test_a_store_whose_state_has_become_anothers_starts_nothing_there(client, image, tmp_path):
+    made = client.containers.create(image, ["/bin/true"], name="late")
+    with lamella.Client(tmp_path / "other", client.config.state) as other:
+        make_state_folder(other.config.state)
+        keep_state(other.config)
+        with pytest.raises(FailedPrecondition, match=f"has the containers of the store {tmp_path}/other"):
+            made.start()
+    assert not made.task.folder.exists()
+    assert made.status == "created"
 
 
 def test_what_was_never_started_is_created_still(client, image, cleared):

@@ -230,9 +230,9 @@ class Container:
     def start(self, *, attach: bool = False) -> Attached | None:
         """Start it; with ``attach`` return its streams from the first byte on.
 
-        Errors: FailedPrecondition when it runs already, CommandNotFound (127) and CommandNotExecutable (126) for its program,
-        NotFound when its snapshot is gone, and what the kernel refuses, by the name of the step. A failed start leaves
-        nothing running or mounted.
+        Errors: FailedPrecondition when it runs already, Unavailable when it does so and its state folder was removed,
+        CommandNotFound (127) and CommandNotExecutable (126) for its program, NotFound when its snapshot is gone, and what the
+        kernel refuses, by the name of the step. A failed start leaves nothing running or mounted.
         """
         with self._starting():
             return self._launch(attach=attach)[1]

@@ -21,7 +21,7 @@ from pathlib import Path
 from lamella.config import check_identifier
 from lamella.containers.cgroups import Cgroup
 from lamella.containers.container import Container
-from lamella.containers.monitor import Connection, Exit, Reply, TaskEnded
+from lamella.containers.monitor import Exit, Reply, TaskEnded
 from lamella.containers.task import Paths
 from lamella.errors import AlreadyExists, FailedPrecondition, NotFound
 from lamella.events import spool
@@ -214,7 +214,7 @@ class Lifecycle:
     def _await(self, request: dict[str, Any]) -> Exit | None:
         """Wait for an answer; None when the monitor has gone meanwhile, and what it has left tells."""
         try:
-            connection = Connection.open(self._task.folder)
+            connection = self._task.connect()
         except TaskEnded:
             return None
         cancellation = current.get()

@@ -1,7 +1,9 @@
 """The task of one container: its bundle on disk, the launcher that starts it, and how it stands.
 
 How it stands is never stored by us: the monitor holds a lock while it lives and leaves ``exit.json`` when the container has
-ended. Neither lock nor exit record: the monitor was killed or the machine restarted, and the state is ``unknown``.
+ended. Neither lock nor exit record: the monitor was killed or the machine restarted, and the state is ``unknown``. The lock is
+in the store, beside the log, so that one container has one monitor wherever its bundle is, and where it is gone: who logs out
+loses the session's folder, and not the container.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from lamella.containers.networks import Connection as NetworkConnection
 from lamella.containers.networks import is_recorded, record_path
 from lamella.containers.restart_policy import RestartPolicy, Restarts
 from lamella.disk import is_there, make_private_folder, make_state_folder, names_in, storage_error
-from lamella.errors import FailedPrecondition, LamellaError, NotFound, PermissionDenied, ResourceExhausted
+from lamella.errors import (
+    FailedPrecondition,
+    LamellaError,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
 from lamella.events.spool import spool_path
 from lamella.lazy import cached_property
 from lamella.locks import FolderLock
@@ -34,9 +43,10 @@ from lamella.typings import Any, Literal
 
 _log = Log("lamella.containers")
 HOOKS_AT_END = "poststop.json"
+"""What a bundle has of what is to follow a run, hooks as a rule, until that has been done."""
 _EXIT = "exit.json"
 _LOG = "log.jsonl"
-"""What a bundle has of what is to follow a run, hooks as a rule, until that has been done."""
+_LOCK = "lock"
 SETTLE_SECONDS = 60.0
 """How long a start that failed, or lost its caller, may take to be over: milliseconds, but for a machine with too much to do."""
 OUTPUT_SECONDS = 2.0
@@ -75,6 +85,7 @@ class Task:
     def __init__(self, config: Config, container_id: str) -> None:
         self._path = f"{config.state}/tasks/{config.namespace}/{container_id}"
         self._kept = f"{config.root}/containers/{config.namespace}/{container_id}"
+        self._lock = f"{self._kept}/{_LOCK}"
         self._config = config
         self._id = container_id
         self._events = {
@@ -139,9 +150,9 @@ class Task:
         before the records of the last run go. ``runtime`` is the name of the OCI runtime. ``is_kept`` says that the exit record
         is to outlive the machine, ``keep_cgroup_parents`` that the cgroups that its own is in are to outlive it. With ``hold``
         its program waits for :meth:`release` (``"program"``) or :meth:`begin` (``"start"``). ``paths`` are where its streams
-        lead beside clients and the log. Errors: FailedPrecondition when it runs already, those of ``connect``, CommandNotFound
-        and CommandNotExecutable for the program, NotFound for the runtime, and what else the launcher reports; after one
-        nothing of the task is left.
+        lead beside clients and the log. Errors: FailedPrecondition when it runs already, Unavailable when it does so out of
+        reach, those of ``connect``, CommandNotFound and CommandNotExecutable for the program, NotFound for the runtime, and
+        what else the launcher reports; after one nothing of the task is left.
         """
         program = _program(runtime)
         with self.held(confirm):
@@ -180,6 +191,8 @@ class Task:
             self._unplug()  # a start that was killed may have begun with that
             return
         if self._settled():
+            if self._is_lost():
+                raise self._lost()
             raise FailedPrecondition("the container is running already")
         self._await_monitor()
         self._clean_up()
@@ -239,6 +252,7 @@ class Task:
             {
                 "version": 2,
                 "bundle": self._path,
+                "lock": self._lock,
                 "rootfs": [{"type": m.type, "source": m.source, "options": m.options} for m in rootfs],
                 "log": None
                 if log.driver == "none"
@@ -386,7 +400,7 @@ class Task:
         if "memory" in request:  # v2 would kill where v1 refuses
             request["memory"] = request["memory"] | {"checkBeforeUpdate": True}
         try:
-            with closing(Connection.open(self.folder)) as connection:
+            with closing(self.connect()) as connection:
                 connection.request({"op": "update", "resources": request})
                 reply = connection.reply()
         except (NotFound, BrokenPipeError, ConnectionResetError):
@@ -429,7 +443,7 @@ class Task:
     def monitored(self) -> bool:
         """Say whether a monitor lives. One that has recorded the end still has cgroups to remove."""
         try:
-            descriptor = os.open(f"{self._path}/lock", os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return False
         try:
@@ -439,6 +453,45 @@ class Task:
         finally:
             os.close(descriptor)
         return False
+
+    def _is_lost(self) -> bool:
+        """Say whether a monitor lives whose bundle was taken away: from its socket on until the end it has a pid there."""
+        if not self.monitored():
+            return False
+        if not is_there(self._path):
+            return True
+        return (
+            self._has("pid") and not self._has("control.sock") and not self._has(_EXIT) and self.monitored()
+        )
+
+    def connect(self) -> Connection:
+        """Connect to the monitor. TaskEnded, which is NotFound, when there is none, Unavailable when it is out of reach."""
+        try:
+            return Connection.open(self.folder)
+        except TaskEnded:
+            if self._is_lost():
+                raise self._lost() from None
+            raise
+
+    def _holder(self) -> _Holder:
+        """Read what the lock says."""
+        try:
+            return decode(Path(self._lock).read_bytes(), _Holder)
+        except (FileNotFoundError, Malformed):
+            return _Holder()
+
+    def _lost(self) -> Unavailable:
+        holder = self._holder()
+        if holder.machine not in ("", os.uname().nodename):
+            return Unavailable(
+                f"the container runs on another machine, {holder.machine}",
+                hint="Reach for it there, or end it there.",
+            )
+        return Unavailable(
+            f"the container runs and cannot be reached: its state folder {self._path} was removed",
+            hint=f"End it by its monitor: kill -KILL {holder.pid}. A folder that goes with the login session is kept by "
+            "loginctl enable-linger, or by a state elsewhere (--state, LAMELLA_STATE).",
+        )
 
     def _has_hooks_to_run(self) -> bool:
         """Say whether what follows a run's end has not been done yet."""
@@ -479,8 +532,9 @@ class Task:
         monitored = self.monitored()
         # A monitor writes the pid when the program runs, and takes it away at the end: a start that is under way, or has
         # failed a moment ago, has a monitor and no pid.
-        if not monitored and not is_there(self._path):
-            return "unknown" if self._has_run() else "created"  # the machine was restarted
+        if not is_there(self._path):  # it was taken away, or the machine was restarted
+            ended: Status = "unknown" if self._has_run() else "created"
+            return "running" if monitored else ended
         begun = self._has("pid")
         waits = not begun and self._has("restart.json")
         if self.exit() is not None:
@@ -538,7 +592,7 @@ class Task:
     def wait(self, deadline: float | None = None) -> Exit:
         """Wait for the end. DeadlineExceeded at ``deadline``, FailedPrecondition when it never ran or is unknown."""
         try:
-            connection = Connection.open(self.folder)
+            connection = self.connect()
         except NotFound:
             return self._exit_record()
         try:
@@ -570,10 +624,10 @@ class Task:
     def paused(self) -> bool:
         """Say whether it runs and is frozen, as its monitor knows."""
         try:
-            with closing(Connection.open(self.folder)) as connection:
+            with closing(self.connect()) as connection:
                 connection.request({"op": "state"})
                 reply = connection.reply()
-        except (NotFound, BrokenPipeError, ConnectionResetError):
+        except (NotFound, Unavailable, BrokenPipeError, ConnectionResetError):
             return False
         return reply is not None and reply.status == "paused"
 
@@ -651,7 +705,7 @@ class Task:
     def question(self, document: dict[str, Any]) -> Reply:
         """Have the monitor answer a request. TaskEnded, and what it reports."""
         try:
-            with closing(Connection.open(self.folder)) as connection:
+            with closing(self.connect()) as connection:
                 connection.request(document)
                 reply = connection.reply()
         except (BrokenPipeError, ConnectionResetError):
@@ -662,7 +716,7 @@ class Task:
 
     def _request(self, document: dict[str, Any]) -> Connection:
         """Have the monitor accept a request; return the connection. NotFound when the task has ended, also meanwhile."""
-        connection = Connection.open(self.folder)
+        connection = self.connect()
         try:
             connection.request(document)
             if connection.reply() is not None:
@@ -683,8 +737,8 @@ class Task:
     ) -> None:
         """Remove the bundle and the log, and by ``forget`` the container's record before them.
 
-        FailedPrecondition while it runs, unless ``stop`` ends it. Nobody starts it meanwhile. Harmless twice, and when two do
-        it at once.
+        Unavailable when it is out of reach, FailedPrecondition while it runs, unless ``stop`` ends it. Nobody starts it
+        meanwhile. Harmless twice, and when two do it at once.
         """
         if forget is not None and not is_there(self._path):
             with suppress(LamellaError, OSError):  # where no folder can be made nothing can be started
@@ -701,6 +755,8 @@ class Task:
                     forget()
                 self._remove_folders()
         except (FileNotFoundError, NotADirectoryError):
+            if self.monitored():
+                raise self._lost() from None
             if forget is not None:
                 forget()
             _core.remove_tree(self._kept)  # it never had a bundle, or another has just removed it
@@ -762,22 +818,28 @@ class Task:
 
     def _clean_up(self) -> None:
         """Take away what a monitor that was killed could not. Its socket tells: that goes last of all."""
-        if not self._has("control.sock") or self.monitored():
+        if self.monitored():
             return
-        try:
-            spec = decode((self.folder / "config.json").read_bytes(), _BundleSpec)
-        except (FileNotFoundError, Malformed):
+        has_bundle = self._has("control.sock")
+        if has_bundle:
+            try:
+                cgroup = decode((self.folder / "config.json").read_bytes(), _BundleSpec).linux.cgroups_path
+            except (FileNotFoundError, Malformed):
+                return
+        elif self._has("pid"):  # the bundle was taken away while it ran
+            cgroup = f"/{self._holder().cgroups_path}"
+        else:
             return
         from lamella.containers.cgroups import end_processes, remove_cgroups
 
-        if self._has("runtime"):
+        if self._has("runtime") or not has_bundle:
             # Processes that another runtime has made do not end with the monitor; what sees to that can be killed, too.
-            end_processes(spec.linux.cgroups_path)
-            if os.geteuid() != 0:
-                from lamella.containers.runtimes import end_first_process
+            end_processes(cgroup)
+        if self._has("runtime") and os.geteuid() != 0:
+            from lamella.containers.runtimes import end_first_process
 
-                end_first_process(self.folder)
-        remove_cgroups(spec.linux.cgroups_path)
+            end_first_process(self.folder)
+        remove_cgroups(cgroup)
 
 
 def _program(runtime: str) -> Path | None:
@@ -791,6 +853,14 @@ def _program(runtime: str) -> Path | None:
 
 def _ended() -> TaskEnded:
     return TaskEnded("the container's task has ended")
+
+
+class _Holder(Struct, frozen=True):
+    """What the lock says of the monitor that holds it, or held it last (the launcher's ``Holder``)."""
+
+    pid: int = 0
+    machine: str = ""
+    cgroups_path: str = ""
 
 
 class _BundleLinux(Struct, frozen=True, rename="camel"):

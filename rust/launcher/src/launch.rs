@@ -2,7 +2,7 @@
 //!
 //! The process is nobody's child and becomes the monitor. Where the request says that the container will have a network namespace
 //! of its own a thread makes that, for it takes as long as all that goes on meanwhile: the monitor reads and checks everything
-//! ([`run`](crate::run)), takes the bundle's lock and makes the cgroup. It then has no thread but its own, makes the streams and
+//! ([`run`](crate::run)), takes the container's lock and makes the cgroup. It then has no thread but its own, makes the streams and
 //! the container's first process, hears from that whether the program runs, and replies.
 
 use std::fs::File;
@@ -16,6 +16,7 @@ use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{DumpableBehavior, Pid, WaitId, WaitIdOptions, waitid};
+use serde::Serialize;
 
 use crate::cgroup::Cgroup;
 use crate::channel::{Channel, Message};
@@ -117,23 +118,48 @@ fn prepare(request: &str, given: Given, network: Option<NetworkAhead>) -> Result
     let bundle = rustix::fs::openat(CWD, request.bundle.as_str(), flags, Mode::empty())
         .step(|| format!("open the bundle {}", request.bundle))?;
     let run = Prepared::read(&request, bundle.as_fd())?;
-    let lock = lock(bundle.as_fd(), &request.bundle)?;
+    let lock = lock(&request, run.cgroups_path())?;
     Ok(Job { run, request, bundle, client, network, lock: Box::leak(Box::new(lock)) })
 }
 
-/// Take the bundle's lock: a task has one monitor.
-fn lock(bundle: BorrowedFd<'_>, shown: &str) -> Result<OwnedFd, Failure> {
+/// What is said in a lock for who finds it alone, without the bundle.
+#[derive(Serialize)]
+struct Holder<'a> {
+    /// The monitor's process.
+    pid: i32,
+    /// The host name of its machine: others may have the file system, too.
+    machine: &'a str,
+    /// What is to be cleared away where the monitor was killed: from the root of each hierarchy, empty for nothing.
+    cgroups_path: &'a str,
+}
+
+/// Take the container's lock, and say in it who has it: a container has one monitor.
+fn lock(request: &Request, cgroups_path: Option<&str>) -> Result<OwnedFd, Failure> {
+    let path = request.lock.clone().unwrap_or_else(|| format!("{}/lock", request.bundle));
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let lock =
-        rustix::fs::openat(bundle, "lock", flags, Mode::from_raw_mode(0o600)).step(|| format!("open {shown}/lock"))?;
+        rustix::fs::openat(CWD, path.as_str(), flags, Mode::from_raw_mode(0o600)).step(|| format!("open {path}"))?;
     // Whoever looks whether there is a monitor holds the lock for a moment.
     for _ in 0..LOCK_ATTEMPTS {
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
-            result => return result.step(|| format!("lock {shown}/lock")).map(|()| lock),
+            result => {
+                result.step(|| format!("lock {path}"))?;
+                let machine = rustix::system::uname();
+                let holder = Holder {
+                    pid: rustix::process::getpid().as_raw_nonzero().get(),
+                    machine: &machine.nodename().to_string_lossy(),
+                    cgroups_path: cgroups_path.unwrap_or_default(),
+                };
+                let text = serde_json::to_vec(&holder).unwrap_or_default();
+                let step = || format!("write {path}");
+                rustix::fs::ftruncate(&lock, 0).step(step)?;
+                rustix::io::pwrite(&lock, &text, 0).step(step)?;
+                return Ok(lock);
+            }
         }
     }
-    Err(Failure::new(Kind::FailedPrecondition, format!("the task {shown} has a monitor already"))
+    Err(Failure::new(Kind::FailedPrecondition, format!("the container of {} has a monitor already", request.bundle))
         .with_hint("stop the container first, or give the new one another id"))
 }
 

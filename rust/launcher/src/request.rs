@@ -26,8 +26,11 @@ pub const VERSION: u32 = 2;
 pub struct Request {
     /// Must be [`VERSION`].
     pub version: u32,
-    /// The OCI bundle: a folder with `config.json`; `rootfs`, `lock`, `control.sock`, `pid` and `exit.json` go there.
+    /// The OCI bundle: a folder with `config.json`; `rootfs`, `control.sock`, `pid` and `exit.json` go there.
     pub bundle: String,
+    /// The file whose lock (flock) the monitor holds while it lives; `<bundle>/lock` when absent.
+    #[serde(default)]
+    pub lock: Option<String>,
     /// The snapshot's mounts, made on `<bundle>/rootfs` inside the container's mount namespace; empty when the spec's
     /// root is ready as it is.
     #[serde(default)]

@@ -156,6 +156,14 @@ impl Prepared {
         if let Builder::Launcher(plan, _) = &self.builder { Some(&plan.namespaces) } else { None }
     }
 
+    /// Where the container's cgroup is to be, from the root of each hierarchy; None where it has none of its own.
+    pub fn cgroups_path(&self) -> Option<&str> {
+        match &self.builder {
+            Builder::Launcher(_, plan) => plan.path(),
+            Builder::Runtime(runtime) => runtime.cgroups_path(),
+        }
+    }
+
     /// Make the container's cgroup; none where that is the runtime's to do.
     pub fn make_cgroup(&mut self, request: &Request) -> Result<Cgroup, Failure> {
         let Builder::Launcher(_, plan) = &self.builder else { return Ok(Cgroup::default()) };
@@ -169,7 +177,7 @@ impl Prepared {
         Ok(cgroup)
     }
 
-    /// Begin to make the container. It is said on the channel how that fares. `lock` is the bundle's.
+    /// Begin to make the container. It is said on the channel how that fares. `lock` is the container's.
     pub fn begin(&mut self, stdin: bool, cgroup: &Cgroup, lock: BorrowedFd<'_>) -> Result<Begun, Failure> {
         match &self.builder {
             Builder::Launcher(plan, _) => begin(plan, stdin, cgroup, &mut self.warnings),

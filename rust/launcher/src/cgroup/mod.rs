@@ -9,7 +9,7 @@
 //! ```
 //! The monitor makes the folders before the container's first process exists and removes them after its last is gone, with
 //! parents that are empty then: those from a name of [`OURS`] on, and others that were not there before. Whoever finds a
-//! cgroup again does not know the latter, and leaves them. The bundle's lock guards the folders: two monitors never share
+//! cgroup again does not know the latter, and leaves them. The container's lock guards the folders: two monitors never share
 //! a cgroupsPath.
 //!
 //! On v1 a process joins by writing 0 to an already open `tasks` file: a parent that writes a child's id waits for an
@@ -56,6 +56,11 @@ impl CgroupPlan {
     pub fn new(spec: &mut Spec) -> Self {
         let path = spec.linux.cgroups_path.take();
         Self { path: path.as_deref().map(clean), resources: spec.linux.resources.take().unwrap_or_default() }
+    }
+
+    /// Where it is, from the root of each hierarchy.
+    pub fn path(&self) -> Option<&str> {
+        self.path.as_deref()
     }
 
     /// See whether this machine can have the limits, so that nothing is made for ones that it cannot.
@@ -198,6 +203,11 @@ impl Place {
         let kept = tops.iter().map(|top| kept_parent(top, &path)).collect::<Vec<_>>();
         let hierarchies = tops.into_iter().zip(kept).collect();
         Self { root: root.to_owned(), path, hierarchies }
+    }
+
+    /// Where it is, from the root of each hierarchy.
+    pub fn path(&self) -> &str {
+        &self.path
     }
 
     /// Make the folders that the runtime is about to make, which does not try again when a container that ends at the same

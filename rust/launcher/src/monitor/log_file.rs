@@ -4,7 +4,7 @@
 //! <path>            what is written to
 //! <path>.<number>   was full: renamed, and never written to again; of two the one with the lower number is older
 //! ```
-//! The bundle's lock guards them: one monitor writes. A reader that has a file open reads it to its end, whatever it is
+//! The container's lock guards them: one monitor writes. A reader that has a file open reads it to its end, whatever it is
 //! called by then, and finds by its number which one follows (lamella/containers/logs.py). A record is a line; it is
 //! written whole or taken back.
 

@@ -7,7 +7,7 @@
 //! left in its pipes at its end is read at once, so that its log is complete. It ends when the container is gone and
 //! every client has what it is owed.
 //!
-//! The bundle's `lock` is held (flock) as long as the monitor lives. When it is killed, so is the container's first
+//! The container's lock is held (flock) as long as the monitor lives. When it is killed, so is the container's first
 //! process (PR_SET_PDEATHSIG), and with it the PID namespace: nothing runs unobserved.
 
 mod clients;
@@ -100,7 +100,7 @@ pub struct Start {
     pub listener: OwnedFd,
     /// The first attached client.
     pub client: Option<OwnedFd>,
-    /// The bundle's lock.
+    /// The container's lock.
     pub lock: BorrowedFd<'static>,
     /// What further processes get from the container.
     pub shared: Shared,

@@ -23,7 +23,7 @@ fn ended_early() -> Failure {
 }
 
 impl Runtime {
-    /// Begin to make the container. `lock` is the bundle's, which the keeper holds on to until nothing of the container is
+    /// Begin to make the container. `lock` is the container's, which the keeper holds on to until nothing of the container is
     /// left, also where the monitor was killed.
     pub fn begin(&self, stdin: bool, lock: BorrowedFd<'_>) -> Result<Begun, Failure> {
         let step = || "start the keeper of the container";

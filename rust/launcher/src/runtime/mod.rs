@@ -140,6 +140,11 @@ impl Runtime {
         })
     }
 
+    /// Where the container's cgroup is, from the root of each hierarchy.
+    pub fn cgroups_path(&self) -> Option<&str> {
+        self.place.as_ref().map(Place::path)
+    }
+
     /// Whether the container's processes all end with its first one.
     pub fn has_own_pids(&self) -> bool {
         self.config.linux.namespaces.iter().any(|namespace| namespace.kind == "pid")
