@@ -192,6 +192,25 @@ def test_gc_takes_what_a_killed_monitor_has_left_and_the_container_stays(client,
     assert cgroups(busy)  # what runs keeps its own
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["bundle", "no bundle"])
+def test_processes_among_the_hosts_are_ended_where_their_monitor_was_killed(client, image, cleared, lost):
+    """No PID namespace ends them with the first one."""
+    box = client.containers.run(
+        image, ["/bin/sh", "-c", "sleep 600 & echo $!; wait"], detach=True, name="box", pid_mode="host"
+    )
+    [(_, said)] = until(lambda: list(box.logs()))
+    program = Path(f"/proc/{int(said)}/exe")
+    monitor = monitor_of(box)
+    if lost:
+        lose_the_state(client)
+    os.kill(monitor, signal.SIGKILL)
+    until(lambda: box.status == "unknown")
+    assert program.exists()
+    box.start()
+    assert not program.exists()  # of a zombie, which init has yet to reap, it leads nowhere
+    assert box.status == "running"
+
+
 @pytest.mark.parametrize("action", ["start", "remove", "restart", "force"])
 def test_what_a_killed_monitor_has_left_goes_with_the_next_action(client, busy, action):
     kill_the_monitor(busy)

@@ -820,8 +820,7 @@ class Task:
         """Take away what a monitor that was killed could not. Its socket tells: that goes last of all."""
         if self.monitored():
             return
-        has_bundle = self._has("control.sock")
-        if has_bundle:
+        if self._has("control.sock"):
             try:
                 cgroup = decode((self.folder / "config.json").read_bytes(), _BundleSpec).linux.cgroups_path
             except (FileNotFoundError, Malformed):
@@ -832,9 +831,9 @@ class Task:
             return
         from lamella.containers.cgroups import end_processes, remove_cgroups
 
-        if self._has("runtime") or not has_bundle:
-            # Processes that another runtime has made do not end with the monitor; what sees to that can be killed, too.
-            end_processes(cgroup)
+        # Not all processes end with the monitor: those of another runtime, whose keeper can be killed, too, nor those without a
+        # PID namespace of the container's own.
+        end_processes(cgroup)
         if self._has("runtime") and os.geteuid() != 0:
             from lamella.containers.runtimes import end_first_process
 
