@@ -284,15 +284,15 @@ def test_what_runs_on_without_its_state_folder_is_not_started_twice(client, busy
         busy.restart,
         busy.wait,
         lambda: busy.exec(["/bin/true"]),
+        busy.remove,
         lambda: busy.remove(force=True),
     )
     for operation in operations:
         with pytest.raises(Unavailable, match="the container runs and cannot be reached") as refused:
             operation()
         assert f"kill -KILL {monitor}. " in refused.value.hint
-    with pytest.raises(FailedPrecondition, match="is running"):
-        busy.remove()
     assert busy.status == "running"
+    assert not busy.task.folder.exists()
     os.kill(monitor, signal.SIGKILL)
     until(lambda: busy.status == "unknown")
     busy.start()
@@ -311,6 +311,19 @@ def test_what_runs_on_another_machine_that_shares_the_store_is_not_started_here(
         busy.start()
     os.kill(monitor, signal.SIGKILL)
     until(lambda: not busy.task.monitored())
+
+
+@pytest.mark.rootless
+def test_what_runs_with_another_state_is_not_started_again(client, busy, tmp_path):
+    with lamella.Client(client.config.root, tmp_path / "elsewhere") as other:
+        found = other.containers.get("box")
+        assert found.status == "running"
+        for operation in (found.start, found.stop):
+            with pytest.raises(Unavailable, match=f"another state folder: {client.config.state}/") as refused:
+                operation()
+            assert f"--state {client.config.state}," in refused.value.hint
+    assert (client.config.root / "state").readlink() == client.config.state
+    assert busy.exec(["/bin/echo", "here"]).stdout == b"here\n"
 
 
 @pytest.mark.rootless

@@ -191,8 +191,6 @@ class Task:
             self._unplug()  # a start that was killed may have begun with that
             return
         if self._settled():
-            if self._is_lost():
-                raise self._lost()
             raise FailedPrecondition("the container is running already")
         self._await_monitor()
         self._clean_up()
@@ -290,6 +288,9 @@ class Task:
         return started, Attached(Connection(ours)) if ours is not None else None
 
     def _make_folders(self) -> None:
+        """Make what is not there of them. Unavailable when it runs without: nobody could reach for it there."""
+        if self._is_lost():
+            raise self._lost()
         try:
             make_state_folder(self._config.state)
             keep_state(self._config)
@@ -455,14 +456,8 @@ class Task:
         return False
 
     def _is_lost(self) -> bool:
-        """Say whether a monitor lives whose bundle was taken away: from its socket on until the end it has a pid there."""
-        if not self.monitored():
-            return False
-        if not is_there(self._path):
-            return True
-        return (
-            self._has("pid") and not self._has("control.sock") and not self._has(_EXIT) and self.monitored()
-        )
+        """Say whether a monitor lives whose bundle is not here: it was taken away, or is elsewhere."""
+        return not is_there(self._path) and self.monitored() and not is_there(self._path)
 
     def connect(self) -> Connection:
         """Connect to the monitor. TaskEnded, which is NotFound, when there is none, Unavailable when it is out of reach."""
@@ -486,6 +481,11 @@ class Task:
             return Unavailable(
                 f"the container runs on another machine, {holder.machine}",
                 hint="Reach for it there, or end it there.",
+            )
+        if is_there(holder.bundle):
+            return Unavailable(
+                f"the container runs with another state folder: {holder.bundle}",
+                hint=f"Name that one: --state {Path(holder.bundle).parents[2]}, or Client(state=...).",
             )
         return Unavailable(
             f"the container runs and cannot be reached: its state folder {self._path} was removed",
@@ -859,6 +859,7 @@ class _Holder(Struct, frozen=True):
 
     pid: int = 0
     machine: str = ""
+    bundle: str = ""
     cgroups_path: str = ""
 
 

@@ -129,6 +129,7 @@ struct Holder<'a> {
     pid: i32,
     /// The host name of its machine: others may have the file system, too.
     machine: &'a str,
+    bundle: &'a str,
     /// What is to be cleared away where the monitor was killed: from the root of each hierarchy, empty for nothing.
     cgroups_path: &'a str,
 }
@@ -149,6 +150,7 @@ fn lock(request: &Request, cgroups_path: Option<&str>) -> Result<OwnedFd, Failur
                 let holder = Holder {
                     pid: rustix::process::getpid().as_raw_nonzero().get(),
                     machine: &machine.nodename().to_string_lossy(),
+                    bundle: &request.bundle,
                     cgroups_path: cgroups_path.unwrap_or_default(),
                 };
                 let text = serde_json::to_vec(&holder).unwrap_or_default();
