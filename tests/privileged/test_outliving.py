@@ -160,7 +160,8 @@ def test_out_of_memory_is_in_the_record_long_after(client, image, cleared):
 def busy(client, image, cleared):
     """Give a container with daemons of its own, and of an exec."""
     script = "sleep 600 & (sleep 600 &) ; echo up; exec sleep 600"
-    box = client.containers.run(image, ["/bin/sh", "-c", script], detach=True, name="box", memory="64m")
+    limit = "64m" if os.geteuid() == 0 else None  # others have a cgroup where one was delegated
+    box = client.containers.run(image, ["/bin/sh", "-c", script], detach=True, name="box", memory=limit)
     until(lambda: list(box.logs()))
     box.exec(["/bin/sh", "-c", "sleep 600 >/dev/null 2>&1 & exit"])
     return box
