@@ -29,7 +29,7 @@ from lamella.locks import FolderLock
 _STATE = "state"
 _STORE = "store"
 _DIGITS = 12
-"""So many hexadecimal digits tell a user's stores apart."""
+"""So many hexadecimal digits of the root's digest tell stores apart."""
 
 
 def default_state(root: Path) -> Path:
