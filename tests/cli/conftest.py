@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from program import Program
 
+from lamella.ids import one_id
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -31,6 +33,9 @@ def lamella(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "100")
     program = Program(tmp_path, capfd)
+    if reason := one_id():  # which was told already: what a command prints is the same for every user
+        program.root.mkdir(mode=0o700)
+        (program.root / "one-id").write_text(reason)
     yield program
     program.close()
 

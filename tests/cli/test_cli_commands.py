@@ -355,6 +355,7 @@ def test_doctor_passes_here(lamella: Program) -> None:
 
 
 def test_doctor_fails_with_a_remedy(lamella: Program) -> None:
+    lamella.root = lamella.root.with_name("file")
     lamella.root.write_text("a file in the store's place")
     done = lamella("doctor")
     assert done.status == 1

@@ -187,4 +187,4 @@ def _read_until(descriptor: int, text: bytes) -> bytes:
 def test_logging_in_needs_no_store(lamella: Program, server: str, file: Path) -> None:
     lamella("-q", "login", "-u", "ann", "-p", PASSWORD, server).ok()
     lamella("logout", server).ok()
-    assert not lamella.root.exists()
+    assert not (lamella.root / "metadata.db").exists()
