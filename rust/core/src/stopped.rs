@@ -13,9 +13,10 @@ const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// So many looks in a row, one each 100 ms, show a process that is stopped before who waits for it gives up.
 const LOOKS: u32 = 50;
 
-/// The watch over a process that is waited for.
-#[derive(Debug)]
+/// The watch over a process that is waited for; the default is over none, which always goes on.
+#[derive(Debug, Default)]
 pub struct Watch {
+    /// 0 for none: no process has that id in /proc.
     process: i32,
     /// What it is called in the error.
     name: &'static str,
@@ -30,8 +31,8 @@ impl Watch {
         Self { process, name, seen: 0 }
     }
 
-    /// Wait until it has said something, or is gone: until `from` can be read. `check` is called every 100 ms; errors are its, and those of
-    /// [`Self::look`].
+    /// Wait until it has said something, or is gone: until `from` can be read. `check` is called every 100 ms; errors are its,
+    /// and those of [`Self::look`].
     pub fn until_readable(&mut self, from: impl AsFd, check: Check<'_>) -> Result<()> {
         loop {
             match poll(&mut [PollFd::new(&from, PollFlags::IN)], Some(&POLL)) {

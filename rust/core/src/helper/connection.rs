@@ -62,12 +62,12 @@ pub struct Connection {
     /// What was received and not asked for yet.
     received: Vec<u8>,
     /// The watch over the helper's process, where this is its caller's end.
-    watch: Option<Watch>,
+    watch: Watch,
 }
 
 impl From<OwnedFd> for Connection {
     fn from(socket: OwnedFd) -> Self {
-        Self { socket, received: Vec::new(), watch: None }
+        Self { socket, received: Vec::new(), watch: Watch::default() }
     }
 }
 
@@ -88,12 +88,13 @@ impl Connection {
     /// stopped.
     #[cfg(feature = "unpack")]
     pub fn of_helper(self, helper: Option<i32>) -> Self {
-        Self { watch: helper.map(|process| Watch::new(process, NAMED)), ..self }
+        Self { watch: helper.map_or_else(Watch::default, |process| Watch::new(process, NAMED)), ..self }
     }
 
-    /// See whether the helper goes on ([`Watch::look`]).
-    pub fn look(&mut self) -> Result<()> {
-        self.watch.as_mut().map_or(Ok(()), Watch::look)
+    /// Wait until something beside this connection can be read, which the helper has the other end of ([`Watch::until_readable`]).
+    #[cfg(feature = "unpack")]
+    pub fn until_readable(&mut self, from: impl AsFd, check: Check<'_>) -> Result<()> {
+        self.watch.until_readable(from, check)
     }
 
     /// The same end once more, to speak from one thread while another listens: only one of the two may do that.
@@ -105,8 +106,7 @@ impl Connection {
     /// Say something, and (the caller's end) call `check` every 100 ms that it is not taken. Fails when the other side is gone.
     #[cfg(feature = "unpack")]
     pub fn ask<T: Serialize>(&mut self, message: &T, check: Check<'_>) -> Result<()> {
-        let Self { socket, watch, .. } = self;
-        send_whole(socket, message, &mut || check().and_then(|()| watch.as_mut().map_or(Ok(()), Watch::look)))
+        send_whole(&self.socket, message, &mut || check().and_then(|()| self.watch.look()))
     }
 
     /// Say something. Fails when the other side is gone. It may take any time to take it, unless somebody ends the connection.
@@ -132,7 +132,7 @@ impl Connection {
             match rustix::io::read(&self.socket, spare_capacity(&mut self.received)) {
                 Ok(0) | Err(Errno::CONNRESET) => return Ok(None),
                 Ok(_) => {}
-                Err(Errno::AGAIN | Errno::INTR) => check().and_then(|()| self.look())?,
+                Err(Errno::AGAIN | Errno::INTR) => check().and_then(|()| self.watch.look())?,
                 Err(error) => return Err(Error::system("cannot hear the helper", error)),
             }
         }
@@ -154,7 +154,7 @@ impl Connection {
                     return Ok(None);
                 }
                 Ok(None) => return Ok(None),
-                Err(Errno::AGAIN) => check().and_then(|()| self.look())?,
+                Err(Errno::AGAIN) => check().and_then(|()| self.watch.look())?,
                 Err(error) => return Err(Error::system("cannot hear the helper", error)),
             }
         }

@@ -4,9 +4,6 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-
 use super::calls::{Pack, Reply, Request};
 use super::client::{Helper, is_needed};
 use super::connection::ended;
@@ -18,8 +15,6 @@ use crate::tar::Timestamp;
 use crate::tree::Check;
 
 const PIECE: usize = 256 * 1024;
-/// Time between two looks whether to go on.
-const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// [`diff::pack`], in the place where the tree may be read.
 pub fn pack(
@@ -44,14 +39,7 @@ pub fn pack(
         drop(writer);
         let mut buffer = vec![0; PIECE];
         loop {
-            match poll(&mut [PollFd::new(&reader, PollFlags::IN)], Some(&POLL)) {
-                Ok(0) | Err(Errno::INTR) => {
-                    check().and_then(|()| connection.look())?;
-                    continue;
-                }
-                Ok(_) => {}
-                Err(error) => return Err(failed(error.into())),
-            }
+            connection.until_readable(&reader, check)?;
             match reader.read(&mut buffer).map_err(failed)? {
                 0 => break,
                 count => {
