@@ -303,6 +303,20 @@ def test_what_runs_on_without_its_state_folder_is_not_started_twice(client, busy
 
 
 @pytest.mark.rootless
+def test_garbage_collection_leaves_what_runs_without_its_state_folder_and_without_a_record(client, busy):
+    monitor = monitor_of(busy)
+    lose_the_state(client)
+    with client.database.write() as db:
+        db.execute("DELETE FROM containers")
+    assert client.gc().orphans == 0
+    assert busy.task.log_folder.exists()
+    os.kill(monitor, signal.SIGKILL)
+    until(lambda: not busy.task.monitored())
+    assert client.gc().orphans == 1
+    assert not busy.task.log_folder.exists()
+
+
+@pytest.mark.rootless
 def test_what_runs_on_another_machine_that_shares_the_store_is_not_started_here(client, busy):
     monitor = monitor_of(busy)
     lose_the_state(client)

@@ -389,9 +389,8 @@ def test_a_restart_that_fails_says_why(client, image):
 def test_restart_and_stop_at_once_end_in_a_stop(create):
     box = create("trap 'echo asked' TERM; echo up; while :; do sleep 0.02; done")
     box.start()
-    until(
-        lambda: output(box)
-    )  # before that the signal is lost, as the first process's is that it does not expect
+    # Before it is up the signal is lost, as the first process's is that it does not expect.
+    until(lambda: output(box))
     thread_errors: list[Exception] = []
 
     def restart() -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from lamella.config import Config
 from lamella.containers.task import Task
 from lamella.disk import names_in
-from lamella.errors import FailedPrecondition, LamellaError
+from lamella.errors import FailedPrecondition, LamellaError, Unavailable
 from lamella.locks import is_locked
 from lamella.logs import Log
 from lamella.metadata import Database
@@ -42,7 +42,7 @@ def remove_orphaned_tasks(database: Database, config: Config, *, dry_run: bool) 
         if dry_run:
             count += not task.running()
             continue
-        with suppress(FailedPrecondition):
+        with suppress(FailedPrecondition, Unavailable):
             task.remove()
             count += 1
     return count

@@ -457,6 +457,7 @@ class Task:
 
     def _is_lost(self) -> bool:
         """Say whether a monitor lives whose bundle is not here: it was taken away, or is elsewhere."""
+        # Looked at twice: a start makes the bundle before there is a monitor.
         return not is_there(self._path) and self.monitored() and not is_there(self._path)
 
     def connect(self) -> Connection:
@@ -757,6 +758,7 @@ class Task:
         except (FileNotFoundError, NotADirectoryError):
             if self.monitored():
                 raise self._lost() from None
+            self._clean_up()
             if forget is not None:
                 forget()
             _core.remove_tree(self._kept)  # it never had a bundle, or another has just removed it
@@ -825,8 +827,11 @@ class Task:
                 cgroup = decode((self.folder / "config.json").read_bytes(), _BundleSpec).linux.cgroups_path
             except (FileNotFoundError, Malformed):
                 return
-        elif self._has("pid"):  # the bundle was taken away while it ran
-            cgroup = f"/{self._holder().cgroups_path}"
+        elif self._has("pid") or not is_there(self._path):  # the bundle was taken away, while it ran perhaps
+            cgroup = self._holder().cgroups_path
+            if not cgroup:
+                return
+            cgroup = f"/{cgroup}"
         else:
             return
         from lamella.containers.cgroups import end_processes, remove_cgroups
