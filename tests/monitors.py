@@ -15,6 +15,14 @@ def monitor_of(box: Any) -> int:
     return int(Path(f"/proc/{box.pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+def memory_of(pid: int) -> int:
+    """Give the resident anonymous memory of a process, in bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("the process is gone")
+
+
 def kill_monitor(box: Any) -> None:
     """Kill the monitor of a container that runs, and wait until it is gone."""
     os.kill(monitor_of(box), signal.SIGKILL)

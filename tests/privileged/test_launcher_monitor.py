@@ -19,18 +19,11 @@ from launcher_box import CONTROL, STDERR, STDIN, STDOUT, Box
 from oci_bundle import reaping
 
 from inventory import children
+from monitors import memory_of
 from waiting import settled, until
 
 pytestmark = [pytest.mark.privileged]
 MEBIBYTE = 1 << 20
-
-
-def memory_of(pid: int) -> int:
-    """Give the resident anonymous memory of a process, in bytes."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("the process is gone")
 
 
 # ---- output and log

@@ -19,7 +19,7 @@ import pytest
 
 import lamella
 from lamella.errors import FailedPrecondition
-from monitors import monitor_of
+from monitors import memory_of, monitor_of
 from waiting import until
 
 pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
@@ -44,13 +44,6 @@ def start(client, image):
 
 def text(pieces: Iterator[tuple[str, bytes]], stream: str | None = None) -> str:
     return b"".join(data for name, data in pieces if stream in (None, name)).decode()
-
-
-def memory_of(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("the process is gone")
 
 
 def size_of(folder: Path) -> int:
