@@ -15,9 +15,9 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
+
+from outcomes import Outcome, read_outcomes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KERNEL = "linux.uml"
@@ -56,16 +56,6 @@ umount /mnt
 echo o >/proc/sysrq-trigger
 sleep 60
 """
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one test ended there: ``passed``, ``skipped`` or ``failed``, and why."""
-
-    module: str
-    name: str
-    how: str
-    why: str
 
 
 class Machine:
@@ -171,17 +161,8 @@ class Tests:
         output = self._machine.output(seconds)
         results = self._folder / "results.xml"
         assert results.exists(), output[-3000:]
-        return [_outcome(case) for case in ElementTree.parse(results).iter("testcase")], output
+        return read_outcomes(results.read_text()), output
 
     def end(self) -> None:
         """End it, wherever it is; harmless when it has ended."""
         self._machine.end()
-
-
-def _outcome(case: ElementTree.Element) -> Outcome:
-    module, name = case.get("classname", ""), case.get("name", "")
-    for kind, how in (("failure", "failed"), ("error", "failed"), ("skipped", "skipped")):
-        found = case.find(kind)
-        if found is not None:
-            return Outcome(module, name, how, found.text or found.get("message") or "")
-    return Outcome(module, name, "passed", "")

@@ -27,7 +27,7 @@ from lamella.sizes import format_size
 
 Status = Literal["ok", "warn", "fail"]
 
-KERNEL_MIN = (5, 11)
+KERNEL_MIN = (5, 12)
 """The first kernel with unprivileged overlay mounts, and with everything else that lamella uses."""
 SPACE_FAIL = 64 * 1000**2
 SPACE_WARN = 2 * 1000**3
@@ -44,7 +44,7 @@ _REMOTE = frozenset(
 _FICLONE = 0x40049409
 """linux/fs.h: _IOW(0x94, 9, int)."""
 _UNSUITED = frozenset({"overlay", "vfat", "exfat", "msdos", "ntfs", "ntfs3", "fuseblk"})
-"""Filesystems that can't hold an overlay's upper folder, or no owners."""
+"""Filesystems that can't hold an overlay's upper folder (native snapshots can do without), or no owners."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +83,7 @@ def examine(config: Config, host: Host | None = None) -> list[Check]:
     """Run every check, in a fixed order. Never raises for what a check finds."""
     here = host or Host()
     checks: list[tuple[str, Callable[[], Check]]] = [
-        ("kernel", lambda: check_kernel(os.uname().release)),
+        ("kernel", lambda: check_kernel(here, os.uname().release)),
         ("privileges", lambda: check_privileges(here)),
         (config.snapshotter, lambda: check_snapshotter(here, config)),
         ("mount api", check_mount_api),
@@ -119,8 +119,20 @@ def _now() -> float:
     return time.time()
 
 
-def check_kernel(release: str) -> Check:
+def is_gvisor(host: Host) -> bool:
+    """Tell whether the kernel is gVisor's, which all of its releases say by one date of a build that never was."""
+    return "Sun Jan 10 15:06:54 PST 2016" in (host.read("/proc/version") or "")
+
+
+def check_kernel(host: Host, release: str) -> Check:
     """Compare the kernel with the oldest supported one."""
+    if is_gvisor(host):
+        return Check(
+            name="kernel",
+            status="warn",
+            detail=f"gVisor, which calls itself Linux {release}: no maps of ids, no statistics, no pause",
+            remedy="Where these are needed use another runtime for the sandbox around; the rest works.",
+        )
     numbers = tuple(int(part) for part in release.partition("-")[0].split(".")[:2] if part.isdigit())
     if numbers < KERNEL_MIN:
         return Check(
@@ -340,7 +352,8 @@ def check_user_namespaces(host: Host) -> Check:
             detail="AppArmor restricts them for users other than root",
             remedy="sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for the program.",
         )
-    return Check(name=name, status="ok", detail=f"allowed, at most {limits['user.max_user_namespaces']}")
+    most = limits["user.max_user_namespaces"]
+    return Check(name=name, status="ok", detail="allowed" if most is None else f"allowed, at most {most}")
 
 
 def _is_chroot(host: Host) -> bool:
@@ -409,6 +422,13 @@ def check_cgroups(host: Host) -> Check:
     mountinfo = host.read("/proc/self/mountinfo") or ""
     unified = next((line.split()[4] for line in mountinfo.splitlines() if " - cgroup2 " in line), None)
     found = parse_cgroups(mountinfo, (host.read(f"{unified}/cgroup.controllers") or "") if unified else "")
+    if found.mode == "none" and is_gvisor(host):
+        return Check(
+            name="cgroups",
+            status="warn",
+            detail="not mounted; limits and statistics are not available",
+            remedy="Give the limits to the sandbox around.",
+        )
     if found.mode == "none":
         return Check(
             name="cgroups",
@@ -443,6 +463,8 @@ def check_cgroups(host: Host) -> Check:
 
 def check_seccomp(host: Host) -> Check:
     """See whether the kernel filters system calls."""
+    if is_gvisor(host):  # it does not list actions
+        return Check(name="seccomp", status="ok", detail="filters")
     actions = (host.read("/proc/sys/kernel/seccomp/actions_avail") or "").split()
     if not {"allow", "errno"} <= set(actions):
         return Check(
@@ -526,12 +548,13 @@ def check_store(host: Host, config: Config) -> Check:
             detail=f"{existing} is not writable",
             remedy="Choose another --root, or run as its owner.",
         )
-    if kind in _UNSUITED:
+    if kind in _UNSUITED and (kind, config.snapshotter) != ("overlay", "native"):
         return Check(
             name="store",
             status="fail",
             detail=f"{detail}, which can't hold snapshots",
-            remedy="Choose a --root on ext4, xfs, btrfs or tmpfs.",
+            remedy="Choose a --root on ext4, xfs, btrfs or tmpfs"
+            + (", or --snapshotter native." if kind == "overlay" else "."),
         )
     if kind in _REMOTE:
         return Check(

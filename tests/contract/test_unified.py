@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import user_mode
+from outcomes import Outcome
 
 pytestmark = [
     pytest.mark.privileged,
@@ -68,16 +69,14 @@ def start(folder: Path) -> tuple[user_mode.Tests, user_mode.Tests]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(machines: tuple[user_mode.Tests, user_mode.Tests]) -> list[user_mode.Outcome]:
+def outcomes(machines: tuple[user_mode.Tests, user_mode.Tests]) -> list[Outcome]:
     found, output = machines[0].outcomes(SECONDS)
     assert found, output
     return found
 
 
 @pytest.mark.parametrize("module", [*(Path(path).stem for path in TESTS)])
-def test_all_that_containers_promise_holds_with_cgroup_v2_alone(
-    outcomes: list[user_mode.Outcome], module: str
-) -> None:
+def test_all_that_containers_promise_holds_with_cgroup_v2_alone(outcomes: list[Outcome], module: str) -> None:
     of_it = [outcome for outcome in outcomes if module in outcome.module.split(".")]
     assert sum(outcome.how == "passed" for outcome in of_it) > 5
     failed = [f"{outcome.name}\n{outcome.why}" for outcome in of_it if outcome.how == "failed"]
@@ -86,13 +85,13 @@ def test_all_that_containers_promise_holds_with_cgroup_v2_alone(
     assert skipped <= set(SKIPPED)
 
 
-def test_a_user_has_limits_within_a_cgroup_that_was_delegated(outcomes: list[user_mode.Outcome]) -> None:
+def test_a_user_has_limits_within_a_cgroup_that_was_delegated(outcomes: list[Outcome]) -> None:
     of_it = [outcome for outcome in outcomes if Path(OF_USERS).stem in outcome.module.split(".")]
     assert [f"{outcome.name}\n{outcome.why}" for outcome in of_it if outcome.how != "passed"] == []
     assert len(of_it) >= 6
 
 
-def test_crun_keeps_the_whole_contract(outcomes: list[user_mode.Outcome]) -> None:
+def test_crun_keeps_the_whole_contract(outcomes: list[Outcome]) -> None:
     ran = [outcome for outcome in outcomes if outcome.module.endswith("TestCrun")]
     assert len([outcome for outcome in ran if outcome.how == "passed"]) >= CRUN
 

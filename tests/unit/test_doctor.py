@@ -13,6 +13,7 @@ import pytest
 from lamella import _core, doctor
 from lamella.config import Config
 from lamella.errors import PermissionDenied
+from lamella.structs import replace
 
 V2 = "35 24 0:30 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = (
@@ -49,16 +50,25 @@ def config(tmp_path: Path) -> Config:
     ("release", "status"),
     [
         ("6.18.44-fc-v669", "ok"),
-        ("5.11.0", "ok"),
-        ("5.10.0-30-amd64", "fail"),
+        ("5.12.0", "ok"),
+        ("5.11.0-49-generic", "fail"),
         ("4.18.0-553.el8", "fail"),
         ("10.0", "ok"),
     ],
 )
-def test_old_kernels_fail(release: str, status: str) -> None:
-    check = doctor.check_kernel(release)
+def test_old_kernels_fail(machine: Machine, release: str, status: str) -> None:
+    check = doctor.check_kernel(machine, release)
     assert (check.status, check.remedy is None) == (status, status == "ok")
     assert release in check.detail
+
+
+def test_gvisor_is_named_whatever_release_it_calls_itself(machine: Machine) -> None:
+    machine.put("/proc/version", "Linux version 4.4.0 #1 SMP Sun Jan 10 15:06:54 PST 2016\n")
+    machine.put("/proc/self/mountinfo", "24 1 0:19 / / rw - overlay none rw\n")
+    checks = [doctor.check_kernel(machine, "4.4.0"), doctor.check_cgroups(machine)]
+    assert [check.status for check in checks] == ["warn", "warn"]
+    assert "gVisor" in checks[0].detail and all("sandbox around" in (check.remedy or "") for check in checks)
+    assert doctor.check_seccomp(machine).status == "ok"  # which lists no actions there
 
 
 def test_root_without_cap_sys_admin_fails(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +235,12 @@ def test_the_stores_filesystem_matters(
     check = doctor.check_store(machine, config)
     assert check.status == status
     assert filesystem in check.detail
+
+
+def test_native_snapshots_can_do_with_an_overlay_beneath(machine: Machine, config: Config) -> None:
+    machine.put("/proc/self/mountinfo", "24 1 0:99 / / rw - overlay x rw\n")
+    assert "--snapshotter native" in (doctor.check_store(machine, config).remedy or "")
+    assert doctor.check_store(machine, replace(config, snapshotter="native")).status == "ok"
 
 
 def test_a_store_that_others_can_read_is_a_warning(machine: Machine, config: Config) -> None:

@@ -323,6 +323,9 @@ def shared_namespaces(options: Options) -> frozenset[str]:
         "cgroupns": ("cgroup", options.cgroupns),
     }
     found = set()
+    # Where the kernel has no cgroup namespaces (gVisor), every container is in the machine's.
+    if options.cgroupns in (None, "") and not os.path.exists("/proc/self/ns/cgroup"):  # noqa: PTH110 (speed)
+        found.add("cgroup")
     for option, (kind, mode) in modes.items():
         if mode == "host":
             found.add(kind)

@@ -161,7 +161,10 @@ fn classify(errno: Option<Errno>, kind: io::ErrorKind) -> (Kind, Option<&'static
         }
         Some(Errno::NOMEM | Errno::FBIG) => (Kind::ResourceExhausted, None),
         Some(Errno::BUSY | Errno::AGAIN) => (Kind::Unavailable, None),
-        Some(Errno::NOSYS | Errno::OPNOTSUPP) => (Kind::Unsupported, None),
+        Some(Errno::NOSYS) => {
+            (Kind::Unsupported, Some("This kernel, or a filter around, lacks the call; see lamella doctor."))
+        }
+        Some(Errno::OPNOTSUPP) => (Kind::Unsupported, None),
         Some(Errno::INVAL | Errno::NAMETOOLONG | Errno::LOOP | Errno::NOTDIR | Errno::ISDIR) => {
             (Kind::InvalidArgument, None)
         }

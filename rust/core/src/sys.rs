@@ -37,7 +37,7 @@ impl Default for MountAttributes<'_> {
     }
 }
 
-/// Change the attributes of the mount that `mount` is the root of.
+/// Change the attributes of the mount that `mount` is the root of. [`crate::mount::change`] does it on any kernel.
 pub fn mount_setattr(mount: BorrowedFd<'_>, attributes: MountAttributes<'_>) -> Result<(), Errno> {
     #[repr(C)]
     struct Argument {
@@ -69,6 +69,14 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, attributes: MountAttributes<'_>) -> 
     if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
+/// Whether the kernel has `mount_setattr` (Linux 5.12).
+#[must_use]
+pub fn has_mount_setattr() -> bool {
+    // SAFETY: a length of 0, with which nothing is read; the kernel refuses it.
+    unsafe { libc::syscall(libc::SYS_mount_setattr, -1, c"".as_ptr(), 0, ptr::null::<u8>(), 0) };
+    last_errno() != Errno::NOSYS
+}
+
 /// Give the calling thread a umask of its own, zero, so that files get exactly the mode they are made with.
 ///
 /// The process's other threads keep theirs. False when the kernel refuses (a seccomp filter may).
@@ -95,25 +103,39 @@ pub fn own_network_namespace() -> Result<(), Errno> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
 }
 
-/// Set the loopback device of the present network namespace up.
+/// Set the loopback device of the present network namespace up. A kernel that cannot set flags (gVisor) has it up already.
 pub fn bring_loopback_up() -> Result<(), Errno> {
+    let up = libc::IFF_UP | libc::IFF_RUNNING;
     // Any socket of the namespace will do. One of the Internet family costs 60 microseconds more to close.
+    match loopback_flags(libc::AF_UNIX, libc::SIOCSIFFLAGS, up) {
+        Err(Errno::NOTTY) if loopback_flags(libc::AF_INET, libc::SIOCGIFFLAGS, 0)? & up == up => Ok(()),
+        result => result.map(drop),
+    }
+}
+
+/// Ask a socket of this family to set or to get the loopback device's flags; give those of the answer.
+fn loopback_flags(family: libc::c_int, request: libc::c_ulong, flags: libc::c_int) -> Result<libc::c_int, Errno> {
     // SAFETY: integers only.
-    let descriptor = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    let descriptor = unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if descriptor < 0 {
         return Err(last_errno());
     }
     // SAFETY: the call just made this descriptor, and nobody else knows it.
     let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
     // SAFETY: an ifreq of zeros is valid: a name of NUL bytes and an integer for the rest.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (target, byte) in request.ifr_name.iter_mut().zip(b"lo") {
+    let mut device: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (target, byte) in device.ifr_name.iter_mut().zip(b"lo") {
         *target = *byte as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: SIOCSIFFLAGS reads an ifreq, which lives until the call returns.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
-    if result < 0 { Err(last_errno()) } else { Ok(()) }
+    device.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: both requests read and write no more than an ifreq, which lives until the call returns.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), request as _, &raw mut device) };
+    if result < 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: the flags were set above, and both requests leave flags there.
+    let flags = unsafe { device.ifr_ifru.ifru_flags };
+    Ok(flags.into())
 }
 
 /// A user namespace, and the process that keeps it until a descriptor does: it sleeps, and ends with this value.

@@ -1,11 +1,14 @@
 //! mount(2), for file systems that cannot be told their options one by one: overlayfs before Linux 6.8, and any with a
-//! value that the new API cannot carry.
+//! value that the new API cannot carry. And where mounts that are attached nowhere cannot be given attributes (gVisor).
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::mount::MountFlags;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount_bind, mount_bind_recursive};
 
+use super::copies::detached_copy;
 use super::layers::{Layers, protected};
 use super::{Mount, Options, attach};
 use crate::error::{Error, Kind, Result};
@@ -13,18 +16,51 @@ use crate::error::{Error, Kind, Result};
 /// mount(2) copies one page of options, the NUL at their end included.
 const PAGE: usize = 4096;
 /// What is mounted in passing is mounted here: a folder that every machine has, and no layer is in.
-const POINT: &str = "/proc";
+const POINT: &str = "/dev";
+/// Options of overlayfs that only switch off, or spare, what a kernel has that knows them.
+const SPARED: [&str; 4] = ["index", "metacopy", "redirect_dir", "volatile"];
 
 /// Make a mount that is attached nowhere. Only for a thread of its own ([`super::apart`]): it mounts, and changes the
 /// working folder.
 pub fn make(mount: &Mount, options: &Options) -> Result<OwnedFd> {
-    let failed = |error| Error::system(format!("mount(2) of {}", mount.kind), error);
+    let mut result = try_to_mount(mount, options)?;
+    let spared = |(key, _): &(String, _)| mount.kind == "overlay" && SPARED.contains(&key.as_str());
+    if result == Err(Errno::INVAL) && options.data.iter().any(spared) {
+        let data = options.data.iter().filter(|option| !spared(option)).cloned().collect();
+        result = try_to_mount(mount, &Options { data, ..options.clone() })?;
+    }
+    result.map_err(|error| failed(mount, error))?;
+    copy_with_attributes(options, false)
+}
+
+/// As [`make`], a bind mount.
+pub fn clone(mount: &Mount, options: &Options) -> Result<OwnedFd> {
+    let recursive = mount.is_recursive(options);
+    let result = if recursive { mount_bind_recursive(&mount.source, POINT) } else { mount_bind(&mount.source, POINT) };
+    result.map_err(|error| failed(mount, error))?;
+    copy_with_attributes(options, recursive)
+}
+
+fn failed(mount: &Mount, error: Errno) -> Error {
+    Error::system(format!("mount(2) of {}", mount.kind), error)
+}
+
+/// Give what was mounted in passing its attributes, and a copy of it.
+fn copy_with_attributes(options: &Options, recursive: bool) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mounted = rustix::fs::openat(CWD, POINT, flags, Mode::empty()).map_err(|error| Error::system(POINT, error))?;
+    attach::set_attributes(mounted.as_fd(), options)?;
+    detached_copy(CWD, POINT, recursive).map_err(|error| Error::system("open_tree", error))
+}
+
+/// Mount at the point, if the options are short enough to be said; what the kernel says to that.
+fn try_to_mount(mount: &Mount, options: &Options) -> Result<std::result::Result<(), Errno>> {
     let mut text = data(options, None);
     if mount.kind == "overlay" && text.len() >= PAGE {
         // Name the folders from their common parent, and stand there.
         let parent = Layers::of(options).common_parent();
         text = data(options, Some(&parent));
-        rustix::process::chdir(parent.as_str()).map_err(failed)?;
+        rustix::process::chdir(parent.as_str()).map_err(|error| failed(mount, error))?;
     }
     if text.len() >= PAGE {
         let message = format!("its options have {} bytes, mount(2) takes {}", text.len(), PAGE - 1);
@@ -33,10 +69,7 @@ pub fn make(mount: &Mount, options: &Options) -> Result<OwnedFd> {
     }
     let data = CString::new(text).map_err(|_| Error::invalid("a NUL in an option"))?;
     let source = if mount.source.is_empty() { "none" } else { mount.source.as_str() };
-    rustix::mount::mount(source, POINT, mount.kind.as_str(), system_flags(options), data.as_c_str()).map_err(failed)?;
-    let made = attach::copy(POINT, false)?;
-    attach::set_attributes(made.as_fd(), options)?;
-    Ok(made)
+    Ok(rustix::mount::mount(source, POINT, mount.kind.as_str(), system_flags(options), data.as_c_str()))
 }
 
 /// The file system's own options in one string; folders in `parent` are named from there.

@@ -2,15 +2,19 @@
 //!
 //! The new mount API makes them (fsopen, fsconfig, fsmount, `open_tree`, `mount_setattr`, `move_mount`): it says what is
 //! wrong in words, takes as many lower folders as the kernel stacks, and attaches a mount only when it is complete.
-//! mount(2) serves where a file system cannot be told its options that way: overlayfs before Linux 6.8.
+//! mount(2) serves where a file system cannot be told its options that way: overlayfs before Linux 6.8; and where a kernel has
+//! only a part of it: gVisor.
 
 mod apart;
 mod attach;
+mod attributes;
+mod copies;
 mod create;
 mod idmap;
 mod layers;
 mod legacy;
 mod options;
+mod table;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -21,11 +25,15 @@ use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
 
 pub use apart::apart;
+pub use attach::put;
+pub use attributes::change;
+pub use copies::{copy_of, copy_of_path, detached_copy, let_wait, wait_in};
 pub use idmap::IdMaps;
 pub use options::{Options, Propagation};
+pub use table::mounts;
 
 use self::layers::Layers;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Errors show so many characters of the options: 500 layers have 100,000.
 const MAX_SHOWN: usize = 1000;
@@ -82,7 +90,12 @@ pub fn mount(mounts: &[Mount], target: &Path) -> Result<()> {
 /// Mount on what a descriptor (of `O_PATH`) stands for.
 pub fn mount_at(mount: &Mount, target: BorrowedFd<'_>) -> Result<()> {
     let options = Options::parse(&mount.options).map_err(|error| error.context(mount.describe()))?;
-    let made = make(mount, &options)?;
+    let made = match make(mount, &options) {
+        Err(error) if error.kind == Kind::InvalidArgument && attach::can_bind_file(mount, &options) => {
+            return attach::bind_file(mount, target, &options).map_err(|_| error);
+        }
+        made => made?,
+    };
     place(made.as_fd(), target, &options)
         .map_err(|error| error.context(format!("cannot attach the {}", mount.describe())))
 }
@@ -109,7 +122,13 @@ pub fn make(mount: &Mount, options: &Options) -> Result<OwnedFd> {
 }
 
 fn make_plain(mount: &Mount, options: &Options) -> Result<OwnedFd> {
-    if mount.is_bind(options) { attach::clone(mount, options) } else { new(mount, options) }
+    if !mount.is_bind(options) {
+        return new(mount, options);
+    }
+    match attach::clone(mount, options) {
+        Err(error) if error.kind == Kind::Unsupported => apart(|| legacy::clone(mount, options)).map_err(|_| error),
+        result => result,
+    }
 }
 
 /// Make a mount that shows other ids than are stored. An overlay cannot be mapped itself: its layers are.

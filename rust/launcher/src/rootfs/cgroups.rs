@@ -1,10 +1,10 @@
 //! The container's view of its cgroups.
 
-use lamella_core::mount::Options;
+use lamella_core::mount::{Options, copy_of_path, put};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountAttrFlags;
 
-use super::detached::{attach, change_attributes, copy_of_path, file_system, set_attributes};
+use super::detached::{change_attributes, file_system, set_attributes};
 use super::path::{FOLDER_MODE, Root, Target};
 use crate::cgroup::Cgroup;
 use crate::error::{Failure, Step};
@@ -22,10 +22,10 @@ pub(super) fn mount(
     if let Some(folder) = cgroup.unified_folder() {
         let copy = copy_of_path(&folder, false).step(|| what)?;
         change_attributes(&copy, false, options.set, options.clear).step(|| what)?;
-        return attach(&copy, &target).step(|| what);
+        return put(&copy, &target).step(|| what);
     }
     let frame = file_system("tmpfs", &["nosuid", "nodev", "noexec", "mode=755", "size=64k"], what)?;
-    attach(&frame, &target).step(|| what)?;
+    put(&frame, &target).step(|| what)?;
     for (name, folder) in cgroup.legacy_folders() {
         // Nobody else has the frame: a name in it is what was made by it.
         rustix::fs::mkdirat(&frame, name, FOLDER_MODE).step(|| what)?;
@@ -33,7 +33,7 @@ pub(super) fn mount(
         let point = rustix::fs::openat(&frame, name, flags, Mode::empty()).step(|| what)?;
         let copy = copy_of_path(&folder, false).step(|| what)?;
         change_attributes(&copy, false, options.set, options.clear).step(|| what)?;
-        attach(&copy, &point).step(|| what)?;
+        put(&copy, &point).step(|| what)?;
     }
     set_attributes(&frame, false, options.set & MountAttrFlags::MOUNT_ATTR_RDONLY).step(|| what)
 }

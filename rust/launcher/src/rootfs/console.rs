@@ -2,12 +2,13 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use lamella_core::mount::{copy_of, put};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountAttrFlags;
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
-use super::detached::{attach, copy_of, set_attributes};
+use super::detached::set_attributes;
 use super::path::{Root, make_file};
 use crate::error::{Failure, Kind, Step};
 use crate::spec::Size;
@@ -50,7 +51,7 @@ impl Console {
             set_attributes(&copy, false, attributes).step(what)?;
             let dev = root.folder("/dev")?;
             let target = make_file(dev.as_fd(), "console").step(what)?;
-            attach(&copy, &target).step(what)?;
+            put(&copy, &target).step(what)?;
         }
         Ok(Self { master, slave })
     }

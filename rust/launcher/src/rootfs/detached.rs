@@ -2,11 +2,10 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use lamella_core::mount::{Mount, Options, make};
-use lamella_core::sys::{MountAttributes, mount_setattr};
-use rustix::fs::CWD;
+use lamella_core::mount::{Mount, Options, change, make};
+use lamella_core::sys::MountAttributes;
 use rustix::io::Errno;
-use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::mount::MountAttrFlags;
 
 use crate::error::Failure;
 
@@ -15,26 +14,6 @@ pub(super) fn file_system(kind: &str, options: &[&str], what: &str) -> Result<Ow
     let mount = Mount { kind: kind.into(), source: kind.into(), options: Vec::new() };
     let made = Options::parse(options).and_then(|options| make(&mount, &options));
     made.map_err(|error| Failure::from(error.context(what)))
-}
-
-/// Copy the mount of a host path as a detached mount.
-pub(super) fn copy_of_path(path: &str, recursive: bool) -> Result<OwnedFd, Errno> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-    open_tree(CWD, path, flags)
-}
-
-/// Copy the mount of an open file or folder.
-pub(super) fn copy_of(file: impl AsFd, recursive: bool) -> Result<OwnedFd, Errno> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-    open_tree(file, "", flags)
-}
-
-/// Put a detached mount onto an open file or folder.
-pub(super) fn attach(mount: impl AsFd, target: impl AsFd) -> Result<(), Errno> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(mount, "", target, "", flags)
 }
 
 /// Set attributes of a mount, with those beneath it when `recursive`.
@@ -49,10 +28,10 @@ pub(super) fn change_attributes(
     set: MountAttrFlags,
     clear: MountAttrFlags,
 ) -> Result<(), Errno> {
-    mount_setattr(mount.as_fd(), MountAttributes { set, clear, recursive, ..MountAttributes::default() })
+    change(mount, MountAttributes { set, clear, recursive, ..MountAttributes::default() })
 }
 
 /// Change how mounts beneath one, and it itself, spread: `MS_PRIVATE` and its like.
 pub(super) fn set_propagation(mount: impl AsFd, recursive: bool, propagation: u64) -> Result<(), Errno> {
-    mount_setattr(mount.as_fd(), MountAttributes { propagation, recursive, ..MountAttributes::default() })
+    change(mount, MountAttributes { propagation, recursive, ..MountAttributes::default() })
 }

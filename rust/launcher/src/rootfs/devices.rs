@@ -8,11 +8,12 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use lamella_core::mount::{copy_of, put};
 use rustix::fs::{FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, UnmountFlags};
 
-use super::detached::{attach, change_attributes, copy_of, file_system};
+use super::detached::{change_attributes, file_system};
 use super::masks::device_copy;
 use super::path::{self, Root, make_file};
 use crate::error::{Failure, Step};
@@ -117,7 +118,7 @@ pub(super) fn make(root: &Root, plans: &[DevicePlan]) -> Result<(), Failure> {
                 make_file(root.folder(parent)?.as_fd(), name).step(what)?
             }
         };
-        attach(&node, &target).step(what)?;
+        put(&node, &target).step(what)?;
     }
     if let Some((workshop, _)) = workshop {
         let path = lamella_core::sys::descriptor_path(workshop.as_fd());
@@ -163,7 +164,7 @@ impl DevicePlan {
             None => {
                 let (options, what) = (["nosuid", "noexec", "mode=700", "size=64k"], "make a place for device nodes");
                 let made = file_system("tmpfs", &options, what)?;
-                attach(&made, root).step(|| what)?;
+                put(&made, root).step(|| what)?;
                 workshop.insert((made, 0))
             }
         };

@@ -2,11 +2,12 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use lamella_core::mount::{copy_of, copy_of_path, put};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 
-use super::detached::{attach, copy_of, copy_of_path, file_system, set_attributes};
+use super::detached::{file_system, set_attributes};
 use super::path::Root;
 use crate::error::{Failure, Kind, Step};
 
@@ -30,7 +31,7 @@ pub(super) fn mask(root: &Root, paths: &[String]) -> Result<(), Failure> {
             None if folder => empty_folder()?,
             None => null_device()?,
         };
-        attach(&cover, &target).step(what)?;
+        put(&cover, &target).step(what)?;
         source.get_or_insert(cover);
     }
     Ok(())
@@ -43,7 +44,7 @@ pub(super) fn make_readonly(root: &Root, paths: &[String]) -> Result<(), Failure
         let Some(target) = present(root, path)? else { continue };
         let copy = copy_of(&target, true).step(what)?;
         set_attributes(&copy, true, MountAttrFlags::MOUNT_ATTR_RDONLY).step(what)?;
-        attach(&copy, &target).step(what)?;
+        put(&copy, &target).step(what)?;
     }
     Ok(())
 }

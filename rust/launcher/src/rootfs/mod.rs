@@ -27,15 +27,16 @@ pub use path::Root;
 pub use sources::Source;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use lamella_core::mount::{Mount, Propagation};
+use lamella_core::mount::{Mount, Propagation, detached_copy, mounts, put, wait_in};
+use lamella_core::sys::has_mount_setattr;
 use rustix::mount::MountAttrFlags;
 
 use crate::cgroup::Cgroup;
 use crate::error::{Failure, Kind, Step};
 use crate::spec::Spec;
-use detached::{set_attributes, set_propagation};
+use detached::{file_system, set_attributes, set_propagation};
 
 /// The file-system part of a container, checked and ready to be made.
 #[derive(Debug)]
@@ -84,6 +85,10 @@ impl RootfsPlan {
 
     /// Make what a first process in a user namespace of its own cannot make.
     pub fn make_outside(&self) -> Result<Outside, Failure> {
+        if !has_mount_setattr() {
+            let message = "ids of its own take mount_setattr(2), which this kernel has not, or a filter around refuses";
+            return Err(Failure::new(Kind::Unsupported, message).with_hint("leave out userns and maps of ids"));
+        }
         let bound = self.mounts.iter().map(|mount| mount.make_outside(&self.sources)).collect::<Result<_, _>>()?;
         Outside::new(&self.snapshot, &self.root, bound)
     }
@@ -99,8 +104,7 @@ impl RootfsPlan {
         detach_from_host(self.propagation, &self.root)?;
         let root = match place.map(|place| outside.place_root(place)).transpose()?.flatten() {
             Some(root) => root,
-            None if self.snapshot.is_empty() => snapshot::bind_root(&self.root)?,
-            None => snapshot::mount(&self.snapshot, &self.root)?,
+            None => self.mount_root()?,
         };
         let root = Root::new(root, &self.root);
         let mut bound = outside.bound.into_iter();
@@ -113,17 +117,30 @@ impl RootfsPlan {
         Ok(root)
     }
 
+    /// Mount the snapshot, or the folder that is ready, in its place.
+    fn mount_root(&self) -> Result<OwnedFd, Failure> {
+        let place = self.open_place()?;
+        let is_ready = self.snapshot.is_empty();
+        let copy = is_ready.then(|| detached_copy(&place, "", true)).transpose();
+        let copy = copy.step(|| format!("bind the root {}", self.root))?;
+        let_copies_wait_on(&place)?;
+        match copy {
+            Some(copy) => snapshot::place_copy(&copy, &self.root),
+            None => snapshot::mount(&self.snapshot, &self.root),
+        }
+    }
+
     /// Hide what is to be hidden, then make the root the process's root and let go of the host's.
     pub fn enter(&self, root: &Root) -> Result<(), Failure> {
         sysctl::write(&self.sysctl)?;
         masks::mask(root, &self.masked)?;
         masks::make_readonly(root, &self.readonly_paths)?;
+        if self.readonly {
+            set_attributes(root, false, MountAttrFlags::MOUNT_ATTR_RDONLY).step(|| "make the root read-only")?;
+        }
         pivot(root)?;
         if let Some((propagation, recursive)) = self.propagation {
             set_propagation(root, recursive, flag(propagation)).step(|| "set the root's propagation")?;
-        }
-        if self.readonly {
-            set_attributes(root, false, MountAttrFlags::MOUNT_ATTR_RDONLY).step(|| "make the root read-only")?;
         }
         Ok(())
     }
@@ -147,16 +164,29 @@ pub fn mount_for_runtime(
     Ok(())
 }
 
+/// Where the kernel gives attributes to attached mounts alone, let copies of mounts wait on the folder that the root will be mounted
+/// on: beneath that nothing that looks for a path finds them, and they go with the host's mounts.
+fn let_copies_wait_on(place: impl AsFd) -> Result<(), Failure> {
+    if has_mount_setattr() {
+        return Ok(());
+    }
+    let what = "make a place for copies of mounts";
+    let folder = file_system("tmpfs", &["nosuid", "nodev", "noexec", "mode=700", "size=64k"], what)?;
+    put(&folder, place).step(|| what)?;
+    wait_in(folder);
+    Ok(())
+}
+
 /// Keep our mounts from travelling to the host. Mounts of the host go on arriving (slave), unless the root is to be
 /// private; with a shared root the volumes stay peers of the host's mounts, and only the mount that the root is made
 /// on becomes private.
 fn detach_from_host(propagation: Option<(Propagation, bool)>, root: &str) -> Result<(), Failure> {
     let (path, recursive, propagation) = match propagation.map(|(propagation, _)| propagation) {
-        None | Some(Propagation::Slave) => ("/".to_owned(), true, Propagation::Slave),
-        Some(Propagation::Private | Propagation::Unbindable) => ("/".to_owned(), true, Propagation::Private),
+        None | Some(Propagation::Slave) => (PathBuf::from("/"), true, Propagation::Slave),
+        Some(Propagation::Private | Propagation::Unbindable) => (PathBuf::from("/"), true, Propagation::Private),
         Some(Propagation::Shared) => (mount_point_of(root)?, false, Propagation::Private),
     };
-    let folder = snapshot::open_folder(&path).step(|| format!("open {path}"))?;
+    let folder = snapshot::open_folder(&path).step(|| format!("open {}", path.display()))?;
     set_propagation(folder, recursive, flag(propagation)).step(|| "detach the mounts from the host's")
 }
 
@@ -173,20 +203,12 @@ fn pivot(root: &Root) -> Result<(), Failure> {
 }
 
 /// The mount point that a path of the host lies beneath.
-fn mount_point_of(path: &str) -> Result<String, Failure> {
+fn mount_point_of(path: &str) -> Result<PathBuf, Failure> {
     let step = || format!("find the mount that {path} lies on");
     let path = std::fs::canonicalize(path).step(step)?;
-    let table = std::fs::read_to_string("/proc/self/mountinfo").step(step)?;
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
-    let found = points.filter(|point| path.starts_with(point)).max_by_key(String::len);
+    let points = mounts().step(step)?.into_iter().map(|mount| mount.point);
+    let found = points.filter(|point| path.starts_with(point)).max_by_key(|point| point.as_os_str().len());
     found.ok_or_else(|| Failure::new(Kind::Internal, step()))
-}
-
-/// Undo the octal escapes of /proc/self/mountinfo.
-fn unescape(text: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(text.to_owned(), |text, (code, character)| text.replace(code, character))
 }
 
 fn flag(propagation: Propagation) -> u64 {

@@ -2,12 +2,12 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use lamella_core::mount::{self, Options};
+use lamella_core::mount::{self, Options, copy_of_path};
 use rustix::fs::{FileType, OFlags};
 use rustix::mount::MountAttrFlags;
 
 use super::copy_up;
-use super::detached::{copy_of_path, set_attributes};
+use super::detached::set_attributes;
 use super::path::{self, Root, Target};
 use super::sources::{self, Source};
 use crate::cgroup::Cgroup;
@@ -181,6 +181,7 @@ impl MountPlan {
         if let Some(source) = self.source.and_then(|number| sources.get(number)) {
             let what = format!("bind a source on {}", self.destination);
             let made = source.make(&what)?;
+            mount::let_wait(&made).step(|| &what)?;
             mount::apply(made.as_fd(), &self.options).map_err(|error| Failure::from(error.context(what)))?;
             return Ok(made);
         }

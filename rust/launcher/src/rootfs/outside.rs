@@ -5,9 +5,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use lamella_core::mount::{Mount, Options, make};
+use lamella_core::mount::{Mount, Options, copy_of_path, make, put};
 
-use super::detached::{attach, copy_of_path};
 use super::snapshot::without_devices;
 use crate::error::{Failure, Step};
 
@@ -40,7 +39,7 @@ impl Outside {
     pub(super) fn place_root(&mut self, place: &OwnedFd) -> Result<Option<OwnedFd>, Failure> {
         let mut below: Option<OwnedFd> = None;
         for mount in self.root.drain(..) {
-            attach(&mount, below.as_ref().map_or(place.as_fd(), AsFd::as_fd)).step(|| "put the root in its place")?;
+            put(&mount, below.as_ref().map_or(place.as_fd(), AsFd::as_fd)).step(|| "put the root in its place")?;
             below = Some(mount);
         }
         Ok(below)

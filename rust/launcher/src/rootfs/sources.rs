@@ -12,11 +12,10 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use lamella_core::mount::{Mount, Options, apart, apply, make};
+use lamella_core::mount::{Mount, Options, apart, apply, copy_of, detached_copy, make, put};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::detached::{attach, copy_of};
 use super::path::open_beneath;
 use crate::error::{Failure, Kind, Step};
 
@@ -45,7 +44,7 @@ pub(super) fn mount_in_bundle(sources: &[Source], bundle: &Path) -> Result<(), F
         std::fs::create_dir_all(folder).step(|| &what)?;
         let flags = if is_folder { OFlags::PATH } else { OFlags::CREATE | OFlags::WRONLY };
         let target = rustix::fs::openat(CWD, &place, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::RUSR);
-        attach(&made, target.step(|| &what)?).step(|| &what)?;
+        put(&made, target.step(|| &what)?).step(|| &what)?;
     }
     Ok(())
 }
@@ -62,7 +61,7 @@ impl Source {
             let flags = OFlags::PATH | OFlags::CLOEXEC;
             let top = rustix::fs::openat(CWD, self.mount.source.as_str(), flags, Mode::empty())
                 .step(|| format!("{what}: open {}", self.mount.source))?;
-            let part = self.part(&top, options.recursive, what)?;
+            let part = copy_of(self.part(&top, what)?, options.recursive).step(|| what)?;
             apply(part.as_fd(), &options).map_err(failed)?;
             return Ok(part);
         }
@@ -70,20 +69,19 @@ impl Source {
         // Parts of a mount that is attached nowhere can be copied since Linux 6.15 only.
         apart(|| {
             let place = super::snapshot::open_folder("/").step(|| what)?;
-            attach(&made, place).step(|| what)?;
-            self.part(&made, false, what)
+            put(&made, place).step(|| what)?;
+            detached_copy(self.part(&made, what)?, "", false).step(|| what)
         })
     }
 
-    /// Copy the mount of what is at the path beneath an open folder.
-    fn part(&self, top: &OwnedFd, recursive: bool, what: &str) -> Result<OwnedFd, Failure> {
+    /// Open what is at the path beneath an open folder.
+    fn part(&self, top: &OwnedFd, what: &str) -> Result<OwnedFd, Failure> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let found = open_beneath(top.as_fd(), &self.subpath, OFlags::PATH, resolve).map_err(|error| match error {
+        open_beneath(top.as_fd(), &self.subpath, OFlags::PATH, resolve).map_err(|error| match error {
             Errno::XDEV => {
                 Failure::new(Kind::FailedPrecondition, format!("{what}: the path {:?} leads out of it", self.subpath))
             }
             error => Failure::system(format!("{what}: the path {:?} in it", self.subpath), &error.into()),
-        })?;
-        copy_of(&found, recursive).step(|| what)
+        })
     }
 }

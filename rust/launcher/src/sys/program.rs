@@ -9,11 +9,20 @@ use super::checked;
 pub type SeccompInstruction = libc::sock_filter;
 
 /// Install a seccomp filter for this process. Needs no_new_privs or CAP_SYS_ADMIN.
+///
+/// A kernel that does not know `SPEC_ALLOW` (Linux before 4.17, gVisor) has no mitigation that it would leave out.
 pub fn install_seccomp(program: &[SeccompInstruction], flags: u64) -> io::Result<()> {
     let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
     let header = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
-    // SAFETY: the header points at `len` instructions, which the kernel only reads.
-    checked(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const header) })?;
+    let install = |flags: u64| {
+        // SAFETY: the header points at `len` instructions, which the kernel only reads.
+        checked(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const header) })
+    };
+    let without = flags & !libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    match install(flags) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) && flags != without => install(without)?,
+        result => result?,
+    };
     Ok(())
 }
 
