@@ -21,13 +21,13 @@ pub fn run(data: &[u8]) {
     let first = input.take(first);
     watch(|ground| {
         let [before, after, applied] = [0, 1, 2].map(|number| ground.layer(number));
-        change(&before, first);
+        change(&before, 0, first);
         let whole = layer_of(&Trees::Pair { before: None, after: &before });
         for copy in [&after, &applied] {
             apply(copy, &whole);
             assert_eq!(items(copy), items(&before), "a tree that was packed and applied");
         }
-        change(&after, input.0);
+        change(&after, 1, input.0);
         let layer = layer_of(&Trees::Pair { before: Some(&before), after: &after });
         apply(&applied, &layer);
         assert_eq!(items(&applied), items(&after), "a difference that was packed and applied");
@@ -47,18 +47,19 @@ fn apply(folder: &Path, layer: &[u8]) {
     applier.finish(&mut || Ok(())).unwrap();
 }
 
-/// Change a tree, four bytes a step; what does not fit is left out.
-fn change(root: &Path, steps: &[u8]) {
+/// Change a tree, four bytes a step; what does not fit is left out. No two steps, of both rounds, give a file the same time: that is
+/// how its change is seen, where the size is as it was.
+fn change(root: &Path, round: u32, steps: &[u8]) {
     for (number, step) in steps.chunks_exact(4).take(64).enumerate() {
         let at = |byte: u8| root.join(NAMES[usize::from(byte) % NAMES.len()]);
         let (path, other, value) = (at(step[1]), at(step[2]), step[3]);
+        let nanoseconds = round * 100_000 + number as u32 * 1_000 + u32::from(value);
         let known = path.symlink_metadata().ok();
         let is_file = known.as_ref().is_some_and(fs::Metadata::is_file);
         match step[0] % 11 {
             0 | 1 if is_file || known.is_none() => {
                 let _ = make_parents(&path).and_then(|()| fs::write(&path, vec![value; usize::from(step[2])]));
-                // Time is how a file's change is seen: two in one tick of the clock would look like none.
-                set_time(&path, 1_600_000_000 + number as i64, 1 + u32::from(value));
+                set_time(&path, 1_600_000_000 + number as i64, nanoseconds);
             }
             2 => drop(fs::create_dir_all(&path)),
             3 => {
@@ -87,7 +88,7 @@ fn change(root: &Path, steps: &[u8]) {
                     file.set_len(u64::from(step[2]) << 10)?;
                     file.write_all_at(b"data", u64::from(value) << 9)
                 });
-                set_time(&path, i64::from(step[2]) - 100, 1_000 + u32::from(value));
+                set_time(&path, i64::from(step[2]) - 100, nanoseconds);
             }
             _ => {}
         }
