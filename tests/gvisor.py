@@ -4,6 +4,7 @@ writes is gone with it. It has no network but loopback, and no cgroups.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -29,13 +30,14 @@ exec setpriv --reuid 4242 --regid 4242 --clear-groups "$@"
 
 
 def run(
-    folder: Path, *command: str, as_user: bool = False, seconds: float = 240
+    folder: Path, *command: str, as_user: bool = False, seconds: float = 280
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository there; what it needs to know of itself is in ``folder``."""
     script = _SETUP + (_AS_USER if as_user else 'exec "$@"')
     options = (f"-root={folder}", "-network=none", "-ignore-cgroups")
     return subprocess.run(
         [PROGRAM, *options, "do", "sh", "-c", script, str(REPOSITORY), *command],
+        env={"PATH": os.environ["PATH"]},  # what is chosen for this run of the tests is not for one there
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
