@@ -146,7 +146,7 @@ func removeContent(ctx context.Context, client *containerd.Client) error {
 func removeSnapshots(ctx context.Context, client *containerd.Client) error {
 	service := client.SnapshotService(*snapshotter)
 	var failed error
-	for range 200 { // the layers of the longest chain
+	for ctx.Err() == nil {
 		parents, all := map[string]bool{}, []string{}
 		if err := service.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 			parents[info.Parent] = true
@@ -159,6 +159,9 @@ func removeSnapshots(ctx context.Context, client *containerd.Client) error {
 			if !parents[key] {
 				failed = ignoreMissing(service.Remove(ctx, key))
 			}
+		}
+		if failed != nil { // containerd sees a child for a moment yet
+			time.Sleep(10 * time.Millisecond)
 		}
 	}
 	return fmt.Errorf("snapshots do not go: %w", failed)
