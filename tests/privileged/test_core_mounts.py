@@ -39,3 +39,10 @@ def test_a_refused_mount_names_source_and_options(tmp_path: Path) -> None:
     assert str(tmp_path) in str(caught.value)
     with pytest.raises(errors.NotFound):
         _core.mount([("bind", str(tmp_path / "none"), ["rbind", "ro"])], str(tmp_path))
+
+
+@pytest.mark.parametrize("options", [["bind"], ["rbind", "ro"]])
+def test_a_bind_mount_without_a_source_is_refused(tmp_path: Path, options: list[str]) -> None:
+    with pytest.raises(errors.NotFound):
+        _core.mount([("bind", "", options)], str(tmp_path))
+    assert not tmp_path.is_mount()

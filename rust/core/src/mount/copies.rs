@@ -24,7 +24,7 @@ pub fn wait_in(folder: OwnedFd) {
 
 /// Copy the mount of a path, with those beneath it when `recursive`.
 pub fn copy_of_path(path: &str, recursive: bool) -> Result<OwnedFd, Errno> {
-    let Some(folder) = WAITING.get() else { return detached_copy(CWD, path, recursive) };
+    let Some(folder) = WAITING.get() else { return detached_copy_of_path(path, recursive) };
     let file = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     waiting_copy(folder.as_fd(), file.as_fd(), recursive)
 }
@@ -33,16 +33,24 @@ pub fn copy_of_path(path: &str, recursive: bool) -> Result<OwnedFd, Errno> {
 pub fn copy_of(file: impl AsFd, recursive: bool) -> Result<OwnedFd, Errno> {
     match WAITING.get() {
         Some(folder) => waiting_copy(folder.as_fd(), file.as_fd(), recursive),
-        None => detached_copy(file, "", recursive),
+        None => detached_copy(file, recursive),
     }
 }
 
-/// Copy a mount; the copy is attached nowhere, on any kernel. The path is in an open folder; empty, it stands for that.
-pub fn detached_copy(folder: impl AsFd, path: &str, recursive: bool) -> Result<OwnedFd, Errno> {
+/// As [`copy_of`], attached nowhere wherever copies wait.
+pub fn detached_copy(file: impl AsFd, recursive: bool) -> Result<OwnedFd, Errno> {
+    open_tree(file, "", flags(recursive) | OpenTreeFlags::AT_EMPTY_PATH)
+}
+
+/// As [`copy_of_path`], attached nowhere wherever copies wait.
+pub fn detached_copy_of_path(path: &str, recursive: bool) -> Result<OwnedFd, Errno> {
+    open_tree(CWD, path, flags(recursive))
+}
+
+fn flags(recursive: bool) -> OpenTreeFlags {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-    flags.set(OpenTreeFlags::AT_EMPTY_PATH, path.is_empty());
-    open_tree(folder, path, flags)
+    flags
 }
 
 /// Have a mount that was made wait where copies do, if they do.

@@ -6,7 +6,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MoveMountFlags;
 
-use super::copies::detached_copy;
+use super::copies::detached_copy_of_path;
 use super::layers::{Layers, common_parent};
 use crate::error::{Error, Kind, Result};
 use crate::sys::{self, MountAttributes, UserNamespace, mount_setattr};
@@ -169,7 +169,7 @@ pub(super) fn map_layers(layers: &Layers, maps: &IdMaps, namespace: BorrowedFd<'
 /// Put the mapped copy of a folder over it.
 fn cover(folder: &str, namespace: BorrowedFd<'_>) -> Result<()> {
     let what = |error: Error| error.context(format!("the layer {folder}"));
-    let copy = detached_copy(CWD, folder, false).map_err(|error| what(Error::system("open_tree", error)))?;
+    let copy = detached_copy_of_path(folder, false).map_err(|error| what(Error::system("open_tree", error)))?;
     map(copy.as_fd(), namespace, false).map_err(what)?;
     rustix::mount::move_mount(&copy, "", CWD, folder, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(|error| what(Error::system("move_mount", error)))

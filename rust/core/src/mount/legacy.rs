@@ -8,7 +8,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount_bind, mount_bind_recursive};
 
-use super::copies::detached_copy;
+use super::copies::detached_copy_of_path;
 use super::layers::{Layers, protected};
 use super::{Mount, Options, attach};
 use crate::error::{Error, Kind, Result};
@@ -50,7 +50,7 @@ fn copy_with_attributes(options: &Options, recursive: bool) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mounted = rustix::fs::openat(CWD, POINT, flags, Mode::empty()).map_err(|error| Error::system(POINT, error))?;
     attach::set_attributes(mounted.as_fd(), options)?;
-    detached_copy(CWD, POINT, recursive).map_err(|error| Error::system("open_tree", error))
+    detached_copy_of_path(POINT, recursive).map_err(|error| Error::system("open_tree", error))
 }
 
 /// Mount at the point, if the options are short enough to be said; what the kernel says to that.

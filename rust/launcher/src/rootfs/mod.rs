@@ -121,7 +121,7 @@ impl RootfsPlan {
     fn mount_root(&self) -> Result<OwnedFd, Failure> {
         let place = self.open_place()?;
         let is_ready = self.snapshot.is_empty();
-        let copy = is_ready.then(|| detached_copy(&place, "", true)).transpose();
+        let copy = is_ready.then(|| detached_copy(&place, true)).transpose();
         let copy = copy.step(|| format!("bind the root {}", self.root))?;
         let_copies_wait_on(&place)?;
         match copy {

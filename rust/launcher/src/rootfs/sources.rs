@@ -70,7 +70,7 @@ impl Source {
         apart(|| {
             let place = super::snapshot::open_folder("/").step(|| what)?;
             put(&made, place).step(|| what)?;
-            detached_copy(self.part(&made, what)?, "", false).step(|| what)
+            detached_copy(self.part(&made, what)?, false).step(|| what)
         })
     }
 
