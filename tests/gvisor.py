@@ -13,9 +13,10 @@ PROGRAM = "runsc"
 
 _SETUP = """
 set -e
-mount -t tmpfs none /tmp
-mkdir -m 700 /tmp/home
-export HOME=/tmp/home TMPDIR=/tmp/home
+mkdir /scratch
+mount -t tmpfs none /scratch
+mkdir -m 700 /scratch/home
+export HOME=/scratch/home TMPDIR=/scratch/home
 cd "$0"
 """
 """Its root lies on an overlay, where no other one can have its upper folder."""

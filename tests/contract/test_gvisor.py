@@ -44,7 +44,7 @@ NOT_THERE = {
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     deselected = " and ".join(f"not {name}" for name in NOT_THERE)
-    report = "/tmp/home/report.xml"
+    report = "/scratch/home/report.xml"
     pytest_there = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
     pytest_there += [*TESTS, "-k", f"{deselected} and (TestLauncher or not test_runtimes)"]
     script = f'"$@" >&2; exec cat {report}'
@@ -79,7 +79,7 @@ import lamella, machine_image
 from lamella.errors import LamellaError
 from lamella.registry.server import RegistryServer
 
-client, told = lamella.Client("/tmp/home/root", state="/tmp/home/state"), {}
+client, told = lamella.Client("/scratch/home/root", state="/scratch/home/state"), {}
 with RegistryServer() as server:
     machine_image.build().push(server.address, "machine", "latest")
     image = client.images.pull(f"{server.address}/machine:latest")
@@ -126,7 +126,9 @@ def test_ids_of_its_own_are_refused_by_name_and_nothing_stays(told: dict[str, An
 
 
 def test_the_doctor_names_it(tmp_path: Path) -> None:
-    found = gvisor.run(tmp_path, sys.executable, "-m", "lamella", "--root=/tmp/home/root", "--json", "doctor")
+    found = gvisor.run(
+        tmp_path, sys.executable, "-m", "lamella", "--root=/scratch/home/root", "--json", "doctor"
+    )
     checks = {check["name"]: check for check in json.loads(found.stdout)["checks"]}
     assert checks["kernel"]["detail"].startswith("gVisor")
     assert all(checks[name]["remedy"] for name in ("kernel", "cgroups"))
