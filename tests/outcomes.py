@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
@@ -14,6 +15,24 @@ class Outcome:
     name: str
     how: str
     why: str
+
+
+def deselecting(names: Iterable[str]) -> str:
+    """Give the expression for ``pytest -k`` that leaves out what has one of these in its name."""
+    return " and ".join(f"not {name}" for name in names)
+
+
+def of_module(outcomes: Iterable[Outcome], module: str) -> list[Outcome]:
+    """Give those of one module of tests."""
+    return [outcome for outcome in outcomes if module in outcome.module.split(".")]
+
+
+def count_passed(outcomes: Iterable[Outcome], module: str) -> int:
+    """Count the tests of a module. AssertionError names those that did not pass, skipped ones too."""
+    of_it = of_module(outcomes, module)
+    unlike = [f"{outcome.name}: {outcome.how}\n{outcome.why}" for outcome in of_it if outcome.how != "passed"]
+    assert not unlike, f"{len(unlike)} tests ended otherwise there:\n" + "\n\n".join(unlike)
+    return len(of_it)
 
 
 def read_outcomes(report: str) -> list[Outcome]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import user_mode
-from outcomes import Outcome
+from outcomes import Outcome, deselecting, of_module
 
 pytestmark = [
     pytest.mark.privileged,
@@ -59,11 +59,10 @@ ON_DISK = "TestCrunWithMappedIds or with_mapped_ids or with_ids_of_its_own or fi
 
 def start(folder: Path) -> tuple[user_mode.Tests, user_mode.Tests]:
     """Start both machines; what they need of this one is there."""
-    deselected = " and ".join(f"not {name}" for name in NOT_THERE)
     (folder / "memory").mkdir()
     (folder / "on-disk").mkdir()
     return (
-        user_mode.Tests(folder / "memory", *TESTS, OF_USERS, "-k", deselected),
+        user_mode.Tests(folder / "memory", *TESTS, OF_USERS, "-k", deselecting(NOT_THERE)),
         user_mode.Tests(folder / "on-disk", *TESTS, "-k", ON_DISK, disk=True),
     )
 
@@ -77,7 +76,7 @@ def outcomes(machines: tuple[user_mode.Tests, user_mode.Tests]) -> list[Outcome]
 
 @pytest.mark.parametrize("module", [*(Path(path).stem for path in TESTS)])
 def test_all_that_containers_promise_holds_with_cgroup_v2_alone(outcomes: list[Outcome], module: str) -> None:
-    of_it = [outcome for outcome in outcomes if module in outcome.module.split(".")]
+    of_it = of_module(outcomes, module)
     assert sum(outcome.how == "passed" for outcome in of_it) > 5
     failed = [f"{outcome.name}\n{outcome.why}" for outcome in of_it if outcome.how == "failed"]
     assert not failed, f"{len(failed)} tests failed there:\n" + "\n\n".join(failed)
@@ -86,7 +85,7 @@ def test_all_that_containers_promise_holds_with_cgroup_v2_alone(outcomes: list[O
 
 
 def test_a_user_has_limits_within_a_cgroup_that_was_delegated(outcomes: list[Outcome]) -> None:
-    of_it = [outcome for outcome in outcomes if Path(OF_USERS).stem in outcome.module.split(".")]
+    of_it = of_module(outcomes, Path(OF_USERS).stem)
     assert [f"{outcome.name}\n{outcome.why}" for outcome in of_it if outcome.how != "passed"] == []
     assert len(of_it) >= 6
 
