@@ -28,7 +28,7 @@ from lamella.sizes import format_size
 Status = Literal["ok", "warn", "fail"]
 
 KERNEL_MIN = (5, 12)
-"""The first kernel with unprivileged overlay mounts, and with everything else that lamella uses."""
+"""The first kernel with mount_setattr(2), and with everything else that lamella uses."""
 SPACE_FAIL = 64 * 1000**2
 SPACE_WARN = 2 * 1000**3
 INODES_WARN = 50_000
@@ -422,19 +422,13 @@ def check_cgroups(host: Host) -> Check:
     mountinfo = host.read("/proc/self/mountinfo") or ""
     unified = next((line.split()[4] for line in mountinfo.splitlines() if " - cgroup2 " in line), None)
     found = parse_cgroups(mountinfo, (host.read(f"{unified}/cgroup.controllers") or "") if unified else "")
-    if found.mode == "none" and is_gvisor(host):
-        return Check(
-            name="cgroups",
-            status="warn",
-            detail="not mounted; limits and statistics are not available",
-            remedy="Give the limits to the sandbox around.",
-        )
     if found.mode == "none":
+        mount = "Mount them: mount -t cgroup2 none /sys/fs/cgroup."
         return Check(
             name="cgroups",
             status="warn",
             detail="not mounted; limits and statistics are not available",
-            remedy="Mount them: mount -t cgroup2 none /sys/fs/cgroup.",
+            remedy="Give the limits to the sandbox around." if is_gvisor(host) else mount,
         )
     missing = [name for name in CGROUP_CONTROLLERS if name not in found.controllers]
     if missing:

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, mount_bind, mount_bind_recursive, open_tree};
+use rustix::path::Arg;
 
 use super::attach::put;
 use crate::sys::descriptor_path;
@@ -63,8 +64,13 @@ fn waiting_copy(folder: BorrowedFd<'_>, file: BorrowedFd<'_>, recursive: bool) -
     let place = Place::new(folder, file)?;
     let (source, target) = (descriptor_path(file), place.open()?);
     let target = descriptor_path(target.as_fd());
-    if recursive { mount_bind_recursive(source, target) } else { mount_bind(source, target) }?;
+    bind(source, target, recursive)?;
     place.open() // what was mounted on it
+}
+
+/// Bind by mount(2).
+pub(super) fn bind(source: impl Arg, target: impl Arg, recursive: bool) -> Result<(), Errno> {
+    if recursive { mount_bind_recursive(source, target) } else { mount_bind(source, target) }
 }
 
 /// A name in the folder, of which there was none like it.

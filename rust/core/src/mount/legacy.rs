@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount_bind, mount_bind_recursive};
+use rustix::mount::MountFlags;
 
-use super::copies::detached_copy_of_path;
+use super::copies::{bind, detached_copy_of_path};
 use super::layers::{Layers, protected};
 use super::{Mount, Options, attach};
 use crate::error::{Error, Kind, Result};
@@ -36,8 +36,7 @@ pub fn make(mount: &Mount, options: &Options) -> Result<OwnedFd> {
 /// As [`make`], a bind mount.
 pub fn clone(mount: &Mount, options: &Options) -> Result<OwnedFd> {
     let recursive = mount.is_recursive(options);
-    let result = if recursive { mount_bind_recursive(&mount.source, POINT) } else { mount_bind(&mount.source, POINT) };
-    result.map_err(|error| failed(mount, error))?;
+    bind(&mount.source, POINT, recursive).map_err(|error| failed(mount, error))?;
     copy_with_attributes(options, recursive)
 }
 

@@ -1,4 +1,4 @@
-//! Detached mounts: made or copied while they hang nowhere, then put onto descriptors.
+//! File systems that are made while they hang nowhere, and what is changed about a mount.
 
 use std::os::fd::{AsFd, OwnedFd};
 

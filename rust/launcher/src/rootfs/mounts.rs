@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use lamella_core::mount::{self, Options, copy_of_path};
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{FileType, OFlags, PROC_SUPER_MAGIC};
 use rustix::mount::MountAttrFlags;
 
 use super::copy_up;
@@ -36,8 +36,6 @@ const REPLACED_IN_PROC: [&str; 11] = [
     "/proc/sys/kernel/ns_last_pid",
     "/proc/uptime",
 ];
-/// linux/magic.h
-const PROC_SUPER_MAGIC: u32 = 0x9fa0;
 
 /// One mount, checked and ready to be made.
 #[derive(Debug)]
@@ -196,7 +194,7 @@ impl MountPlan {
 }
 
 fn is_proc(file: &OwnedFd) -> Result<bool, rustix::io::Errno> {
-    rustix::fs::fstatfs(file).map(|found| u32::try_from(found.f_type).is_ok_and(|kind| kind == PROC_SUPER_MAGIC))
+    rustix::fs::fstatfs(file).map(|found| found.f_type == PROC_SUPER_MAGIC)
 }
 
 #[cfg(test)]
