@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from registries import Asked, Reply, ScriptedServer, over_tls, push_image
 
-from faulty_proxy import FaultyProxy
+from faulty_proxy import BEFORE, WITHIN, FaultyProxy
 from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import (
@@ -226,12 +227,47 @@ def test_what_breaks_off_goes_on_where_it_stopped(fault: str, source: Source) ->
 
         proxy.plan = plan  # type: ignore[method-assign]
         assert client.put_blob(at(proxy), DESCRIPTOR, source(BLOB)) == "sent"
-        assert proxy.met == {fault: 1}
         resumed = [str(asked.range) for asked in server.requests if asked.method == "PATCH"]
         assert resumed
         assert all(0 < int(extent.partition("-")[0]) <= half for extent in resumed)
         with server.storage.repository("team/app").open_blob(DESCRIPTOR.digest) as stored:
             assert stored.read() == BLOB
+    assert proxy.met == {fault: 1}
+
+
+@pytest.mark.parametrize("fault", [*BEFORE, *WITHIN, "lost"])
+def test_what_is_open_of_a_source_is_closed_before_it_is_opened_again(fault: str) -> None:
+    """By the sender: a source may be a connection, which the garbage collector would close some time later."""
+    half = len(BLOB) // 2
+    still_open: set[Opened] = set()
+
+    class Noted(Opened):
+        def __init__(self, offset: int) -> None:
+            assert not still_open
+            still_open.add(self)
+            super().__init__(BLOB, offset)
+
+        def __exit__(self, *_: object) -> None:
+            still_open.remove(self)
+
+    impatient = RegistryConfig(credentials={}, backoff=0.001, timeouts=Timeouts(5, 1))
+    with (
+        RegistryServer() as server,
+        FaultyProxy(server.address, stretch=(half, half)) as proxy,
+        RegistryClient(impatient) as client,
+    ):
+
+        def plan(method: str, *_: Any) -> tuple[str, random.Random]:
+            return (fault if method == "PUT" and not proxy.met else ""), random.Random(1)
+
+        proxy.plan = plan  # type: ignore[method-assign]
+        gc.disable()
+        try:
+            assert client.put_blob(at(proxy), DESCRIPTOR, Noted) == "sent"
+            assert not still_open
+        finally:
+            gc.enable()
+    assert proxy.met == {fault: 1}
 
 
 def test_an_answer_that_is_lost_is_looked_up() -> None:

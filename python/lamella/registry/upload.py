@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 
@@ -210,17 +210,18 @@ class Upload:
             query = f"{parts.query}&" if parts.query else ""
             address = urlunsplit(parts._replace(query=query + urlencode({"digest": self._descriptor.digest})))
         try:
-            return self._exchange.request(
-                method,
-                self._reference,
-                address,
-                headers,
-                what=self._what,
-                scopes=self._scopes,
-                body=_Extent(self._content, start, stop) if stop > start else None,
-                silence=self._descriptor.size / SETTLING_RATE,
-                patience=self._once(),
-            )
+            with _Extent(self._content, start, stop) as extent:
+                return self._exchange.request(
+                    method,
+                    self._reference,
+                    address,
+                    headers,
+                    what=self._what,
+                    scopes=self._scopes,
+                    body=extent if len(extent) else None,
+                    silence=self._descriptor.size / SETTLING_RATE,
+                    patience=self._once(),
+                )
         except Unavailable as error:
             if self._content.failed or self._exchange.transport.interrupted:
                 raise
@@ -437,22 +438,43 @@ class _Content:
 
 
 class _Extent:
-    """A part of the blob as the body of a request."""
+    """A part of the blob as the body of a request; a context manager.
+
+    At its end, and when it is iterated over anew, what was open of the source is closed. Else the frames in the traceback of a
+    request that failed would keep it open until the garbage collector comes.
+    """
 
     def __init__(self, content: _Content, start: int, stop: int) -> None:
         self._content = content
         self._start = start
         self._stop = stop
+        self._opened: Generator[memoryview | FilePart] | None = None
+
+    def __enter__(self) -> _Extent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
 
     def __len__(self) -> int:
         return self._stop - self._start
 
     def __iter__(self) -> Iterator[memoryview | FilePart]:
+        self._close()
+        self._opened = self._pieces()
+        return self._opened
+
+    def _pieces(self) -> Generator[memoryview | FilePart]:
         try:
             yield from self._content.pieces(self._start, self._stop)
         except Exception as error:
             self._content.failed = True
             raise SourceFailed(error) from error
+
+    def _close(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.close()
 
 
 def _stand(response: requests.Response) -> int | None:
