@@ -22,6 +22,7 @@ from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.limits import AHEAD_MAX, Limits
 from lamella.registry.server import RegistryServer
 from lamella.registry.stretch import Stretch
+from waiting import until
 
 BLOB = random.Random(7).randbytes(12 * 1024 * 1024 + 12345)
 SLOW = 3e6
@@ -44,12 +45,31 @@ def decisions_come_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_helper_is_left() -> Iterator[None]:
+    """One that was only just connecting ends when it has."""
     yield
-    assert [thread.name for thread in threading.enumerate() if thread.name == "lamella-ahead"] == []
+    until(lambda: "lamella-ahead" not in {thread.name for thread in threading.enumerate()})
+
+
+@pytest.fixture
+def reading(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Give how many answers were being read at this end, after each change. A proxy counts those just left, too."""
+    lock = threading.Lock()
+    read_now: set[int] = set()
+    counts: list[int] = []
+
+    def note(one: Stretch, response: Any) -> None:
+        one.__dict__["response"] = response
+        with lock:
+            (read_now.discard if response is None else read_now.add)(id(one))
+            counts.append(len(read_now))
+
+    noted = property(lambda one: one.__dict__.get("response"), note)
+    monkeypatch.setattr(Stretch, "_response", noted, raising=False)
+    return counts
 
 
 def client(**changes: Any) -> RegistryClient:
-    settings = {"credentials": {}, "backoff": 0.001, "timeouts": Timeouts(5, 5), "attempts": 8} | changes
+    settings = {"credentials": {}, "backoff": 0.001, "timeouts": Timeouts(60, 60), "attempts": 8} | changes
     return RegistryClient(RegistryConfig(**settings))
 
 
@@ -109,7 +129,19 @@ def test_a_blob_on_a_fast_network_is_one_request(server: RegistryServer, clock: 
     assert len(server.requests) == 1
 
 
-def test_no_more_connections_than_the_limit_says(server: RegistryServer) -> None:
+def test_no_more_connections_than_the_limit_says(
+    server: RegistryServer, reading: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the reader goes on late, when a helper has its place already."""
+    take = ahead.Ahead.take
+
+    def take_late(one: ahead.Ahead, *arguments: Any) -> int:
+        alone, count = one._alone, take(one, *arguments)
+        if alone and count:
+            threading.Event().wait(0.1)
+        return count
+
+    monkeypatch.setattr(ahead.Ahead, "take", take_late)
     with FaultyProxy(server.address, bandwidth=SLOW) as proxy:
         with (
             client(limits=Limits(connections=1)) as registry,
@@ -124,30 +156,22 @@ def test_no_more_connections_than_the_limit_says(server: RegistryServer) -> None
             registry.open_blob(reference(proxy), blob()) as stream,
         ):
             assert read_all(stream) == BLOB
-        assert 2 <= proxy.most_connections <= 4  # one that was just left is counted until the proxy notices
+        assert 2 <= max(reading) <= 3
 
 
 @pytest.mark.parametrize("memory", [AHEAD_MAX, 3 << 20])
 @pytest.mark.parametrize("faults", [(), ("truncated", "cut", "503")])
 def test_several_blobs_keep_to_the_limit_together_whatever_becomes_of_helpers(
-    memory: int, faults: tuple[str, ...], server: RegistryServer, monkeypatch: pytest.MonkeyPatch
+    memory: int,
+    faults: tuple[str, ...],
+    server: RegistryServer,
+    reading: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Counted are the answers that are being read, at this end: a proxy counts connections that were just left, too."""
     from lamella.registry import limits as module
 
     monkeypatch.setattr(module, "AHEAD_MAX", memory)
-    limits, lock = Limits(connections=12), threading.Lock()
-    read_now: set[int] = set()
-    most: list[int] = []
-
-    def note(one: Stretch, response: Any) -> None:
-        one.__dict__["response"] = response
-        with lock:
-            (read_now.discard if response is None else read_now.add)(id(one))
-            most.append(len(read_now))
-
-    noted = property(lambda one: one.__dict__.get("response"), note)
-    monkeypatch.setattr(Stretch, "_response", noted, raising=False)
+    limits = Limits(connections=12)
 
     def fetch(_: int) -> bool:
         with registry.open_blob(reference(proxy), blob()) as stream:
@@ -159,8 +183,8 @@ def test_several_blobs_keep_to_the_limit_together_whatever_becomes_of_helpers(
         ThreadPoolExecutor(4) as pool,
     ):
         assert all(pool.map(fetch, range(4)))
-    assert 4 < max(most) <= 12
-    assert not read_now
+    assert 4 < max(reading) <= 12
+    assert reading[-1] == 0
     assert (limits._used, limits._shares, limits._ahead) == (0, 0, 0)
 
 
@@ -264,8 +288,9 @@ def test_what_the_reader_meets_itself_is_its_error() -> None:
     assert (limits._used, limits._shares, limits._ahead) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [1, 2, 4, 6])
 def test_parts_through_faults_are_right(seed: int, server: RegistryServer) -> None:
+    """With each of these seeds the first answer breaks off before the reader comes to what helpers bring."""
     faults = [fault for fault in HONEST if fault not in {"stalled", "dripping"}]
     with (
         FaultyProxy(server.address, bandwidth=SLOW, seed=seed, faults=faults, rate=0.5) as proxy,
@@ -277,8 +302,8 @@ def test_parts_through_faults_are_right(seed: int, server: RegistryServer) -> No
 
 
 def test_wrong_bytes_in_a_part_are_for_the_digest_to_find(server: RegistryServer) -> None:
-    with (
-        FaultyProxy(server.address, bandwidth=SLOW, seed=3, faults=LYING, rate=1) as proxy,
+    with (  # with this seed the first answer is wrong before the reader comes to what helpers bring
+        FaultyProxy(server.address, bandwidth=SLOW, seed=1, faults=LYING, rate=1) as proxy,
         client() as registry,
     ):
         try:
@@ -301,6 +326,7 @@ def test_an_interruption_ends_readers_and_helpers(what: str, server: RegistrySer
         buffer = memoryview(bytearray(1 << 16))
         while proxy.most_connections < 3:
             assert stream.readinto(buffer)
+        proxy.bandwidth = 1e3  # from now on all wait for what does not come in time
         timer = threading.Timer(0.1, stream.interrupt if what == "stream" else registry.interrupt)
         timer.start()
         with pytest.raises(Cancelled):

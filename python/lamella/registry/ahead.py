@@ -49,15 +49,24 @@ class Part:
 
 
 class Ahead:
-    """The helpers of one reader. ``open_part`` gives the stretch from one offset to another."""
+    """The helpers of one reader. ``open_part`` gives the stretch from one offset to another.
+
+    ``leave`` ends what the reader reads by itself; it is called before another has its place among the connections.
+    """
 
     def __init__(
-        self, size: int, open_part: Callable[[int, int], Stretch], share: Share, limits: Limits
+        self,
+        size: int,
+        open_part: Callable[[int, int], Stretch],
+        share: Share,
+        limits: Limits,
+        leave: Callable[[], None] = lambda: None,
     ) -> None:
         self._size = size
         self._open_part = open_part
         self._share = share
         self._limits = limits
+        self._leave = leave
         self._changed = threading.Condition()
         self._parts: deque[Part] = deque()
         self._stretches: set[Stretch] = set()
@@ -93,6 +102,7 @@ class Ahead:
                 self._take_place(check)
                 return 0
             if self._alone:
+                self._leave()
                 self._alone = False
                 self._has_place = not self._start()
             at = offset - part.start

@@ -29,7 +29,7 @@ class BlobStream:
         except BaseException:
             self._share.close()
             raise
-        self._ahead = Ahead(descriptor.size, stretch, self._share, limits)
+        self._ahead = Ahead(descriptor.size, stretch, self._share, limits, self._own.close)
 
     def __enter__(self) -> BlobStream:
         return self
@@ -52,8 +52,7 @@ class BlobStream:
         own.check()
         view = memoryview(buffer)
         count = ahead.take(self.offset, view, own.check)
-        if count:
-            own.close()  # what it would bring next is here already
+        if count:  # what its own connection would bring next is here already
             self.offset = own.offset = self.offset + count
             ahead.look(self.offset, 0.0, 0)
         else:

@@ -14,6 +14,7 @@ import io
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 
 from google.protobuf.any_pb2 import Any
@@ -54,9 +55,11 @@ UNCLAIMED_SECONDS = 600.0
 class OpenStream:
     """One stream, from its opening to its end. Safe to use from several threads."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, free: Callable[[OpenStream], None]) -> None:
+        """``free`` is called, at least once, before the client can hear of the end: its id is free for another one then."""
         self.opened = time.monotonic()
         self._call = call
+        self._free = free
         self._changed = threading.Condition()
         self._waiting: deque[Any] = deque()
         self._bytes = 0
@@ -89,6 +92,7 @@ class OpenStream:
     def close(self, *, wait: float = 0.0) -> None:
         """End it; wait at most so many seconds until what was sent is on its way. Harmless twice."""
         self._end(Cancelled("the stream was closed"))
+        self._free(self)
         self._call.finish()
         if wait:
             self._gone.wait(wait)
@@ -112,6 +116,7 @@ class OpenStream:
 
     def gone(self) -> None:
         """Note that there is no client any more. Harmless twice, and after the end."""
+        self._free(self)
         self._end(Unavailable("the client's stream broke off"))
         self._gone.set()
 
@@ -130,7 +135,7 @@ class Streaming(Service):
         super().__init__(server)
         self._lock = threading.Lock()
         self._unclaimed: dict[tuple[str, str], OpenStream] = {}
-        self._open: set[tuple[str, str]] = set()
+        self._open: dict[tuple[str, str], OpenStream] = {}
 
     def Stream(self, call: Call) -> Conversation[Any, Any]:
         """Open a stream under the id that the first message gives; the answer, an Empty, says that it can be referred to.
@@ -145,7 +150,7 @@ class Streaming(Service):
         if opened is None or not 0 < len(opened.id) <= ID_MAX:
             raise InvalidArgument("the first message of a stream has to give its id")
         key = (call.client.config.namespace, opened.id)
-        stream = OpenStream(call)
+        stream = OpenStream(call, lambda each: self._free(key, each))
         self._add(key, stream)
         try:
             message = yield [any_of(Empty())]
@@ -158,9 +163,6 @@ class Streaming(Service):
                 yield []
         finally:
             stream.gone()
-            with self._lock:
-                self._open.discard(key)
-                self._unclaimed.pop(key, None)
 
     def claim(self, call: Call, id: str) -> OpenStream:
         """Give the stream of that id in a call's namespace, which nobody else gets then. NotFound.
@@ -183,10 +185,16 @@ class Streaming(Service):
                 raise AlreadyExists(f"the stream {key[1][:200]!r} is open already")
             if len(self._open) >= STREAMS_MAX:
                 raise ResourceExhausted(f"{STREAMS_MAX} streams are open")
-            self._open.add(key)
-            self._unclaimed[key] = stream
+            self._open[key] = self._unclaimed[key] = stream
         for other in forgotten:
             other.close()
+
+    def _free(self, key: tuple[str, str], stream: OpenStream) -> None:
+        """Let the id of a stream be another's, unless it is already."""
+        with self._lock:
+            for streams in (self._open, self._unclaimed):
+                if streams.get(key) is stream:
+                    del streams[key]
 
 
 class StreamReader(io.RawIOBase):
