@@ -40,3 +40,20 @@ mod sys;
 pub mod time;
 
 pub use process::seccomp::{DEFAULT_SECCOMP, default_seccomp};
+
+/// Write a program for a test that runs it, by a process of its own: what other tests fork meanwhile would have the file open for
+/// writing until it executes something itself, and execve(2) refuses such a program (ETXTBSY).
+#[cfg(test)]
+fn write_program(path: &std::path::Path, text: &str) {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    let mut writer = Command::new("/bin/sh")
+        .args(["-c", r#"cat > "$0" && chmod 755 "$0""#])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("started");
+    writer.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("written");
+    assert!(writer.wait().expect("ended").success());
+}

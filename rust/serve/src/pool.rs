@@ -126,6 +126,9 @@ mod tests {
 
     use super::*;
 
+    /// Of a machine with much else to do.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     fn pool(most: usize) -> Pool {
         Pool::new(most, Box::new(|work: &mut (dyn FnMut() + Send)| work()))
     }
@@ -140,8 +143,9 @@ mod tests {
         }
         let (done, all) = mpsc::channel();
         pool.run(move || _ = done.send(()));
-        all.recv_timeout(Duration::from_secs(10)).expect("one thread is free");
-        assert_eq!(pool.threads(), 21);
+        all.recv_timeout(PATIENCE).expect("one thread is free");
+        // One that has begun and taken nothing yet is not counted on: another may have been started for the same work.
+        assert!((21..25).contains(&pool.threads()));
         gate.wait();
     }
 
@@ -154,7 +158,7 @@ mod tests {
             pool.run(move || _ = done.send(()));
         }
         for _ in 0..1000 {
-            all.recv_timeout(Duration::from_secs(10)).expect("done");
+            all.recv_timeout(PATIENCE).expect("done");
         }
         assert!(pool.threads() < 500);
     }
@@ -168,7 +172,7 @@ mod tests {
             pool.run(move || _ = done.send(number));
             assert!(pool.threads() <= 3);
         }
-        let mut numbers: Vec<_> = (0..100).map(|_| all.recv_timeout(Duration::from_secs(10)).expect("done")).collect();
+        let mut numbers: Vec<_> = (0..100).map(|_| all.recv_timeout(PATIENCE).expect("done")).collect();
         numbers.sort_unstable();
         assert!(numbers.into_iter().eq(0..100));
     }
@@ -178,7 +182,7 @@ mod tests {
         let pool = pool(5);
         let (done, all) = mpsc::channel();
         pool.run(move || _ = done.send(()));
-        all.recv_timeout(Duration::from_secs(10)).expect("done");
+        all.recv_timeout(PATIENCE).expect("done");
         pool.close();
         while pool.threads() > 0 {
             thread::yield_now();

@@ -492,9 +492,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let script = r#"printf '%s\n' "$@" "$CONTAINER_NAMESPACE/$CONTAINER_ID" > seen; ls /proc/$$/fd > descriptors
             exec 5>&-; cat <&3 > out; cat <&4 > err"#;
-        std::fs::write(folder.path().join("logger"), format!("#!/bin/sh\ncd \"$2\"\n{script}\n")).expect("written");
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(folder.path().join("logger"), mode).expect("executable");
+        crate::write_program(&folder.path().join("logger"), &format!("#!/bin/sh\ncd \"$2\"\n{script}\n"));
         let place = folder.path().display();
         let stdout = format!("binary://{place}/logger?folder={place}&a%20b=c+d&flag&folder=twice");
         let owner = Owner { container: "box".into(), namespace: "tests".into() };

@@ -344,11 +344,8 @@ mod tests {
     use super::*;
 
     fn runtime(folder: &Path, script: &str, config: &str) -> Runtime {
-        use std::os::unix::fs::PermissionsExt;
-
         let program = folder.join("runx");
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("written");
-        fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("executable");
+        crate::write_program(&program, &format!("#!/bin/sh\n{script}\n"));
         let bundle = folder.join("box");
         make_folder(&bundle.join(FOLDER)).expect("made");
         let request = format!(r#"{{"version":2,"bundle":{bundle:?}}}"#);
