@@ -228,7 +228,7 @@ class Containerd(System):
                 stderr=log,
                 env=self.environment(),
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while subprocess.run(self.ctr("version"), capture_output=True, check=False).returncode:
             if self._daemon.poll() is not None or time.monotonic() > deadline:
                 self.__exit__(None, None, None)
@@ -330,7 +330,7 @@ class Podman(System):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Wait for what runs on after a container's end: conmon, and the podman that it starts to clean up."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while pids := _processes_that_name(str(self.disk)):
             if time.monotonic() > deadline:
                 for pid in pids:
@@ -529,8 +529,8 @@ class Registry:
 
 
 def wait_until_listening(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait for a server on loopback; CommandFailed if it ends, or takes 20 s."""
-    deadline = time.monotonic() + 20
+    """Wait for a server on loopback; CommandFailed if it ends, or takes a minute."""
+    deadline = time.monotonic() + 60
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -336,7 +336,7 @@ def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 return
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
     pytest.fail("docker-registry does not start:\n" + (folder / "log").read_text(errors="replace")[-2000:])
 
 

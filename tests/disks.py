@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -40,11 +42,20 @@ def mounted(device: str, folder: Path, *options: str) -> Iterator[Path]:
 
 
 def wait_until_unused(device: str) -> None:
-    """Wait until nobody has a device mounted; whoever made a mount namespace (every container's start does) holds a copy."""
-    in_use = Path("/sys/fs/ext4", Path(device).name)
+    """Wait until nobody has a device mounted; whoever made a mount namespace (every container's start does) holds a copy.
+
+    Who opens one for itself alone is told: a file system lets go of its device some time after it has left /sys.
+    """
     deadline = time.monotonic() + 60
-    while in_use.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    while time.monotonic() < deadline:
+        try:
+            os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                return
+            time.sleep(0.01)
+        else:
+            return
 
 
 def unmount(folder: Path) -> None:

@@ -6,6 +6,16 @@ import socket
 import threading
 from contextlib import suppress
 
+import pytest
+
+from lamella.registry import ahead
+
+
+@pytest.fixture
+def one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let blobs come on one connection, however slow it is: each further one would bring as much through a gate."""
+    monkeypatch.setattr(ahead, "WINDOW", float("inf"))
+
 
 class Gate:
     def __init__(self, upstream: str, limit: int) -> None:
@@ -47,7 +57,11 @@ class Gate:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = socket.create_connection(self._upstream)
+            try:
+                server = socket.create_connection(self._upstream)
+            except OSError:
+                client.close()
+                continue
             self._sockets += [client, server]
             for source, target, counted in ((client, server, False), (server, client, True)):
                 thread = threading.Thread(target=self._forward, args=(source, target, counted))

@@ -31,7 +31,7 @@ exec setpriv --reuid 4242 --regid 4242 --clear-groups "$@"
 
 
 def run(
-    folder: Path, *command: str, as_user: bool = False, seconds: float = 280
+    folder: Path, *command: str, as_user: bool = False, seconds: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository there; what it needs to know of itself is in ``folder``."""
     script = _SETUP + (_AS_USER if as_user else 'exec "$@"')

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from waiting import until
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # What users find is the machine's, but in a mount namespace of their own: anybody may make network interfaces (udev's default),
@@ -120,11 +122,18 @@ def ordinary_user(*, ranges: bool = True) -> Iterator[OrdinaryUser]:
             os.chown(home, uid, gid)
             yield OrdinaryUser(name, uid, gid, home)
         finally:
-            subprocess.run(["userdel", name], check=True, stderr=subprocess.DEVNULL)
+            until(lambda: _is_deleted(name))
     finally:
         shutil.rmtree(home)
         if lock is not None:
             os.close(lock)
+
+
+def _is_deleted(name: str) -> bool:
+    """Delete a user; False: a process of the user's, such as a helper whose caller has gone, has not ended yet (userdel(8))."""
+    deleted = subprocess.run(["userdel", name], capture_output=True, text=True, check=False)
+    assert deleted.returncode in (0, 8), deleted.stderr
+    return deleted.returncode == 0
 
 
 def _locked(home: Path) -> int | None:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+
+class _Result(Protocol):
+    stdout: bytes
+
 
 _Found = TypeVar("_Found")
+_Told = TypeVar("_Told", bound=_Result)
 PATIENCE = float(os.environ.get("LAMELLA_TEST_PATIENCE", "1"))
 """How many times as long as elsewhere it may take on this machine."""
 
@@ -19,6 +25,17 @@ def until(condition: Callable[[], _Found], *, seconds: float = 60) -> _Found:
         assert time.monotonic() < deadline, "it does not happen"
         time.sleep(0.005)
     return found
+
+
+def cut_off(call: Callable[[float], _Told]) -> _Told:
+    """Give the result of a command that its time-out ended, after it had said something: a slow machine gets a longer one.
+
+    ``call`` takes the time-out, in seconds.
+    """
+    for seconds in (2, 20):
+        if (result := call(seconds)).stdout:
+            break
+    return result
 
 
 def settled(look: Callable[[], _Found], *, seconds: float = 60) -> _Found:
