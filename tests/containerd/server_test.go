@@ -124,13 +124,17 @@ func removeLeases(ctx context.Context, client *containerd.Client) error {
 func removeIngests(ctx context.Context, client *containerd.Client) error {
 	found, err := client.ContentStore().ListStatuses(ctx)
 	for _, status := range found {
-		abort := func() error { return ignoreMissing(client.ContentStore().Abort(ctx, status.Ref)) }
 		// A write that its client gave up a moment ago may not have ended yet: containerd finds its folder not empty.
-		if abort() != nil {
-			time.Sleep(100 * time.Millisecond)
-			if err := abort(); err != nil {
+		deadline := time.Now().Add(time.Minute)
+		for {
+			err := ignoreMissing(client.ContentStore().Abort(ctx, status.Ref))
+			if err == nil {
+				break
+			}
+			if ctx.Err() != nil || time.Now().After(deadline) {
 				return err
 			}
+			time.Sleep(10 * time.Millisecond)
 		}
 	}
 	return err
@@ -205,7 +209,7 @@ func target(ctx context.Context, t testing.TB, client *containerd.Client, name s
 // eventually waits until something is so.
 func eventually(t testing.TB, what string, so func() bool) {
 	t.Helper()
-	require.Eventually(t, so, 20*time.Second, 20*time.Millisecond, what)
+	require.Eventually(t, so, time.Minute, 20*time.Millisecond, what)
 }
 
 const kill, term = syscall.SIGKILL, syscall.SIGTERM

@@ -83,7 +83,7 @@ func statusOf(t testing.TB, ended <-chan containerd.ExitStatus) uint32 {
 		require.NoError(t, err)
 		assert.WithinDuration(t, time.Now(), at, time.Minute)
 		return code
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("it does not end")
 		return 0
 	}
@@ -287,14 +287,35 @@ func TestTaskErrors(t *testing.T) {
 	failsWith(t, errdefs.IsNotFound, err)
 }
 
+const ready = "/test/ready"
+
+// subscribe gives the events that a filter lets through in the test's namespace, from now on. A subscription has no answer that
+// says it has begun: it has when it hears of what is published again and again, which comes here some times more.
+func subscribe(ctx context.Context, t *testing.T, client *containerd.Client, filter string) (<-chan *events.Envelope, <-chan error) {
+	t.Helper()
+	listening, stop := context.WithCancel(ctx)
+	t.Cleanup(stop)
+	within := `namespace==` + namespaceOf(ctx)
+	service := client.EventService()
+	told, failed := service.Subscribe(listening, within+`,`+filter, within+`,topic=="`+ready+`"`)
+	for {
+		require.NoError(t, service.Publish(ctx, ready, &eventsapi.ImageDelete{Name: "ready"}))
+		select {
+		case <-told:
+			return told, failed
+		case err := <-failed:
+			t.Fatal(err)
+		case <-time.After(20 * time.Millisecond):
+			require.NoError(t, ctx.Err())
+		}
+	}
+}
+
 func TestEventsTellOfALife(t *testing.T) {
 	client, ctx := begin(t)
 	image := pull(ctx, t, client)
-	listening, stop := context.WithCancel(ctx)
-	defer stop()
 	name := namespaceOf(ctx)
-	told, failed := client.Subscribe(listening, `namespace==`+name+`,topic~="^/(tasks|containers|snapshot)/"`)
-	time.Sleep(200 * time.Millisecond) // a subscription has no answer that says it has begun
+	told, failed := subscribe(ctx, t, client, `topic~="^/(tasks|containers|snapshot)/"`)
 	made := another(ctx, t, client, image, "one", "/bin/true")
 	task, ended := start(ctx, t, made, nil, io.Discard, io.Discard)
 	assert.Zero(t, statusOf(t, ended))
@@ -303,6 +324,9 @@ func TestEventsTellOfALife(t *testing.T) {
 		for !slices.Contains(topics, last) {
 			select {
 			case event := <-told:
+				if event.Topic == ready {
+					continue
+				}
 				topics = append(topics, event.Topic)
 				assert.Equal(t, name, event.Namespace)
 				decoded, err := typeurl.UnmarshalAny(event.Event)
@@ -320,7 +344,7 @@ func TestEventsTellOfALife(t *testing.T) {
 				}
 			case err := <-failed:
 				t.Fatal(err, topics)
-			case <-time.After(20 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatal(topics)
 			}
 		}
@@ -339,11 +363,8 @@ func TestEventsTellOfALife(t *testing.T) {
 
 func TestEventsOfOthersAreForwarded(t *testing.T) {
 	client, ctx := begin(t)
-	listening, stop := context.WithCancel(ctx)
-	defer stop()
 	service := client.EventService()
-	told, failed := service.Subscribe(listening, `topic=="/own/topic",namespace==`+namespaceOf(ctx))
-	time.Sleep(200 * time.Millisecond) // a subscription has no answer that says it has begun
+	told, failed := subscribe(ctx, t, client, `topic=="/own/topic"`)
 	failsWith(t, errdefs.IsInvalidArgument, service.Publish(ctx, "no/slash", &eventsapi.ImageDelete{Name: "x"}))
 	require.NoError(t, service.Publish(ctx, "/other/topic", &eventsapi.ImageDelete{Name: "other"}))
 	require.NoError(t, service.Publish(ctx, "/own/topic", &eventsapi.ImageDelete{Name: "first"}))
@@ -353,9 +374,14 @@ func TestEventsOfOthersAreForwarded(t *testing.T) {
 	require.NoError(t, service.Forward(ctx, &events.Envelope{
 		Timestamp: moment, Namespace: namespaceOf(ctx), Topic: "/own/topic", Event: body,
 	}))
-	for _, want := range []string{"first", "second"} {
+	for wanted := []string{"first", "second"}; len(wanted) > 0; {
 		select {
 		case event := <-told:
+			if event.Topic == ready {
+				continue
+			}
+			want := wanted[0]
+			wanted = wanted[1:]
 			decoded, err := typeurl.UnmarshalAny(event.Event)
 			require.NoError(t, err)
 			assert.Equal(t, want, decoded.(*eventsapi.ImageDelete).Name)
@@ -364,7 +390,7 @@ func TestEventsOfOthersAreForwarded(t *testing.T) {
 			}
 		case err := <-failed:
 			t.Fatal(err)
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("no event")
 		}
 	}

@@ -158,9 +158,11 @@ func TestTransferPullsAndPushes(t *testing.T) {
 	seen := &steps{}
 	into := image.NewStore(name, image.WithUnpack(platforms.DefaultSpec(), *snapshotter))
 	require.NoError(t, client.Transfer(ctx, source, into, transfer.WithProgress(seen.see)))
-	seen.Lock()
-	assert.NotEmpty(t, seen.events)
-	seen.Unlock()
+	eventually(t, "its progress is told", func() bool {
+		seen.Lock()
+		defer seen.Unlock()
+		return len(seen.events) > 0
+	})
 	pulled := containerd.NewImage(client, target(ctx, t, client, name))
 	unpacked, err := pulled.IsUnpacked(ctx, *snapshotter)
 	require.NoError(t, err)

@@ -14,6 +14,7 @@ from lamella.ingest import Ingest
 from lamella.serve.api import content_pb2 as pb
 from lamella.serve.api import leases_pb2
 from rpc import refusal
+from waiting import until
 
 CODES = grpc.StatusCode
 DATA = bytes(range(256)) * 4096  # 1 MiB
@@ -93,13 +94,15 @@ def test_a_client_that_goes_away_leaves_an_ingest_that_can_be_gone_on_with(conte
     stream = content.Write(requests())
     assert next(stream).offset == 4
     stream.cancel()
-    for _ in range(1000):  # until the server has noticed
+
+    def once_the_server_has_noticed() -> list[pb.WriteContentResponse]:
         try:
-            answers = write(content, pb.WriteContentRequest(action=pb.STAT, ref="r"))
-            break
+            return write(content, pb.WriteContentRequest(action=pb.STAT, ref="r"))
         except grpc.RpcError as error:
             assert error.code() is CODES.UNAVAILABLE
-    assert answers[0].offset in (4, 8)
+            return []
+
+    assert until(once_the_server_has_noticed)[0].offset in (4, 8)
 
 
 def test_offset_zero_starts_over(content) -> None:

@@ -32,6 +32,7 @@ from lamella.serve.messages import any_of
 from lamella.structs import replace
 from rpc import refusal
 from streams import ClientStream
+from waiting import until
 
 pytestmark = pytest.mark.privileged
 
@@ -908,6 +909,12 @@ def test_streams_of_another_namespace_are_not_found(served: Any, registry: Regis
     stream.call.cancel()
 
 
+def ended(served: Any) -> set[str]:
+    """Give the codes with which RPCs have ended, as the server counts them."""
+    counted = {metric.name: metric.samples for metric in served.client.metrics()}
+    return {each.labels["code"] for each in counted["lamella_serve_requests_total"]}
+
+
 def test_a_pull_ends_when_its_client_goes(served: Any, registry: RegistryServer) -> None:
     reference = built().push(registry)
     asked, go = threading.Event(), threading.Event()
@@ -918,11 +925,12 @@ def test_a_pull_ends_when_its_client_goes(served: Any, registry: RegistryServer)
         return None
 
     registry.auth = guard
-    request = request_of(remote(reference), store(reference, HERE))
-    stub = served.stub(transfer_pb2, "Transfer")
-    thread = threading.Thread(target=lambda: refusal(stub.Transfer, request, timeout=0.5))
-    thread.start()
-    assert asked.wait(30)
-    thread.join()
+    call = served.channel.unary_unary("/containerd.services.transfer.v1.Transfer/Transfer").future(
+        request_of(remote(reference), store(reference, HERE)).SerializeToString(),
+        metadata=[("containerd-namespace", "default")],
+    )
+    assert asked.wait(60)
+    call.cancel()
+    until(lambda: "CANCELLED" in ended(served))
     go.set()
     assert served.client.images.list() == []

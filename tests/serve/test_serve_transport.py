@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from inventory import thread_names
 from lamella import _core
 from lamella.serve.api.content_pb2 import ReadContentResponse
 from waiting import until
@@ -230,8 +231,11 @@ def test_headers_and_the_peer_are_known(bench) -> None:
 
 
 def test_a_deadline_ends_the_call_and_tells_its_function(bench) -> None:
-    assert bench.code("Wait", timeout=0.3) is CODES.DEADLINE_EXCEEDED
-    assert bench.wait.wait(60)
+    assert bench.unary("Echo", b"here") == b"here"
+    for timeout in (0.3, 3.0, 30.0):  # a short one may pass before the call leaves its client
+        assert bench.code("Wait", timeout=timeout) is CODES.DEADLINE_EXCEEDED
+        if bench.wait.wait(20):
+            break
     assert bench.log == ["cancelled"]
 
 
@@ -383,10 +387,8 @@ def test_thousands_of_silent_talks_take_no_threads(bench) -> None:
     for stream in streams:
         assert next(stream) == b"hello"
         assert next(stream) == b"x"
-    names = [
-        Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")
-    ]
-    assert names.count("serve") < 64
+    # Up to the 64 of the pool while they all began; one that was held would be missing from the 65th on.
+    assert thread_names().count("serve") <= 64
     done.set()
     for stream in streams:
         assert list(stream) == [b"goodbye"]
@@ -434,7 +436,7 @@ def test_stopping_cancels_calls_that_take_too_long(bench) -> None:
     assert bench.waiting.wait(60)
     bench.transport.stop(0.1)
     assert bench.wait.wait(60)
-    assert call.exception(10).code() is CODES.UNAVAILABLE
+    assert call.exception(60).code() is CODES.UNAVAILABLE
     bench.transport.stop(0.1)
 
 

@@ -16,8 +16,12 @@ from pathlib import Path
 SECONDS = 120.0
 PRELUDE = """
 ctr() { "$CTR" --address "$ADDRESS" "$@"; }
+awaited() { for i in {1..900}; do grep -qs "$1" "$2" && return; sleep 0.1; done; }
+fed() { (echo "$1"; awaited "$1" fed) | "${@:2}" >fed; local status=$?; cat fed; rm fed; return $status; }
 nerdctl() { "$NERDCTL" --address "$ADDRESS" --data-root "$PWD/nerdctl" --insecure-registry --cgroup-manager cgroupfs "$@"; }
 """
+"""``awaited``: waits until a word has come in a file. ``fed``: runs a command whose input is a line, and ends once it came back:
+ctr tells of the end at once, and nobody hears it before the process runs."""
 _ALIKE: tuple[tuple[str, str], ...] = (
     (r"time=\"[^\"]*\" ", ""),
     # ctr's own progress, which looks once more when all is done
