@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import datetime
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -24,6 +25,7 @@ import pytest
 
 from lamella import oci
 from lamella.registry.server import Access
+from waiting import until
 
 _ANYTHING = frozenset({"pull", "push", "delete", "*"})
 
@@ -380,29 +382,31 @@ def push_image(
 def docker_registry_process(
     folder: Path, settings: str, *, http: str = "", env: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """Run docker-registry with more ``settings`` (YAML), and of its port, on a free one; give ``127.0.0.1:PORT``."""
+    """Run docker-registry with more ``settings`` (YAML), and of its port, on a free one; give ``127.0.0.1:PORT``.
+
+    It chooses the port itself, and tells it in its log: one that was looked for before could be another's by then.
+    """
     folder.mkdir(exist_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    file = folder / "docker-registry.yml"
+    file, told = folder / "docker-registry.yml", folder / "docker-registry.log"
     file.write_text(
-        "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
+        "version: 0.1\nlog: {level: info, accesslog: {disabled: true}}\n"
         f"storage: {{filesystem: {{rootdirectory: {folder}/docker-registry}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'{http}}}\n{settings}"
+        f"http: {{addr: '127.0.0.1:0'{http}}}\n{settings}"
     )
-    with (folder / "docker-registry.log").open("wb") as log:
+    with told.open("wb") as log:
         command = ["docker-registry", "serve", str(file)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+
+    def address() -> str:
+        found = re.search(r"listening on (127\.0\.0\.1:\d+)[,\"]", text := told.read_text())
+        assert found or process.poll() is None, text
+        return found[1] if found else ""
+
     try:
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
+        yield until(address)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def hosts_folder(folder: Path, domain: str, text: str) -> Path:

@@ -57,7 +57,7 @@ def serve(request: pytest.FixtureRequest, tmp_path: Path) -> Serve:
 
 @contextlib.contextmanager
 def asking(server: RegistryServer) -> Iterator[Ask]:
-    connection = http.client.HTTPConnection(server.address, timeout=20)
+    connection = http.client.HTTPConnection(server.address, timeout=60)
 
     def ask(method: str, path: str, body: Any = None, **headers: str) -> Answer:
         named = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -335,7 +335,7 @@ def test_a_pipe_is_asked_for_no_more_than_it_has() -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "wb", 0) as writer:
         writer.write(bytes(700))
-        late = threading.Timer(5, writer.close)
+        late = threading.Timer(60, writer.close)
         late.start()
         archive = inputs.open_input(reader)
         assert isinstance(archive, inputs.StreamInput)

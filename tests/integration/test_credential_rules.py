@@ -60,7 +60,7 @@ def reference(server: Any, rest: str = "team/app") -> Reference:
 def client_for(*servers: Any, credential: Credential = ANN) -> RegistryClient:
     known = {server.address: credential for server in servers}
     return RegistryClient(
-        RegistryConfig(credentials=known, attempts=1, backoff=0.001, timeouts=Timeouts(5, 5))
+        RegistryConfig(credentials=known, attempts=1, backoff=0.001, timeouts=Timeouts(60, 60))
     )
 
 

@@ -182,7 +182,7 @@ def test_the_client_follows_the_dialogue_to_its_end(
 def pull(dialogue: Dialogue) -> None:
     reference = Reference.parse(dialogue.data["pull"])
     known = {reference.domain: dialogue.credential} if dialogue.credential else {}
-    with RegistryClient(RegistryConfig(credentials=known, attempts=1, timeouts=Timeouts(5, 5))) as client:
+    with RegistryClient(RegistryConfig(credentials=known, attempts=1, timeouts=Timeouts(60, 60))) as client:
         descriptor, data = client.resolve(reference, known=lambda _: False)
         assert descriptor.digest == digest_of(MANIFEST)
         assert data == MANIFEST
@@ -191,7 +191,7 @@ def pull(dialogue: Dialogue) -> None:
 
 def log_in(dialogue: Dialogue, file: Path) -> None:
     given, kept = dialogue.data["credential"], dialogue.data["kept"]
-    settings = RegistryConfig(attempts=1, timeouts=Timeouts(5, 5))
+    settings = RegistryConfig(attempts=1, timeouts=Timeouts(60, 60))
     if not kept:
         with pytest.raises(Unauthenticated) as caught:
             login(dialogue.data["login"], **given, file=file, config=settings)

@@ -223,7 +223,7 @@ def layer(*urls: str, blob: bytes = BLOB) -> oci.Descriptor:
 
 def fetch(reference: str | None, descriptor: oci.Descriptor, offset: int = 0, **settings: Any) -> bytes:
     config = RegistryConfig(
-        **{"credentials": {}, "attempts": 2, "backoff": 0.001, "timeouts": Timeouts(2, 2), **settings}
+        **{"credentials": {}, "attempts": 2, "backoff": 0.001, "timeouts": Timeouts(60, 60), **settings}
     )
     with RegistryClient(config) as client:
         parsed = Reference.parse(reference) if reference else None

@@ -13,7 +13,7 @@ import time
 import pytest
 
 import lamella
-from gate import Gate
+from gate import Gate, one_connection  # noqa: F401
 from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import (
@@ -24,10 +24,12 @@ from lamella.errors import (
     NotFound,
     Unsupported,
 )
+from lamella.registry.server.folder import FolderRepository
 from lamella.structs import encode
 from layers import Built, file, folder, hardlink, opaque, symlink, tar, whiteout
+from waiting import until
 
-pytestmark = [pytest.mark.integration]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_connection")]
 
 
 @pytest.fixture
@@ -444,10 +446,18 @@ def test_progress_ends_with_every_layer_done(client, server):
         assert ended[descriptor.digest].received == ended[descriptor.digest].size == descriptor.size
 
 
-def test_a_layer_that_fails_stops_the_others_at_once_and_what_came_of_them_stays(client, server):
+def test_a_layer_that_fails_stops_the_others_at_once_and_what_came_of_them_stays(client, server, monkeypatch):
     """The other one's bytes never come to an end: only being stopped ends it."""
     built = Built(b"no archive" * 1000, tar(file("big", os.urandom(6 << 20))), compression="none")
     built.push(server)
+    open_blob = FolderRepository.open_blob
+
+    def opened(repository, digest):
+        if digest == built.descriptors[0].digest:  # it fails once something has come of the other one
+            until(lambda: any(ingest.offset for ingest in client.content.ingests()))
+        return open_blob(repository, digest)
+
+    monkeypatch.setattr(FolderRepository, "open_blob", opened)
     with Gate(server.address, limit=3 << 20) as gate:
         with pytest.raises(DataLoss, match=built.descriptors[0].digest):
             client.images.pull(f"{gate.address}/made:latest")
@@ -464,6 +474,8 @@ def test_ctrl_c_stops_a_pull_and_the_next_one_resumes(client, server, unpack):
         reference = f"{gate.address}/made:latest"
         code = f"""
             import lamella
+            from lamella.registry import ahead
+            ahead.WINDOW = float("inf")  # see one_connection
             with lamella.Client({str(client.config.root)!r}, {str(client.config.state)!r}) as client:
                 client.images.pull(
                     {reference!r}, unpack={unpack}, progress=lambda event: print(event.received, flush=True)

@@ -39,6 +39,8 @@ class Puller:
 
     CODE = """
         import sys, lamella
+        from lamella.registry import ahead
+        ahead.WINDOW = float("inf")  # a blob comes on one connection, however slow: further ones are other requests
         root, state, namespace, reference, *options = sys.argv[1:]
         def show(event):
             if event.digest:

@@ -626,7 +626,7 @@ def test_private_addresses_are_refused_before_a_connection_is_tried(
     )
     with (
         RegistryClient(
-            RegistryConfig(plain_http=True, credentials={}, attempts=1, timeouts=Timeouts(1, 1))
+            RegistryConfig(plain_http=True, credentials={}, attempts=1, timeouts=Timeouts(10, 20))
         ) as client,
         pytest.raises(PermissionDenied, match="private network"),
     ):

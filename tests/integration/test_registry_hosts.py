@@ -33,6 +33,7 @@ from registries import (
     read_all,
 )
 
+from gate import Gate
 from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import (
@@ -49,6 +50,7 @@ from lamella.registry import hosts
 from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.credentials import Credential
+from lamella.registry.limits import Limits
 from lamella.registry.outages import Outages
 from lamella.registry.server import RegistryServer, basic_auth
 from lamella.registry.transport import Transport
@@ -157,9 +159,12 @@ def places(server: ScriptedServer) -> list[str]:
 EVERYTHING = ["manifests/v1", f"blobs/{CONFIG_DESCRIPTOR.digest}", f"blobs/{LAYER_DESCRIPTOR.digest}"]
 
 
-def closed_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+@pytest.fixture
+def dead() -> Iterator[str]:
+    """Give an address on whose port nobody listens, nor can."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{held.getsockname()[1]}"
 
 
 @pytest.fixture
@@ -290,9 +295,9 @@ def test_a_blocked_registry_is_not_asked(scripted: Any, tmp_path: Path) -> None:
 
 
 def test_a_dead_mirror_is_tried_once_in_a_pull_and_for_a_while_by_its_process(
-    farm: Farm, scripted: Any, sent: list[str]
+    farm: Farm, scripted: Any, sent: list[str], dead: str
 ) -> None:
-    origin, dead = scripted(served), closed_port()
+    origin = scripted(served)
     farm.mirror(dead)
     with farm.client(origin) as client:
         pull(client, origin)
@@ -303,10 +308,10 @@ def test_a_dead_mirror_is_tried_once_in_a_pull_and_for_a_while_by_its_process(
 
 
 def test_a_mirror_that_was_dead_is_tried_again_after_a_while(
-    farm: Farm, scripted: Any, sent: list[str], monkeypatch: pytest.MonkeyPatch
+    farm: Farm, scripted: Any, sent: list[str], dead: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lamella.registry.outages.OUTAGE_SECONDS", -1)
-    origin, dead = scripted(served), closed_port()
+    origin = scripted(served)
     farm.mirror(dead)
     for _ in range(2):
         with farm.client(origin) as client:
@@ -355,11 +360,11 @@ def test_a_mirror_that_has_answered_may_take_its_time_for_a_blob(
     farm: Farm, scripted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may have to fetch that first."""
-    monkeypatch.setattr(hosts, "FIRST_ANSWER", 1.0)
+    monkeypatch.setattr(hosts, "FIRST_ANSWER", 3.0)
 
     def fetching(asked: Asked) -> Reply:
-        if "blobs" in asked.path:
-            threading.Event().wait(1.5)
+        if place(asked) == EVERYTHING[-1]:
+            threading.Event().wait(4)
         return served(asked)
 
     origin, mirror = scripted(served), scripted(fetching)
@@ -370,8 +375,8 @@ def test_a_mirror_that_has_answered_may_take_its_time_for_a_blob(
     assert not origin.asked
 
 
-def test_threads_share_what_one_found_out(farm: Farm, scripted: Any, sent: list[str]) -> None:
-    origin, dead = scripted(served), closed_port()
+def test_threads_share_what_one_found_out(farm: Farm, scripted: Any, sent: list[str], dead: str) -> None:
+    origin = scripted(served)
     farm.mirror(dead)
     with farm.client(origin) as client, ThreadPoolExecutor(8) as pool:
         client.resolve(reference(origin))
@@ -420,8 +425,8 @@ def test_a_mirror_that_breaks_within_a_document_is_passed_over(farm: Farm, scrip
     assert len(mirror.asked) == 1
 
 
-def test_when_all_fail_each_one_is_named_the_registry_first(farm: Farm, scripted: Any) -> None:
-    origin, refusing, dead = scripted(always(404)), scripted(always(403)), closed_port()
+def test_when_all_fail_each_one_is_named_the_registry_first(farm: Farm, scripted: Any, dead: str) -> None:
+    origin, refusing = scripted(always(404)), scripted(always(403))
     farm.mirror(refusing)
     farm.mirror(dead)
     with farm.client(origin) as client, pytest.raises(NotFound) as caught:
@@ -631,7 +636,7 @@ def origin_folder(
         pushed = server.push_manifest("team/app", "v1", manifest)
         command = [skopeo, "copy", "--src-tls-verify=false", "--dest-tls-verify=false"]
         names = [f"docker://{server.address}/team/app:v1", f"docker://{address}/team/app:v1"]
-        subprocess.run([*command, *names], check=True, capture_output=True, timeout=60)
+        subprocess.run([*command, *names], check=True, capture_output=True, timeout=200)
     yield folder, pushed
 
 
@@ -654,7 +659,8 @@ def test_a_pull_through_mirror_is_all_that_is_asked(origin_folder: Any, tmp_path
             f'proxy = "http://{at_origin.address}"\n'
             f'[host."http://{mirror}"]\nproxy = "http://{at_mirror.address}"\n',
         )
-        image = stored(tmp_path, hosts, origin)
+        # One connection: where the mirror is slow, further ones would ask for parts of blobs.
+        image = stored(tmp_path, hosts, origin, limits=Limits(connections=1))
         assert image.digest == pushed.digest
         assert not at_origin.asked
         assert kinds(at_mirror) == ["blobs"] * 5 + ["manifests"] * 2  # a HEAD, and a GET
@@ -701,17 +707,19 @@ def test_when_the_mirror_is_killed_within_a_pull_the_registry_gives_the_rest(
     with docker_registry_process(folder, "") as origin, ExitStack() as stack, Proxy() as at_origin:
         remote = f"proxy: {{remoteurl: 'http://{origin}'}}\n"
         mirror = stack.enter_context(docker_registry_process(tmp_path / "mirror", remote))
-        hosts = hosts_folder(
-            tmp_path / "hosts",
-            origin,
-            f'proxy = "http://{at_origin.address}"\n[host."http://{mirror}"]\n',
-        )
+        with Gate(mirror, limit=BIG // 12) as gate:  # no blob is there whole, however late it is killed
+            hosts = hosts_folder(
+                tmp_path / "hosts",
+                origin,
+                f'proxy = "http://{at_origin.address}"\n[host."http://{gate.address}"]\n',
+            )
 
-        def watch(progress: Any) -> None:
-            if progress.phase == "downloading" and progress.received:
-                stack.close()
+            def watch(progress: Any) -> None:
+                if progress.phase == "downloading" and progress.received:
+                    stack.close()
+                    gate.open()
 
-        image = stored(tmp_path, hosts, origin, watch=watch)
+            image = stored(tmp_path, hosts, origin, watch=watch)
         assert image.digest == pushed.digest
         assert kinds(at_origin)
         assert set(kinds(at_origin)) == {"blobs"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -107,10 +108,12 @@ class Servers:
             name: ScriptedServer(self._noted(name, script)) for name, script in scripts.items()
         }
         self.addresses = {name: server.address for name, server in self.image.servers.items()}
-        with ScriptedServer(self.image.serve) as dead:
-            self.addresses["dead"] = dead.address
+        self._dead = socket.socket()  # nobody listens there, nor can
+        self._dead.bind(("127.0.0.1", 0))
+        self.addresses["dead"] = f"127.0.0.1:{self._dead.getsockname()[1]}"
 
     def close(self) -> None:
+        self._dead.close()
         for server in self.image.servers.values():
             server.__exit__()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -169,11 +170,14 @@ def test_a_proxy_with_a_passing_problem_is_asked_again(
 
 
 def test_a_proxy_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Proxy() as proxy:
-        address = proxy.address
-    monkeypatch.setenv("HTTPS_PROXY", f"http://user:{SECRET}@{address}")
-    with pytest.raises(Unavailable, match=f"http://{address} gives no connection to registry.example.com"):
-        resolve(5000)
+    with socket.socket() as held:  # nobody listens there, nor can
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:{SECRET}@{address}")
+        with pytest.raises(
+            Unavailable, match=f"http://{address} gives no connection to registry.example.com"
+        ):
+            resolve(5000)
 
 
 def test_what_is_no_proxy_is_told_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

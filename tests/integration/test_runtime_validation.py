@@ -30,7 +30,12 @@ AT_ONCE = 4
 ATTEMPTS = 3
 REFUSED = "it ends: exit status 1"
 
-pytestmark = [pytest.mark.privileged, pytest.mark.integration, pytest.mark.needs_program("go")]
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.integration,
+    pytest.mark.needs_program("go"),
+    pytest.mark.timeout(1200),  # the first test has all of them run
+]
 
 PROGRAMS = re.findall(
     r"\w+",

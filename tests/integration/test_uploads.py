@@ -43,7 +43,9 @@ from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.credentials import Credential
 from lamella.registry.server import RegistryServer
+from lamella.registry.server.folder import FolderStorage
 from lamella.transfer.stored import FileReader
+from waiting import until
 
 BLOB = random.Random(1).randbytes(5 * 1024 * 1024 + 17)
 DESCRIPTOR = oci.Descriptor(oci.OCI_LAYER_GZIP, digest_of(BLOB), len(BLOB))
@@ -221,9 +223,13 @@ def test_what_breaks_off_goes_on_where_it_stopped(fault: str, source: Source) ->
         FaultyProxy(server.address, stretch=(half, half)) as proxy,
         RegistryClient(QUICK) as client,
     ):
+        assert isinstance(server.storage, FolderStorage)
+        uploads, faults = server.storage.uploads, [fault]
 
         def plan(method: str, *_: Any) -> tuple[str, random.Random]:
-            return (fault if method == "PUT" and not proxy.met else ""), random.Random(1)
+            if method == "GET":  # where it stands: once the registry has taken all that came
+                until(lambda: [upload.path.stat().st_size for upload in uploads.values()] == [half])
+            return (faults.pop() if method == "PUT" and faults else ""), random.Random(1)
 
         proxy.plan = plan  # type: ignore[method-assign]
         assert client.put_blob(at(proxy), DESCRIPTOR, source(BLOB)) == "sent"
@@ -240,6 +246,7 @@ def test_what_is_open_of_a_source_is_closed_before_it_is_opened_again(fault: str
     """By the sender: a source may be a connection, which the garbage collector would close some time later."""
     half = len(BLOB) // 2
     still_open: set[Opened] = set()
+    faults = [fault]
 
     class Noted(Opened):
         def __init__(self, offset: int) -> None:
@@ -258,7 +265,7 @@ def test_what_is_open_of_a_source_is_closed_before_it_is_opened_again(fault: str
     ):
 
         def plan(method: str, *_: Any) -> tuple[str, random.Random]:
-            return (fault if method == "PUT" and not proxy.met else ""), random.Random(1)
+            return (faults.pop() if method == "PUT" and faults else ""), random.Random(1)
 
         proxy.plan = plan  # type: ignore[method-assign]
         gc.disable()
