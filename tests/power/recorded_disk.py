@@ -89,8 +89,8 @@ class RecordedDisk:
     def remount(self, *, repair: bool = False) -> None:
         """Unmount, mend the file system if that is wanted, and mount it again, with nothing of it in memory."""
         unmount(self.folder)
+        wait_until_unused(self._device)
         if repair:
-            wait_until_unused(self._device)
             done = subprocess.run(
                 ["e2fsck", "-fy", self._device], check=False, capture_output=True, text=True
             )

@@ -44,6 +44,11 @@ def hosts(container) -> dict[str, str]:
     return found
 
 
+def heard(container, name) -> str:
+    """Give what a server says that a container asks by its name; it may not listen yet."""
+    return until(lambda: inside(container, "nc", "-w", "20", name, "80", check=False))
+
+
 def addresses(container) -> list[str]:
     lines = inside(container, "ip", "-4", "-o", "addr").splitlines()
     return [line.split()[3] for line in lines if " lo " not in line]
@@ -121,7 +126,7 @@ def test_containers_of_a_network_find_each_other_by_name_and_alias(client, two, 
     app = start(*SLEEP, networks=["one", "two"], name="app")
     alone = start(*SLEEP, network="two", name="alone")
     for name in ("db", "sql", "store", db.short_id):
-        assert inside(app, "nc", "-w", "20", name, "80") == "hello\n"
+        assert heard(app, name) == "hello\n"
     assert hosts(db)["app"] == "10.77.0.3"
     assert hosts(alone)["app"] == "10.78.0.2"
     assert "db" not in hosts(alone)
@@ -131,7 +136,7 @@ def test_containers_of_a_network_find_each_other_by_name_and_alias(client, two, 
     db.stop(0)
     assert {"db", "sql"}.isdisjoint(hosts(app))
     db.start()
-    assert inside(app, "nc", "-w", "20", "db", "80") == "hello\n"
+    assert heard(app, "db") == "hello\n"
     app.remove(force=True)
     assert "web" not in hosts(db)
     assert "web" not in hosts(alone)
@@ -195,7 +200,7 @@ def test_a_running_container_is_plugged_in_and_out(client, two, start):
     two_.connect(box, aliases=["guest"], ip="10.78.0.9", mac_address="02:42:0a:4e:00:09")
     assert addresses(box) == ["10.77.0.2/24", "10.78.0.9/24"]
     assert "02:42:0a:4e:00:09" in inside(box, "ip", "link", "show", "eth1")
-    assert inside(box, "nc", "-w", "20", "db", "80") == "hello\n"
+    assert heard(box, "db") == "hello\n"
     assert hosts(db)["guest"] == "10.78.0.9"
     with pytest.raises(AlreadyExists):
         two_.connect("box")
@@ -227,14 +232,14 @@ def test_one_without_a_network_is_plugged_in_while_it_runs(client, two, start):
     box = start(*SLEEP, name="box", restart_policy="always")
     one.connect(box)
     assert addresses(box) == ["10.77.0.3/24"]
-    assert inside(box, "nc", "-w", "20", "db", "80") == "hello\n"
+    assert heard(box, "db") == "hello\n"
     assert "beyond loopback" not in inside(box, "cat", "/etc/resolv.conf")
     box.restart(0)
     assert addresses(box) == ["10.77.0.3/24"]
     box.stop(0)
     assert leases(client.config, "one") == ["10.77.0.2"]
     box.start()
-    assert inside(box, "nc", "-w", "20", "db", "80") == "hello\n"
+    assert heard(box, "db") == "hello\n"
 
 
 def test_one_that_does_not_run_has_the_network_from_its_next_start_on(client, two, image, start):

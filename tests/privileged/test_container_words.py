@@ -18,7 +18,7 @@ from lamella.errors import (
 )
 from lamella.registry.server import RegistryServer
 from layers import Built, file, tar
-from waiting import until
+from waiting import cut_off, until
 
 pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
@@ -127,7 +127,7 @@ def test_a_time_out_ends_sessions_orphans_and_stopped_processes_of_the_exec_and_
         sleep 1005
     """
     with box.start_exec(["sleep", "1006"]):
-        result = box.exec(["sh", "-c", script], timeout=3)
+        result = cut_off(lambda seconds: box.exec(["sh", "-c", script], timeout=seconds))
         assert (result.timed_out, result.exit_code, result.text) == (True, 137, "ready")
         found = until(lambda: found if len(found := box.top()) <= 2 else None)
         assert [process.command for process in found] == [["sleep", "1000"], ["sleep", "1006"]]
@@ -208,16 +208,19 @@ def test_a_container_can_have_another_snapshotter_than_its_client(client, image)
 
 # Waiting
 
+LATER = 1.0
+"""After so many seconds happens what somebody waits for by then: nobody sees that a wait has begun."""
+
 
 def test_the_next_exit_is_waited_for_also_of_one_that_does_not_run_yet(client, image):
     box = client.containers.create(image, ["sh", "-c", "sleep 0.2; exit 3"], name="next")
     with pytest.raises(DeadlineExceeded, match="did not end"):
         box.wait(0.1, condition="next-exit")
-    starts = threading.Timer(0.2, lambda: client.containers.get("next").start())
+    starts = threading.Timer(LATER, lambda: client.containers.get("next").start())
     starts.start()
     assert box.wait(30, condition="next-exit") == 3
     starts.join()
-    starts = threading.Timer(0.2, lambda: client.containers.get("next").start())
+    starts = threading.Timer(LATER, lambda: client.containers.get("next").start())
     starts.start()
     assert box.wait(30, condition="next-exit") == 3  # not the end that was there before
     starts.join()
@@ -235,7 +238,7 @@ def test_the_next_exit_is_waited_for_also_of_one_that_does_not_run_yet(client, i
 def test_a_removal_is_waited_for(client, image, box):
     with pytest.raises(DeadlineExceeded, match="was not removed"):
         box.wait(0.1, condition="removed")
-    removes = threading.Timer(0.2, lambda: client.containers.get("box").remove(force=True))
+    removes = threading.Timer(LATER, lambda: client.containers.get("box").remove(force=True))
     removes.start()
     assert box.wait(30, condition="removed") == 137
     removes.join()

@@ -26,7 +26,7 @@ from lamella.errors import (
     Unsupported,
 )
 from monitors import monitor_of
-from waiting import settled, until
+from waiting import cut_off, settled, until
 
 pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
@@ -75,9 +75,8 @@ def test_check_raises_with_the_output_in_it(run):
 
 
 def test_a_time_out_kills_the_whole_tree_and_keeps_the_output(client, run):
-    result = run(
-        "/bin/sh", "-c", "echo early; sleep 1000 & sleep 1000", timeout=2
-    )  # longer than a test may take
+    script = "echo early; sleep 1000 & sleep 1000"  # longer than a test may take
+    result = cut_off(lambda seconds: run("/bin/sh", "-c", script, timeout=seconds))
     assert (result.timed_out, result.exit_code, result.stdout) == (True, 137, b"early\n")
     with pytest.raises(DeadlineExceeded):
         run("/bin/sleep", "300", timeout=0.2, check=True)
@@ -579,7 +578,7 @@ def test_gc_takes_the_folders_of_a_container_whose_removal_was_cut_off(client, i
 
 def test_many_runs_leave_no_descriptor_and_no_mount(client, image):
     client.containers.run(image, ["/bin/true"], remove=True)
-    descriptors = set(os.listdir("/proc/self/fd"))
+    descriptors = settled(lambda: set(os.listdir("/proc/self/fd")))  # a registry lets go of its end of a pull
     mounts = Path("/proc/self/mountinfo").read_text()
     for _ in range(30):
         assert client.containers.run(image, ["/bin/true"], remove=True).exit_code == 0
@@ -627,7 +626,8 @@ def test_exec_takes_an_environment_folder_user_and_input_of_its_own(box):
 
 
 def test_exec_time_outs_kill_what_it_started_and_nothing_else(box):
-    result = box.exec(["/bin/sh", "-c", "echo early; sleep 200 & sleep 200"], timeout=2)
+    script = "echo early; sleep 200 & sleep 200"
+    result = cut_off(lambda seconds: box.exec(["/bin/sh", "-c", script], timeout=seconds))
     assert (result.timed_out, result.exit_code, result.stdout) == (True, 137, b"early\n")
     assert box.status == "running"
     left = box.exec(["/bin/sh", "-c", "cat /proc/[0-9]*/cmdline"]).stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import shutil
 import stat
@@ -413,8 +414,9 @@ def test_cve_2026_42306_a_container_that_swaps_paths_gains_nothing(make_box, swa
     box.start()
     before = sorted(str(path) for path in outside.rglob("*"))
     tried = written = 0
-    until = time.monotonic() + 6
-    while time.monotonic() < until:
+    end = time.monotonic() + 6
+    # However slow the machine is: both sides of the race are seen.
+    while time.monotonic() < end or (min(tried, written) <= 5 and time.monotonic() < end + 120):
         tried += 1
         out = tmp_path / f"out{tried}"
         for action in (
@@ -431,7 +433,7 @@ def test_cve_2026_42306_a_container_that_swaps_paths_gains_nothing(make_box, swa
         # What came is the folder, or the symlink itself.
         assert out.is_symlink() or not any(path.name == "secret" for path in out.rglob("*"))
     assert tried > 5
-    assert written > 5  # both sides of the race were seen
+    assert written > 5
 
 
 def test_a_tree_that_changes_all_the_time_can_be_copied_out_and_stays_in_its_folder(
@@ -443,7 +445,10 @@ def test_a_tree_that_changes_all_the_time_can_be_copied_out_and_stays_in_its_fol
     box.copy_in(swapper, "/swap")
     box.start()
     done = []
-    for turn in range(10):
+    end = time.monotonic() + 120
+    for turn in itertools.count():
+        if turn >= 10 and (done or time.monotonic() > end):
+            break
         target = tmp_path / f"copy{turn}"
         try:
             box.copy_out("/race", target)
@@ -522,16 +527,20 @@ def test_the_core_refuses_symlinks_where_it_is_told_to(tmp_path):
 @pytest.mark.parametrize("state", ["running", "stopped"])
 def test_a_copy_that_takes_too_long_is_given_up_and_holds_nothing_up(client, make_box, tmp_path, state):
     box = make_box(state)
-    ready = threading.Event()
 
-    def endless():
+    def endless(ready):
         yield tar_of(("early", b"x"), ("late", bytes(1 << 20)))[: 1 << 16]
         ready.wait(60)  # as a network that gives nothing any more
 
-    with pytest.raises(DeadlineExceeded, match="not complete in time"):
-        box.put_archive("/", endless(), timeout=0.5)
-    ready.set()
-    assert read(box, "/early") == b"x"
+    for seconds in (0.5, 20):  # the second for a machine that has not come to what was early
+        ready = threading.Event()
+        with pytest.raises(DeadlineExceeded, match="not complete in time"):
+            box.put_archive("/", endless(ready), timeout=seconds)
+        ready.set()
+        with suppress(NotFound):
+            early = read(box, "/early")
+            break
+    assert early == b"x"
     reading, writing = os.pipe()
     try:
         with pytest.raises(DeadlineExceeded):
@@ -552,9 +561,9 @@ def test_a_copy_that_takes_too_long_is_given_up_and_holds_nothing_up(client, mak
 
 def test_an_archive_that_is_read_too_slowly_ends_with_an_error(box):
     box.put_archive("/", tar_of(("big", bytes(3 << 20))))
-    pieces, _ = box.get_archive("/big", timeout=2)
+    pieces, _ = box.get_archive("/big", timeout=5)
     next(pieces)
-    time.sleep(2.2)
+    time.sleep(5.2)
     with pytest.raises(DeadlineExceeded):
         b"".join(pieces)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -47,10 +48,10 @@ def _open_files(pid: int) -> list[tuple[str, int]]:
     numbers = [number for number in os.listdir(f"/proc/{pid}/fd") if int(number) > 2]
     files = []
     for number in numbers:
-        fields = dict(
-            line.split(":", 1) for line in Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines()[:2]
-        )
-        files.append((str(Path(f"/proc/{pid}/fd/{number}").readlink()), int(fields["flags"], 8)))
+        with contextlib.suppress(FileNotFoundError):  # it has just been closed
+            lines = Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines()[:2]
+            fields = dict(line.split(":", 1) for line in lines)
+            files.append((str(Path(f"/proc/{pid}/fd/{number}").readlink()), int(fields["flags"], 8)))
     return files
 
 

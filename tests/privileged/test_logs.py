@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -12,6 +13,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import pytest
 import lamella
 from lamella.errors import FailedPrecondition
 from monitors import memory_of, monitor_of
-from waiting import until
+from waiting import settled, until
 
 pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 NIGHTLY = os.environ.get("LAMELLA_NIGHTLY") == "1"
@@ -69,9 +72,15 @@ def test_a_burst_of_lines_is_kept_as_whole_lines(start, tmp_path):
     (tmp_path / "lines").write_text("".join(f"line {number} of many\n" for number in range(30000)))
     box = start("cat /data/lines", volumes=[f"{tmp_path}:/data:ro"])
     assert box.wait(60) == 0
-    pieces = [data for _, data in box.logs()]
-    assert len(pieces) == 30000
-    assert all(data.endswith(b"\n") and data.count(b"\n") == 1 for data in pieces)
+    assert text(box.logs()) == (tmp_path / "lines").read_text()
+    records = [json.loads(line) for line in box.task.log_path.read_text().splitlines()]
+    assert len(records) >= 30000
+    assert all(record["log"].count("\n") <= 1 for record in records)
+    # A line may be in two where its rest kept the monitor waiting for 0.2 s: on a machine with much to do.
+    for before, record in pairwise(records):
+        if not record["log"].endswith("\n"):
+            times = [datetime.fromisoformat(each["time"]) for each in (before, record)]
+            assert (times[1] - times[0]).total_seconds() > 0.15
 
 
 def test_a_prompt_is_seen_before_its_line_ends(start):
@@ -258,7 +267,7 @@ def test_gigabytes_of_output_grow_neither_monitor_nor_reader_nor_disk(client, im
         while box.status == "running":
             try:
                 most = max(most, memory_of(monitor))
-            except (AssertionError, FileNotFoundError):
+            except (AssertionError, OSError):  # it has ended
                 break
             # Five of ten, and one that may be removed while it is looked at.
             assert size_of(box.task.log_folder) <= 61 * MEBIBYTE
@@ -282,7 +291,9 @@ def test_a_container_whose_attached_client_does_not_read_can_be_removed_when_it_
     )
     attached = box.start(attach=True)
     try:
-        time.sleep(0.3)  # the client is behind, and the container stands still
+        # The client is behind, and the container stands still.
+        until(lambda: size_of(box.task.log_folder) >= 256 * 1024)
+        settled(lambda: size_of(box.task.log_folder))
         box.kill()
         assert box.wait(30) == 137
         assert sum(len(data) for _, data in box.logs(follow=True)) >= 256 * 1024

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,11 @@ from monitors import kill_monitor
 from networking import SERVE, ask, inside, leases, pins
 from waiting import until
 
-pytestmark = [pytest.mark.privileged, pytest.mark.needs_program("iptables", "ip", "busybox", "lsns")]
+pytestmark = [pytest.mark.privileged, pytest.mark.needs_program("iptables", "ip", "busybox")]
 
 SLEEP = ("/bin/busybox", "sleep", "1000")
 MAPS = ["0:655360:65536"]
+NS_GET_USERNS = 0xB701  # ioctl_nsfs(2)
 
 
 @pytest.fixture
@@ -34,11 +34,13 @@ def namespace(box, kind):
 
 
 def owner(box):
-    """Give the user namespace that a container's network namespace belongs to, as lsns(8) finds it."""
-    command = ["lsns", "--json", "--output", "NS,ONS", "--type", "net", "--task", str(box.pid)]
-    listed = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    (found,) = listed["namespaces"]
-    return f"user:[{found['ons']}]"
+    """Give the user namespace that a container's network namespace belongs to."""
+    with Path(f"/proc/{box.pid}/ns/net").open() as network:
+        found = fcntl.ioctl(network, NS_GET_USERNS)
+    try:
+        return str(Path(f"/proc/self/fd/{found}").readlink())
+    finally:
+        os.close(found)
 
 
 def addresses(box):
@@ -128,7 +130,8 @@ def test_a_container_in_the_network_of_another_is_in_its_user_namespace(client, 
         namespace(first, kind) for kind in ("net", "user")
     }
     assert namespace(box, "pid") != namespace(first, "pid")
-    assert inside(box, "nc", "-w", "20", "127.0.0.1", "80") == "hello\n"
+    # As soon as it listens.
+    until(lambda: inside(box, "nc", "-w", "20", "127.0.0.1", "80", check=False) == "hello\n")
     inside(box, "ip", "link", "set", "eth0", "mtu", "1300")
     assert inside(box, "sh", "-c", "echo x >/kept/file; stat -c %u /kept/file /etc/hosts").split() == [
         "0",

@@ -259,7 +259,8 @@ def test_a_container_shares_anothers_network_and_files(client, machine, start):
     first = start(*SERVE, name="first", hostname="one", dns=["192.0.2.53"])
     for word in ("first", first.id, first.id[:10]):
         second = start("/bin/busybox", "sleep", "1000", network=f"container:{word}")
-        assert inside(second, "nc", "-w", "20", "127.0.0.1", "80") == "hello\n"
+        # As soon as it listens.
+        until(lambda: inside(second, "nc", "-w", "20", "127.0.0.1", "80", check=False) == "hello\n")  # noqa: B023
         assert inside(second, "cat", "/etc/resolv.conf") == "nameserver 192.0.2.53\n"
         assert "one" in inside(second, "cat", "/etc/hosts")
         assert inside(second, "hostname") == "one\n"
@@ -488,6 +489,11 @@ def pastas(client) -> list[str]:
 # Faults
 
 
+def running(command: str) -> bytes:
+    """Give the processes of a command; one that is killed is among them until it has died."""
+    return subprocess.run(["pgrep", "-f", command], check=False, capture_output=True).stdout
+
+
 def test_plugins_get_what_the_spec_says_and_del_is_given_the_result(client, fake, start):
     fake.network(
         "fake",
@@ -553,7 +559,7 @@ def test_a_hanging_plugin_is_killed_with_what_it_started(client, fake, start, mo
     fake.behave("first", "ADD", "import subprocess; subprocess.run(['sleep', '1234'])")
     with pytest.raises(DeadlineExceeded, match="first did not end"):
         start("/bin/true", network="fake")
-    assert subprocess.run(["pgrep", "-f", "sleep 1234"], capture_output=True, check=False).stdout == b""
+    until(lambda: not running("sleep 1234"))
     assert pins(client.config) == []
 
 
@@ -640,7 +646,7 @@ def test_a_plugin_that_hangs_is_killed_with_all_that_left_its_group(
         client.networks.get("slow").disconnect(box) if command == "DEL" else client.networks.get(
             "slow"
         ).connect(box)
-    assert subprocess.run(["pgrep", "-f", "sleep 1235"], capture_output=True, check=False).stdout == b""
+    until(lambda: not running("sleep 1235"))
     (fake.folder / f"slow.{command}").unlink()
     client.containers.list()
     assert box.inspect()["network"]["networks"].keys() == {"first"}

@@ -96,6 +96,7 @@ def test_a_container_goes_on_without_its_caller(client, image, cleared, end):
         started.wait(30)
     box = client.containers.get("box")
     assert box.status == "running"
+    until(lambda: list(box.logs()) == [("stdout", b"up\n")])
     # Another process finds it, reads what was written before it came, attaches, and hears how it ends.
     read = "print(b''.join(data for _, data in box.logs()).decode(), box.status)"
     assert in_another_process(client, read).split() == ["up", "running"]
@@ -208,7 +209,7 @@ def test_processes_among_the_hosts_are_ended_where_their_monitor_was_killed(clie
     until(lambda: box.status == "unknown")
     assert program.exists()
     box.start()
-    assert not program.exists()  # of a zombie, which init has yet to reap, it leads nowhere
+    until(lambda: not program.exists())  # of a zombie, which init has yet to reap, it leads nowhere
     assert box.status == "running"
 
 

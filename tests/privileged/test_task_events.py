@@ -24,7 +24,7 @@ OF_A_REMOVAL = ["/tasks/delete", "/containers/delete", "/snapshot/remove"]
 
 @pytest.fixture
 def stream(client, image):
-    with client.events(timeout=20) as opened:
+    with client.events(timeout=60) as opened:
         yield opened
 
 
@@ -185,7 +185,9 @@ def test_a_container_outlives_its_caller_and_its_end_is_told_to_whoever_follows(
         [sys.executable, "-c", code, client.config.root, client.config.state, image.name], check=True
     )
     assert topics(until(stream, "/tasks/exit")) == [*OF_A_RUN, "/tasks/exit"]
-    client.containers.get("box").remove()
+    box = client.containers.get("box")
+    box.wait(60)  # which knows of the end a little later
+    box.remove()
 
 
 def test_processes_that_run_containers_at_once_tell_each_life_whole_and_in_order(client, image, stream):

@@ -12,7 +12,7 @@ import pytest
 
 from outcomes import Outcome, count_passed, deselecting, read_outcomes
 
-pytestmark = [pytest.mark.privileged, pytest.mark.needs_root]
+pytestmark = [pytest.mark.privileged, pytest.mark.needs_root, pytest.mark.timeout(900)]
 
 TESTS = (
     "tests/privileged/test_image_mounts.py",
@@ -50,7 +50,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
     )
     assert report.exists(), ran.stdout[-3000:] + ran.stderr[-3000:]

@@ -6,6 +6,7 @@
  *   races look SECONDS  looks into every process that turns up, at once and again and again. Prints "launcher" when it sees that one runs
  *                       the launcher's program, "descriptor PATH" for a file or folder that one has open and that is on no file system
  *                       of the container; "done" at the end
+ *                       Both print "begun" after the first look, and end at SIGTERM, too
  *   races open          prints "open N PATH" for each descriptor beyond the standard ones, "outside" when the working folder is
  *                       not in the container; "done" at the end
  */
@@ -13,6 +14,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -95,10 +97,20 @@ static void look_into(int pid)
 	}
 }
 
+static volatile sig_atomic_t is_over;
+
+static void be_over(int number)
+{
+	(void)number;
+	is_over = 1;
+}
+
 static int every_process(int seconds, void (*act)(int pid))
 {
 	time_t end = time(NULL) + seconds;
-	while (time(NULL) < end) {
+	signal(SIGTERM, be_over);
+	puts("begun");
+	while (!is_over && time(NULL) < end) {
 		DIR *folder = opendir("/proc");
 		struct dirent *entry;
 		while (folder && (entry = readdir(folder))) {
