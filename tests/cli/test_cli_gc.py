@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from lamella.registry.server import RegistryServer
@@ -56,6 +58,6 @@ def test_the_last_collection_is_shown(pulled):
     last = lamella("--json", "gc", "--last").ok().document
     assert last == {**report, "names": []}
     text = lamella("gc", "--last").ok().out
-    assert text.startswith("0 seconds ago: removed ") or text.startswith("1 second ago: removed ")
+    assert re.match(r"\d+ seconds? ago: removed ", text)
     assert "longest transaction" in lamella("-v", "gc", "--last").ok().out
     assert lamella("gc", "--last", "--dry-run").status == 2

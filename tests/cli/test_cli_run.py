@@ -238,10 +238,15 @@ def test_the_third_interrupt_kills_a_container_that_ignores_them(pulled: tuple[P
 
 def test_a_time_out_kills_and_gives_124(pulled: tuple[Program, str]) -> None:
     lamella, reference = pulled
-    done = lamella("run", "--rm", "--timeout", "2s", reference, "sh", "-c", "echo begun; sleep 1000")
-    assert (done.status, done.out) == (124, "begun\n")
-    assert "ran longer than 2 s and was killed" in done.err
-    assert containers(lamella) == []
+    for seconds in (1, 10, 50):
+        words = ("run", "--rm", "--timeout", f"{seconds}s", reference, "sh", "-c", "echo begun; sleep 1000")
+        done = lamella(*words)
+        assert done.status == 124
+        assert f"ran longer than {seconds} s and was killed" in done.err
+        assert containers(lamella) == []
+        if done.out:  # else the machine was too slow for it
+            break
+    assert done.out == "begun\n"
 
 
 def test_the_end_of_the_reader_ends_the_container(pulled: tuple[Program, str]) -> None:

@@ -27,7 +27,7 @@ from lamella.errors import (
     FailedPrecondition,
 )
 from monitors import cgroups, monitor_of
-from waiting import settled, until
+from waiting import cut_off, settled, until
 
 PATIENCE = 30.0 * waiting.PATIENCE
 TERM_IS_TAKEN = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done"
@@ -119,7 +119,8 @@ class ContainerContract:
         assert (caught.value.exit_code, caught.value.stdout) == (3, b"out\n")
 
     def test_a_time_out_ends_the_whole_tree(self, client, run):
-        result = run("/bin/sh", "-c", "echo early; sleep 600 & sleep 600", timeout=2)
+        script = "echo early; sleep 600 & sleep 600"
+        result = cut_off(lambda seconds: run("/bin/sh", "-c", script, timeout=seconds))
         assert (result.timed_out, result.exit_code, result.stdout) == (True, 137, b"early\n")
         assert client.containers.list(all=True) == []
 
@@ -259,7 +260,7 @@ class ContainerContract:
 
     def test_a_time_out_of_an_exec_kills_all_that_it_started_and_nothing_else(self, box):
         script = "sleep 601 & (sleep 602 & sleep 603) & echo early; sleep 604"
-        result = box.exec(["/bin/sh", "-c", script], timeout=2)
+        result = cut_off(lambda seconds: box.exec(["/bin/sh", "-c", script], timeout=seconds))
         assert (result.timed_out, result.exit_code, result.stdout) == (True, 137, b"early\n")
         until(lambda: [process.command for process in box.top()] == [["/bin/sleep", "600"]])
         with pytest.raises(DeadlineExceeded):

@@ -14,7 +14,12 @@ import pytest
 import gvisor
 from outcomes import Outcome, count_passed, deselecting, read_outcomes
 
-pytestmark = [pytest.mark.privileged, pytest.mark.beside, pytest.mark.needs_program(gvisor.PROGRAM)]
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.beside,
+    pytest.mark.needs_program(gvisor.PROGRAM),
+    pytest.mark.timeout(1000),
+]
 
 TESTS = (
     "tests/contract/test_content_store.py",

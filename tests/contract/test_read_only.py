@@ -22,7 +22,6 @@ from layers import Built, file, folder, tar
 pytestmark = [
     pytest.mark.privileged,
     pytest.mark.needs_program("losetup", "mkfs.ext4", "e2fsck"),
-    pytest.mark.timeout(60),
 ]
 Client = lamella.Client
 

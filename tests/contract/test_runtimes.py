@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from container_contract import ContainerContract
+from container_contract import PATIENCE, ContainerContract
 from container_probe import SCRIPT, findings
 
 import lamella
@@ -253,7 +253,7 @@ def test_a_program_that_only_exec_refuses_is_told_by_the_container_itself(script
             ours.start()
         theirs = script(content, runtime="runc")
         theirs.start()
-        assert theirs.wait(30) in (1, 255)
+        assert theirs.wait(PATIENCE) in (1, 255)
         assert b"exec /tool" in b"".join(data for _, data in theirs.logs(follow=True))
         for box in (ours, theirs):
             box.remove()
@@ -320,7 +320,7 @@ def test_what_a_runtime_says_of_a_run_that_cannot_begin_is_not_the_containers(cl
     options = {"runtime": "runc", "restart_policy": "on-failure:2"}
     box = client.containers.create(image, ["/bin/sh", "-c", "echo once; rm /bin/sh; exit 3"], **options)
     box.start()
-    assert box.wait(60) == 127
+    assert box.wait(2 * PATIENCE) == 127
     assert list(box.logs(follow=True)) == [("stdout", b"once\n")]
     assert "/bin/sh" in str(box.inspect()["last_run"]["error"])
     box.remove()
@@ -331,7 +331,7 @@ def test_a_stop_while_a_runtime_is_still_making_the_next_run_ends_that_too(clien
     program, again = tmp_path / "runx", tmp_path / "again"
     program.write_text(
         f"""#!/bin/sh
-case "$*" in *create*) [ -e {tmp_path}/once ] && {{ : > {again}; sleep 3; }}; : > {tmp_path}/once;; esac
+case "$*" in *create*) [ -e {tmp_path}/once ] && {{ : > {again}; sleep {PATIENCE / 6}; }}; : > {tmp_path}/once;; esac
 exec runc "$@"
 """
     )
@@ -341,7 +341,7 @@ exec runc "$@"
     )
     box.start()
     until(again.exists)
-    box.stop(timeout=60)
+    box.stop(timeout=2 * PATIENCE)
     assert (box.status, box.restart_count) == ("stopped", 1)
     box.remove()
 

@@ -11,26 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from inventory import children, descriptors
 from lamella import _core, errors
-
-
-def children() -> str:
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
 
 
 def test_a_request_that_is_no_document_is_answered_with_an_error_and_leaves_no_child() -> None:
     with contextlib.suppress(errors.LamellaError):
         _core.helper_maps()  # the helper of who is not root stays, with the sockets that lead to it
-    open_before, children_before = sorted(os.listdir("/proc/self/fd")), children()
+    open_before, children_before = descriptors(), children()
     reply = json.loads(_core.launch(b"this is no request"))
     assert reply["error"]["kind"] in errors.__all__
     assert reply["error"]["message"]
-    assert children() == children_before
+    assert children() - children_before == set()
     # One more the first time: the sealed copy of the launcher.
-    assert len(os.listdir("/proc/self/fd")) - len(open_before) in (0, 1)
-    now = len(os.listdir("/proc/self/fd"))
+    assert len(descriptors() - open_before) in (0, 1)
+    now = descriptors()
     _core.launch(b"{}")
-    assert len(os.listdir("/proc/self/fd")) == now
+    assert descriptors() - now == set()
 
 
 def test_a_copy_of_the_launcher_that_is_made_ahead_is_the_one_that_is_started() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lamella import locks
 from lamella.disk import make_private_folder, storage_error, translated
 from lamella.errors import Cancelled, LamellaError, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from lamella.locks import FileLock, FolderLock, is_locked
@@ -34,7 +35,10 @@ def test_a_lock_excludes_others_of_the_same_process(tmp_path):
     second.release()
 
 
-def test_who_does_not_wait_is_not_refused_because_somebody_looks_whether_the_lock_is_held(tmp_path):
+def test_who_does_not_wait_is_not_refused_because_somebody_looks_whether_the_lock_is_held(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(locks, "_LOOK_SECONDS", 60.0)  # however late the other one gets a processor
     with lock(tmp_path / "lock"):
         pass
     looks = os.open(tmp_path / "lock", os.O_RDONLY)

@@ -480,14 +480,17 @@ class TestWaiting:
 
     def test_ctrl_c_ends_the_wait(self, db, opened):
         other = opened()
+        interrupted: list[bool] = []
 
         def interrupt(*_: object) -> None:
-            raise KeyboardInterrupt
+            if other._waiting_since and not interrupted:
+                interrupted.append(True)
+                raise KeyboardInterrupt
 
         before = signal.signal(signal.SIGALRM, interrupt)
         try:
             with db.write():
-                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
                 with pytest.raises(KeyboardInterrupt), other.write():
                     pass
         finally:

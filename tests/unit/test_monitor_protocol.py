@@ -160,12 +160,12 @@ def test_a_signal_that_comes_right_before_the_wait_is_noticed(pair, monkeypatch,
 
     def interrupt():
         _thread.interrupt_main()  # which interrupts no system call
-        in_time.append(noticed.wait(10))
+        in_time.append(noticed.wait(60))
         monitor.close()
 
     timer = threading.Timer(0.2, interrupt)
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
+        timer.start()
         wait(Attached(connection))
     noticed.set()
     timer.join()

@@ -48,7 +48,10 @@ def test_a_test_is_in_one_half_and_what_changes_the_machine_in_the_first() -> No
 def test_the_run_tells_of_both_and_fails_with_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], failing: str
 ) -> None:
-    (tmp_path / "conftest.py").write_text((REPOSITORY / "tests/conftest.py").read_text())
+    # What comes and goes on the machine meanwhile is of the run that this one is part of.
+    (tmp_path / "conftest.py").write_text(
+        (REPOSITORY / "tests/conftest.py").read_text() + "\nLeftovers.look = lambda self: {}\n"
+    )
     (tmp_path / "test_it.py").write_text(
         "import pytest\n"
         f"@pytest.mark.privileged\ndef test_one(): assert {failing!r} != 'privileged'\n"
