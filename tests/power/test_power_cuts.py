@@ -134,11 +134,14 @@ def test_containers_can_be_started_or_removed_after_a_power_cut(
     reference = f"{small_image_registry.address}/machine:latest"
     program = [sys.executable, Path(__file__).with_name("containers_after.py")]
     recording = record(tmp_path, "run_containers", [reference, reference])
+    started: set[str] = set()
     for cut in recording.cuts(CUTS, seed=SEED, after="first synced"):
-        with after(cut, tmp_path / "after") as top:
+        with after(cut, tmp_path / "disk" / "fs") as top:  # where it was: their specs name it
             command = [*map(str, program), str(top)]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
             assert done.returncode == 0, f"{cut}: {done.stderr}"
+            started.update(done.stdout.split())
+    assert started
 
 
 def test_each_branch_is_there_or_not_and_the_store_is_in_order_after_a_power_cut(
