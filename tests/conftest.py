@@ -14,13 +14,10 @@ import contextlib
 import functools
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -315,41 +312,12 @@ def _session_services(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(scope="session")
 def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run docker-registry on a free loopback port with a store of its own; give ``127.0.0.1:PORT``."""
-    program = _require_program("docker-registry")
-    folder = tmp_path_factory.mktemp("docker-registry")
-    for _ in range(3):  # another process may take the port between the look and the start
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
-        settings = folder / "config.yml"
-        settings.write_text(
-            "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
-            f"storage: {{filesystem: {{rootdirectory: {folder}/store}}, delete: {{enabled: true}}}}\n"
-            f"http: {{addr: '{address}'}}\n"
-        )
-        with (folder / "log").open("ab") as log:
-            process = subprocess.Popen(
-                [program, "serve", settings], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        try:
-            if _answers(f"http://{address}/v2/", process):
-                yield address
-                return
-        finally:
-            process.terminate()
-            process.wait(60)
-    pytest.fail("docker-registry does not start:\n" + (folder / "log").read_text(errors="replace")[-2000:])
+    from docker_registry import docker_registry_process
 
-
-def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        with (
-            contextlib.suppress(OSError, urllib.error.URLError),
-            urllib.request.urlopen(url, timeout=5) as answer,
-        ):
-            return bool(answer.status == 200)
-        time.sleep(0.05)
-    return False
+    _require_program("docker-registry")
+    deletes = {**os.environ, "REGISTRY_STORAGE_DELETE_ENABLED": "true"}
+    with docker_registry_process(tmp_path_factory.mktemp("docker-registry"), "", env=deletes) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,12 @@ from __future__ import annotations
 import base64
 import datetime
 import json
-import re
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +23,6 @@ import pytest
 
 from lamella import oci
 from lamella.registry.server import Access
-from waiting import until
 
 _ANYTHING = frozenset({"pull", "push", "delete", "*"})
 
@@ -376,37 +373,6 @@ def push_image(
         repository, tag, oci.Manifest(config=config, layers=pushed)
     )
     return descriptor
-
-
-@contextmanager
-def docker_registry_process(
-    folder: Path, settings: str, *, http: str = "", env: Mapping[str, str] | None = None
-) -> Iterator[str]:
-    """Run docker-registry with more ``settings`` (YAML), and of its port, on a free one; give ``127.0.0.1:PORT``.
-
-    It chooses the port itself, and tells it in its log: one that was looked for before could be another's by then.
-    """
-    folder.mkdir(exist_ok=True)
-    file, told = folder / "docker-registry.yml", folder / "docker-registry.log"
-    file.write_text(
-        "version: 0.1\nlog: {level: info, accesslog: {disabled: true}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {folder}/docker-registry}}}}\n"
-        f"http: {{addr: '127.0.0.1:0'{http}}}\n{settings}"
-    )
-    with told.open("wb") as log:
-        command = ["docker-registry", "serve", str(file)]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
-
-    def address() -> str:
-        found = re.search(r"listening on (127\.0\.0\.1:\d+)[,\"]", text := told.read_text())
-        assert found or process.poll() is None, text
-        return found[1] if found else ""
-
-    try:
-        yield until(address)
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def hosts_folder(folder: Path, domain: str, text: str) -> Path:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registries import Asked, Reply, docker_registry_process, hosts_folder, read_all
+from registries import Asked, Reply, hosts_folder, read_all
 from test_registry_auth import internet  # noqa: F401 (a fixture)
 
 import lamella
+from docker_registry import docker_registry_process
 from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import (

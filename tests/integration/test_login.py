@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registries import Reply, ScriptedServer, TokenServer, docker_registry_process, push_image
+from registries import Reply, ScriptedServer, TokenServer, push_image
 
 import machine_image
 import systems
+from docker_registry import docker_registry_process
 from lamella.errors import FailedPrecondition, InvalidArgument, NotFound, Unauthenticated, Unavailable
 from lamella.reference import Reference
 from lamella.registry import helpers

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 from certificates import Authority
-from registries import Issuer, docker_registry_process, hosts_folder
+from registries import Issuer, hosts_folder
 
 import machine_image
 import systems
+from docker_registry import docker_registry_process
 from lamella import Client, Image, oci
 from lamella.registry.config import RegistryConfig
 from lamella.registry.credentials import CredentialStore

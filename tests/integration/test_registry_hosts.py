@@ -27,12 +27,12 @@ from registries import (
     Reply,
     ScriptedServer,
     TokenServer,
-    docker_registry_process,
     hosts_folder,
     push_image,
     read_all,
 )
 
+from docker_registry import docker_registry_process
 from gate import Gate
 from lamella import oci
 from lamella.digest import digest_of

@@ -14,11 +14,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from registries import TokenServer, docker_registry_process, push_image, read_all
+from registries import TokenServer, push_image, read_all
 from serving import Serve
 
 import lamella
 import machine_image
+from docker_registry import docker_registry_process
 from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import Unauthenticated

@@ -19,10 +19,10 @@ from registries import (
     Asked,
     Reply,
     ScriptedServer,
-    docker_registry_process,
     hosts_folder,
 )
 
+from docker_registry import docker_registry_process
 from lamella import oci
 from lamella.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable, Unsupported
 from lamella.reference import Reference

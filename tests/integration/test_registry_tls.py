@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from certificates import Authority, Pair, serving
-from registries import Asked, Reply, ScriptedServer, docker_registry_process, hosts_folder
+from registries import Asked, Reply, ScriptedServer, hosts_folder
 
+from docker_registry import docker_registry_process
 from lamella import oci
 from lamella.errors import InvalidArgument, NotFound, PermissionDenied, Unauthenticated, Unavailable
 from lamella.reference import Reference

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registries import docker_registry_process
 
 import lamella
 import systems
+from docker_registry import docker_registry_process
 from lamella.digest import digest_of
 from lamella.registry.server import RegistryServer, basic_auth, htpasswd
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registries import Issuer, docker_registry_process, read_all
+from registries import Issuer, read_all
 
+from docker_registry import docker_registry_process
 from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import NotFound, PermissionDenied, Unauthenticated
