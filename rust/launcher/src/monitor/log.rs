@@ -85,11 +85,11 @@ impl Log {
             .filter(|length| *length > LONGEST_TEXT - 4)
             .sum::<usize>();
         let (now, later) = data.split_at(whole.min(data.len()));
+        self.write(stream, now); // which may take a while, in which the rest of the line cannot be read
         if !later.is_empty() {
             let due = due.filter(|_| now.is_empty()).unwrap_or_else(|| Instant::now() + PATIENCE);
             self.unfinished[stream as usize] = Unfinished { text: later.to_vec(), due: Some(due) };
         }
-        self.write(stream, now);
     }
 
     /// Record the lines that were waited for long enough.
