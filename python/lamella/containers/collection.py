@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from itertools import islice
@@ -458,14 +457,12 @@ class Containers:
                 raise
             if attached is None:
                 return container
-            began = time.monotonic()
             try:
                 with attached:
                     result = await_result(
                         attached,
                         input=input,
                         timeout=timeout,
-                        began=began,
                         kill=container.kill,
                         container_id=container.id,
                         on_output=on_output,

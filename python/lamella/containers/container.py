@@ -436,7 +436,6 @@ class Container:
                 privileged=privileged,
             ).close()
             return None
-        began = time.monotonic()
         with (
             span("lamella.exec", container=self.id, container_name=self.name, program=_program(arguments)),
             self.start_exec(
@@ -453,7 +452,6 @@ class Container:
                 attached,
                 input=input,
                 timeout=timeout,
-                began=began,
                 kill=lambda: attached.kill(9, all=True),
                 container_id=self.id,
                 on_output=on_output,

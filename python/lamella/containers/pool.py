@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -151,7 +150,6 @@ class Pool:
                     attached,
                     input=input,
                     timeout=timeout,
-                    began=time.monotonic(),
                     kill=container.kill,
                     container_id=container.id,
                 )

@@ -54,13 +54,12 @@ def await_result(
     *,
     input: bytes | None,
     timeout: float | None,
-    began: float,
     kill: Callable[[], None],
     container_id: str,
     on_output: OnOutput | None = None,
 ) -> RunResult:
-    """Feed ``input``, collect the output, and after ``timeout`` seconds from ``began`` call ``kill`` and collect the rest."""
-    timed_out = False
+    """Feed ``input`` to what has just started, and collect its output; after ``timeout`` seconds call ``kill`` first."""
+    began, timed_out = time.monotonic(), False
     try:
         stdout, stderr = attached.communicate(
             input, deadline=None if timeout is None else began + timeout, on_output=on_output
