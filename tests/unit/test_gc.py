@@ -654,7 +654,7 @@ class TestMany:
         finally:
             done.set()
             thread.join()
-        assert len(pauses) >= 2 * 200 / 8  # rows, then files
+        assert len(pauses) >= 200 / 8
         store.check(clean=True)
 
     def test_two_collections_at_once_do_the_work_once(self, store, open_store):
