@@ -19,7 +19,6 @@ from waiting import until
 
 pytestmark = [
     pytest.mark.privileged,
-    pytest.mark.rootless,
     pytest.mark.needs_program("iptables", "ip", "busybox"),
 ]
 SLEEP = ("/bin/busybox", "sleep", "1000")
