@@ -347,6 +347,17 @@ exec runc "$@"
 
 
 @pytest.mark.needs_program("runc")
+def test_the_time_out_of_an_exec_begins_when_its_runtime_has_started_it(client, image, tmp_path):
+    program, patience = tmp_path / "runx", PATIENCE / 10
+    program.write_text(f'#!/bin/sh\ncase "$*" in *exec*) sleep {patience + 1};; esac\nexec runc "$@"\n')
+    program.chmod(0o755)
+    box = client.containers.run(image, ["/bin/sleep", "600"], runtime=str(program), detach=True)
+    result = box.exec(["/bin/sh", "-c", "sleep 0.5; echo done"], timeout=patience)
+    assert (result.timed_out, result.exit_code, result.stdout) == (False, 0, b"done\n")
+    box.remove(force=True)
+
+
+@pytest.mark.needs_program("runc")
 def test_an_ulimit_that_cannot_be_raised_so_far_is_a_warning_or_refused(client, image):
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if (
