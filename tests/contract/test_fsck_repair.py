@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 
 import pytest
 
@@ -15,6 +14,7 @@ from lamella.labels import DISTRIBUTION_SOURCE
 from lamella.registry.server import RegistryServer, basic_auth
 from lamella.transfer.progress import Progress
 from layers import Built, file, folder, tar
+from ports import silent_port
 
 pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
 
@@ -70,15 +70,6 @@ def serve_other_bytes(server, digest):
     flip(server.storage.blob_path(digest))
 
 
-def closed(server):
-    """Close a server; give a socket that keeps its port from everybody but a server in its place, and answers nobody."""
-    server.close()
-    kept = socket.socket()
-    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    kept.bind(("127.0.0.1", int(server.address.rpartition(":")[2])))
-    return kept
-
-
 def only(report, kind):
     (finding,) = [each for each in report.findings if each.kind == kind]
     return finding
@@ -120,25 +111,26 @@ def test_where_the_registry_is_gone_the_image_is_named_and_nothing_else_is_lost(
 ):
     reference, digest = image.name, PARTS[part](image)
     kept = {PARTS[other](image) for other in PARTS if other != part}
-    address = server.address
-    port = closed(server)
-    DAMAGES[damage](blob_file(client, digest))
-    report = client.fsck(repair=True)
-    (finding,) = report.findings
-    assert not finding.mended
-    assert not report.clean
-    assert ("removed its bytes" in finding.action) == (damage != "deleted")
-    assert f"{address}/made: " in finding.action
-    assert f"lamella pull {image.familiar_name}" in finding.action
-    assert not blob_file(client, digest).exists()
-    assert not client.content.exists(digest)
-    client.gc()
-    assert all(client.content.exists(other) for other in kept)
-    assert only(client.fsck(), "missing-blob").name == digest
+    port = int(server.address.rpartition(":")[2])
+    server.close()
+    with silent_port(port) as address:
+        DAMAGES[damage](blob_file(client, digest))
+        report = client.fsck(repair=True)
+        (finding,) = report.findings
+        assert not finding.mended
+        assert not report.clean
+        assert ("removed its bytes" in finding.action) == (damage != "deleted")
+        assert f"{address}/made: " in finding.action
+        assert f"lamella pull {image.familiar_name}" in finding.action
+        assert not blob_file(client, digest).exists()
+        assert not client.content.exists(digest)
+        client.gc()
+        assert all(client.content.exists(other) for other in kept)
+        assert only(client.fsck(), "missing-blob").name == digest
 
-    with port, RegistryServer(port=port.getsockname()[1]) as again:
-        Built(BASE, UPPER).push(again)
-        assert client.fsck(repair=True).clean
+        with RegistryServer(port=port) as again:
+            Built(BASE, UPPER).push(again)
+            assert client.fsck(repair=True).clean
     assert works(client, client.images.get(reference))
 
 

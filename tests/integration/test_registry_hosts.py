@@ -54,6 +54,7 @@ from lamella.registry.limits import Limits
 from lamella.registry.outages import Outages
 from lamella.registry.server import RegistryServer, basic_auth
 from lamella.registry.transport import Transport
+from ports import silent_port
 
 SECRET = "hunter2-very-secret"
 LAYER = bytes(range(256)) * 4096
@@ -161,10 +162,8 @@ EVERYTHING = ["manifests/v1", f"blobs/{CONFIG_DESCRIPTOR.digest}", f"blobs/{LAYE
 
 @pytest.fixture
 def dead() -> Iterator[str]:
-    """Give an address on whose port nobody listens, nor can."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{held.getsockname()[1]}"
+    with silent_port() as address:
+        yield address
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lamella.reference import Reference
 from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.outages import Outages
+from ports import silent_port
 
 pytestmark = pytest.mark.integration
 
@@ -108,12 +109,11 @@ class Servers:
             name: ScriptedServer(self._noted(name, script)) for name, script in scripts.items()
         }
         self.addresses = {name: server.address for name, server in self.image.servers.items()}
-        self._dead = socket.socket()  # nobody listens there, nor can
-        self._dead.bind(("127.0.0.1", 0))
-        self.addresses["dead"] = f"127.0.0.1:{self._dead.getsockname()[1]}"
+        self._held = ExitStack()
+        self.addresses["dead"] = self._held.enter_context(silent_port())
 
     def close(self) -> None:
-        self._dead.close()
+        self._held.close()
         for server in self.image.servers.values():
             server.__exit__()
 

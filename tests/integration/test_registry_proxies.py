@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from lamella.registry import transport
 from lamella.registry.client import RegistryClient
 from lamella.registry.config import RegistryConfig, Timeouts
 from lamella.registry.outages import Outages
+from ports import silent_port
 
 MANIFEST = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
 GOOD = Reply(200, {"Content-Type": oci.OCI_INDEX}, MANIFEST)
@@ -170,9 +170,7 @@ def test_a_proxy_with_a_passing_problem_is_asked_again(
 
 
 def test_a_proxy_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as held:  # nobody listens there, nor can
-        held.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{held.getsockname()[1]}"
+    with silent_port() as address:
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:{SECRET}@{address}")
         with pytest.raises(
             Unavailable, match=f"http://{address} gives no connection to registry.example.com"
