@@ -67,11 +67,15 @@ def network() -> Iterator[Network]:
         made.broken.set()
 
 
+def helped_by(network: Network, share: Share, limits: Limits) -> Ahead:
+    return Ahead(SIZE, network.part, share, limits, leave=nothing)
+
+
 def reader_with_helpers(network: Network, limits: Limits, monkeypatch: Any) -> tuple[Ahead, Share]:
     monkeypatch.setattr(ahead, "WINDOW", 0.0)
     monkeypatch.setattr(ahead, "WORTH", 0.0)
     share = limits.share(nothing)
-    helped = Ahead(SIZE, network.part, share, limits)
+    helped = helped_by(network, share, limits)
     helped.look(0, 1e9, 1)
     until(lambda: network.open)
     return helped, share
@@ -143,7 +147,7 @@ def test_where_no_thread_can_be_had_there_are_no_helpers(
     monkeypatch.setattr(ahead, "WINDOW", 0.0)
     limits = Limits()
     share = limits.share(nothing)
-    helped = Ahead(SIZE, network.part, share, limits)
+    helped = helped_by(network, share, limits)
     helped.look(0, 1e9, 1)
     assert helped.take(0, memoryview(bytearray(10)), nothing) == 0
     assert (helped.gap(0), limits._used) == (SIZE, 1)
@@ -160,7 +164,7 @@ def test_where_no_memory_can_be_had_helpers_end_without_a_word(
     monkeypatch.setattr(ahead, "WINDOW", 0.0)
     limits = Limits()
     share = limits.share(nothing)
-    helped = Ahead(SIZE, network.part, share, limits)
+    helped = helped_by(network, share, limits)
     helped.look(0, 1e9, 1)
     until(lambda: not helped._helpers)
     assert helped.take(0, memoryview(bytearray(10)), nothing) == 0
@@ -185,7 +189,7 @@ def measured(network: Network, monkeypatch: pytest.MonkeyPatch) -> Iterator[tupl
     clock, limits = Clock(), Limits(connections=64)
     monkeypatch.setattr(ahead, "time", clock)
     share = limits.share(nothing)
-    helped = Ahead(SIZE, network.part, share, limits)
+    helped = helped_by(network, share, limits)
 
     def window(waited: float, arrived: float, offset: int = 0) -> int:
         clock.now += ahead.WINDOW

@@ -60,7 +60,7 @@ class Ahead:
         open_part: Callable[[int, int], Stretch],
         share: Share,
         limits: Limits,
-        leave: Callable[[], None] = lambda: None,
+        leave: Callable[[], None],
     ) -> None:
         self._size = size
         self._open_part = open_part
