@@ -20,6 +20,7 @@ import pytest
 
 from lamella import _core
 from lamella.errors import NotFound
+from waiting import until
 
 BUSYBOX = ["/bin/busybox:/bin/busybox:ro"]
 SERVE = ["/bin/busybox", "nc", "-ll", "-p", "80", "-e", "/bin/busybox", "echo", "hello"]
@@ -224,3 +225,8 @@ def ask(host: str, port: int) -> bytes:
 
 def inside(container, *command, check=True):
     return container.exec(["/bin/busybox", *command], check=check).stdout.decode()
+
+
+def heard(container, host="127.0.0.1", port=80):
+    """Give what a server says whom a container asks; it may not listen yet."""
+    return until(lambda: inside(container, "nc", "-w", "20", host, str(port), check=False))

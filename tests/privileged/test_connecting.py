@@ -14,7 +14,7 @@ from lamella.errors import (
     NetworkFailed,
     NotFound,
 )
-from networking import BUSYBOX, SERVE, ask, inside, leases, pins
+from networking import BUSYBOX, SERVE, ask, heard, inside, leases, pins
 from waiting import until
 
 pytestmark = [
@@ -41,11 +41,6 @@ def hosts(container) -> dict[str, str]:
         for name in names:
             found.setdefault(name, address)
     return found
-
-
-def heard(container, name) -> str:
-    """Give what a server says that a container asks by its name; it may not listen yet."""
-    return until(lambda: inside(container, "nc", "-w", "20", name, "80", check=False))
 
 
 def addresses(container) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from lamella.errors import InvalidArgument, Unsupported
 from monitors import kill_monitor
-from networking import SERVE, ask, inside, leases, pins
+from networking import SERVE, ask, heard, inside, leases, pins
 from waiting import until
 
 pytestmark = [pytest.mark.privileged, pytest.mark.needs_program("iptables", "ip", "busybox")]
@@ -75,9 +75,7 @@ def test_a_server_on_a_low_port_is_reached_and_all_is_taken_away(client, cni, st
     address = box.inspect()["network"]["addresses"][0].partition("/")[0]
     assert (ask(address, 80), ask("127.0.0.1", 8080)) == (b"hello\n", b"hello\n")
     for userns in ("auto", "host"):
-        assert inside(
-            start(*SLEEP, network="bridge", userns=userns, name=userns), "nc", "-w", "20", "web", "80"
-        )
+        assert heard(start(*SLEEP, network="bridge", userns=userns, name=userns), "web") == "hello\n"
     for name in ("web", "auto", "host"):
         client.containers.get(name).remove(force=True)
     assert (pins(client.config), leases(client.config, "bridge")) == ([], [])
@@ -130,8 +128,7 @@ def test_a_container_in_the_network_of_another_is_in_its_user_namespace(client, 
         namespace(first, kind) for kind in ("net", "user")
     }
     assert namespace(box, "pid") != namespace(first, "pid")
-    # As soon as it listens.
-    until(lambda: inside(box, "nc", "-w", "20", "127.0.0.1", "80", check=False) == "hello\n")
+    assert heard(box) == "hello\n"
     inside(box, "ip", "link", "set", "eth0", "mtu", "1300")
     assert inside(box, "sh", "-c", "echo x >/kept/file; stat -c %u /kept/file /etc/hosts").split() == [
         "0",

@@ -28,7 +28,7 @@ from lamella.errors import (
     Unavailable,
     Unsupported,
 )
-from networking import BUSYBOX, SERVE, ask, inside, leases, pins
+from networking import BUSYBOX, SERVE, ask, heard, inside, leases, pins
 from probes import NET_RAW, reached
 from waiting import until
 
@@ -57,7 +57,7 @@ def test_two_containers_of_a_bridge_reach_each_other_and_the_host(client, cni, s
     address = server.inspect()["network"]["addresses"][0].partition("/")[0]
     other = start("/bin/busybox", "sleep", "1000", network="bridge")
     assert ask(address, 80) == b"hello\n"
-    assert inside(other, "nc", "-w", "20", address, "80") == "hello\n"
+    assert heard(other, address) == "hello\n"
     assert f"default via {server.inspect()['network']['gateways'][0]}" in inside(other, "ip", "route")
     assert server.inspect()["network"]["mac_address"] in inside(server, "ip", "link", "show", "eth0")
 
@@ -77,7 +77,7 @@ def test_a_published_port_is_reached_over_loopback_and_the_machines_address(clie
     assert server.ports == {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}
     assert (ask("127.0.0.1", 8080), ask("192.0.2.2", 8080)) == (b"hello\n", b"hello\n")
     other = start("/bin/busybox", "sleep", "1000", network="bridge")
-    assert inside(other, "nc", "-w", "20", "192.0.2.2", "8080") == "hello\n"
+    assert heard(other, "192.0.2.2", 8080) == "hello\n"
 
 
 def test_a_port_that_is_left_open_is_chosen_and_told(client, cni, start):
@@ -259,8 +259,7 @@ def test_a_container_shares_anothers_network_and_files(client, machine, start):
     first = start(*SERVE, name="first", hostname="one", dns=["192.0.2.53"])
     for word in ("first", first.id, first.id[:10]):
         second = start("/bin/busybox", "sleep", "1000", network=f"container:{word}")
-        # As soon as it listens.
-        until(lambda: inside(second, "nc", "-w", "20", "127.0.0.1", "80", check=False) == "hello\n")  # noqa: B023
+        assert heard(second) == "hello\n"
         assert inside(second, "cat", "/etc/resolv.conf") == "nameserver 192.0.2.53\n"
         assert "one" in inside(second, "cat", "/etc/hosts")
         assert inside(second, "hostname") == "one\n"
