@@ -10,6 +10,9 @@ import pytest
 
 from lamella.registry import ahead
 
+ONE_CONNECTION = 'from lamella.registry import ahead; ahead.WINDOW = float("inf")'
+"""What makes a program of its own do what the fixture does for this process."""
+
 
 @pytest.fixture
 def one_connection(monkeypatch: pytest.MonkeyPatch) -> None:

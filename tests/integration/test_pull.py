@@ -13,7 +13,7 @@ import time
 import pytest
 
 import lamella
-from gate import Gate, one_connection  # noqa: F401
+from gate import ONE_CONNECTION, Gate, one_connection  # noqa: F401
 from lamella import oci
 from lamella.digest import digest_of
 from lamella.errors import (
@@ -474,8 +474,7 @@ def test_ctrl_c_stops_a_pull_and_the_next_one_resumes(client, server, unpack):
         reference = f"{gate.address}/made:latest"
         code = f"""
             import lamella
-            from lamella.registry import ahead
-            ahead.WINDOW = float("inf")  # see one_connection
+            {ONE_CONNECTION}
             with lamella.Client({str(client.config.root)!r}, {str(client.config.state)!r}) as client:
                 client.images.pull(
                     {reference!r}, unpack={unpack}, progress=lambda event: print(event.received, flush=True)

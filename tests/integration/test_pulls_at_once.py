@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 import lamella
-from gate import Gate
+from gate import ONE_CONNECTION, Gate
 from layers import Built, file, folder, hardlink, tar
 
 pytestmark = [pytest.mark.integration, pytest.mark.privileged]
@@ -37,10 +37,9 @@ def noise(name, size=SIZE):
 class Puller:
     """A process that pulls an image and prints each report of a layer."""
 
-    CODE = """
+    CODE = f"""
         import sys, lamella
-        from lamella.registry import ahead
-        ahead.WINDOW = float("inf")  # a blob comes on one connection, however slow: further ones are other requests
+        {ONE_CONNECTION}
         root, state, namespace, reference, *options = sys.argv[1:]
         def show(event):
             if event.digest:

@@ -19,7 +19,7 @@ from registries import RawServer, read_head
 
 import lamella
 from archives import Pipe, docker_of, tar_of
-from gate import Gate, one_connection  # noqa: F401
+from gate import ONE_CONNECTION, Gate, one_connection  # noqa: F401
 from lamella import oci
 from lamella.errors import Cancelled, InvalidArgument, NotFound
 from lamella.registry.server import RegistryServer
@@ -335,8 +335,7 @@ def test_ctrl_c_in_the_loop_cancels_it(client: lamella.Client, gated: tuple[Gate
     gate, reference = gated
     code = f"""
         import lamella
-        from lamella.registry import ahead
-        ahead.WINDOW = float("inf")  # see one_connection
+        {ONE_CONNECTION}
         with lamella.Client({str(client.config.root)!r}, {str(client.config.state)!r}) as client:
             try:
                 for progress in lamella.Transfer(client.images.pull, {reference!r}):

@@ -27,7 +27,7 @@ OPTIONS = [
 
 
 class Stub:
-    """One service as grpcio calls it: ``stub.Get(request, namespace="default", lease=None, timeout=30)``."""
+    """One service as grpcio calls it: ``stub.Get(request, namespace="default", lease=None, timeout=30)``; ``later``: a future."""
 
     def __init__(self, channel: grpc.Channel, service: Any, namespace: str | None) -> None:
         self._channel, self._service, self._namespace = channel, service, namespace
@@ -42,11 +42,16 @@ class Stub:
         )
 
         def call(
-            request: Any, *, namespace: str | None = None, lease: str | None = None, timeout: float = TIMEOUT
+            request: Any,
+            *,
+            namespace: str | None = None,
+            lease: str | None = None,
+            timeout: float = TIMEOUT,
+            later: bool = False,
         ) -> Any:
             headers = {"containerd-namespace": namespace or self._namespace, "containerd-lease": lease}
             metadata = [(key, value) for key, value in headers.items() if value]
-            return invoke(request, metadata=metadata, timeout=timeout)
+            return (invoke.future if later else invoke)(request, metadata=metadata, timeout=timeout)
 
         return call
 

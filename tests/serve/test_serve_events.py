@@ -139,10 +139,8 @@ def test_refusals_are_those_of_containerd(events) -> None:
 def test_a_subscriber_that_goes_leaves_nothing_behind(served, events) -> None:
     before = set(threading.enumerate())  # another server's may be on its way out
     followers = [Follower(events) for _ in range(3)]
-    made = [thread for thread in threading.enumerate() if thread.name == "serve-events"]
-    made = [thread for thread in made if thread not in before]
-    assert len(made) == 1
+    (made,) = (thread for thread in set(threading.enumerate()) - before if thread.name == "serve-events")
     for follower in followers:
         follower.stream.cancel()
-    made[0].join(60)
-    assert not made[0].is_alive()
+    made.join(60)
+    assert not made.is_alive()

@@ -925,10 +925,8 @@ def test_a_pull_ends_when_its_client_goes(served: Any, registry: RegistryServer)
         return None
 
     registry.auth = guard
-    call = served.channel.unary_unary("/containerd.services.transfer.v1.Transfer/Transfer").future(
-        request_of(remote(reference), store(reference, HERE)).SerializeToString(),
-        metadata=[("containerd-namespace", "default")],
-    )
+    request = request_of(remote(reference), store(reference, HERE))
+    call = served.stub(transfer_pb2, "Transfer").Transfer(request, timeout=120, later=True)
     assert asked.wait(60)
     call.cancel()
     until(lambda: "CANCELLED" in ended(served))
