@@ -215,6 +215,12 @@ def test_a_file_that_is_shorter_than_its_blob_is_data_loss(
     assert registry.blobs == {}
 
 
+def once(fault: str) -> Callable[..., tuple[str, random.Random]]:
+    """Give the plan of a proxy that breaks the first PUT, and nothing else."""
+    faults = [fault]
+    return lambda method, *_: ((faults.pop() if method == "PUT" and faults else ""), random.Random(1))
+
+
 @pytest.mark.parametrize("fault", ["cut", "truncated"])
 def test_what_breaks_off_goes_on_where_it_stopped(fault: str, source: Source) -> None:
     half = len(BLOB) // 2
@@ -224,12 +230,12 @@ def test_what_breaks_off_goes_on_where_it_stopped(fault: str, source: Source) ->
         RegistryClient(QUICK) as client,
     ):
         assert isinstance(server.storage, FolderStorage)
-        uploads, faults = server.storage.uploads, [fault]
+        uploads, breaks = server.storage.uploads, once(fault)
 
         def plan(method: str, *_: Any) -> tuple[str, random.Random]:
             if method == "GET":  # where it stands: once the registry has taken all that came
                 until(lambda: [upload.path.stat().st_size for upload in uploads.values()] == [half])
-            return (faults.pop() if method == "PUT" and faults else ""), random.Random(1)
+            return breaks(method)
 
         proxy.plan = plan  # type: ignore[method-assign]
         assert client.put_blob(at(proxy), DESCRIPTOR, source(BLOB)) == "sent"
@@ -246,7 +252,6 @@ def test_what_is_open_of_a_source_is_closed_before_it_is_opened_again(fault: str
     """By the sender: a source may be a connection, which the garbage collector would close some time later."""
     half = len(BLOB) // 2
     still_open: set[Opened] = set()
-    faults = [fault]
 
     class Noted(Opened):
         def __init__(self, offset: int) -> None:
@@ -263,11 +268,7 @@ def test_what_is_open_of_a_source_is_closed_before_it_is_opened_again(fault: str
         FaultyProxy(server.address, stretch=(half, half)) as proxy,
         RegistryClient(impatient) as client,
     ):
-
-        def plan(method: str, *_: Any) -> tuple[str, random.Random]:
-            return (faults.pop() if method == "PUT" and faults else ""), random.Random(1)
-
-        proxy.plan = plan  # type: ignore[method-assign]
+        proxy.plan = once(fault)  # type: ignore[method-assign]
         gc.disable()
         try:
             assert client.put_blob(at(proxy), DESCRIPTOR, Noted) == "sent"
@@ -283,11 +284,7 @@ def test_an_answer_that_is_lost_is_looked_up() -> None:
         FaultyProxy(server.address) as proxy,
         RegistryClient(QUICK) as client,
     ):
-
-        def plan(method: str, *_: Any) -> tuple[str, random.Random]:
-            return ("lost" if method == "PUT" else ""), random.Random(1)
-
-        proxy.plan = plan  # type: ignore[method-assign]
+        proxy.plan = once("lost")  # type: ignore[method-assign]
         assert client.put_blob(at(proxy), DESCRIPTOR, blob) == "sent"
         assert [asked.method for asked in server.requests] == ["POST", "PUT", "HEAD"]
 
