@@ -156,6 +156,7 @@ impl UserNamespace {
         let mut stack = vec![0u128; STACK / size_of::<u128>()];
         let network = if network { libc::CLONE_NEWNET } else { 0 };
         let flags = libc::CLONE_NEWUSER | network | libc::CLONE_VM | libc::CLONE_PIDFD;
+        let parent = ptr::without_provenance_mut(std::process::id() as usize); // told by value: the child may outlive this call
         let mut child: RawFd = -1;
         let pid = {
             // A handler of this process that ran in the child would work on this process's memory.
@@ -164,7 +165,7 @@ impl UserNamespace {
             // SAFETY: the child runs `sleep_until_killed` on `stack`, which lives until the child is gone (see drop) and is
             // used by nobody else. That function touches no other memory, no lock and no thread-local value, and does not
             // return. The last argument is where the call stores a descriptor.
-            unsafe { libc::clone(sleep_until_killed, top, flags, ptr::null_mut(), &raw mut child) }
+            unsafe { libc::clone(sleep_until_killed, top, flags, parent, &raw mut child) }
         };
         if pid < 0 {
             return Err(last_errno());
@@ -203,14 +204,19 @@ impl Drop for UserNamespace {
 }
 
 /// What the child of a [`UserNamespace`] does. System calls that succeed leave `errno` alone, which is its parent's.
-extern "C" fn sleep_until_killed(_: *mut libc::c_void) -> libc::c_int {
-    // Should its parent die before the first call, it ends nevertheless.
+extern "C" fn sleep_until_killed(parent: *mut libc::c_void) -> libc::c_int {
     let limit = libc::timespec { tv_sec: 60, tv_nsec: 0 };
     let none = ptr::null_mut::<libc::c_void>();
     // SAFETY: numbers only.
     unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
-    // SAFETY: numbers, null pointers, and a time that the call only reads and that lives until it returns.
-    unsafe { libc::syscall(libc::SYS_ppoll, none, 0, &raw const limit, none, 0) };
+    // SAFETY: no arguments.
+    let now = unsafe { libc::syscall(libc::SYS_getppid) };
+    // A parent that died before the first call is another one now; one outside of the child's PID namespace is always 0, and the
+    // child ends with the time then.
+    if now == 0 || now == parent.addr() as libc::c_long {
+        // SAFETY: numbers, null pointers, and a time that the call only reads and that lives until it returns.
+        unsafe { libc::syscall(libc::SYS_ppoll, none, 0, &raw const limit, none, 0) };
+    }
     // SAFETY: a number only. It ends this process alone, which is no thread of its parent.
     unsafe { libc::syscall(libc::SYS_exit_group, 0) };
     0
@@ -577,5 +583,47 @@ impl OtherPieces {
         let start = unsafe { self.memory.start.add(start) };
         // SAFETY: as above. The other process writes there when this one has given the piece back, and so looks at it no more.
         Some(unsafe { std::slice::from_raw_parts(start.as_ptr(), count) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    use super::*;
+
+    /// Keep this process on one processor, where nothing that it starts runs before it pauses or ends.
+    fn go_first() {
+        let mut processors = rustix::thread::CpuSet::new();
+        processors.set(0);
+        rustix::thread::sched_setaffinity(None, &processors).expect("there is a first processor");
+        let priority = libc::sched_param { sched_priority: 1 };
+        // SAFETY: the call reads a struct that lives until it returns.
+        check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) }).expect("root may");
+    }
+
+    #[test]
+    fn who_keeps_a_user_namespace_ends_with_a_parent_that_died_before_it_could_ask_for_that() {
+        if !rustix::process::geteuid().is_root() {
+            return; // nobody else may go first
+        }
+        // Who is to end has a copy of the one end, too.
+        let (ends, held) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
+        // SAFETY: the child uses nothing that another thread may have been at, but the allocator, which fork(2) leaves in order.
+        let parent = unsafe { libc::fork() };
+        if parent == 0 {
+            go_first();
+            let made = UserNamespace::new(false).map(std::mem::forget);
+            // SAFETY: a number only.
+            unsafe { libc::_exit(made.is_err().into()) };
+        }
+        drop(held);
+        let mut status = -1;
+        // SAFETY: the call writes to an integer that lives until it returns.
+        unsafe { libc::waitpid(parent, &raw mut status, 0) };
+        assert_eq!(status, 0);
+        let patience = Timespec { tv_sec: 20, tv_nsec: 0 };
+        assert_eq!(poll(&mut [PollFd::new(&ends, PollFlags::IN)], Some(&patience)), Ok(1), "it goes on");
     }
 }
