@@ -224,7 +224,14 @@ pub fn run(process: &process::Plan, channel: &Channel, wait: &Wait, hooks: Optio
             hooks.before_program()?;
         }
         // A filter may forbid it already; then it is seen from whether the process lives.
-        let _ = starting.get().unwrap_or(channel).send(&Message::Running);
+        let other_side = starting.get().unwrap_or(channel);
+        if let Err(failure) = other_side.send(&Message::Running)
+            && !process.outlives_parent
+            && other_side.is_over()
+        {
+            // The monitor died before its death was asked for again (process::Plan::prepare).
+            return Err(failure);
+        }
         Ok(program)
     };
     let failure = process.apply(channel.as_fd(), &mut warn, &mut before_exec);
@@ -247,5 +254,37 @@ fn expect(channel: &Channel, wanted: impl Fn(&Message) -> bool) -> Result<Messag
         Some(_) => Err(Failure::new(Kind::Internal, "the monitor spoke out of turn")),
         // The monitor is gone: nobody listens, and nothing may run without it.
         None => sys::exit_now(1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::Forked;
+
+    /// Run a process that ends well, in a child of this one; give its exit status.
+    fn run_true(channel: &Channel) -> Option<i32> {
+        let process = r#"{"cwd": "/", "args": ["/bin/true"], "user": {"uid": 0, "gid": 0}}"#;
+        let process = serde_json::from_str(process).expect("a process of the spec");
+        let plan = process::Plan::new(&process, None, None).expect("checked");
+        match sys::fork().expect("started") {
+            Forked::Child => run(&plan, channel, &Wait::Nothing, None),
+            Forked::Parent(pid) => {
+                let pid = rustix::process::Pid::from_raw(pid);
+                let ended = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()).expect("a child");
+                ended.and_then(|(_, status)| status.exit_status())
+            }
+        }
+    }
+
+    #[test]
+    fn no_program_runs_whose_monitor_died_while_the_identity_changed() {
+        if !rustix::process::geteuid().is_root() {
+            return; // nobody else may become a user
+        }
+        let (monitor, first) = Channel::pair().expect("made");
+        assert_eq!(run_true(&first), Some(0));
+        drop(monitor);
+        assert_eq!(run_true(&first), Some(1));
     }
 }
