@@ -46,7 +46,10 @@ help: ## Say what there is (the default)
 demo: build ## Build a small image, serve, pull, snapshot and run it; delete it again
 	@$(BIN)/python examples/demo.py $(REF)
 
+# What tests choose at random follows from the commit: who runs them again, or elsewhere, has the same choices.
 .PHONY: test
+test: export LAMELLA_SEED ?= $(shell seed=$$(git -c safe.directory='*' rev-parse HEAD 2>/dev/null) && echo $$((0x$${seed::8})))
+test: export PROPTEST_RNG_SEED ?= $(LAMELLA_SEED)
 test: build ## Run everything that can run here (cargo test, then pytest)
 	cargo test --workspace --locked
 	$(BIN)/python tools/run_tests.py $(PYTEST_ARGS)

@@ -10,8 +10,8 @@ Locks and syncs are none: they end with the process, or change nothing while the
     outcome = run(operation)               # in a forked child: how many steps it takes
     outcome = run(operation, kill_at=17)   # that the 17th never happens
 
-Every run of the tests takes other steps: LAMELLA_SEED repeats a choice, LAMELLA_NIGHTLY=1 takes them all. Else the writes that
-follow each other into one file are one step: half of all are pages of SQLite's log.
+The seed chooses steps (chance.py), LAMELLA_NIGHTLY=1 takes them all. Else the writes that follow each other into one file are one
+step: half of all are pages of SQLite's log.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ import socket
 import struct
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -37,8 +36,8 @@ from typing import Literal, NamedTuple
 
 import pytest
 
-NIGHTLY = os.environ.get("LAMELLA_NIGHTLY") == "1"
-SEED = int(os.environ.get("LAMELLA_SEED") or time.time_ns() % 1_000_000)
+from chance import NIGHTLY, SEED
+
 JOIN_SECONDS = 30
 patience = pytest.mark.timeout(3600 if NIGHTLY else 300)
 """For tests that take all steps in the nightly form."""

@@ -20,7 +20,8 @@ APART = ["setpriv", "--pdeathsig", "TERM", "unshare", "--mount"]
 
 def main(arguments: list[str]) -> int:
     """Run pytest, once or twice; give the exit status of the worse run."""
-    pytest = [sys.executable, "-m", "pytest", *arguments]
+    seed = [f"--hypothesis-seed={os.environ['LAMELLA_SEED']}"] if os.environ.get("LAMELLA_SEED") else []
+    pytest = [sys.executable, "-m", "pytest", *seed, *arguments]
     if arguments or not _can_be_halved():
         os.execv(sys.executable, pytest)
     sys.stdout.flush()

@@ -1,12 +1,10 @@
 """The real image through a proxy that breaks connections: a pull ends right or in one clear error, and keeps no wrong byte.
 
-``LAMELLA_NIGHTLY=1`` takes more seeds, ``LAMELLA_SEED=N`` one of its own.
+``LAMELLA_NIGHTLY=1`` takes more seeds.
 """
 
 from __future__ import annotations
 
-import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from chance import seeds
 from faulty_proxy import HONEST, LYING, WITHIN, FaultyProxy
 from lamella.digest import digest_of
 from lamella.registry import ahead
@@ -24,8 +23,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.real_image, pytest.mark.privi
 
 OFTEN = HONEST + ("truncated", "cut") * 4
 """Silence and drips cost time until they are noticed."""
-NIGHTLY = bool(os.environ.get("LAMELLA_NIGHTLY"))
-CHOSEN = os.environ.get("LAMELLA_SEED")
 PULL = """
 import sys, lamella
 from lamella.registry import ahead
@@ -40,14 +37,6 @@ with lamella.Client(root, state, registry=settings) as client:
         print(f"{error.kind}: {error}", file=sys.stderr)
         sys.exit(1)
 """
-
-
-def seeds(*usual: int, nightly: int) -> list[int]:
-    if CHOSEN:
-        return [int(CHOSEN)]
-    if NIGHTLY:
-        return [random.randrange(1 << 32) for _ in range(nightly)]
-    return list(usual)
 
 
 def tried_often(**changes: Any) -> RegistryConfig:
@@ -99,7 +88,7 @@ def test_a_pull_through_hundreds_of_faults_ends_right(
         assert_runs(client, image)
 
 
-@pytest.mark.parametrize("seed", seeds(1, 4, nightly=12))
+@pytest.mark.parametrize("seed", seeds(2, nightly=12))
 def test_pulls_through_lies_too_end_right_or_in_one_error_and_take_up_what_was_whole(
     seed: int, real_image_ref: str, pulled: Any, tmp_path: Path
 ) -> None:

@@ -21,16 +21,16 @@ import pytest
 
 import systems
 import unpackers
+from chance import seeds
 from histories import Tree, history, set_attributes, write_tree
 from layers import Built
-from steps import NIGHTLY, SEED, patience
+from steps import patience
 from tree import differences, read_tree
 from unpackers import Allowance, Found, Layout
 from writers import WRITERS
 
 pytestmark = [pytest.mark.privileged, pytest.mark.integration, patience]
 
-COUNT = 1000 if NIGHTLY else 24
 OLD_SPARSE = ("gnu-tar-gnu", "gnu-tar-oldgnu")
 """Neither umoci nor containerd knows their type 'S'."""
 
@@ -92,7 +92,7 @@ def make(seed: int, folder: Path) -> Case:
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
     folder = tmp_path_factory.mktemp("histories")
-    return [make(seed, folder) for seed in range(SEED, SEED + COUNT)]
+    return [make(seed, folder) for seed in seeds(24, nightly=1000)]
 
 
 @pytest.fixture(scope="module")

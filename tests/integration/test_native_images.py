@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import lamella
+from chance import SEED
 from crashes import image as runnable
 from lamella.digest import digest_of
 from layers import Built, file, folder, hardlink, opaque, symlink, tar, whiteout
-from steps import SEED
 from tree import differences, read_tree
 
 pytestmark = [pytest.mark.integration, pytest.mark.privileged]

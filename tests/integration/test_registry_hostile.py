@@ -26,6 +26,7 @@ import requests
 from registries import push_image
 from serving import BLOB, DIGEST, Serve, asking, start
 
+from chance import NIGHTLY, SEED
 from lamella.errors import InvalidArgument, NotFound
 from lamella.registry.server import Access, RegistryServer, htpasswd, http
 from waiting import until
@@ -253,12 +254,11 @@ def spoilt(request: bytes, choose: random.Random) -> bytes:
 
 
 def test_whatever_is_sent_is_answered_or_refused_and_no_defect(serve: Serve) -> None:
-    seed = int(os.environ.get("LAMELLA_SEED") or time.time_ns() % 1_000_000)
-    print(f"LAMELLA_SEED={seed}")
-    choose = random.Random(seed)
+    print(f"LAMELLA_SEED={SEED}")
+    choose = random.Random(SEED)
     with serve() as server:
         server.push_blob("a", BLOB)
-        for _ in range(10_000 if os.environ.get("LAMELLA_NIGHTLY") else 2000):
+        for _ in range(10_000 if NIGHTLY else 2000):
             request = b"".join(spoilt(choose.choice(SOUND), choose) for _ in range(choose.randint(1, 3)))
             with connect(server) as connection:
                 with suppress(OSError):

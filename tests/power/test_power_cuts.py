@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from chance import NIGHTLY
+
 if find_library("fuse3") is None or not Path("/dev/fuse").exists():
     pytest.skip("needs FUSE and libfuse3 (Debian: libfuse3-3)", allow_module_level=True)
 
@@ -28,7 +30,6 @@ from lamella.metadata import schema
 from lamella.registry.server import RegistryServer
 from layers import Built, file, folder, hardlink, opaque, symlink, tar, whiteout
 
-NIGHTLY = os.environ.get("LAMELLA_NIGHTLY") == "1"
 CUTS = 300 if NIGHTLY else 8
 SEED = int(os.environ.get("LAMELLA_POWER_SEED", "1"))
 pytestmark = [

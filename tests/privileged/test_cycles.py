@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from chance import NIGHTLY
 from inventory import settled
 from lamella import Client
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.privileged, pytest.mark.timeout(3600)]
 
-CYCLES = 10_000 if os.environ.get("LAMELLA_NIGHTLY") == "1" else 250
+CYCLES = 10_000 if NIGHTLY else 250
 THREADS = 4
 ROUNDS = 3
 """So often at most: an allocator may take much at a time, once; what leaks grows each time."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from launcher_box import Box
+
+from chance import SEED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,9 +84,8 @@ def wrong(document: dict[str, Any], chance: random.Random) -> Iterator[Any]:
 
 
 def test_nothing_is_made_for_a_document_that_is_refused(box: Box, tmp_path: Path) -> None:
-    seed = int(os.environ.get("LAMELLA_SEED") or random.randrange(2**32))
-    print(f"LAMELLA_SEED={seed}")
-    chance = random.Random(seed)
+    print(f"LAMELLA_SEED={SEED}")
+    chance = random.Random(SEED)
     box.linux["seccomp"]["syscalls"] = box.linux["seccomp"]["syscalls"][-4:]
     box.spec["mounts"] = box.spec["mounts"][:3]
     box.linux["resources"] = {"memory": {"limit": 1 << 26}, "unified": {}}

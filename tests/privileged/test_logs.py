@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 
 import lamella
+from chance import NIGHTLY
 from lamella.errors import FailedPrecondition
 from monitors import memory_of, monitor_of
 from waiting import settled, until
 
 pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
-NIGHTLY = os.environ.get("LAMELLA_NIGHTLY") == "1"
 MEBIBYTE = 1 << 20
 
 

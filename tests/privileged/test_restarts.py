@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 import lamella
+from chance import NIGHTLY
 from lamella.errors import CommandNotFound, FailedPrecondition, InvalidArgument, LamellaError
 from monitors import cgroups, memory_of, monitor_of
 from waiting import until
 
 pytestmark = [pytest.mark.privileged, pytest.mark.rootless]
-NIGHTLY = os.environ.get("LAMELLA_NIGHTLY") == "1"
 
 
 @pytest.fixture

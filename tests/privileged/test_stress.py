@@ -20,10 +20,10 @@ import msgspec
 import pytest
 from stress import Report, Settings
 
+from chance import NIGHTLY, SEED
 from crashes import nothing_is_left, open_client, quiet, remove_all
 from lamella.gc import collect
 from layers import Built, file, folder, hardlink, program, tar, whiteout
-from steps import NIGHTLY, SEED
 
 pytestmark = [pytest.mark.privileged, pytest.mark.timeout(1200)]
 HERE = Path(__file__).parent

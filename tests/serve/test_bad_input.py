@@ -23,11 +23,12 @@ import pytest
 from bad_input import Case, Peer
 from spoiling import ESCAPED
 
+from chance import NIGHTLY
 from waiting import until
 
 RECORDED = Path(__file__).with_name("bad_input.txt")
 UPDATES = os.environ.get("LAMELLA_UPDATE_GOLDEN") == "1"
-RECORDS = UPDATES or os.environ.get("LAMELLA_NIGHTLY") == "1"
+RECORDS = UPDATES or NIGHTLY
 """Whether containerd is asked again."""
 VERSION = "containerd.services.version.v1.Version.Version"
 SERVICES = sorted({name.rpartition(".")[0] for name in bad_input.rpcs()})

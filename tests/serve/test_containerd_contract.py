@@ -5,7 +5,6 @@ Each of its tests is one here; what it prints stands in the failure.
 
 from __future__ import annotations
 
-import os
 import re
 import resource
 import subprocess
@@ -17,6 +16,7 @@ from daemons import Daemon
 
 import containerd_contract
 import machine_image
+from chance import NIGHTLY
 from lamella.registry.server import RegistryServer
 
 NAMES = [
@@ -31,7 +31,7 @@ INTENDED: dict[str, dict[str, str]] = {
     "containerd": {},
 }
 """Parts of tests that a server is not to pass, each with the reason, as ``-test.skip`` takes them."""
-LOAD_SECONDS = 60 if os.environ.get("LAMELLA_NIGHTLY") == "1" else 10
+LOAD_SECONDS = 60 if NIGHTLY else 10
 TIMEOUT = 300.0
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.beside]

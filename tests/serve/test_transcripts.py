@@ -20,12 +20,13 @@ import transcripts
 from daemons import Daemon
 
 import layers
+from chance import NIGHTLY
 from lamella import oci
 from lamella.digest import digest_of
 from lamella.platforms import own_platform
 
 HERE = Path(__file__).resolve().parent
-RECORDS = os.environ.get("LAMELLA_UPDATE_GOLDEN") == "1" or os.environ.get("LAMELLA_NIGHTLY") == "1"
+RECORDS = os.environ.get("LAMELLA_UPDATE_GOLDEN") == "1" or NIGHTLY
 """Whether containerd is asked again: what it prints does not change from day to day."""
 INTENDED: dict[str, str] = {
     "ctr images pull --plain-http --platform linux/riscv64 $HOST/both:latest >/dev/null 2>&1": (
