@@ -22,6 +22,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY / name) for name in ("examples", "tools", "benches")]
 pytest.register_assert_rewrite("crashes", "monitors", "networking", "probes", "stores", "waiting")
+
+# None asserts a time: the machine may be loaded.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 
 HALF = os.environ.pop("LAMELLA_TEST_HALF", "")  # not for what tests run
 REQUIRE_ALL = os.environ.get("LAMELLA_REQUIRE_ALL") == "1"

@@ -239,7 +239,6 @@ WORDS = """
     --snapshotter=zfs --label a=b --label= --timeout 5s --pull never --pull=never --pid host --pid=other --gpus all
     --read-only=yes --detach-keys --userns auto --stop-signal TERM --stop-timeout --sysctl x=y --ulimit nofile=1 image sh
 """
-SLOW = [hypothesis.HealthCheck.too_slow]  # the machine may be loaded
 PARSERS = {"lamella": parser.top_parser} | {
     name: partial(find(name).parser, f"lamella {name}")
     for name in ("run", "exec", "create", "images", "update")
@@ -247,7 +246,7 @@ PARSERS = {"lamella": parser.top_parser} | {
 
 
 @pytest.mark.parametrize("name", PARSERS)
-@hypothesis.settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=SLOW)
+@hypothesis.settings(max_examples=150, derandomize=True)
 @hypothesis.given(st.lists(st.sampled_from([*WORDS.split(), "", "a b"]), max_size=7))
 def test_a_line_that_is_read_without_argparse_is_read_as_by_argparse(name: str, words: list[str]) -> None:
     found = PARSERS[name]()._read_usual(words)

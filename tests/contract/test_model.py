@@ -48,9 +48,7 @@ labels = st.dictionaries(
     st.sampled_from(["", *DIGESTS[:3], *KEYS[:3]]),
     max_size=2,
 )
-PROFILE = settings(
-    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+PROFILE = settings(max_examples=25, stateful_step_count=40, suppress_health_check=list(HealthCheck))
 
 
 def clean(given: dict[str, str]) -> dict[str, str]:

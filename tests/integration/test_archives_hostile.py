@@ -597,7 +597,6 @@ def disturbed(draw: st.DrawFn) -> Archive:
 
 @hypothesis.settings(
     max_examples=150,
-    deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 @hypothesis.given(data=disturbed(), pipe=st.booleans())

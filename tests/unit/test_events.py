@@ -474,7 +474,9 @@ class TestSpool:
         assert [event.event["container_id"] for event in seen(store)[1:]] == ["before", "after"]
         assert left(store) == []
 
-    @hypothesis.settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[FIXTURE])
+    @hypothesis.settings(
+        max_examples=200, derandomize=True, suppress_health_check=[FIXTURE, hypothesis.HealthCheck.too_slow]
+    )
     @hypothesis.given(
         st.lists(st.one_of(st.binary(), st.sampled_from([b"\n", line("a"), line("b")[:-9]])), max_size=8)
     )

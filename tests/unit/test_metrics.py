@@ -210,7 +210,7 @@ def test_every_class_of_errors_has_a_kind():
     assert "Unauthenticated" in table.KINDS
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     values=st.lists(
         st.one_of(st.floats(0, 1000), st.sampled_from(table.LOCK_WAIT.bounds), st.just(0.0)), max_size=40

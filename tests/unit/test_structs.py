@@ -25,7 +25,6 @@ from lamella.structs import (
 from lamella.typings import Any, Literal
 
 Form = Literal["a", "b"]
-SLOW = [hypothesis.HealthCheck.too_slow]  # the machine may be loaded
 
 
 class Inner(Struct, frozen=True, rename="camel"):
@@ -104,7 +103,7 @@ def by(read: Any, document: bytes, kind: Any) -> tuple[Any, str]:
         return None, str(error)
 
 
-@hypothesis.settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=SLOW)
+@hypothesis.settings(max_examples=300, derandomize=True)
 @hypothesis.given(OUTER)
 def test_a_document_is_read_and_written_and_refused_as_by_msgspec(document):
     data = json.dumps(document).encode()
@@ -120,7 +119,7 @@ def test_a_document_is_read_and_written_and_refused_as_by_msgspec(document):
         assert decode(encode(value), Outer) == value
 
 
-@hypothesis.settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=SLOW)
+@hypothesis.settings(max_examples=150, derandomize=True)
 @hypothesis.given(st.binary(max_size=20) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_bytes_are_json_or_none_as_for_msgspec(data):
     try:
@@ -134,7 +133,7 @@ def test_bytes_are_json_or_none_as_for_msgspec(data):
     assert ours == theirs
 
 
-@hypothesis.settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=SLOW)
+@hypothesis.settings(max_examples=300, derandomize=True)
 @hypothesis.given(
     st.recursive(st.none() | st.booleans() | st.integers() | TEXT | st.binary(max_size=4), st.lists)
 )
