@@ -200,7 +200,8 @@ def measure(
     found = starts(client, image, arguments.times) | pools(client, image, arguments.times)
     found |= branches(client, image, arguments.times)
     if first:  # these are sums and counts, which rounds do not mend
-        found |= idle(client, image, arguments.idle) | cycles(client, image, arguments.cycles)
+        found |= idle(client, image, arguments.idle) if arguments.idle else {}
+        found |= cycles(client, image, arguments.cycles)
     return found
 
 
