@@ -67,12 +67,14 @@ func blob(size int) ([]byte, ocispec.Descriptor) {
 	}
 }
 
-// store writes a blob that a label keeps from garbage collection.
+// keptBlob has a label that keeps it from garbage collection, which one server may do at any time.
+var keptBlob = content.WithLabels(map[string]string{"containerd.io/gc.root": time.Now().Format(time.RFC3339)})
+
+// store writes a blob that is kept.
 func store(ctx context.Context, t testing.TB, into content.Store, size int) ([]byte, ocispec.Descriptor) {
 	t.Helper()
 	data, descriptor := blob(size)
-	kept := content.WithLabels(map[string]string{"containerd.io/gc.root": time.Now().Format(time.RFC3339)})
-	require.NoError(t, content.WriteBlob(ctx, into, rand.Text(), bytes.NewReader(data), descriptor, kept))
+	require.NoError(t, content.WriteBlob(ctx, into, rand.Text(), bytes.NewReader(data), descriptor, keptBlob))
 	return data, descriptor
 }
 
@@ -192,7 +194,7 @@ func TestContentWithAnotherDigestIsRefusedAndCanBeResumed(t *testing.T) {
 	assert.EqualValues(t, 1500, status.Offset)
 	_, err = again.Write(data[1500:])
 	require.NoError(t, err)
-	require.NoError(t, again.Commit(ctx, descriptor.Size, descriptor.Digest))
+	require.NoError(t, again.Commit(ctx, descriptor.Size, descriptor.Digest, keptBlob))
 	require.NoError(t, again.Close())
 	got, err := content.ReadBlob(ctx, cs, descriptor)
 	require.NoError(t, err)

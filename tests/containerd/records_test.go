@@ -120,11 +120,9 @@ func TestWhatALeaseHoldsStaysUntilItGoes(t *testing.T) {
 	})
 }
 
-// collect lets the server collect garbage: it does before a synchronous delete returns.
 func collect(ctx context.Context, t testing.TB, client *containerd.Client) {
-	lease, err := client.LeasesService().Create(ctx, leases.WithRandomID())
-	require.NoError(t, err)
-	require.NoError(t, client.LeasesService().Delete(ctx, lease, leases.SynchronousDelete))
+	t.Helper()
+	require.NoError(t, collectGarbage(ctx, client))
 }
 
 func TestImages(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -164,11 +165,22 @@ func removeSnapshots(ctx context.Context, client *containerd.Client) error {
 				failed = ignoreMissing(service.Remove(ctx, key))
 			}
 		}
-		if failed != nil { // containerd sees a child for a moment yet
-			time.Sleep(10 * time.Millisecond)
+		if failed != nil { // containerd saw a child for a minute that it was collecting
+			if err := collectGarbage(ctx, client); err != nil {
+				return err
+			}
 		}
 	}
 	return fmt.Errorf("snapshots do not go: %w", failed)
+}
+
+// collectGarbage lets the server do it: it does before a synchronous delete returns.
+func collectGarbage(ctx context.Context, client *containerd.Client) error {
+	lease, err := client.LeasesService().Create(ctx, leases.WithRandomID())
+	if err != nil {
+		return err
+	}
+	return client.LeasesService().Delete(ctx, lease, leases.SynchronousDelete)
 }
 
 func ignoreMissing(err error) error {

@@ -65,7 +65,7 @@ func TestPullUnpacksBesideEachOther(t *testing.T) {
 		assert.Equal(t, parent, info.Parent)
 		parent = name
 	}
-	mounts, err := service.View(ctx, "seen", parent)
+	mounts, err := service.View(ctx, "seen", parent, kept)
 	require.NoError(t, err)
 	require.NoError(t, mount.WithTempMount(ctx, mounts, func(root string) error {
 		assert.FileExists(t, filepath.Join(root, "bin", "sh"))
@@ -318,8 +318,7 @@ func TestDiffErrors(t *testing.T) {
 	failsWith(t, errdefs.IsNotFound, err)
 	data, broken := blob(1000)
 	broken.MediaType = ocispec.MediaTypeImageLayerGzip
-	require.NoError(t, content.WriteBlob(ctx, client.ContentStore(), "broken", bytes.NewReader(data), broken,
-		content.WithLabels(map[string]string{"containerd.io/gc.root": "1"})))
+	require.NoError(t, content.WriteBlob(ctx, client.ContentStore(), "broken", bytes.NewReader(data), broken, keptBlob))
 	_, err = client.DiffService().Apply(ctx, broken, mounts)
 	require.Error(t, err)
 	_, err = client.DiffService().Compare(ctx, mounts, mounts, diff.WithMediaType("application/nonsense"))
