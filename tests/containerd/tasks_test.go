@@ -41,6 +41,20 @@ func (o *output) String() string {
 	return o.buffer.String()
 }
 
+// input is what a process reads; atEnd is called when the client has passed it on.
+type input struct {
+	io.Reader
+	atEnd func()
+}
+
+func (i *input) Read(data []byte) (int, error) {
+	count, err := i.Reader.Read(data)
+	if err == io.EOF {
+		i.atEnd()
+	}
+	return count, err
+}
+
 // container gives a container of the test image with a fresh snapshot, which is removed with the namespace.
 func container(ctx context.Context, t testing.TB, client *containerd.Client, id string, args ...string) containerd.Container {
 	t.Helper()
@@ -172,12 +186,15 @@ func TestExec(t *testing.T) {
 	process := *spec.Process
 	process.Args = []string{"/bin/sh", "-c", "cat; echo err >&2; exit 4"}
 	var stdout, stderr output
-	streams := cio.NewCreator(cio.WithStreams(strings.NewReader("fed"), &stdout, &stderr), cio.WithFIFODir(t.TempDir()))
+	fed, passed := context.WithCancel(ctx)
+	stdin := &input{strings.NewReader("fed"), passed}
+	streams := cio.NewCreator(cio.WithStreams(stdin, &stdout, &stderr), cio.WithFIFODir(t.TempDir()))
 	exec, err := task.Exec(ctx, "further", &process, streams)
 	require.NoError(t, err)
 	ended, err := exec.Wait(ctx)
 	require.NoError(t, err)
 	require.NoError(t, exec.Start(ctx))
+	<-fed.Done() // containerd's shim that has not opened the FIFO yet loses what is in it, and its end
 	require.NoError(t, exec.CloseIO(ctx, containerd.WithStdinCloser))
 	assert.EqualValues(t, 4, statusOf(t, ended))
 	exec.IO().Wait()
