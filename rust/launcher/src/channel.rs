@@ -7,7 +7,6 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -103,12 +102,6 @@ impl Channel {
         sendmsg(&self.0, &slices, &mut ancillary, SendFlags::NOSIGNAL)
             .step(|| "speak to the other side of the container's set-up")?;
         Ok(())
-    }
-
-    /// Whether nobody has the other end any more. False where one cannot tell.
-    pub fn is_over(&self) -> bool {
-        let mut watched = [PollFd::new(&self.0, PollFlags::empty())];
-        poll(&mut watched, Some(&Timespec::default())).is_ok() && watched[0].revents().contains(PollFlags::HUP)
     }
 
     /// Wait for a message; None at the end.

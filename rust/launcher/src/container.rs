@@ -4,6 +4,7 @@ use std::cell::OnceCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
+use lamella_core::helper::is_closed;
 use rustix::fs::{FileType, Gid, Uid};
 use rustix::process::DumpableBehavior;
 
@@ -227,7 +228,7 @@ pub fn run(process: &process::Plan, channel: &Channel, wait: &Wait, hooks: Optio
         let other_side = starting.get().unwrap_or(channel);
         if let Err(failure) = other_side.send(&Message::Running)
             && !process.outlives_parent
-            && other_side.is_over()
+            && is_closed(other_side.as_fd())
         {
             // The monitor died before its death was asked for again (process::Plan::prepare).
             return Err(failure);

@@ -44,7 +44,7 @@ pub use client::{Helper, carry_out, is_needed};
 pub use connect::Connect;
 #[cfg(feature = "unpack")]
 pub(crate) use connection::ended;
-pub use connection::{decode, encode};
+pub use connection::{decode, encode, is_closed};
 pub use files::{Done, OnFiles, Work};
 pub use ids::{extents, listed, ranges};
 #[cfg(feature = "unpack")]
