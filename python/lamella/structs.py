@@ -269,7 +269,7 @@ def read_json(data: bytes | str) -> Any:
     """Read JSON as it is. Errors as :func:`decode`."""
     try:
         text = (data if isinstance(data, str) else bytes(data).decode()).strip(_SPACE)
-        value, end = _scan(text, 0)
+        value, end = _scanned(text)
     except StopIteration as stop:
         raise Malformed(f"JSON is malformed: invalid character or end (character {stop.value})") from None
     except (ValueError, RecursionError) as error:
@@ -279,6 +279,15 @@ def read_json(data: bytes | str) -> Any:
     if "\\ud" in text or "\\uD" in text:
         _check_surrogates(value)
     return value
+
+
+def _scanned(text: str) -> tuple[Any, int]:
+    try:
+        return _scan(text, 0)
+    except SystemError:  # until Python 3.12 it does not import the exception that it raises, and raises none
+        import json.decoder  # noqa: F401
+
+        return _scan(text, 0)
 
 
 def _check_surrogates(value: Any) -> None:

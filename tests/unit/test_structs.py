@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import subprocess
+import sys
 
 import hypothesis
 import msgspec
@@ -161,6 +163,26 @@ def test_a_value_is_written_as_by_msgspec(value):
 def test_what_is_no_json_is_malformed(data):
     with pytest.raises(Malformed):
         read_json(data)
+
+
+@pytest.mark.parametrize(
+    "data", ['{"a', "{1}", '{"a":1', '{"a" 1}', "[1", "[1 2]", r'"\x"', r'"\u12"', '"\n"']
+)
+def test_what_is_no_json_is_malformed_to_who_never_imported_json(data):
+    """Its scanner, before Python 3.12, knows its own exception only when somebody has imported it."""
+    with pytest.raises(Malformed) as here:
+        read_json(data)
+    program = "\n".join(
+        [
+            "import sys",
+            "from lamella.structs import Malformed, read_json",
+            "imported = 'json.decoder' in sys.modules",
+            "try: read_json(sys.argv[1])",
+            "except Malformed as error: print(imported, error)",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", program, data], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (f"False {here.value}\n", "")
 
 
 def test_fields_have_places_names_and_defaults_of_their_own():
